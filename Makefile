@@ -1,0 +1,53 @@
+# make demo | make test | make quality: each creates the virtual environment when it is missing.
+# Variables may be overridden: make test VENV=/tmp/venv PYTEST_ARGS="-k lpg -x"
+
+PYTHON ?= python3
+VENV ?= .venv
+PY ?= $(VENV)/bin/python
+# Extra arguments for pip, such as an index that serves CPU builds of torch.
+PIP_ARGS ?=
+# One worker per core; a test uses one thread (OMP_NUM_THREADS).
+PYTEST_ARGS ?= -n auto --dist loadfile
+DEMO ?= runs/demo
+DEMO_CONFIG ?= training/configs/quickstart.yaml
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+# All are given so that accelerate has no default to warn about (its own is a single CPU thread); a GPU is used if there is one.
+LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $(THREADS)
+STAMP := $(VENV)/.installed
+SOURCES := lpg_hf training tests $(wildcard benchmarks)
+
+.PHONY: install demo test test-peer quality style clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	@# The dense CRF is compiled from source: without a compiler everything else still works and its tests are skipped.
+	$(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e ".[crf]" \
+		|| echo "note: pydensecrf2 could not be built (a C++ compiler is needed); going on without the dense CRF"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(PY) -m lpg_hf.data.synthetic $(DEMO)/data
+	$(LAUNCH) training/em.py --config $(DEMO_CONFIG)
+	$(LAUNCH) training/deploy.py --config $(DEMO_CONFIG)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+test-peer: $(STAMP)
+	$(PY) tests/peer/fetch.py
+	LPG_HF_PEER=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/peer -m "" $(PYTEST_ARGS)
+
+quality: $(STAMP)
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+
+style: $(STAMP)
+	$(PY) -m ruff check --fix $(SOURCES)
+	$(PY) -m ruff format $(SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO)

@@ -1,0 +1,67 @@
+"""`import lpg_hf` is light, its names resolve on use, and the Auto classes know the families in any order of import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from setuptools import find_packages
+
+import lpg_hf
+
+
+ROOT = Path(__file__).parents[1]
+KNOWS_LPG = "config = transformers.AutoConfig.for_model('lpg'); assert type(config).__name__ == 'LPGConfig'"
+HOOK_HAS_LEFT = "assert not any('lpg_hf' in type(finder).__module__ for finder in sys.meta_path)"
+
+
+def run(code: str) -> str:
+    """Standard output of a fresh interpreter; fails with its error text."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_package_import_loads_no_heavy_library():
+    heavy = ["torch", "transformers", "datasets", "evaluate", "accelerate", "numpy", "cv2"]
+    assert run(f"import lpg_hf, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import lpg_hf; from transformers import AutoModel",
+        "from transformers import AutoModel; import lpg_hf",
+        # A direct import of one family's file, which imports transformers itself, registers all of them.
+        "from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation",
+        "from lpg_hf import LPGModel",
+        # Looking for transformers without importing it must not use the hook up; evaluate imports it half-way through.
+        "import lpg_hf, importlib.util; importlib.util.find_spec('transformers'); import evaluate",
+    ],
+)
+def test_auto_classes_know_the_families_in_any_order(imports: str):
+    run(f"{imports}\nimport sys, transformers\n{KNOWS_LPG}\n{HOOK_HAS_LEFT}")
+
+
+def test_registering_again_changes_nothing():
+    lpg_hf.register_auto_classes()
+    lpg_hf.register_auto_classes()
+    from transformers import AutoModel
+
+    assert AutoModel._model_mapping[lpg_hf.LPGConfig] is lpg_hf.LPGModel
+
+
+@pytest.mark.parametrize("name", lpg_hf.__all__)
+def test_every_public_name_resolves(name: str):
+    assert getattr(lpg_hf, name).__name__ == name and name in dir(lpg_hf)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'LPG'.*LPGModel"):
+        lpg_hf.LPG
+
+
+def test_packaging_lists_every_package():
+    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted([*find_packages(str(ROOT), include=["lpg_hf*"]), "lpg_hf.hub_cards"])
