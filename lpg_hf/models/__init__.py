@@ -1,0 +1,1 @@
+"""Models, configurations and image processors; each file imports siblings and third-party packages only."""

@@ -1,0 +1,300 @@
+"""Images and boxes to the generator's inputs, and its logits back to foreground maps of the image's own size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, ImageInput
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .views_lpg import (
+    View,
+    box_mask_of_view,
+    box_views,
+    image_to_view,
+    image_views,
+    pixel_range,
+    random_box_view,
+    random_image_view,
+    view_to_image,
+)
+
+
+VIEWS = ("image", "box")
+
+
+class LPGImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    view (`str`): `"image"`, the whole image once per class (the paper), or `"box"`, a square window per box (ours).
+    view_size (`int`): side of a box view in pixels.
+    view_context (`float`): margin of a box view on each side, as a share of the longer box side.
+    align_corners (`bool`): how stride-4 logits are brought to full size; the official code: True.
+    """
+
+    view: str
+    view_size: int
+    view_context: float
+    align_corners: bool
+
+
+class LPGImageProcessor(PilBackend):
+    """Image processor of [`LPGModel`]. Which view the generator was trained with is stored here, and only here.
+
+    Boxes are xyxy in original pixels, 0-based, end exclusive; class ids are 1-based.
+    """
+
+    valid_kwargs = LPGImageProcessorKwargs
+    model_input_names = ["pixel_values", "box_mask"]
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    rescale_factor = 1 / 255
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_pad = True
+    view = "image"
+    view_size = 192
+    view_context = 0.25
+    align_corners = False
+
+    def __init__(self, **kwargs: Unpack[LPGImageProcessorKwargs]):
+        super().__init__(**kwargs)
+        if self.view not in VIEWS:
+            raise ValueError(f"view={self.view!r} is unknown to LPGImageProcessor. Choose one of {', '.join(VIEWS)}.")
+
+    # One image at a time: what the training loop, the mask writer and the pipeline use.
+
+    def views(self, boxes: np.ndarray, labels: np.ndarray, height: int, width: int) -> list[View]:
+        """The forward passes that an image needs.
+
+        Args:
+            boxes: (N, 4) xyxy in image pixels.
+            labels: (N,) class ids.
+        """
+        if self.view == "image":
+            return image_views(boxes, labels, height, width)
+        return box_views(boxes, labels, self.view_size, self.view_context)
+
+    def random_view(
+        self,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        index: int,
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+        *,
+        crop_size: int,
+        scales: Sequence[float],
+        context: tuple[float, float],
+        jitter: float,
+    ) -> View:
+        """An augmented view for training, of the `index`-th of `views(boxes, labels, height, width)`.
+
+        Args:
+            crop_size: side of the crop of an image view in pixels.
+            scales: factors of which one is drawn for an image view.
+            context: range of the margin of a box view, as a share of the longer box side.
+            jitter: how far an edge of a box view's box may move, as a share of the box's size.
+        """
+        if self.view == "image":
+            label = list(dict.fromkeys(labels.tolist()))[index]
+            scale = scales[rng.integers(len(scales))]
+            return random_image_view(boxes[labels == label], label, height, width, crop_size, scale, rng)
+        return random_box_view(boxes[index], labels[index], self.view_size, rng, context, jitter)
+
+    def encode(
+        self,
+        image: np.ndarray,
+        view: View,
+        class_prob: np.ndarray | None = None,
+        target: np.ndarray | None = None,
+        pad_label: int = 255,
+    ) -> dict[str, np.ndarray]:
+        """The arrays of one view.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            class_prob: (h, w) float32 in [0, 1] or uint8 in [0, 255]; the segmenter's probability of the view's class
+                over the whole image, at any resolution.
+            target: (H, W) uint8 mask of the view's class, 0, 1 or 255.
+            pad_label: label outside the image.
+
+        Returns:
+            `pixel_values` (3, h, w) float32, `box_mask` (1, h, w) float32 and, if given, `class_prob` (1, h, w)
+            float32 and `labels` (h, w) int64.
+        """
+        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        fill = tuple(int(v) for v in np.rint(mean / self.rescale_factor))
+        pixels = image_to_view(image, view, fill).astype(np.float32)
+        pixels = (pixels * np.float32(self.rescale_factor) - mean) / std
+        encoded = {"pixel_values": pixels.transpose(2, 0, 1), "box_mask": box_mask_of_view(view)[None]}
+        if class_prob is not None:
+            height, width = image.shape[:2]
+            scale = 1 / 255 if class_prob.dtype == np.uint8 else 1.0
+            prob = Image.fromarray(class_prob.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+            encoded["class_prob"] = image_to_view(np.asarray(prob), view)[None] * np.float32(scale)
+        if target is not None:
+            encoded["labels"] = image_to_view(target, view, pad_label).astype(np.int64)
+        return encoded
+
+    def decode(
+        self, logits: torch.Tensor, views: Sequence[View], height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Foreground maps of one image from the logits of its views.
+
+        Args:
+            logits: (V, 2, h, w) float at stride 4, one per view.
+
+        Returns:
+            labels: (K,) int64, the classes in order of first appearance.
+            foreground: (K, height, width) float32 probability, 0 outside the boxes of the class (Eq. (7)); where
+                several views of a class overlap, their maximum.
+        """
+        labels = list(dict.fromkeys(view.label for view in views))
+        foreground = np.zeros((len(labels), height, width), dtype=np.float32)
+        for view, view_logits in zip(views, logits):
+            rows, columns, patch = view_to_image(view_logits, view, height, width, self.align_corners)
+            prob = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
+            inside = np.zeros(prob.shape, dtype=bool)
+            for x1, y1, x2, y2 in view.boxes:
+                box_rows, box_columns = pixel_range(y1, y2, height), pixel_range(x1, x2, width)
+                inside[
+                    max(box_rows.start - rows.start, 0) : max(box_rows.stop - rows.start, 0),
+                    max(box_columns.start - columns.start, 0) : max(box_columns.stop - columns.start, 0),
+                ] = True
+            merged = foreground[labels.index(view.label), rows, columns]
+            np.maximum(merged, np.where(inside, prob, 0), out=merged)
+        return np.asarray(labels, dtype=np.int64), foreground
+
+    # The ecosystem's call.
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        boxes: Sequence | None = None,
+        box_labels: Sequence | None = None,
+        class_probs: Sequence | None = None,
+        **kwargs: Unpack[LPGImageProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one image or a list: PIL, (H, W, 3) or (3, H, W) uint8 arrays or tensors.
+            boxes: (N, 4) xyxy in original pixels for one image, or a list of such for a list of images; N may differ.
+            box_labels: (N,) class ids per image, 1-based; one class if left out.
+            class_probs: (num_labels, h, w) float per image, the segmenter's softmax probabilities at any resolution.
+
+        Returns:
+            Without boxes only `pixel_values` (B, 3, H, W). With boxes one row per view, of all images in turn:
+            `pixel_values` (V, 3, h, w), `box_mask` (V, 1, h, w), `class_prob` (V, 1, h, w) if `class_probs` are given,
+            and `views`, a list of [`View`] per image, which `post_process_foreground` needs.
+
+        Raises:
+            ValueError: boxes, labels or probabilities do not fit the images, or images are not 8-bit.
+        """
+        return super().preprocess(images, boxes, box_labels, class_probs, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        boxes: Sequence | None,
+        box_labels: Sequence | None,
+        class_probs: Sequence | None,
+        do_convert_rgb: bool,
+        input_data_format: ChannelDimension,
+        return_tensors: str | None,
+        **kwargs,
+    ) -> BatchFeature:
+        single = not isinstance(images, (list, tuple))
+        images = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
+        )
+        if boxes is None:
+            return self._preprocess(images, return_tensors=return_tensors, **kwargs)
+        wrap = (lambda value: None if value is None else [value]) if single else (lambda value: value)
+        boxes, box_labels, class_probs = wrap(boxes), wrap(box_labels), wrap(class_probs)
+        for name, value in (("boxes", boxes), ("box_labels", box_labels), ("class_probs", class_probs)):
+            if value is not None and len(value) != len(images):
+                raise ValueError(f"{name} has {len(value)} entries for {len(images)} images: give one per image.")
+
+        views, rows = [], []
+        for i, image in enumerate(images):
+            if image.dtype != np.uint8:
+                raise ValueError(f"image {i} is {image.dtype}: with boxes, images must be 8-bit (uint8, 0 to 255).")
+            image = image.transpose(1, 2, 0)
+            image_boxes, labels = _checked_boxes(i, boxes[i], None if box_labels is None else box_labels[i])
+            of_image = self.views(image_boxes, labels, *image.shape[:2])
+            views.append(of_image)
+            for view in of_image:
+                prob = None if class_probs is None else np.asarray(class_probs[i][view.label], dtype=np.float32)
+                rows.append(self.encode(image, view, prob))
+        batch = BatchFeature(data=stack_views(rows), tensor_type=return_tensors)
+        batch["views"] = views
+        return batch
+
+    def post_process_foreground(
+        self, outputs, views: Sequence[Sequence[View]], target_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Foreground maps per class at the images' own sizes, cut to the boxes.
+
+        Args:
+            outputs: [`LPGOutput`] for all views.
+            views: `views` of the processor's output.
+            target_sizes: (height, width) of every image.
+
+        Returns:
+            Per image `labels` (K,) int64 and `foreground` (K, H, W) float32 in [0, 1]; K = 0 without boxes.
+        """
+        logits = outputs.logits.detach().float().cpu()
+        results, start = [], 0
+        for of_image, (height, width) in zip(views, target_sizes):
+            stop = start + len(of_image)
+            labels, foreground = self.decode(logits[start:stop], of_image, height, width)
+            results.append({"labels": torch.from_numpy(labels), "foreground": torch.from_numpy(foreground)})
+            start = stop
+        return results
+
+
+def stack_views(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Encoded views of different sizes to one batch, padded at the right and the bottom.
+
+    Padding is 0 (mean colour, no box, no probability), and 255 in labels.
+    """
+    if not rows:
+        empty = np.zeros((0, 1, 4, 4), dtype=np.float32)
+        return {"pixel_values": np.repeat(empty, 3, axis=1), "box_mask": empty}
+    height = max(row["pixel_values"].shape[1] for row in rows)
+    width = max(row["pixel_values"].shape[2] for row in rows)
+    batch = {}
+    for name in rows[0]:
+        first = rows[0][name]
+        fill = 255 if name == "labels" else 0
+        stacked = np.full((len(rows), *first.shape[:-2], height, width), fill, dtype=first.dtype)
+        for i, row in enumerate(rows):
+            h, w = row[name].shape[-2:]
+            stacked[i, ..., :h, :w] = row[name]
+        batch[name] = stacked
+    return batch
+
+
+def _checked_boxes(index: int, boxes: Sequence, labels: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.asarray(boxes, dtype=np.float32)
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes of image {index} have shape {boxes.shape}: expected (N, 4) xyxy in original pixels.")
+    labels = np.ones(len(boxes), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+    if labels.shape != (len(boxes),):
+        raise ValueError(f"box_labels of image {index} have shape {labels.shape} for {len(boxes)} boxes.")
+    empty = np.flatnonzero(~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])))
+    if len(empty):
+        raise ValueError(
+            f"box {empty[0]} of image {index} is empty: {boxes[empty[0]].tolist()}. Boxes are xyxy in original pixels "
+            "with x1 < x2 and y1 < y2; convert COCO boxes with lpg_hf.boxes.convert_boxes(boxes, 'xywh', 'xyxy')."
+        )
+    return boxes, labels
+
+
+__all__ = ["LPGImageProcessor", "stack_views"]

@@ -1,0 +1,147 @@
+"""ImageNet weights with torchvision's names into the trunks of this package.
+
+Not done inside the models' constructors: from_pretrained builds them on the meta device. A pretrained trunk is loaded
+once, into a model made from its config, before training.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
+from .resnet import ResNetTrunk, pad_stem
+
+
+logger = logging.getLogger(__name__)
+
+
+def read_state_dict(source: str | Path) -> dict[str, Tensor]:
+    """Tensors of a weights file, on the CPU; half-precision ones come back as float32.
+
+    Args:
+        source: a .safetensors file, a .pth/.pt/.bin file of tensors only, or "org/repo:filename" on the Hub.
+
+    Raises:
+        FileNotFoundError: `source` is neither a file nor of the form "org/repo:filename".
+        ValueError: unknown file type, or the file holds something else than named tensors.
+    """
+    path = Path(source)
+    if not path.is_file():
+        repo_id, _, filename = str(source).partition(":")
+        if not filename or repo_id.count("/") != 1:
+            raise FileNotFoundError(f"{source} is not a file. Give a local path or a Hub file as 'org/repo:filename'.")
+        path = Path(hf_hub_download(repo_id, filename))
+
+    if path.suffix == ".safetensors":
+        state_dict = load_file(path)
+    elif path.suffix in (".pth", ".pt", ".bin"):
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        raise ValueError(f"{source} has the type {path.suffix!r}; use .safetensors, .pth, .pt or .bin.")
+    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise ValueError(f"{source} does not hold a plain state dict (name -> tensor); save `model.state_dict()`.")
+    return {name: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for name, t in state_dict.items()}
+
+
+def load_vgg16_imagenet(model: DeepLabLargeFOVForSemanticSegmentation, source: str | Path) -> list[str]:
+    """Fill conv1..conv5 with ImageNet VGG16; fc6, fc7 and the classifier keep their initial values.
+
+    Args:
+        model: built from its config; its `depths` and `hidden_sizes` are VGG16's.
+        source: as for `read_state_dict`; names `features.0.weight` .. `features.28.bias`.
+
+    Returns:
+        The names in the file that were not used: VGG16's fully connected layers, if the file has them.
+
+    Raises:
+        ValueError: tensors are missing, have another shape, or are unknown; all are listed.
+    """
+    targets = {}
+    for name, tensor in model.features.state_dict().items():
+        stage, _, rest = name.partition(".")  # "conv1.0.weight" is "features.0.weight" in the file
+        if stage.startswith("conv"):
+            targets[f"features.{rest}"] = tensor
+    return _copy(read_state_dict(source), targets, source, model, unused_prefix="classifier.")
+
+
+def load_resnet_imagenet(model: nn.Module, source: str | Path) -> list[str]:
+    """Fill a ResNet trunk with ImageNet weights.
+
+    If the trunk reads more than RGB, the new input channels of conv1 weigh 0 at first: they come before RGB, as in the
+    LPG's [class_prob, box_mask, R, G, B].
+
+    Args:
+        model: a `ResNetTrunk`, or a model with exactly one.
+        source: as for `read_state_dict`; torchvision names (`conv1.weight`, `layer1.0.conv1.weight`, ...).
+
+    Returns:
+        The names in the file that were not used: the fully connected layer, if the file has it.
+
+    Raises:
+        ValueError: not one trunk; or tensors are missing, have another shape, or are unknown; all are listed.
+    """
+    trunks = [module for module in model.modules() if isinstance(module, ResNetTrunk)]
+    if len(trunks) != 1:
+        raise ValueError(f"{type(model).__name__} has {len(trunks)} ResNet trunks, expected 1. Pass the trunk itself.")
+    state_dict = read_state_dict(source)
+    stem = state_dict.get("conv1.weight")
+    in_channels = trunks[0].conv1.in_channels
+    if stem is not None and stem.shape[1] == 3 and in_channels > 3:
+        state_dict["conv1.weight"] = pad_stem(stem, in_channels)
+    return _copy(state_dict, trunks[0].state_dict(), source, model, unused_prefix="fc.")
+
+
+def load_squeezenet_imagenet(encoder: nn.Module, source: str | Path, channel_order: str = "rgb") -> list[str]:
+    """Fill the SqueezeNet 1.1 encoder of an LPG with ImageNet weights.
+
+    Args:
+        encoder: the LPG's `generator.encoder`.
+        source: as for `read_state_dict`; torchvision names (`features.0.weight`, ...).
+        channel_order: of the images that the weights were trained on; `bgr` ones are turned to read RGB.
+
+    Returns:
+        The names in the file that were not used: the classifier, if the file has it.
+
+    Raises:
+        ValueError: tensors are missing, have another shape, or are unknown; all are listed.
+    """
+    state_dict = read_state_dict(source)
+    if channel_order == "bgr" and "features.0.weight" in state_dict:
+        state_dict["features.0.weight"] = state_dict["features.0.weight"].flip(1)
+    return _copy(state_dict, encoder.state_dict(), source, encoder, unused_prefix="classifier.")
+
+
+def _copy(
+    state_dict: dict[str, Tensor],
+    targets: dict[str, Tensor],
+    source: str | Path,
+    model: nn.Module,
+    unused_prefix: str,
+) -> list[str]:
+    """Copy into `targets` (tensors of the model under the file's names); nothing changes if anything does not fit."""
+    unused = [name for name in state_dict if name.startswith(unused_prefix)]
+    problems = []
+    for name, target in targets.items():
+        if name not in state_dict:
+            if not name.endswith("num_batches_tracked"):  # absent from files older than torch 0.4.1
+                problems.append(f"missing {name} {tuple(target.shape)}")
+        elif state_dict[name].shape != target.shape:
+            problems.append(
+                f"shape of {name}: {tuple(state_dict[name].shape)} in the file, {tuple(target.shape)} here"
+            )
+    problems += [f"unknown {name}" for name in state_dict if name not in targets and name not in unused]
+    if problems:
+        raise ValueError(
+            f"{source} does not fit {type(model).__name__} ({len(problems)} problems; nothing was loaded). "
+            "Check the depths and sizes in the config:\n  " + "\n  ".join(problems)
+        )
+
+    with torch.no_grad():
+        for name in targets.keys() & state_dict.keys():
+            targets[name].copy_(state_dict[name])
+    logger.info("loaded %d tensors from %s; not used: %s", len(targets), source, unused or "none")
+    return unused

@@ -1,0 +1,71 @@
+"""The segmentation loss shared by the segmenters and the LPG."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: Tensor | None = None,
+    at: Literal["logits", "labels"] = "logits",
+    ignore_index: int = 255,
+) -> Tensor:
+    """Cross entropy: mean over the valid pixels of each picture, then mean over the pictures.
+
+    A picture counts the same however many of its pixels are valid, so the gradient of one batch of B pictures
+    equals the mean of the gradients of B accumulated micro-batches of one picture, and that of B processes.
+    A picture without a valid pixel counts 0: if all are such, the loss and every gradient are 0. Always computed
+    in float32, without waiting for the device; labels are trusted to lie in 0..C-1 or to be `ignore_index`.
+
+    Args:
+        logits: (B, C, h, w) float, any floating dtype.
+        labels: (B, H, W) integer, 0..C-1 or `ignore_index`.
+        weight: (B, H, W) float >= 0, weight of each pixel within its picture; None weighs all valid pixels 1.
+        at: "logits" brings labels and weight to (h, w), nearest pixel centre (Sec. "Losses" of both DeepLabs and the
+            LPG); "labels" brings the logits to (H, W), bilinear with `align_corners=False`.
+        ignore_index: label of the pixels that count neither in the sum nor in the mean.
+
+    Returns:
+        Scalar float32.
+
+    Raises:
+        ValueError: the shapes do not fit, or `at` is unknown.
+    """
+    if logits.dim() != 4 or labels.dim() != 3 or logits.shape[0] != labels.shape[0]:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; expected (B, C, h, w) and "
+            "(B, H, W) with the same B. Labels are class indices, not one-hot maps."
+        )
+    if weight is not None and weight.shape != labels.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, labels {tuple(labels.shape)}; both are (B, H, W).")
+
+    logits = logits.float()
+    if at == "logits":
+        labels = _resize_nearest(labels, logits.shape[-2:])
+        weight = None if weight is None else _resize_nearest(weight, logits.shape[-2:])
+    elif at == "labels":
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    else:
+        raise ValueError(f"at={at!r} is unknown; use 'logits' or 'labels'.")
+
+    labels = labels.long()
+    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B, h, w), 0 where ignored
+    mass = (labels != ignore_index).float()
+    if weight is not None:
+        mass = mass * weight.float()
+        loss = loss * weight.float()
+    total = mass.sum(dim=(1, 2))  # (B,)
+    per_picture = loss.sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)
+    return per_picture.mean()
+
+
+def _resize_nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) -> (B, *size), nearest pixel centre; integers up to 2^24 pass through float32 unchanged."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(maps.dtype)

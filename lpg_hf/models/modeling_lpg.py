@@ -1,0 +1,324 @@
+"""The class-agnostic pseudo mask generator (LPG): image, box map and class probability in, foreground logits out.
+
+Source: Sec. III-B and Fig. 1 of the paper; the layers of the hourglass are those of the official code.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_lpg import LPGConfig
+from .losses import pixel_cross_entropy
+from .resnet import ResNetTrunk
+
+
+@dataclass
+class LPGOutput(ModelOutput):
+    """
+    Args:
+        loss: () float32, given when `labels` are.
+        logits: (B, 2, ceil(H/4), ceil(W/4)) float; channel 0 is the rest, channel 1 the object.
+        hidden_states: feature maps of the backbone, fine to coarse; given when `output_hidden_states` is set.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution without bias and its batch normalisation, padded to keep the size at stride 1."""
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+    ]
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(*conv_norm(in_channels, out_channels, kernel_size, stride), nn.ReLU(inplace=True))
+
+
+class ResidualBlock(GradientCheckpointingLayer):
+    """conv3x3 - BN - ReLU - conv3x3 - BN, plus the skip (a projection where stride or width changes), ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = conv_norm_relu(in_channels, out_channels, 3, stride)
+        self.conv2 = nn.Sequential(*conv_norm(out_channels, out_channels, 3))
+        changes = stride != 1 or in_channels != out_channels
+        self.skip = nn.Sequential(*conv_norm(in_channels, out_channels, 1, stride)) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(self.conv1(x)) + self.skip(x))
+
+
+class HourglassLevel(nn.Module):
+    """One level: a branch at this resolution plus one through half the resolution; innermost the next level."""
+
+    def __init__(self, hidden_sizes: tuple[int, ...], depths: tuple[int, ...]):
+        super().__init__()
+        size, low_size, depth = hidden_sizes[0], hidden_sizes[1], depths[0]
+        self.up1 = nn.Sequential(*[ResidualBlock(size, size) for _ in range(depth)])
+        self.low1 = nn.Sequential(
+            ResidualBlock(size, low_size, stride=2), *[ResidualBlock(low_size, low_size) for _ in range(depth - 1)]
+        )
+        if len(hidden_sizes) > 2:
+            self.low2 = HourglassLevel(hidden_sizes[1:], depths[1:])
+        else:
+            self.low2 = nn.Sequential(*[ResidualBlock(low_size, low_size) for _ in range(depths[1])])
+        self.low3 = nn.Sequential(
+            *[ResidualBlock(low_size, low_size) for _ in range(depth - 1)], ResidualBlock(low_size, size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.low3(self.low2(self.low1(x)))
+        return self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
+
+
+class Hourglass(nn.Module):
+    """The paper's generator network: one hourglass without max-pooling at stride 4."""
+
+    def __init__(self, config: LPGConfig):
+        super().__init__()
+        size = config.hidden_sizes[0]
+        self.stem = nn.Sequential(
+            conv_norm_relu(config.in_channels, config.embedding_size, 7, stride=2),
+            ResidualBlock(config.embedding_size, size, stride=2),
+        )
+        self.hourglass = HourglassLevel(tuple(config.hidden_sizes), tuple(config.depths))
+        self.neck = conv_norm_relu(size, config.neck_size, 3)
+        self.head = nn.Sequential(
+            nn.Conv2d(config.neck_size, config.head_size, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(config.head_size, 2, 1),
+        )
+
+    def forward(self, prompt: Tensor, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = self.stem(torch.cat([prompt, image], dim=1))  # (B, hidden_sizes[0], H/4, W/4)
+        x = self.neck(self.hourglass(x))
+        return self.head(x), (x,)
+
+
+class ResNetGenerator(nn.Module):
+    """A ResNet trunk with a 1x1 head (Table II of the paper); the extra channels enter through the stem."""
+
+    def __init__(self, config: LPGConfig):
+        super().__init__()
+        block, depths, hidden_sizes = {
+            "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
+            "resnet101": ("bottleneck", (3, 4, 23, 3), (256, 512, 1024, 2048)),
+        }[config.backbone]
+        self.trunk = ResNetTrunk(
+            in_channels=config.in_channels,
+            block=block,
+            depths=depths,
+            hidden_sizes=hidden_sizes,
+            output_stride=config.output_stride,
+        )
+        self.head = nn.Conv2d(hidden_sizes[-1], 2, 1)
+
+    def forward(self, prompt: Tensor, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = self.trunk(torch.cat([prompt, image], dim=1))  # (B, C, H/output_stride, W/output_stride)
+        size = (image.shape[2] // 4, image.shape[3] // 4)
+        return F.interpolate(self.head(x), size=size, mode="bilinear", align_corners=False), (x,)
+
+
+class Fire(GradientCheckpointingLayer):
+    """SqueezeNet's block: a 1x1 squeeze, then 1x1 and 3x3 expansions side by side."""
+
+    def __init__(self, in_channels: int, squeeze: int, expand: int):
+        super().__init__()
+        self.squeeze = nn.Conv2d(in_channels, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1))
+
+
+class SqueezeNetEncoder(nn.Module):
+    """SqueezeNet 1.1 with torchvision's names, so that its ImageNet weights load as they are.
+
+    The first convolution and the poolings are padded by 1, so the strides align with the input: 4, 8 and 16.
+    """
+
+    hidden_sizes = (128, 256, 512)
+
+    def __init__(self):
+        super().__init__()
+
+        def pool() -> nn.Module:
+            return nn.MaxPool2d(3, stride=2, padding=1)
+
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 64, 3, stride=2, padding=1), nn.ReLU(inplace=True)),
+            *(pool(), Fire(64, 16, 64), Fire(128, 16, 64)),
+            *(pool(), Fire(128, 32, 128), Fire(256, 32, 128)),
+            *(pool(), Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        at_4 = self.features[:5](image)
+        at_8 = self.features[5:8](at_4)
+        at_16 = self.features[8:](at_8)
+        return [at_4, at_8, at_16]
+
+
+class SqueezeNetGenerator(nn.Module):
+    """Our generator for few auxiliary images: a pretrained encoder that sees the image alone, a decoder that is told
+    at every level where the boxes are and what the segmenter thinks.
+
+    Two context levels (strides 32 and 64) cover large objects. The prompt (box map, class probability) is resized by
+    area and concatenated at every level; it also enters through a small strided stem beside the image, which gives the
+    decoder sharp edges at stride 4.
+    """
+
+    def __init__(self, config: LPGConfig):
+        super().__init__()
+        num_prompts = config.in_channels - 3
+        self.encoder = SqueezeNetEncoder()
+        self.context = nn.ModuleList()
+        channels = list(self.encoder.hidden_sizes)
+        for _ in range(2):
+            self.context.append(conv_norm_relu(channels[-1] + num_prompts, config.context_size, 3, stride=2))
+            channels.append(config.context_size)
+        self.stem = nn.Sequential(
+            conv_norm_relu(config.in_channels, config.stem_size, 3, stride=2),
+            conv_norm_relu(config.stem_size, config.stem_size, 3, stride=2),
+        )
+        channels[0] += config.stem_size
+        self.lateral = nn.ModuleList([conv_norm_relu(c + num_prompts, config.decoder_size, 1) for c in channels])
+        self.merge = nn.ModuleList([conv_norm_relu(config.decoder_size, config.decoder_size, 3) for _ in channels])
+        self.head = nn.Sequential(
+            nn.Conv2d(config.decoder_size, config.head_size, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(config.head_size, 2, 1),
+        )
+
+    def forward(self, prompt: Tensor, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        features = self.encoder(image)  # strides 4, 8, 16
+        prompts = [F.avg_pool2d(prompt, 4)]
+        for _ in range(4):
+            prompts.append(F.avg_pool2d(prompts[-1], 2))
+        for level, context in enumerate(self.context, start=2):  # strides 32, 64
+            features.append(context(torch.cat([features[-1], prompts[level]], dim=1)))
+        stem = self.stem(torch.cat([prompt, image], dim=1))
+        features[0] = torch.cat([features[0], stem], dim=1)
+
+        x = None
+        for level in reversed(range(len(features))):
+            lateral = self.lateral[level](torch.cat([features[level], prompts[level]], dim=1))
+            if x is not None:
+                lateral = lateral + F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = self.merge[level](lateral)
+        return self.head(x), tuple(features)
+
+
+class LPGPreTrainedModel(PreTrainedModel):
+    config: LPGConfig
+    base_model_prefix = "lpg"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ResidualBlock", "Fire"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """PyTorch's own initialisation, as in the official code."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                fan_in = module.weight[0].numel()
+                init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+
+class LPGModel(LPGPreTrainedModel):
+    """Learned pseudo mask generator: which pixels inside the boxes of one class are the object.
+
+    Source: Sec. III-B, Fig. 1.
+    """
+
+    def __init__(self, config: LPGConfig):
+        super().__init__(config)
+        generators = {"hourglass": Hourglass, "squeezenet": SqueezeNetGenerator}
+        self.generator = generators.get(config.backbone, ResNetGenerator)(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        box_mask: Tensor | None = None,
+        class_prob: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LPGOutput | tuple:
+        """
+        Args:
+            pixel_values: (B, 3, H, W) float RGB, normalised by the image processor; any H and W.
+            box_mask: (B, 1, H, W) float, 1 inside any box of the class, else 0. Required.
+            class_prob: (B, 1, H, W) float in [0, 1], the segmenter's softmax probability of the class; given if and
+                only if `config.use_class_prob`.
+            labels: (B, H, W) integer, 0 rest, 1 object, `config.semantic_loss_ignore_index` ignored.
+
+        Returns:
+            [`LPGOutput`] with (B, 2, ceil(H/4), ceil(W/4)) logits, and the loss if `labels` are given: float32 cross
+            entropy at the logits' resolution, weighted by `config.outside_box_loss_weight` outside the boxes.
+
+        Raises:
+            ValueError: an input is missing, is given to a model built without it, or has another size.
+        """
+        self._check_inputs(pixel_values, box_mask, class_prob)
+        return_dict = return_dict if return_dict is not None else self.config.return_dict
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        height, width = pixel_values.shape[2:]
+
+        prompt = box_mask if class_prob is None else torch.cat([class_prob, box_mask], dim=1)
+        prompt = self._pad(prompt.to(pixel_values.dtype))
+        logits, hidden_states = self.generator(prompt, self._pad(pixel_values))
+        logits = logits[:, :, : math.ceil(height / 4), : math.ceil(width / 4)]
+
+        loss = None
+        if labels is not None:
+            outside = self.config.outside_box_loss_weight
+            weight = None if outside == 1 else outside + (1 - outside) * box_mask[:, 0].float()
+            loss = pixel_cross_entropy(
+                logits, labels, weight=weight, ignore_index=self.config.semantic_loss_ignore_index
+            )
+        output = LPGOutput(loss=loss, logits=logits, hidden_states=hidden_states if output_hidden_states else None)
+        return output if return_dict else output.to_tuple()
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Pads right and bottom to the needed multiple with 0: the mean colour, no box, no probability."""
+        divisor = self.config.size_divisor
+        return F.pad(x, (0, -x.shape[3] % divisor, 0, -x.shape[2] % divisor))
+
+    def _check_inputs(self, pixel_values: Tensor, box_mask: Tensor | None, class_prob: Tensor | None) -> None:
+        if box_mask is None:
+            raise ValueError("LPGModel needs box_mask (B, 1, H, W): LPGImageProcessor(images, boxes=...) makes it.")
+        if self.config.use_class_prob and class_prob is None:
+            raise ValueError(
+                "This LPGModel was built with use_class_prob=True: pass class_prob (B, 1, H, W), the segmenter's "
+                "probability of the class, or use a stage trained with use_class_prob=False."
+            )
+        if not self.config.use_class_prob and class_prob is not None:
+            raise ValueError("class_prob was given to an LPGModel built with use_class_prob=False: leave it out.")
+        expected = (pixel_values.shape[0], 1, *pixel_values.shape[2:])
+        for name, value in (("box_mask", box_mask), ("class_prob", class_prob)):
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}, but pixel_values {tuple(pixel_values.shape)} need {expected}."
+                )
+
+
+__all__ = ["LPGModel", "LPGOutput", "LPGPreTrainedModel"]

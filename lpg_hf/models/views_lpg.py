@@ -1,0 +1,220 @@
+"""Views: what one forward pass of the generator sees of an image, and the way back.
+
+A view is an integer window in the image's frame, resampled to a size in pixels. The paper's view is the whole image
+(window = image, size = image, the union of a class's boxes drawn in); ours is a square window around one box, at one
+fixed size. Training crops, scales and flips are windows too, so image, box map, class probability and label always
+pass through the same two functions, which are inverse to each other: `image_to_view` and `view_to_image`.
+
+Frames: image pixels, 0-based; windows and boxes are xyxy with exclusive ends; pixel centres lie at +0.5.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """One forward pass of the generator.
+
+    Args:
+        label: class id of the boxes, 1-based (0 is the background).
+        boxes: (N, 4) float32 xyxy boxes drawn into the view, in the image's frame.
+        window: x1, y1, x2, y2 in image pixels; may reach outside the image.
+        size: (height, width) of the view in pixels.
+        flip: whether the view is mirrored horizontally.
+    """
+
+    label: int
+    boxes: np.ndarray
+    window: tuple[int, int, int, int]
+    size: tuple[int, int]
+    flip: bool = False
+
+
+def image_views(boxes: np.ndarray, labels: np.ndarray, height: int, width: int) -> list[View]:
+    """The paper's views: the whole image once per class, with the union of its boxes (Sec. III-B).
+
+    Args:
+        boxes: (N, 4) xyxy in image pixels.
+        labels: (N,) class ids.
+
+    Returns:
+        One view per class, in order of first appearance.
+    """
+    classes = list(dict.fromkeys(labels.tolist()))
+    return [View(c, boxes[labels == c], (0, 0, width, height), (height, width)) for c in classes]
+
+
+def box_views(boxes: np.ndarray, labels: np.ndarray, size: int, context: float) -> list[View]:
+    """One square window per box, in the order given, at a fixed size.
+
+    Args:
+        boxes: (N, 4) xyxy in image pixels.
+        labels: (N,) class ids.
+        size: side of the view in pixels.
+        context: margin around the box on each side, as a share of its longer side.
+    """
+    return [View(int(c), box[None], box_window(box, context), (size, size)) for box, c in zip(boxes, labels)]
+
+
+def box_window(box: np.ndarray, context: float) -> tuple[int, int, int, int]:
+    """The square around a box: side = longer box side x (1 + 2 x context), rounded to whole pixels."""
+    x1, y1, x2, y2 = (float(v) for v in box)
+    side = max(1, round(max(x2 - x1, y2 - y1) * (1 + 2 * context)))
+    left, top = round((x1 + x2 - side) / 2), round((y1 + y2 - side) / 2)
+    return left, top, left + side, top + side
+
+
+def random_box_view(
+    box: np.ndarray, label: int, size: int, rng: np.random.Generator, context: tuple[float, float], jitter: float
+) -> View:
+    """A training view of one box: random context, box edges moved by up to `jitter` of the box's size, random flip."""
+    box = np.asarray(box, dtype=np.float32)
+    extent = np.array([box[2] - box[0], box[3] - box[1]] * 2, dtype=np.float32)
+    drawn = box + rng.uniform(-jitter, jitter, 4).astype(np.float32) * extent
+    if drawn[2] <= drawn[0] or drawn[3] <= drawn[1]:
+        drawn = box
+    window = box_window(drawn, rng.uniform(*context))
+    return View(int(label), drawn[None], window, (size, size), bool(rng.random() < 0.5))
+
+
+def random_window(
+    height: int,
+    width: int,
+    size: int,
+    scale: float,
+    rng: np.random.Generator,
+    boxes: np.ndarray | None = None,
+) -> tuple[int, int, int, int]:
+    """A random crop of `size` pixels out of the image scaled by `scale`, as a window in the image's frame.
+
+    Where the scaled image is smaller than the crop, the window reaches over its right or bottom edge (padding).
+
+    Args:
+        boxes: (N, 4) xyxy; if given, the window holds a random point of a random one of them.
+    """
+    side = max(1, round(size / scale))
+    low, high = np.zeros(2), np.maximum([width - side, height - side], 0)
+    if boxes is not None and len(boxes):
+        box = boxes[rng.integers(len(boxes))]
+        point = rng.uniform(box[:2], box[2:])
+        low = np.clip(np.ceil(point - side), 0, high)
+        high = np.clip(np.floor(point), low, high)
+    left, top = (int(rng.integers(int(a), int(b) + 1)) for a, b in zip(low, high))
+    return left, top, left + side, top + side
+
+
+def random_image_view(
+    boxes: np.ndarray, label: int, height: int, width: int, size: int, scale: float, rng: np.random.Generator
+) -> View:
+    """A training view of one class: a scaled, flipped crop that touches one of its boxes."""
+    window = random_window(height, width, size, scale, rng, boxes)
+    return View(int(label), boxes, window, (size, size), bool(rng.random() < 0.5))
+
+
+def image_to_view(array: np.ndarray, view: View, fill: int | float | tuple = 0) -> np.ndarray:
+    """Resamples an array of the image's frame into the view.
+
+    Args:
+        array: (H, W, 3) uint8 image or (H, W) float32 probability, resampled bilinearly with antialiasing;
+            (H, W) uint8 label, resampled by nearest neighbour.
+        fill: value outside the image; one number or one per channel.
+
+    Returns:
+        `view.size` array of the same type and number of dimensions.
+    """
+    x1, y1, x2, y2 = view.window
+    height, width = array.shape[:2]
+    inside = array[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
+    if inside.shape[:2] != (y2 - y1, x2 - x1):
+        padded = np.empty((y2 - y1, x2 - x1, *array.shape[2:]), dtype=array.dtype)
+        padded[...] = fill
+        top, left = max(-y1, 0), max(-x1, 0)
+        padded[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        inside = padded
+    if inside.shape[:2] != view.size:
+        nearest = array.ndim == 2 and array.dtype == np.uint8
+        resample = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        resized = Image.fromarray(np.ascontiguousarray(inside)).resize(view.size[::-1], resample)
+        inside = np.asarray(resized)
+    return inside[:, ::-1] if view.flip else inside
+
+
+def box_mask_of_view(view: View) -> np.ndarray:
+    """The box map as the network sees it.
+
+    Returns:
+        `view.size` float32, 1 at every pixel that a box of the view touches, else 0.
+    """
+    x1, y1, x2, y2 = view.window
+    height, width = view.size
+    scale = np.array([width / (x2 - x1), height / (y2 - y1)] * 2)
+    corners = (np.asarray(view.boxes, dtype=np.float64) - [x1, y1, x1, y1]) * scale
+    mask = np.zeros(view.size, dtype=np.float32)
+    for left, top, right, bottom in corners:
+        rows, columns = pixel_range(top, bottom, height), pixel_range(left, right, width)
+        mask[rows, columns] = 1
+    return mask[:, ::-1] if view.flip else mask
+
+
+def pixel_range(start: float, stop: float, limit: int, tolerance: float = 1e-3) -> slice:
+    """The pixels that an interval touches: floor(start) to ceil(stop), at least one, cut to 0..limit."""
+    first = math.floor(start + tolerance)
+    last = max(math.ceil(stop - tolerance), first + 1)
+    return slice(min(max(first, 0), limit), min(max(last, 0), limit))
+
+
+def view_to_image(
+    maps: Tensor, view: View, height: int, width: int, align_corners: bool = False
+) -> tuple[slice, slice, Tensor]:
+    """Takes the network's maps of one view back to the image's own pixels.
+
+    Args:
+        maps: (C, h, w) float; h x w covers the view from its top-left corner at the network's stride of 4 (padding at
+            the right and the bottom is cut off), or is `view.size` itself.
+        view: the view that the maps belong to.
+        height, width: size of the image in pixels.
+        align_corners: how maps at stride 4 are brought to the view's size (the official code: True).
+
+    Returns:
+        rows, columns: slices of the image that the view covers.
+        patch: (C, rows, columns) float32 at the image's resolution.
+    """
+    x1, y1, x2, y2 = view.window
+    window_size = (y2 - y1, x2 - x1)
+    maps = maps.float()[None]
+    if tuple(maps.shape[2:]) != view.size:
+        full = (maps.shape[2] * 4, maps.shape[3] * 4)
+        if full == view.size:
+            full = window_size  # one interpolation serves both steps
+        maps = F.interpolate(maps, size=full, mode="bilinear", align_corners=align_corners)
+        if full != window_size:
+            maps = maps[:, :, : view.size[0], : view.size[1]]
+    if view.flip:
+        maps = maps.flip(3)
+    if tuple(maps.shape[2:]) != window_size:
+        maps = F.interpolate(maps, size=window_size, mode="bilinear", align_corners=False)
+    rows = slice(min(max(y1, 0), height), min(max(y2, 0), height))
+    columns = slice(min(max(x1, 0), width), min(max(x2, 0), width))
+    patch = maps[0, :, rows.start - y1 : rows.stop - y1, columns.start - x1 : columns.stop - x1]
+    return rows, columns, patch
+
+
+__all__ = [
+    "View",
+    "box_mask_of_view",
+    "box_views",
+    "box_window",
+    "image_to_view",
+    "image_views",
+    "pixel_range",
+    "random_box_view",
+    "random_image_view",
+    "random_window",
+    "view_to_image",
+]

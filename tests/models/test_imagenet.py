@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lpg_hf.models import imagenet
+from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
+from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
+from lpg_hf.models.imagenet import load_resnet_imagenet, load_vgg16_imagenet, read_state_dict
+from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
+from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
+from lpg_hf.models.resnet import ResNetTrunk
+
+
+VGG16_FILE = Path(__file__).parents[2] / "../shared/weights/vgg16_imagenet_features_fp16.safetensors"
+
+
+def tiny_largefov(width=4):
+    config = DeepLabLargeFOVConfig(num_labels=3, depths=(1, 1, 1, 1, 1), hidden_sizes=(width,) * 5, fc_size=6)
+    return DeepLabLargeFOVForSemanticSegmentation(config)
+
+
+def tiny_trunk(in_channels=3, width=8):
+    return ResNetTrunk(in_channels, "bottleneck", (1, 1, 1, 1), width, (width,) * 4, output_stride=8)
+
+
+def in_the_file(name):
+    """`conv1.0.weight` or `features.conv1.0.weight` of the model -> `features.0.weight`; None for fc6, fc7, classifier."""
+    stage, _, rest = name.removeprefix("features.").partition(".")
+    return f"features.{rest}" if stage.startswith("conv") else None
+
+
+@pytest.fixture
+def vgg_source(tmp_path):
+    """ImageNet-like file for `tiny_largefov`, half precision, with a fully connected layer."""
+    features = tiny_largefov().features.state_dict()
+    tensors = {in_the_file(name): value.half() for name, value in features.items() if in_the_file(name)}
+    save_file({**tensors, "classifier.0.weight": torch.zeros(2, 2)}, tmp_path / "vgg.safetensors")
+    return tmp_path / "vgg.safetensors"
+
+
+@pytest.fixture
+def resnet_source(tmp_path):
+    """ImageNet-like file for `tiny_trunk`, old enough to lack num_batches_tracked, with a fully connected layer."""
+    torch.manual_seed(1)
+    tensors = {n: torch.randn_like(t) for n, t in tiny_trunk().state_dict().items() if "num_batches" not in n}
+    torch.save({**tensors, "fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}, tmp_path / "resnet.pth")
+    return tmp_path / "resnet.pth"
+
+
+def test_every_vgg_tensor_is_used_and_the_rest_stays_as_it_was(vgg_source):
+    model = tiny_largefov()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert load_vgg16_imagenet(model, vgg_source) == ["classifier.0.weight"]
+    source = load_file(vgg_source)
+    num_used = 0
+    for name, value in model.state_dict().items():
+        if in_the_file(name):
+            assert torch.equal(value, source[in_the_file(name)].float())
+            num_used += 1
+        else:
+            assert torch.equal(value, before[name])  # fc6, fc7, classifier
+    assert num_used == len(source) - 1 == 10
+
+
+def test_every_resnet_tensor_is_used(resnet_source):
+    trunk = tiny_trunk()
+    assert load_resnet_imagenet(trunk, resnet_source) == ["fc.weight", "fc.bias"]
+    source = torch.load(resnet_source, weights_only=True)
+    assert all(torch.equal(v, source[n]) for n, v in trunk.state_dict().items() if "num_batches" not in n)
+
+
+def test_trunk_is_found_inside_a_model(resnet_source):
+    config = DeepLabV2Config(num_labels=3, depths=(1, 1, 1, 1), stem_size=8, hidden_sizes=(8,) * 4)
+    model = DeepLabV2ForSemanticSegmentation(config)
+    load_resnet_imagenet(model, resnet_source)
+    source = torch.load(resnet_source, weights_only=True)
+    assert torch.equal(model.backbone.layer4[0].conv3.weight, source["layer4.0.conv3.weight"])
+    with pytest.raises(ValueError, match="0 ResNet trunks"):
+        load_resnet_imagenet(tiny_largefov(), resnet_source)
+
+
+@pytest.mark.parametrize("in_channels", [4, 5])
+def test_extra_stem_channels_weigh_zero_and_rgb_comes_last(resnet_source, in_channels):
+    rgb_trunk, trunk = tiny_trunk().eval(), tiny_trunk(in_channels).eval()
+    load_resnet_imagenet(rgb_trunk, resnet_source)
+    load_resnet_imagenet(trunk, resnet_source)
+    rgb, extra = torch.randn(1, 3, 16, 16), torch.randn(1, in_channels - 3, 16, 16)
+    assert trunk.conv1.weight[:, :-3].eq(0).all()
+    torch.testing.assert_close(trunk.conv1(torch.cat([extra, rgb], dim=1)), rgb_trunk.conv1(rgb))
+
+
+def test_missing_wrong_and_unknown_tensors_are_all_listed_and_nothing_is_loaded(vgg_source):
+    tensors = load_file(vgg_source)
+    del tensors["features.0.bias"]
+    tensors["features.3.weight"] = torch.zeros(1, 2, 3, 3)
+    tensors["features.99.weight"] = torch.zeros(1)
+    save_file(tensors, vgg_source)
+    model = tiny_largefov()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        load_vgg16_imagenet(model, vgg_source)
+    for problem in (
+        "3 problems",
+        "missing features.0.bias",
+        "shape of features.3.weight",
+        "unknown features.99.weight",
+    ):
+        assert problem in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_other_widths_are_refused(vgg_source, resnet_source):
+    with pytest.raises(ValueError, match="shape of features.0.weight"):
+        load_vgg16_imagenet(tiny_largefov(width=5), vgg_source)
+    with pytest.raises(ValueError, match="shape of layer1.0.conv1.weight"):
+        load_resnet_imagenet(tiny_trunk(width=16), resnet_source)
+
+
+def test_read_state_dict_reads_the_hub(vgg_source, monkeypatch):
+    calls = []
+    monkeypatch.setattr(imagenet, "hf_hub_download", lambda *args: calls.append(args) or str(vgg_source))
+    tensors = read_state_dict("org/vgg16:weights/vgg.safetensors")
+    assert calls == [("org/vgg16", "weights/vgg.safetensors")]
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+
+
+def test_read_state_dict_refuses_what_it_cannot_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="org/repo:filename"):
+        read_state_dict(tmp_path / "absent.pth")
+    (tmp_path / "weights.npz").touch()
+    with pytest.raises(ValueError, match="'.npz'"):
+        read_state_dict(tmp_path / "weights.npz")
+    torch.save({"state_dict": {}}, tmp_path / "nested.pth")
+    with pytest.raises(ValueError, match="plain state dict"):
+        read_state_dict(tmp_path / "nested.pth")
+
+
+@pytest.mark.skipif(not VGG16_FILE.exists(), reason="ImageNet VGG16 file not present beside the checkout")
+def test_real_vgg16_fits_the_full_size_model():
+    model = DeepLabLargeFOVForSemanticSegmentation(DeepLabLargeFOVConfig(num_labels=21))
+    assert load_vgg16_imagenet(model, VGG16_FILE) == []
+    source = load_file(VGG16_FILE)
+    assert len(source) == 26
+    ours = {in_the_file(name): tensor for name, tensor in model.state_dict().items()}
+    assert all(torch.equal(ours[name], tensor.float()) for name, tensor in source.items())

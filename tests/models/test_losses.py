@@ -1,0 +1,96 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lpg_hf.models.losses import pixel_cross_entropy
+
+
+@pytest.fixture
+def batch():
+    """Logits (2, 5, 6, 7) and labels: the first picture is 90 % void, the second has no void."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 6, 7, generator=generator)
+    labels = torch.randint(0, 5, (2, 6, 7), generator=generator)
+    labels[0].view(-1)[4:] = 255
+    return logits, labels
+
+
+def test_loss_of_one_picture_is_the_usual_cross_entropy(batch):
+    logits, labels = batch
+    expected = F.cross_entropy(logits[:1], labels[:1], ignore_index=255)
+    torch.testing.assert_close(pixel_cross_entropy(logits[:1], labels[:1]), expected)
+
+
+def test_gradient_of_a_batch_equals_accumulated_single_pictures(batch):
+    logits, labels = batch
+    together = logits.clone().requires_grad_()
+    pixel_cross_entropy(together, labels).backward()
+    one_by_one = logits.clone().requires_grad_()
+    for i in range(2):
+        (pixel_cross_entropy(one_by_one[i : i + 1], labels[i : i + 1]) / 2).backward()
+    torch.testing.assert_close(together.grad, one_by_one.grad)
+
+
+@pytest.mark.parametrize("at", ["logits", "labels"])
+def test_all_ignored_batch_has_loss_zero_and_zero_gradients(batch, at):
+    logits = batch[0].clone().requires_grad_()
+    loss = pixel_cross_entropy(logits, torch.full((2, 24, 28), 255), at=at)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.eq(0).all()
+
+
+def test_ignored_picture_counts_zero_in_the_mean(batch):
+    logits, labels = batch
+    labels = labels.clone()
+    labels[0] = 255
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels), pixel_cross_entropy(logits[1:], labels[1:]) / 2)
+
+
+def test_ignored_pixels_do_not_change_the_loss(batch):
+    logits, labels = batch
+    changed = logits.clone()
+    changed[0].flatten(1)[:, 4:] += 100
+    assert pixel_cross_entropy(changed, labels) == pixel_cross_entropy(logits, labels)
+
+
+def test_weight_zero_equals_ignored_and_constant_weight_changes_nothing(batch):
+    logits, labels = batch
+    weight = torch.ones(2, 6, 7)
+    weight[1, :3] = 0
+    ignored = labels.clone()
+    ignored[1, :3] = 255
+    expected = pixel_cross_entropy(logits, ignored)
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, weight=weight), expected)
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, weight=3 * weight), expected)
+    assert pixel_cross_entropy(logits, labels, weight=torch.zeros(2, 6, 7)) == 0
+
+
+def test_labels_go_to_the_nearest_pixel_centre():
+    labels = torch.arange(9).repeat(9, 1)[None]  # label = column; a third of the size keeps columns 1, 4, 7
+    logits = F.one_hot(torch.tensor([1, 4, 7]), 9).float().T[None, :, None].expand(1, 9, 3, 3) * 100
+    assert pixel_cross_entropy(logits, labels) == 0
+
+
+def test_at_labels_upsamples_the_logits_without_aligned_corners(batch):
+    logits, _ = batch
+    labels = torch.randint(0, 5, (2, 13, 11))
+    upsampled = F.interpolate(logits, size=(13, 11), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, at="labels"), F.cross_entropy(upsampled, labels))
+
+
+def test_loss_is_float32_also_for_bfloat16_logits_and_uint8_labels(batch):
+    logits, labels = batch
+    loss = pixel_cross_entropy(logits.bfloat16(), labels.to(torch.uint8))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, pixel_cross_entropy(logits.bfloat16().float(), labels))
+
+
+def test_wrong_shapes_and_modes_are_refused(batch):
+    logits, labels = batch
+    with pytest.raises(ValueError, match="class indices"):
+        pixel_cross_entropy(logits, labels[:, None])
+    with pytest.raises(ValueError, match="weight has shape"):
+        pixel_cross_entropy(logits, labels, weight=torch.ones(2, 6, 8))
+    with pytest.raises(ValueError, match="at='both'"):
+        pixel_cross_entropy(logits, labels, at="both")
