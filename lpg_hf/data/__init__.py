@@ -1,0 +1,1 @@
+"""Data: annotation files -> one record type -> `datasets`, and a row of such a dataset -> arrays."""

@@ -1,0 +1,386 @@
+"""`datasets` builders: COCO and VOC folders as data sets with one row per picture.
+
+    builder = VocBoxes(config_name="boxes", data_dir="VOC2012", split="train_aug")
+    builder.download_and_prepare(num_proc=4)
+    dataset = builder.as_dataset(split="train_aug")
+    print(builder.report.summary())
+
+Columns (masks only if asked for):
+
+    image          Image, the path only: the cache holds no pixels
+    image_id       string
+    file_name      string, relative to the image folder, forward slashes
+    width, height  int32, of the picture shown upright
+    objects        {bbox: 4 x float32 (COCO: x, y, width, height in pixels), category: ClassLabel (semantic label - 1),
+                   area, iscrowd, difficult, id [, segmentation: COCO's RLE, "" for an object without a mask]}
+    license        string, COCO only
+    mask           Image, VOC only: the PNG of class indices
+
+The cache is keyed by every option and by size and time of every annotation file, so an edited file is read again. The problems
+that were met are kept beside the cached data: `builder.report`.
+
+Cost, on one core: a COCO file of 200,000 pictures and 2 million boxes takes 45 s and 1.8 GB once, without opening pictures. After
+that the rows are memory-mapped: a second load takes 0.1 s, and a `DataLoader` worker needs about 12 MB of its own, whatever the
+size of the data.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from datasets import (
+    BuilderConfig,
+    ClassLabel,
+    DatasetInfo,
+    Features,
+    GeneratorBasedBuilder,
+    Image,
+    List,
+    SplitGenerator,
+    Value,
+    Version,
+)
+
+from lpg_hf.data.formats import coco, voc
+from lpg_hf.data.formats.records import (
+    MAX_PIXELS,
+    SIZE_MISMATCH_CHOICES,
+    ImageChecks,
+    Record,
+    Report,
+    fs_path,
+    unicode_path,
+)
+
+
+# Part of the cache path, which holds no hash of the code: raise it when the same files give other rows.
+VERSION = "1.0.0"
+NUM_SHARDS = 64
+REPORT_PREFIX = ".report-"  # Hidden, so that a prepared folder is still a plain data folder for `load_dataset`.
+
+
+def split_name(split: str | None) -> str:
+    """The name that `datasets` gives to a split: letters, digits and underscores; "train" if there is no list."""
+    name = "".join(character if character.isalnum() else "_" for character in split or "train")
+    return f"{name}_split" if name == "all" else name
+
+
+def file_fingerprint(paths: list[str]) -> list[tuple[str, int, int]]:
+    """(path, size, modification time in ns) of files and folders; a missing one is (path, -1, -1)."""
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(fs_path(path))
+            found.append((path, 0 if os.path.isdir(fs_path(path)) else status.st_size, status.st_mtime_ns))
+        except FileNotFoundError:
+            found.append((path, -1, -1))
+    return found
+
+
+@dataclass
+class BoxesConfig(BuilderConfig):
+    """Options that every format has.
+
+    Attributes:
+        data_dir: folder of the data set.
+        split: name of the split; see the builders.
+        classes: see the builders.
+        annotations: another annotation file (COCO) or folder (VOC) than the usual one of `data_dir`.
+        images: another image folder than the usual one.
+        masks: read the masks. Off, nothing of them is opened.
+        keep_empty: keep pictures without an object of the classes.
+        allow_missing: go on without pictures, masks or annotation files that do not exist, and count them; off, they are an
+            error before anything starts.
+        verify_images: open the header of each picture (about 0.2 ms) and compare the stated size; off, a stated size is believed.
+        size_mismatch: what to do when the stated size is not the picture's: "skip", "error" or "rescale" (the boxes).
+        max_pixels: a picture with more pixels is left out.
+    """
+
+    version: Version | str | None = VERSION
+    split: str | None = None
+    classes: str | list | tuple | None = None
+    annotations: str | None = None
+    images: str | None = None
+    masks: bool = False
+    keep_empty: bool = False
+    allow_missing: bool = False
+    verify_images: bool = True
+    size_mismatch: str = "skip"
+    max_pixels: int = MAX_PIXELS
+
+    def sources(self) -> list[str]:
+        """The files and folders whose change must make a new cache."""
+        raise NotImplementedError
+
+    def create_config_id(self, config_kwargs: dict, custom_features: Features | None = None) -> str:
+        """Name of the configuration and a hash of all options and of the annotation files' state."""
+        if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
+            raise ValueError(f"size_mismatch must be one of {SIZE_MISMATCH_CHOICES}, got {self.size_mismatch!r}")
+        state = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("version", "data_files")
+        }
+        if self.data_dir is not None:
+            state["data_dir"] = unicode_path(self.data_dir)
+        state["sources"] = file_fingerprint(self.sources())
+        state["features"] = None if custom_features is None else str(custom_features)
+        digest = hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
+        return f"{self.name}-{digest.hexdigest()[:16]}"
+
+
+@dataclass
+class CocoConfig(BoxesConfig):
+    """Options of `CocoBoxes`."""
+
+    def paths(self) -> tuple[str, str]:
+        """(annotation file, image folder); raises FileNotFoundError or ValueError."""
+        root = None if self.data_dir is None else unicode_path(self.data_dir)
+        annotations = coco.find_annotations(root, self.annotations, self.split)
+        return annotations, coco.find_images(root, self.images, self.split, annotations)
+
+    def sources(self) -> list[str]:
+        return list(self.paths())
+
+
+@dataclass
+class VocConfig(BoxesConfig):
+    """Options of `VocBoxes`.
+
+    Attributes:
+        zero_based: the xml files hold plain 0-based corners, not VOC's 1-based inclusive ones.
+    """
+
+    zero_based: bool = False
+
+    def paths(self) -> tuple[str, str, str]:
+        """(root, annotation folder, image folder); raises FileNotFoundError or ValueError."""
+        if self.data_dir is None:
+            raise ValueError("VOC data needs its folder: root=... (data_dir=... of the builder)")
+        root = unicode_path(self.data_dir)
+        annotations = os.path.join(root, self.annotations or voc.ANNOTATIONS_FOLDER)
+        images = os.path.join(root, self.images or voc.IMAGES_FOLDER)
+        voc.check_folders(root, annotations, images)
+        return root, unicode_path(annotations), unicode_path(images)
+
+    def sources(self) -> list[str]:
+        root, annotations, images = self.paths()
+        listed = [] if self.split is None else [voc.find_split_list(root, self.split)]
+        masks = [f"{root}/{voc.MASKS_FOLDER}"] if self.masks else []
+        folders = [annotations, *masks]
+        files = [f"{folder}/{name}" for folder in folders for name in voc.annotation_names(folder)]
+        return [*listed, f"{root}/{voc.CLASSES_FILE}", images, *files]
+
+
+def _features(class_names: list[str], **extra) -> Features:
+    objects = {
+        "bbox": List(List(Value("float32"), length=4)),
+        "category": List(ClassLabel(names=class_names)),
+        "area": List(Value("float32")),
+        "iscrowd": List(Value("bool")),
+        "difficult": List(Value("bool")),
+        "id": List(Value("int64")),
+    }
+    if extra.pop("segmentation", False):
+        objects["segmentation"] = List({"size": List(Value("int32"), length=2), "counts": Value("string")})
+    return Features(
+        {
+            "image": Image(),
+            "image_id": Value("string"),
+            "file_name": Value("string"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "objects": objects,
+            **extra,
+        }
+    )
+
+
+def record_to_row(record: Record, features: Features) -> dict:
+    """A record as a row with the columns of `features`."""
+    objects = record.objects
+    row = {
+        "image": record.path,
+        "image_id": record.image_id,
+        "file_name": record.file_name,
+        "width": record.width,
+        "height": record.height,
+        "objects": {
+            "bbox": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (item.box for item in objects)],
+            "category": [item.category for item in objects],
+            "area": [item.area for item in objects],
+            "iscrowd": [item.iscrowd for item in objects],
+            "difficult": [item.difficult for item in objects],
+            "id": [item.id for item in objects],
+        },
+    }
+    if "segmentation" in features["objects"]:
+        absent = {"size": [record.height, record.width], "counts": ""}
+        row["objects"]["segmentation"] = [item.rle or absent for item in objects]
+    if "license" in features:
+        row["license"] = record.license
+    if "mask" in features:
+        row["mask"] = record.mask_path
+    return row
+
+
+class _BoxesBuilder(GeneratorBasedBuilder):
+    """Shared by the formats: the index is read once, its entries are checked in shards."""
+
+    DATASET_NAME: str
+
+    def __init__(self, cache_dir: str | None = None, dataset_name: str | None = None, **kwargs):
+        self._live_report = Report()
+        super().__init__(cache_dir=cache_dir, dataset_name=dataset_name or self.DATASET_NAME, **kwargs)
+
+    def _info(self) -> DatasetInfo:
+        # The features need the class names, for which the annotation file is read: not before the data are made.
+        return DatasetInfo(description=f"{self.DATASET_NAME}: pictures with boxes")
+
+    @property
+    def report(self) -> Report:
+        """What was found when the data were made (now or in an earlier run), or so far when streaming."""
+        folder = Path(self._output_dir)
+        files = sorted(folder.glob(f"{REPORT_PREFIX}*.json")) if folder.is_dir() else []
+        if not files:
+            return self._live_report
+        report = Report()
+        for file in files:
+            report.merge(Report.load(file))
+        return report
+
+    def _read_index(self, report: Report) -> tuple[list, dict, Features]:
+        """The entries, the arguments of `_make_record`, and the features."""
+        raise NotImplementedError
+
+    def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
+        raise NotImplementedError
+
+    def _split_generators(self, dl_manager) -> list[SplitGenerator]:
+        report = Report()
+        entries, options, features = self._read_index(report)
+        self.info.features = features
+        size = max(1, -(-len(entries) // NUM_SHARDS))
+        shards = [(start // size, entries[start : start + size]) for start in range(0, len(entries), size)]
+        folder = None if dl_manager.is_streaming else self._output_dir
+        self._keep(report, folder, "index")
+        return [
+            SplitGenerator(
+                name=split_name(self.config.split),
+                gen_kwargs={"shards": shards or [(0, [])], "options": options, "report_folder": folder},
+            )
+        ]
+
+    def _generate_examples(self, shards: list, options: dict, report_folder: str | None) -> Iterator[tuple[str, dict]]:
+        checks = ImageChecks(self.config.verify_images, self.config.size_mismatch, self.config.max_pixels)
+        for number, entries in shards:
+            report = Report()
+            for entry in entries:
+                try:
+                    record = self._make_record(entry, checks, report, **options)
+                except ValueError as error:
+                    if report_folder is None:
+                        raise
+                    report.errors.append(str(error))
+                    continue
+                if record is not None:
+                    yield record.image_id, record_to_row(record, self.info.features)
+            self._keep(report, report_folder, f"{number:03d}")
+
+    def _keep(self, report: Report, folder: str | None, name: str) -> None:
+        if folder is None:
+            self._live_report.merge(report)
+        else:
+            report.save(os.path.join(folder, f"{REPORT_PREFIX}{name}.json"))
+
+    def _prepare_split(self, split_generator: SplitGenerator, *args, **kwargs) -> None:
+        """Raises ValueError, before anything is cached, if a file must not be used or no picture is left."""
+        super()._prepare_split(split_generator, *args, **kwargs)
+        report = self.report
+        if report.errors:
+            more = f"\n({len(report.errors)} such files)" if len(report.errors) > 1 else ""
+            raise ValueError("\n".join(report.errors[:5]) + more)
+        if report.images == 0:
+            raise ValueError(f"no picture can be used:\n{report.summary()}")
+
+
+class CocoBoxes(_BoxesBuilder):
+    """COCO json files.
+
+    `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the full list),
+    or a list of category names or ids. Labels follow the ascending category id. `split` names the default places
+    (`coco.find_annotations`, `coco.find_images`) and the split of the data set.
+    """
+
+    DATASET_NAME = "coco_boxes"
+    BUILDER_CONFIG_CLASS = CocoConfig
+    BUILDER_CONFIGS = [
+        CocoConfig(name="all", version=VERSION, classes="all", description="every category of the file"),
+        CocoConfig(
+            name="nonvoc60", version=VERSION, classes="nonvoc60", description="the 60 COCO classes outside VOC"
+        ),
+        CocoConfig(name="voc20", version=VERSION, classes="voc20", description="the 20 COCO classes that VOC has"),
+        CocoConfig(name="all80", version=VERSION, classes="all80", description="all 80 COCO classes"),
+    ]
+    DEFAULT_CONFIG_NAME = "all"
+
+    def _read_index(self, report: Report) -> tuple[list, dict, Features]:
+        annotations, images = self.config.paths()
+        index = coco.read_index(
+            annotations,
+            images,
+            self.config.classes,
+            masks=self.config.masks,
+            keep_empty=self.config.keep_empty,
+            allow_missing=self.config.allow_missing,
+            report=report,
+        )
+        ids = ", ".join(str(category_id) for category_id, _ in index.classes)
+        self.info.description = f"COCO category ids in the order of the labels: {ids}"
+        names = [name for _, name in index.classes]
+        options = {"masks": self.config.masks, "keep_empty": self.config.keep_empty}
+        return index.entries, options, _features(names, segmentation=self.config.masks, license=Value("string"))
+
+    def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
+        return coco.make_record(entry, checks, report, **options)
+
+
+class VocBoxes(_BoxesBuilder):
+    """Pascal VOC folders.
+
+    `split`: a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation file. `classes`: None
+    (classes.txt of the folder, else VOC's 20), "all" (every name that occurs, sorted), or a list in the order of the labels.
+    """
+
+    DATASET_NAME = "voc_boxes"
+    BUILDER_CONFIG_CLASS = VocConfig
+    BUILDER_CONFIGS = [
+        VocConfig(name="boxes", version=VERSION, description="boxes"),
+        VocConfig(name="boxes+masks", version=VERSION, masks=True, description="boxes and class masks"),
+    ]
+    DEFAULT_CONFIG_NAME = "boxes"
+
+    def _read_index(self, report: Report) -> tuple[list, dict, Features]:
+        root, annotations, images = self.config.paths()
+        index = voc.read_index(
+            root,
+            self.config.split,
+            self.config.classes,
+            annotations=annotations,
+            images=images,
+            masks=self.config.masks,
+            keep_empty=self.config.keep_empty,
+            allow_missing=self.config.allow_missing,
+            report=report,
+        )
+        options = {
+            "num_classes": len(index.classes),
+            "zero_based": self.config.zero_based,
+            "keep_empty": self.config.keep_empty,
+        }
+        extra = {"mask": Image()} if self.config.masks else {}
+        return index.entries, options, _features(index.classes, **extra)
+
+    def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
+        return voc.make_record(entry, checks, report, **options)

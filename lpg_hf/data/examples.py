@@ -1,0 +1,243 @@
+"""A row of a built data set -> arrays.
+
+A row is what `dataset[i]` gives. Cast the picture columns to `Image(decode=False)` first if only some of them are needed:
+otherwise `datasets` decodes each at every access.
+
+Every function works on the row alone and in the frame of the upright picture, height x width as stated in the row.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from lpg_hf.boxes import box_slices, clip_boxes, convert_boxes
+from lpg_hf.data.formats.records import MAX_PIXELS, exif_orientation, open_image
+from lpg_hf.labels import IGNORE_INDEX
+
+
+# EXIF orientation -> what makes the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _open_column(row: dict, column: str, max_pixels: int) -> tuple[Image.Image, str]:
+    value = row[column]
+    name = row.get("file_name") or row.get("image_id") or column
+    if isinstance(value, Image.Image):
+        return value, name
+    if not isinstance(value, dict):
+        raise ValueError(f"column {column!r} of {name} is a {type(value).__name__}, not a picture")
+    if value.get("bytes") is not None:
+        return open_image(io.BytesIO(value["bytes"]), name, max_pixels), name
+    if not value.get("path"):
+        raise ValueError(f"column {column!r} of {name} holds neither a path nor bytes")
+    return open_image(value["path"], value["path"], max_pixels), value["path"]
+
+
+def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture of a row as upright RGB.
+
+    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is divided
+    by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are refused.
+
+    Args:
+        row: `image` is a decoded PIL picture, or {"path", "bytes"} of an `Image(decode=False)` column.
+        max_pixels: a larger picture is refused before it takes memory.
+
+    Returns:
+        (H, W, 3) uint8 RGB, turned as the EXIF orientation says.
+
+    Raises:
+        OSError: cannot be opened or is cut off; the message names the file.
+        ValueError: a kind of picture that is refused, or another size than the row states.
+    """
+    image, name = _open_column(row, "image", max_pixels)
+    try:
+        orientation = exif_orientation(image)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        pixels = np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)
+    except (OSError, SyntaxError) as error:
+        raise OSError(f"cannot decode the picture {name}: {error}. Replace the file or leave it out") from error
+    _check_size(pixels, row, name)
+    return pixels
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ValueError(
+                f"the picture {name} holds values {values.min()}..{values.max()}; save it with 8 or 16 bits"
+            )
+        grey = np.round(values / 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise ValueError(f"the picture {name} holds floats, whose range is not known; save it with 8 bits")
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def _check_size(pixels: np.ndarray, row: dict, name: str) -> None:
+    expected = (row.get("height", pixels.shape[0]), row.get("width", pixels.shape[1]))
+    if pixels.shape[:2] != expected:
+        raise ValueError(
+            f"{name} is {pixels.shape[1]} x {pixels.shape[0]}, the row says {expected[1]} x {expected[0]} (width x height); "
+            "build the data set again with verify_images=True"
+        )
+
+
+def _objects(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(boxes (N, 4) float32 xyxy clipped, labels (N,) int64 1-based, iscrowd (N,) bool), all objects."""
+    objects = row["objects"]
+    boxes = np.asarray(objects["bbox"], dtype=np.float64).reshape(-1, 4)
+    boxes = clip_boxes(convert_boxes(boxes, "xywh", "xyxy"), row["height"], row["width"]).astype(np.float32)
+    labels = np.asarray(objects["category"], dtype=np.int64) + 1
+    crowd = np.asarray(objects.get("iscrowd", [False] * len(labels)), dtype=bool)
+    return boxes, labels, crowd
+
+
+def row_boxes(row: dict, drop_difficult: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of the single objects of a row; crowd regions are left out.
+
+    Args:
+        row: of a built data set.
+        drop_difficult: leave out what VOC flags as difficult.
+
+    Returns:
+        boxes: (N, 4) float32 xyxy, pixels, clipped to the picture.
+        labels: (N,) int64 semantic labels, 1-based.
+    """
+    boxes, labels, crowd = _objects(row)
+    keep = ~crowd
+    if drop_difficult and "difficult" in row["objects"]:
+        keep &= ~np.asarray(row["objects"]["difficult"], dtype=bool)
+    return boxes[keep], labels[keep]
+
+
+def _mask_column(row: dict) -> np.ndarray:
+    mask, name = _open_column(row, "mask", MAX_PIXELS)
+    if mask.mode not in ("P", "L"):
+        raise ValueError(f"the class mask {name} has mode {mask.mode}; it must be a palette or grey PNG of indices")
+    try:
+        labels = np.array(mask)
+    except (OSError, SyntaxError) as error:
+        raise OSError(f"cannot decode the class mask {name}: {error}") from error
+    _check_size(labels, row, f"the class mask {name}")
+    return labels
+
+
+def _has_class_png(row: dict) -> bool:
+    if row.get("mask") is not None:
+        return True
+    if "segmentation" not in row["objects"]:
+        name = row.get("file_name") or row.get("image_id")
+        raise ValueError(f"the row of {name} has no masks: build the data set with masks=True")
+    return False
+
+
+def _paint(
+    target: np.ndarray, row: dict, indices: np.ndarray, boxes: np.ndarray, value: int, free: bool = False
+) -> None:
+    """Set the pixels of some objects to `value`; `free`: only where `target` is still 0. No mask: the box as ignored."""
+    segmentation = row["objects"]["segmentation"]
+    rles = [segmentation[i] for i in indices if segmentation[i]["counts"]]
+    if rles:
+        merged = rles[0] if len(rles) == 1 else coco_mask.merge([_encoded(rle) for rle in rles])
+        pixels = coco_mask.decode(_encoded(merged)).view(bool)
+        target[pixels & (target == 0) if free else pixels] = value
+    for i in indices:
+        if not segmentation[i]["counts"]:
+            region = target[box_slices(boxes[i], *target.shape)]
+            region[region == 0] = IGNORE_INDEX
+
+
+def _encoded(rle: dict) -> dict:
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+def class_mask(row: dict, label: int) -> np.ndarray:
+    """The pixels of one class, without losing any to the other classes.
+
+    Args:
+        row: of a data set built with masks.
+        label: semantic label, 1-based.
+
+    Returns:
+        (H, W) uint8: 1 the class, 0 not, 255 ignored. COCO: the union of the class's instances; its crowd regions, and the
+        boxes of its objects without a mask, are 255 where none of its instances lies. VOC: the class's pixels of the PNG,
+        whose 255 stays 255.
+
+    Raises:
+        ValueError: the row has no masks, or the PNG does not fit the picture.
+    """
+    if _has_class_png(row):
+        labels = _mask_column(row)
+        return np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == label).astype(np.uint8)
+    boxes, labels, crowd = _objects(row)
+    mask = np.zeros((row["height"], row["width"]), dtype=np.uint8)
+    of_class = labels == label
+    _paint(mask, row, np.flatnonzero(of_class & ~crowd), boxes, 1)
+    _paint(mask, row, np.flatnonzero(of_class & crowd), boxes, IGNORE_INDEX, free=True)
+    return mask
+
+
+def label_map(row: dict) -> np.ndarray:
+    """The ground truth of a row as one map.
+
+    Args:
+        row: of a data set built with masks.
+
+    Returns:
+        (H, W) uint8 semantic labels, 255 ignored. VOC: the PNG as it is. COCO: instances painted by area, large first, so that
+        the smaller lies on top; crowd regions, and boxes of objects without a mask, are 255 where no instance lies.
+
+    Raises:
+        ValueError: the row has no masks, or the PNG does not fit the picture.
+    """
+    if _has_class_png(row):
+        return _mask_column(row)
+    boxes, labels, crowd = _objects(row)
+    area = np.asarray(row["objects"]["area"], dtype=np.float64)
+    segmentation = row["objects"]["segmentation"]
+    has_mask = np.array([bool(item["counts"]) for item in segmentation], dtype=bool)
+    target = np.zeros((row["height"], row["width"]), dtype=np.uint8)
+    for i in np.argsort(-area, kind="stable"):
+        if has_mask[i] and not crowd[i]:
+            _paint(target, row, np.array([i]), boxes, int(labels[i]))
+    _paint(target, row, np.flatnonzero(crowd | ~has_mask), boxes, IGNORE_INDEX, free=True)
+    return target
+
+
+def box_label_map(row: dict) -> np.ndarray:
+    """The boxes of a row as a label map: the labels of stage 0. Masks are never touched.
+
+    Returns:
+        (H, W) uint8 semantic labels: boxes filled, larger boxes first so that the smaller lies on top; boxes of crowd regions
+        are 255 where no object's box lies.
+
+    Source: Sec. III-C, the segmenter's training on box maps.
+    """
+    boxes, labels, crowd = _objects(row)
+    height, width = row["height"], row["width"]
+    target = np.zeros((height, width), dtype=np.uint8)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for i in np.argsort(-area, kind="stable"):
+        if not crowd[i]:
+            target[box_slices(boxes[i], height, width)] = labels[i]
+    for i in np.flatnonzero(crowd):
+        region = target[box_slices(boxes[i], height, width)]
+        region[region == 0] = IGNORE_INDEX
+    return target

@@ -1,0 +1,672 @@
+"""MS-COCO instance annotations (one json file) <-> records.
+
+`read_index` reads the file once, checks what concerns it as a whole, and gives one light entry per picture;
+`make_record` turns an entry into a record, and may run in other processes; `write_coco` writes records.
+
+Masks are kept compressed, as RLE text. Without `masks` the field "segmentation" is dropped unread, except for an object that
+states no box: its box is then the extent of its polygon.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from lpg_hf.data.formats.records import (
+    BoxObject,
+    Geometry,
+    ImageChecks,
+    Record,
+    Report,
+    check_missing,
+    checked_box,
+    finite_numbers,
+    fs_path,
+    relative_name,
+    resolve_inside,
+    stated_size,
+    unicode_path,
+)
+from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
+
+
+NAMED_CLASS_SETS = {
+    "nonvoc60": COCO_NONVOC_IDS,
+    "voc20": COCO_VOC_IDS,
+    "all80": tuple(category_id for category_id, _ in COCO_CLASSES),
+}
+
+
+@dataclass
+class CocoEntry:
+    """One picture of the file, not yet checked.
+
+    Attributes:
+        image_id: text.
+        file_name: safe relative name, forward slashes.
+        path: of the picture.
+        size: (height, width) as stated, or None if the file states none that can be true.
+        license: name and address.
+        annotations: the file's own dicts of the wanted classes, with the keys "id" (made unique), "category" (0-based class)
+            and without "segmentation" if masks are not wanted.
+    """
+
+    image_id: str
+    file_name: str
+    path: str
+    size: tuple[int, int] | None
+    license: str = ""
+    annotations: list[dict] = field(default_factory=list)
+
+
+@dataclass
+class CocoIndex:
+    """The whole file: `classes` are (category id, name) in the order of the labels."""
+
+    classes: list[tuple[int | str, str]]
+    entries: list[CocoEntry]
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """A json file as a dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, not valid or not complete (with the byte position), or not an object.
+    """
+    try:
+        data = Path(fs_path(path)).read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"annotation file not found: {path}") from error
+    if not data.strip():
+        raise ValueError(f"{path} is empty ({len(data)} bytes), not a json file")
+    try:
+        text = data.decode("utf-8-sig")
+        content = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid json: no UTF-8 text at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        position = len(text[: error.pos].encode("utf-8"))
+        hint = " (it is an HTML page)" if text.lstrip()[:1] == "<" else ""
+        raise ValueError(
+            f"{path} is not valid or not complete json{hint}: {error.msg} at byte {position} of {len(data)}"
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not a COCO annotation file: it is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}")
+    return content
+
+
+def find_annotations(root: str | None, annotations: str | os.PathLike | None, split: str | None) -> str:
+    """The annotation file that is meant.
+
+    Args:
+        root: folder of the data set, or None.
+        annotations: the file, absolute or relative to `root` or to the working folder; None searches `root` for
+            annotations/instances_SPLIT.json (the official layout), instances_SPLIT.json, annotations.json, instances.json.
+        split: name of the split.
+
+    Raises:
+        FileNotFoundError: nothing there; the message lists the json files of `root`.
+        ValueError: neither `root` nor `annotations`.
+    """
+    if annotations is None and root is None:
+        raise ValueError("COCO data needs root=... (the data folder) or annotations=... (the json file)")
+    if annotations is not None:
+        names = [str(annotations)]
+    else:
+        names = [f"annotations/instances_{split}.json", f"instances_{split}.json"] if split else []
+        names += ["annotations.json", "instances.json"]
+    places = [os.path.join(root, name) for name in names] if root is not None else []
+    places += [str(annotations)] if annotations is not None else []
+    for place in places:
+        if os.path.isfile(fs_path(place)):
+            return unicode_path(place)
+    there = sorted(path.name for path in Path(fs_path(root)).glob("*.json")) if root is not None else []
+    there += (
+        sorted(f"annotations/{path.name}" for path in Path(fs_path(root)).glob("annotations/*.json")) if root else []
+    )
+    raise FileNotFoundError(
+        f"annotation file not found: {' or '.join(places)}."
+        + (f" The json files in {root} are: {', '.join(there) or 'none'}." if root is not None else "")
+        + " Pass annotations=..."
+    )
+
+
+def find_images(root: str | None, images: str | os.PathLike | None, split: str | None, annotations: str) -> str:
+    """The image folder that is meant.
+
+    Args:
+        root: folder of the data set; None takes the folder of `annotations`.
+        images: the folder, absolute or relative to `root` or to the working folder; None searches `root` for a folder with the
+            name of the split, then "images", and else takes `root` itself.
+        split: name of the split.
+        annotations: the annotation file.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    base = os.path.dirname(annotations) if root is None else root
+    names = [str(images)] if images is not None else [*([split] if split else []), "images", ""]
+    places = [os.path.join(base, name) for name in names] + ([str(images)] if images is not None else [])
+    for place in places:
+        if os.path.isdir(fs_path(place)):
+            return unicode_path(place)
+    raise FileNotFoundError(f"image folder not found: {' or '.join(places)}. Pass images=... (a folder)")
+
+
+def _key(value: object) -> str | None:
+    """One text for an id, so that 1, 1.0 and "1" meet; None if it is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return None
+    return str(value).strip()
+
+
+def _list_of(content: dict, key: str, path: object) -> list:
+    value = content.get(key)
+    if not isinstance(value, list):
+        raise ValueError(f'{path} is not a COCO annotation file: it has no list "{key}" (keys: {sorted(content)})')
+    return value
+
+
+def read_categories(content: dict, path: object, report: Report) -> list[tuple[int | str, str]]:
+    """(id, name) of all categories of a file, by ascending id.
+
+    Raises:
+        ValueError: no categories, a category without id or name, or an id used twice.
+    """
+    categories: dict[str, tuple[int | str, str]] = {}
+    for position, category in enumerate(_list_of(content, "categories", path)):
+        key = _key(category.get("id")) if isinstance(category, dict) else None
+        if key is None or category.get("name") in (None, ""):
+            raise ValueError(f"{path}: category number {position + 1} has no id or no name: {category!r}")
+        if key in categories:
+            raise ValueError(
+                f"{path}: two categories have the id {key}: {categories[key][1]!r} and {category['name']!r}"
+            )
+        categories[key] = (int(key) if key.lstrip("-").isdecimal() else key, str(category["name"]))
+    if not categories:
+        raise ValueError(f"{path} lists no categories")
+    pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
+    names = [name for _, name in pairs]
+    unique = []
+    for category_id, name in pairs:
+        if names.count(name) > 1:
+            report.add("duplicate_category_name", f"{os.path.basename(str(path))}: {name} (category id {category_id})")
+            name = f"{name} ({category_id})"
+        unique.append((category_id, name))
+    return unique
+
+
+def select_classes(
+    categories: list[tuple[int | str, str]], classes: str | Sequence[str | int] | None, path: object
+) -> list[tuple[int | str, str]]:
+    """The wanted classes as (category id, name), by ascending id: the order of the labels.
+
+    Args:
+        categories: what the file holds.
+        classes: None or "all" (what the file holds), "nonvoc60", "voc20" or "all80" (always the full official list, so that
+            labels do not depend on which categories a file happens to list), or a list of names and ids.
+        path: of the file, for messages.
+
+    Raises:
+        ValueError: unknown class, or a named set on a file whose ids mean other things.
+    """
+    if classes is None or classes == "all":
+        return categories
+    if isinstance(classes, str):
+        if classes not in NAMED_CLASS_SETS:
+            raise ValueError(
+                f"unknown class set {classes!r}; choose all, {', '.join(NAMED_CLASS_SETS)}, or a list of names or ids"
+            )
+        official = [pair for pair in COCO_CLASSES if pair[0] in NAMED_CLASS_SETS[classes]]
+        held = dict(categories)
+        other = [(i, held[i], name) for i, name in official if i in held and held[i] != name]
+        if other or not any(category_id in held for category_id, _ in official):
+            what = (
+                f"category {other[0][0]} is {other[0][1]!r}, not {other[0][2]!r}"
+                if other
+                else "none of its ids occurs"
+            )
+            raise ValueError(
+                f"{classes!r} needs the official COCO category ids, but {path} has others: {what}. "
+                "Pass classes='all' or a list of names"
+            )
+        return official
+    by_name = {name: (category_id, name) for category_id, name in categories}
+    by_id = {str(category_id): (category_id, name) for category_id, name in categories}
+    chosen, unknown = set(), []
+    for wanted in classes:
+        pair = by_name.get(wanted) if isinstance(wanted, str) else None
+        pair = pair or by_id.get(str(wanted))
+        if pair is None:
+            unknown.append(wanted)
+        chosen.add(pair)
+    if unknown:
+        raise ValueError(
+            f"classes {unknown} are not in {path}; it holds: {', '.join(f'{name} ({i})' for i, name in categories)}"
+        )
+    if not chosen:
+        raise ValueError("the list of classes is empty; leave it out for all categories of the file")
+    return [pair for pair in categories if pair in chosen]
+
+
+def _licenses(content: dict) -> dict[str, str]:
+    licenses = content.get("licenses")
+    found = {}
+    for entry in licenses if isinstance(licenses, list) else []:
+        if isinstance(entry, dict) and _key(entry.get("id")) is not None:
+            found[_key(entry["id"])] = " ".join(str(entry[key]) for key in ("name", "url") if entry.get(key))
+    return found
+
+
+def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[dict[str, CocoEntry], set[str]]:
+    """The pictures by the text of their id, and the ids of those whose file name is refused."""
+    licenses = _licenses(content)
+    refused: set[str] = set()
+    entries: dict[str, CocoEntry] = {}
+    names: set[str] = set()
+    for position, image in enumerate(_list_of(content, "images", path)):
+        key = _key(image.get("id")) if isinstance(image, dict) else None
+        if key is None or not isinstance(image.get("file_name"), str):
+            report.add("invalid_image_entry", f"{path}: image number {position + 1}")
+            continue
+        place = f"{image['file_name']!r}: image {key}"
+        if key in entries:
+            report.add("duplicate_image_id", place)
+            continue
+        try:
+            name = relative_name(image["file_name"])
+            picture = resolve_inside(root, name)
+        except ValueError as error:
+            report.add("unsafe_path", f"{place} {error}")
+            refused.add(key)
+            continue
+        if name in names:
+            report.add("duplicate_file_name", place)
+        names.add(name)
+        license_key = _key(image.get("license"))
+        entries[key] = CocoEntry(
+            image_id=key,
+            file_name=name,
+            path=picture,
+            size=stated_size(image.get("height"), image.get("width")),
+            license=licenses.get(license_key, license_key or ""),
+        )
+    return entries, refused
+
+
+def _id_types(items: Iterable, key: str) -> set[type]:
+    return {type(item[key]) for item in items if isinstance(item, dict) and isinstance(item.get(key), (int, str))}
+
+
+def read_index(
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    classes: str | Sequence[str | int] | None = None,
+    *,
+    masks: bool = False,
+    keep_empty: bool = False,
+    allow_missing: bool = False,
+    report: Report,
+) -> CocoIndex:
+    """Read a COCO json file and find its pictures.
+
+    Args:
+        annotations: the json file.
+        images: folder that the file names are relative to.
+        classes: see `select_classes`.
+        masks: keep "segmentation".
+        keep_empty: keep pictures without an object of the classes.
+        allow_missing: go on (and count) when some pictures do not exist.
+        report: counts problems.
+
+    Returns:
+        The classes and one entry per picture, in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file or folder; pictures are missing.
+        ValueError: not valid json or not COCO; unknown classes; no object of the classes at all.
+    """
+    path, root = unicode_path(annotations), unicode_path(images)
+    content = read_json(path)
+    if not os.path.isdir(fs_path(root)):
+        raise FileNotFoundError(f"image folder not found: {root}. Pass images=...")
+    file_name = os.path.basename(path)
+    categories = read_categories(content, path, report)
+    selected = select_classes(categories, classes, path)
+    report.classes = [f"{label} {name} (category id {i})" for label, (i, name) in enumerate(selected, start=1)]
+    position_of = {str(category_id): position for position, (category_id, _) in enumerate(selected)}
+    name_of = {str(category_id): name for category_id, name in categories}
+
+    entries, refused = _read_images(content, file_name, root, report)
+    annotation_list = _list_of(content, "annotations", path)
+    if not annotation_list and not keep_empty:
+        raise ValueError(f"{path} lists no annotations, so there is nothing to train on")
+    for ids, target in (("image_id", "images"), ("category_id", "categories")):
+        here, there = _id_types(annotation_list, ids), _id_types(content[target], "id")
+        if here and there and here != there:
+            first = next(item for item in annotation_list if isinstance(item, dict) and ids in item)
+            report.add(
+                "id_type_differs", f'{file_name}: "{ids}" is {first[ids]!r}, ids in "{target}" are not all alike'
+            )
+
+    largest_id = max((a["id"] for a in annotation_list if isinstance(a, dict) and _is_integer(a.get("id"))), default=0)
+    next_id = max(largest_id, 0) + 1
+    used_ids: set[int] = set()
+    for position, annotation in enumerate(annotation_list):
+        image_key = _key(annotation.get("image_id")) if isinstance(annotation, dict) else None
+        category_key = _key(annotation.get("category_id")) if isinstance(annotation, dict) else None
+        if image_key is None or category_key is None:
+            report.add("invalid_annotation", f"{file_name}: annotation number {position + 1}")
+            continue
+        number = annotation.get("id")
+        entry = entries.get(image_key)
+        place = f"{entry.file_name if entry else file_name}: annotation {number}"
+        if entry is None and image_key in refused:
+            continue
+        if entry is None:
+            report.add("unknown_image", f"{place} of image {image_key}")
+            continue
+        if category_key not in position_of:
+            if category_key in name_of:
+                report.add("other_class", place, name_of[category_key])
+            else:
+                report.add("unknown_category", place, category_key)
+            continue
+        if not _is_integer(number) or number in used_ids:
+            report.add("duplicate_annotation_id", place)
+            number, next_id = next_id, next_id + 1
+        used_ids.add(number)
+        annotation["id"], annotation["category"] = number, position_of[category_key]
+        if not masks and annotation.get("bbox"):
+            annotation.pop("segmentation", None)
+        entry.annotations.append(annotation)
+
+    if not keep_empty and not any(entry.annotations for entry in entries.values()):
+        held = ", ".join(f"{name} ({i})" for i, name in categories[:20]) + (", ..." if len(categories) > 20 else "")
+        raise ValueError(
+            f"no image of {path} has an object of the chosen classes ({_class_text(selected)}). "
+            f"The file's categories are: {held}.\n{report.summary()}"
+        )
+    wanted = []
+    for entry in entries.values():
+        if entry.annotations or keep_empty:
+            wanted.append(entry)
+        else:
+            report.add("image_without_object", entry.file_name)
+    missing = [entry for entry in wanted if not os.path.isfile(fs_path(entry.path))]
+    check_missing(
+        "missing_image", [e.file_name for e in missing], len(wanted), root, "pictures", allow_missing, report
+    )
+    missing_ids = {entry.image_id for entry in missing}
+    return CocoIndex(selected, [entry for entry in wanted if entry.image_id not in missing_ids])
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+
+
+def _class_text(classes: list[tuple[int | str, str]]) -> str:
+    return ", ".join(name for _, name in classes[:5]) + (", ..." if len(classes) > 5 else "")
+
+
+def make_record(
+    entry: CocoEntry, checks: ImageChecks, report: Report, *, masks: bool = False, keep_empty: bool = False
+) -> Record | None:
+    """Check one picture and its objects.
+
+    Args:
+        entry: from `read_index`.
+        checks: how to check the picture.
+        report: counts problems.
+        masks: turn "segmentation" into RLE.
+        keep_empty: keep the picture if no object is left.
+
+    Returns:
+        The record, or None (and counted) if the picture cannot be used.
+
+    Raises:
+        ValueError: the sizes differ and `checks.size_mismatch` is "error".
+    """
+    frame = checks.geometry(entry.path, entry.file_name, entry.size, report)
+    if frame is None:
+        return None
+    objects = []
+    for annotation in entry.annotations:
+        made = _make_object(annotation, f"{entry.file_name}: annotation {annotation['id']}", frame, masks, report)
+        if made is not None:
+            objects.append(made)
+    if all(item.iscrowd for item in objects):
+        report.add("empty_image" if keep_empty else "image_without_object", entry.file_name)
+        if not keep_empty:
+            return None
+    report.images += 1
+    report.objects += len(objects)
+    return Record(
+        path=entry.path,
+        file_name=entry.file_name,
+        image_id=entry.image_id,
+        height=frame.height,
+        width=frame.width,
+        objects=objects,
+        license=entry.license,
+    )
+
+
+def _make_object(annotation: dict, place: str, frame: Geometry, masks: bool, report: Report) -> BoxObject | None:
+    segmentation = annotation.get("segmentation")
+    if annotation.get("bbox"):
+        numbers = finite_numbers(annotation["bbox"], 4)
+        if numbers is None:
+            report.add("invalid_box", f"{place} {annotation['bbox']!r}"[:200])
+            return None
+        x, y, width, height = numbers
+        corners = (x, y, x + width, y + height)
+    else:
+        corners = _polygon_extent(segmentation)
+        report.add("no_box" if corners is None else "box_from_polygon", place)
+        if corners is None:
+            return None
+    corners = tuple(value * (frame.scale_x, frame.scale_y)[i % 2] for i, value in enumerate(corners))
+    box = checked_box(corners, frame.height, frame.width, place, report)
+    if box is None:
+        return None
+
+    rle = segmentation_to_rle(segmentation, frame, place, report) if masks else None
+    stated_area = finite_numbers([annotation.get("area")], 1)
+    if rle is not None:
+        area = float(coco_mask.area(rle))
+    elif stated_area and stated_area[0] > 0:
+        area = stated_area[0] * frame.scale_x * frame.scale_y
+    else:
+        area = (box[2] - box[0]) * (box[3] - box[1])
+    return BoxObject(
+        box=box,
+        category=annotation["category"],
+        area=area,
+        iscrowd=annotation.get("iscrowd") in (1, True, "1"),
+        id=annotation["id"],
+        rle=rle,
+    )
+
+
+def _polygons(segmentation: object) -> Iterator[list[float] | None]:
+    """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is none."""
+    for polygon in segmentation if isinstance(segmentation, list) else []:
+        numbers = finite_numbers(polygon, len(polygon)) if isinstance(polygon, list) else None
+        yield numbers if numbers and len(numbers) >= 6 and len(numbers) % 2 == 0 else None
+
+
+def _polygon_extent(segmentation: object) -> tuple[float, float, float, float] | None:
+    polygons = [polygon for polygon in _polygons(segmentation) if polygon]
+    if not polygons:
+        return None
+    x = [value for polygon in polygons for value in polygon[0::2]]
+    y = [value for polygon in polygons for value in polygon[1::2]]
+    return min(x), min(y), max(x), max(y)
+
+
+def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, report: Report) -> dict | None:
+    """A COCO "segmentation" as compressed RLE of the picture's size.
+
+    Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code allocates
+    as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point further outside
+    than the picture is large is rejected, and so is an RLE whose runs do not add up to its size.
+
+    Args:
+        segmentation: the field as it is in the file.
+        frame: the true picture size, and factors if the stated size was another.
+        place: "file: object", for the report.
+        report: counts what cannot be used.
+
+    Returns:
+        {"size": [height, width], "counts": text}, or None if there is no mask that can be used.
+    """
+    if not segmentation:
+        report.add("no_mask", place)
+        return None
+    height, width = frame.height, frame.width
+    if isinstance(segmentation, dict):
+        rle = _checked_rle(segmentation)
+        if rle is not None and rle["size"] != [height, width]:
+            rle = _rescaled_rle(rle, frame)
+        if rle is None:
+            report.add("invalid_mask", f"{place}: RLE does not fit the picture ({height} x {width})")
+            return None
+    else:
+        usable = []
+        for polygon in _polygons(segmentation):
+            if polygon is not None:
+                points = np.asarray(polygon).reshape(-1, 2) * (frame.scale_x, frame.scale_y)
+                size = np.array([width, height])
+                if ((points >= -size) & (points <= 2 * size)).all():
+                    usable.append(points.ravel().tolist())
+                    continue
+            report.add("invalid_mask", f"{place}: polygon with fewer than 3 points, or far outside the picture")
+        if not usable:
+            if not isinstance(segmentation, list):
+                report.add("invalid_mask", f"{place}: segmentation is a {type(segmentation).__name__}")
+            return None
+        rle = coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
+    if coco_mask.area(rle) == 0:
+        report.add("invalid_mask", f"{place}: mask without a pixel")
+        return None
+    counts = rle["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def _rle_runs(counts: str | bytes) -> list[int] | None:
+    """The run lengths in compressed RLE text (5 bits a character, from run 3 on the difference to the last but one)."""
+    try:
+        codes = (counts if isinstance(counts, bytes) else counts.encode("ascii")).rstrip(b"\0")
+    except UnicodeEncodeError:
+        return None
+    runs: list[int] = []
+    value = shift = 0
+    for code in codes:
+        digit = code - 48
+        if not 0 <= digit < 64 or shift > 60:
+            return None
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs if shift == 0 else None
+
+
+def _checked_rle(segmentation: dict) -> dict | None:
+    """RLE as {"size", "counts": bytes}, or None if its runs are no runs of its size."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    numbers = finite_numbers(size, 2)
+    if numbers is None or any(value < 1 or not value.is_integer() for value in numbers):
+        return None
+    height, width = (int(value) for value in numbers)
+    runs = _rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
+    if runs is None or any(run < 0 or run != int(run) for run in runs) or sum(runs) != height * width:
+        return None
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": [height, width], "counts": [int(run) for run in runs]}, height, width)
+    return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+def _rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
+    """RLE of the stated size in the picture's size (nearest pixel), or None if its size is neither."""
+    height, width = rle["size"]
+    if (round(height * frame.scale_y), round(width * frame.scale_x)) != (frame.height, frame.width):
+        return None
+    rows = (np.arange(frame.height) * height) // frame.height
+    columns = (np.arange(frame.width) * width) // frame.width
+    return coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)[rows][:, columns]))
+
+
+def read_coco(
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    classes: str | Sequence[str | int] | None = None,
+    *,
+    masks: bool = False,
+    keep_empty: bool = False,
+    allow_missing: bool = False,
+    checks: ImageChecks | None = None,
+    report: Report | None = None,
+) -> Iterator[Record]:
+    """All records of a COCO file, one at a time; arguments as in `read_index` and `make_record`."""
+    report = Report() if report is None else report
+    index = read_index(
+        annotations,
+        images,
+        classes,
+        masks=masks,
+        keep_empty=keep_empty,
+        allow_missing=allow_missing,
+        report=report,
+    )
+    for entry in index.entries:
+        record = make_record(entry, checks or ImageChecks(), report, masks=masks, keep_empty=keep_empty)
+        if record is not None:
+            yield record
+
+
+def write_coco(path: str | os.PathLike, records: Iterable[Record], classes: Sequence[tuple[int | str, str]]) -> None:
+    """Write records as a COCO json file.
+
+    Args:
+        path: of the new file.
+        records: boxes become xywh, masks RLE with text counts; annotation ids are counted from 1.
+        classes: (category id, name) in the order of the labels, as `CocoIndex.classes`.
+    """
+    images, annotations = [], []
+    for record in records:
+        image_id = int(record.image_id) if record.image_id.isdecimal() else record.image_id
+        images.append({"id": image_id, "file_name": record.file_name, "width": record.width, "height": record.height})
+        for item in record.objects:
+            x1, y1, x2, y2 = item.box
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": classes[item.category][0],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": item.area,
+                "iscrowd": int(item.iscrowd),
+            }
+            if item.rle is not None:
+                annotation["segmentation"] = item.rle
+            annotations.append(annotation)
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": category_id, "name": name} for category_id, name in classes],
+    }
+    Path(fs_path(path)).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,476 @@
+"""What every annotation format has in common: the record, the report of problems, safe paths, picture headers, box checks.
+
+Rules for all formats: nothing wrong is repaired or dropped without being counted; one bad item does not stop the others;
+a count names the first few places, as "file: object".
+"""
+
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Pillow's own limit for an error (twice its limit for a warning), 178,956,970 pixels.
+MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
+# How far a box may reach over the border before it is counted as clipped: rounding of the tool that wrote it.
+CLIP_TOLERANCE_PIXELS = 0.5
+CLIP_TOLERANCE_FRACTION = 1e-3
+MIN_BOX_SIDE = 1e-3
+MAX_PLACES = 10
+EXIF_ORIENTATION = 0x0112
+
+# kind of problem -> (what happens to the item, what was found)
+PROBLEMS = {
+    "invalid_image_entry": ("image left out", "image entry without a usable id and file name"),
+    "duplicate_image_id": ("image left out", "image id that an earlier image has already"),
+    "unsafe_path": ("image left out", "file name that leads outside the image folder"),
+    "missing_image": ("image left out", "picture that does not exist"),
+    "missing_annotation": ("image left out", "name in the split list without an annotation file"),
+    "missing_mask": ("image left out", "picture without a class mask"),
+    "unreadable_annotation": ("image left out", "annotation file that is not valid"),
+    "unreadable_image": ("image left out", "picture that cannot be opened"),
+    "truncated_image": ("image left out", "picture file that is cut off"),
+    "image_too_large": ("image left out", "picture with more pixels than max_pixels"),
+    "size_mismatch": ("image left out", "stated size differs from the picture's"),
+    "size_rescaled": ("boxes rescaled", "stated size differs from the picture's"),
+    "ambiguous_image": ("image left out", "several pictures of one name with different extensions"),
+    "same_name_images": ("used the one in <filename>", "several pictures of one name with different extensions"),
+    "image_without_object": ("image left out", "image without an object of the classes (keep_empty=True keeps it)"),
+    "empty_image": ("kept", "image without an object of the classes"),
+    "duplicate_file_name": ("kept", "picture that several image entries name"),
+    "duplicate_entry": ("used once", "name that the split list holds more than once"),
+    "image_without_annotation": ("not read", "picture without an annotation file"),
+    "file_name_differs": ("kept", "<filename> names another existing picture than the annotation file's own name"),
+    "size_from_image": ("kept", "no valid size stated, taken from the picture"),
+    "invalid_annotation": ("object left out", "annotation that is no object with an image and a category"),
+    "unknown_image": ("object left out", "annotation of an image that the file does not list"),
+    "unknown_category": ("object left out", "category that the file does not list"),
+    "unknown_class": ("object left out", "class that is not in the class list"),
+    "other_class": ("object left out", "object of a class that was not asked for"),
+    "id_type_differs": ("matched", "ids that are text in one place and a number in another"),
+    "duplicate_annotation_id": ("new id given", "annotation id that is missing, no integer, or used before"),
+    "duplicate_category_name": ("renamed", "category name that two ids share"),
+    "invalid_box": ("object left out", "box that is not four finite numbers"),
+    "no_box": ("object left out", "object with neither a box nor a polygon"),
+    "box_from_polygon": ("kept", "no box stated, taken from the polygon"),
+    "corners_swapped": ("put in order", "box with its corners in the wrong order"),
+    "degenerate_box": ("object left out", "box without an area"),
+    "box_outside": ("object left out", "box outside the picture"),
+    "clipped_box": ("clipped", "box that reaches over the border of the picture"),
+    "zero_coordinate": ("kept", "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True)"),
+    "no_mask": ("box kept", "object without a mask"),
+    "invalid_mask": ("box kept", "object whose mask or polygon cannot be used"),
+}
+
+# Kinds that good files have too; any other kind deserves a warning.
+EXPECTED = {"other_class", "image_without_object", "empty_image", "size_from_image", "image_without_annotation"}
+
+
+class ImageProblem(OSError):
+    """A picture that cannot be used; `kind` is its key in `PROBLEMS`."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass
+class BoxObject:
+    """One annotated object.
+
+    Attributes:
+        box: (x1, y1, x2, y2), pixels, 0-based, end exclusive, inside the upright picture.
+        category: 0-based position in the class list (semantic label - 1).
+        area: pixels; of the mask if there is one, else as stated, else of the box.
+        iscrowd: a region of many objects (COCO); no single object.
+        difficult: VOC flag.
+        id: unique in its dataset.
+        rle: COCO mask, {"size": [height, width], "counts": text}; None if there is none or masks were not asked for.
+    """
+
+    box: tuple[float, float, float, float]
+    category: int
+    area: float
+    iscrowd: bool = False
+    difficult: bool = False
+    id: int = 0
+    rle: dict | None = None
+
+
+@dataclass
+class Record:
+    """One picture with its objects.
+
+    Attributes:
+        path: of the picture file.
+        file_name: relative to the image folder, forward slashes.
+        image_id: the id in the annotation file, as text.
+        height: of the upright picture (EXIF orientation applied), pixels.
+        width: the same.
+        objects: in the order of the file.
+        mask_path: VOC class mask (PNG of class indices), if asked for.
+        license: name and address, if the file states them.
+    """
+
+    path: str
+    file_name: str
+    image_id: str
+    height: int
+    width: int
+    objects: list[BoxObject] = field(default_factory=list)
+    mask_path: str | None = None
+    license: str = ""
+
+
+@dataclass
+class Report:
+    """What a reader found: counts, and for each kind of problem the first places.
+
+    Attributes:
+        images: pictures that became records.
+        objects: objects in them.
+        counts: kind (key of `PROBLEMS`) -> number.
+        places: kind -> the first `MAX_PLACES` of them, "file: object (detail)".
+        classes: one line per class, "label name" (COCO: "label name (category id N)").
+        details: kind -> value (a class name, a category id) -> number, where the value matters.
+        errors: messages of faults that a data set must not be built with (a mask that does not fit its picture).
+    """
+
+    images: int = 0
+    objects: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    details: dict[str, dict[str, int]] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, place: str, value: str | None = None) -> None:
+        """Count one problem of a kind; `value` is counted on its own too."""
+        if kind not in PROBLEMS:
+            raise KeyError(f"unknown kind of problem {kind!r}")
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        places = self.places.setdefault(kind, [])
+        if len(places) < MAX_PLACES:
+            places.append(place)
+        if value is not None:
+            values = self.details.setdefault(kind, {})
+            values[value] = values.get(value, 0) + 1
+
+    def merge(self, other: "Report") -> None:
+        """Add another report's counts to this one."""
+        self.images += other.images
+        self.objects += other.objects
+        self.classes = self.classes or other.classes
+        self.errors = self.errors + other.errors
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            places = self.places.setdefault(kind, [])
+            places.extend(other.places.get(kind, [])[: MAX_PLACES - len(places)])
+        for kind, values in other.details.items():
+            mine = self.details.setdefault(kind, {})
+            for value, count in values.items():
+                mine[value] = mine.get(value, 0) + count
+
+    def save(self, path: str | os.PathLike) -> None:
+        Path(path).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Report":
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether something was found that a good file does not have."""
+        return bool(self.errors) or any(kind not in EXPECTED for kind in self.counts)
+
+    def summary(self) -> str:
+        """A line for the whole and one for each kind of problem."""
+        lines = [f"{self.images} images, {self.objects} objects, {len(self.classes)} classes"]
+        for kind, count in sorted(self.counts.items()):
+            outcome, meaning = PROBLEMS[kind]
+            line = f"  {kind}: {count} ({meaning}; {outcome})"
+            if kind in self.details:
+                values = sorted(self.details[kind].items(), key=lambda item: (-item[1], item[0]))
+                line += ": " + ", ".join(f"{value} {number}" for value, number in values[:MAX_PLACES])
+                line += ", ..." if len(values) > MAX_PLACES else ""
+            else:
+                line += f", e.g. {'; '.join(self.places[kind][:3])}"
+            lines.append(line)
+        return "\n".join(lines)
+
+
+def fs_path(path: str | os.PathLike) -> str:
+    """A path as the operating system's calls need it: UTF-8 on the disk, whatever the locale says (a C locale says ASCII)."""
+    return os.fsdecode(os.fspath(path).encode("utf-8", "surrogateescape"))
+
+
+def unicode_path(path: str | os.PathLike) -> str:
+    """The opposite of `fs_path`: an absolute path as true Unicode text, fit for a dataset."""
+    path = os.path.abspath(fs_path(path))
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def relative_name(name: object) -> str:
+    """A file name of an annotation file as a relative path with forward slashes.
+
+    Raises:
+        ValueError: it is empty, absolute, on a drive, or climbs with "..".
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise ValueError("is no file name")
+    name = name.replace("\\", "/")
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        raise ValueError("is not relative")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        raise ValueError("climbs out of the folder")
+    return "/".join(parts)
+
+
+def resolve_inside(root: str, name: str) -> str:
+    """The path of `name` (from `relative_name`) under `root`; the file need not exist.
+
+    Raises:
+        ValueError: a symbolic link leads outside `root`.
+    """
+    path = f"{root}/{name}"
+    local = fs_path(path)
+    real = os.path.realpath(local) if os.path.islink(local) else _real_folder(os.path.dirname(local)) + os.sep
+    base = os.path.join(_real_folder(fs_path(root)), "")
+    if not real.startswith(base):
+        raise ValueError("is a link that leads outside the folder")
+    return path
+
+
+_pixel_limit_lock = threading.Lock()
+
+
+@contextmanager
+def _without_pixel_limit() -> Iterator[None]:
+    """Pillow checks its process-wide limit in `Image.open`; ours is an argument, so theirs is off for that call only."""
+    with _pixel_limit_lock:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_image(source, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture: its header is read, its pixels are not.
+
+    Args:
+        source: path or binary file.
+        name: for messages.
+        max_pixels: a picture with more is refused before any memory is taken for it.
+
+    Raises:
+        ImageProblem: it cannot be opened, or is too large.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = fs_path(source)
+    try:
+        with _without_pixel_limit():
+            image = Image.open(source)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+        raise ImageProblem("unreadable_image", f"cannot open the picture {name}: {reason}") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise ImageProblem(
+            "image_too_large",
+            f"the picture {name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
+            "raise max_pixels if you trust the file",
+        )
+    return image
+
+
+def _ends_early(path: str, image_format: str | None) -> bool:
+    """Whether the end mark of a JPEG or PNG is absent: the file may be cut off, only decoding can tell."""
+    marks = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+    if image_format not in marks:
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
+        return marks[image_format] not in file.read()
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """How an opened picture is stored: 1 upright, 2 to 8 turned or mirrored; nothing is decoded.
+
+    Pillow turns TIFF itself, and would decode a whole PNG to look for a block behind the pixels.
+    """
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises many types on a broken block; viewers show such a picture as stored.
+        return 1
+
+
+def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) of a picture when shown upright, from its header; a file without its end mark is decoded as well.
+
+    Raises:
+        ImageProblem: unreadable, too large or cut off.
+    """
+    with open_image(path, name, max_pixels) as image:
+        width, height = image.size
+        turned = exif_orientation(image) in (5, 6, 7, 8)
+        if _ends_early(fs_path(path), image.format):
+            try:
+                image.load()
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ImageProblem("truncated_image", f"the picture {name} is cut off: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+def stated_size(height: object, width: object) -> tuple[int, int] | None:
+    """(height, width) as positive integers, or None if the file states none that can be true."""
+    try:
+        size = int(float(height)), int(float(width))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+@dataclass
+class Geometry:
+    """The frame of one picture: its true size, and the factors from the stated frame to it (1 unless rescaled)."""
+
+    height: int
+    width: int
+    scale_y: float = 1.0
+    scale_x: float = 1.0
+
+
+SIZE_MISMATCH_CHOICES = ("skip", "error", "rescale")
+
+
+@dataclass
+class ImageChecks:
+    """How pictures are checked while records are made.
+
+    Attributes:
+        verify: open each picture's header; off, the stated size is believed where there is one.
+        size_mismatch: stated size differs from the picture's: "skip" it, raise an "error", or "rescale" the boxes.
+        max_pixels: a picture with more pixels is left out.
+    """
+
+    verify: bool = True
+    size_mismatch: str = "skip"
+    max_pixels: int = MAX_PIXELS
+
+    def geometry(self, path: str, name: str, stated: tuple[int, int] | None, report: Report) -> Geometry | None:
+        """The frame of a picture; None (and counted) if the picture cannot be used.
+
+        Raises:
+            ValueError: the sizes differ and `size_mismatch` is "error".
+        """
+        if stated and not self.verify:
+            return Geometry(*stated)
+        try:
+            height, width = image_size(path, name, self.max_pixels)
+        except ImageProblem as problem:
+            report.add(problem.kind, str(problem))
+            return None
+        if stated is None:
+            report.add("size_from_image", f"{name}: {width} x {height}")
+            return Geometry(height, width)
+        if stated == (height, width):
+            return Geometry(height, width)
+        place = f"{name}: stated {stated[1]} x {stated[0]}, picture {width} x {height}"
+        if self.size_mismatch == "error":
+            raise ValueError(
+                f"size (width x height) of {place}. Correct the file, or pass size_mismatch='skip' or 'rescale'"
+            )
+        if self.size_mismatch == "rescale":
+            report.add("size_rescaled", place)
+            return Geometry(height, width, height / stated[0], width / stated[1])
+        report.add("size_mismatch", place)
+        return None
+
+
+def checked_box(box: object, height: int, width: int, place: str, report: Report) -> tuple[float, ...] | None:
+    """Put the corners of a box in order and clip it to the picture.
+
+    Args:
+        box: four numbers, xyxy, pixels, 0-based, end exclusive; anything else is counted.
+        height: of the picture.
+        width: of the picture.
+        place: "file: object", for the report.
+        report: counts what was done.
+
+    Returns:
+        xyxy inside the picture with a positive area, or None if the object has to be left out.
+    """
+    x1, y1, x2, y2 = box
+    if x2 < x1 or y2 < y1:
+        report.add("corners_swapped", f"{place} {_text(box)}")
+        x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+    if x2 - x1 < MIN_BOX_SIDE or y2 - y1 < MIN_BOX_SIDE:
+        report.add("degenerate_box", f"{place} {_text(box)}")
+        return None
+    clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
+        report.add("box_outside", f"{place} {_text(box)}, picture {width} x {height}")
+        return None
+    margin_x = max(CLIP_TOLERANCE_PIXELS, CLIP_TOLERANCE_FRACTION * width)
+    margin_y = max(CLIP_TOLERANCE_PIXELS, CLIP_TOLERANCE_FRACTION * height)
+    if min(x1, width - x2) < -margin_x or min(y1, height - y2) < -margin_y:
+        report.add("clipped_box", f"{place} {_text(box)}, picture {width} x {height}")
+    return clipped
+
+
+def _text(box) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in box) + "]"
+
+
+def finite_numbers(values: object, count: int) -> list[float] | None:
+    """`values` as floats if it is a list of exactly `count` finite numbers, else None."""
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        return None
+    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):
+        return None
+    if any(abs(value) > 1e12 or not math.isfinite(value) for value in values):
+        return None
+    return [float(value) for value in values]
+
+
+def check_missing(
+    kind: str, names: list[str], total: int, folder: str, what: str, allow_missing: bool, report: Report
+) -> None:
+    """Count missing files, and stop unless that is allowed.
+
+    Raises:
+        FileNotFoundError: some are missing and `allow_missing` is off, or all are.
+    """
+    for name in names:
+        report.add(kind, name)
+    if not names:
+        return
+    first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    if len(names) == total:
+        raise FileNotFoundError(f"none of the {total} {what} exists in {folder}: {first}. Pass the right folder")
+    if not allow_missing:
+        raise FileNotFoundError(
+            f"{len(names)} of {total} {what} are missing in {folder}: {first}. "
+            "Complete the folder, or pass allow_missing=True to go on without them"
+        )

@@ -1,0 +1,131 @@
+"""One call from a folder to a data set."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from datasets import Dataset, Image, load_dataset
+
+from lpg_hf.data.builders import CocoBoxes, VocBoxes, split_name
+from lpg_hf.data.formats.records import fs_path, unicode_path
+
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("coco", "voc", "parquet")
+
+
+def class_names(dataset: Dataset) -> list[str]:
+    """The class names of a built data set in the order of the labels, without the background."""
+    return list(dataset.features["objects"]["category"].feature.names)
+
+
+def load_boxes(
+    format: str,
+    *,
+    root: str | os.PathLike | None = None,
+    annotations: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    split: str | None = None,
+    classes: str | Sequence[str | int] | None = None,
+    masks: bool = False,
+    num_proc: int = 1,
+    cache_dir: str | os.PathLike | None = None,
+    **options,
+) -> Dataset:
+    """Load pictures with boxes; the problems met are logged.
+
+    Args:
+        format: "coco", "voc", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
+            writes it).
+        root: folder of the data set; for "parquet" a folder or a Hub id.
+        annotations: COCO: the json file. VOC: another folder than Annotations.
+        images: another image folder than the usual one; for "parquet" the folder of pictures that were not exported.
+        split: VOC: a list in ImageSets; COCO: part of the default places; "parquet": the split.
+        classes: see `builders.CocoBoxes` and `builders.VocBoxes`.
+        masks: read the masks too.
+        num_proc: processes that check the pictures.
+        cache_dir: of `datasets`.
+        **options: the other fields of `builders.BoxesConfig` (keep_empty, allow_missing, verify_images, ...).
+
+    Returns:
+        The rows described in `builders`.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: a file is not valid, a value is not known, or the data hold no object of the classes.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown data format {format!r}; choose one of {', '.join(FORMATS)}")
+    if format == "parquet":
+        if annotations is not None or classes is not None or options:
+            extra = [
+                *(["annotations"] if annotations is not None else []),
+                *(["classes"] if classes is not None else []),
+            ]
+            raise ValueError(
+                f"format 'parquet' takes no {', '.join(extra + sorted(options))}; they were fixed at export"
+            )
+        return _load_parquet(root, images, split, masks, cache_dir)
+
+    builder_class = CocoBoxes if format == "coco" else VocBoxes
+    known = builder_class.BUILDER_CONFIG_CLASS.__dataclass_fields__
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)} for format {format!r}")
+    if classes is not None and not isinstance(classes, str):
+        classes = list(classes)
+    builder = builder_class(
+        cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+        data_dir=None if root is None else unicode_path(root),
+        annotations=None if annotations is None else os.fspath(annotations),
+        images=None if images is None else os.fspath(images),
+        split=split,
+        classes=classes,
+        masks=masks,
+        **options,
+    )
+    builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
+    dataset = builder.as_dataset(split=split_name(split))
+    report = builder.report
+    logger.log(
+        logging.WARNING if report.needs_attention else logging.INFO, "%s: %s", root or annotations, report.summary()
+    )
+    return dataset
+
+
+def _load_parquet(
+    root: str | os.PathLike | None,
+    images: str | os.PathLike | None,
+    split: str | None,
+    masks: bool,
+    cache_dir: str | os.PathLike | None,
+) -> Dataset:
+    if root is None:
+        raise ValueError("format 'parquet' needs root=... (a folder or a Hub id)")
+    splits = load_dataset(os.fspath(root), cache_dir=None if cache_dir is None else os.fspath(cache_dir))
+    if split is None and len(splits) > 1:
+        raise ValueError(f"{root} holds several splits ({', '.join(splits)}); pass split=...")
+    name = next(iter(splits)) if split is None else split_name(split)
+    if name not in splits:
+        raise ValueError(f"{root} has no split {split!r}; it has {', '.join(splits)}")
+    dataset = splits[name]
+    if "objects" not in dataset.features:
+        raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
+    if masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
+        raise ValueError(f"{root} was exported without masks; export it again from a data set with masks=True")
+    if images is not None:
+        folder = unicode_path(images)
+        paths = [f"{folder}/{name}" for name in dataset["file_name"]]
+        missing = [path for path in paths if not os.path.isfile(fs_path(path))]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(paths)} pictures are missing in {folder}: {missing[0]}, ..."
+            )
+        dataset = dataset.remove_columns([name for name in ("image",) if name in dataset.features])
+        dataset = dataset.add_column("image", paths).cast_column("image", Image())
+    elif "image" not in dataset.features:
+        raise ValueError(
+            f"{root} was exported without pictures; pass images=... (the folder that the file names are in)"
+        )
+    return dataset

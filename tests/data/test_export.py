@@ -1,0 +1,170 @@
+"""Export to Parquet, and back without this package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import typer.testing
+
+from lpg_hf.data.examples import class_mask, decode_image
+from lpg_hf.data.export import export
+from lpg_hf.data.load import class_names, load_boxes
+
+
+READ_SCRIPT = """
+import json, sys
+from datasets import load_dataset
+splits = load_dataset(sys.argv[1])
+assert not any(name.startswith("lpg_hf") for name in sys.modules)
+found = {}
+for name, rows in splits.items():
+    row = rows[0]
+    image, mask = row.pop("image", None), row.pop("mask", None)
+    sizes = [picture and list(picture.size) for picture in (image, mask)]
+    found[name] = {"rows": len(rows), "row": row, "sizes": sizes,
+                   "names": rows.features["objects"]["category"].feature.names}
+print(json.dumps(found))
+"""
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(export)
+    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def read_elsewhere(folder, tmp_path) -> dict:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    process = subprocess.run(
+        [sys.executable, "-c", READ_SCRIPT, str(folder)],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(process.stdout)
+
+
+def test_export_round_trip_without_importing_lpg_hf(voc_tree, tmp_path):
+    voc_tree.add("b")
+    for name in "ab":
+        voc_tree.add_mask(name)
+    voc_tree.add_list("train_mix", "a", "b")
+    voc_tree.add_list("val", "b")
+    out = tmp_path / "out"
+    result = run(
+        out,
+        "--format",
+        "voc",
+        "--root",
+        voc_tree.root,
+        "--split",
+        "train_mix",
+        "--split",
+        "val",
+        "--masks",
+        "--with-images",
+    )
+    assert result.exit_code == 0, result.output
+    found = read_elsewhere(out, tmp_path)
+    assert {name: part["rows"] for name, part in found.items()} == {"train_mix": 2, "val": 1}
+    part = found["train_mix"]
+    assert part["names"] == ["thing"] and part["sizes"] == [[60, 40], [60, 40]]
+    assert part["row"]["objects"]["bbox"] == [[10, 8, 20, 16]] and part["row"]["file_name"] == "a.png"
+
+    original = load_boxes("voc", root=voc_tree.root, split="train_mix", masks=True)
+    again = load_boxes("parquet", root=out, split="train_mix", masks=True)
+    assert again.features == original.features
+    assert again.remove_columns(["image", "mask"])[:] == original.remove_columns(["image", "mask"])[:]
+    for one, two in zip(original, again):
+        assert (decode_image(one) == decode_image(two)).all() and (class_mask(one, 1) == class_mask(two, 1)).all()
+
+
+def test_export_without_pictures_is_joined_with_a_folder_again(coco_tree, tmp_path):
+    coco_tree.write()
+    out = tmp_path / "out"
+    result = run(out, "--format", "coco", "--root", coco_tree.root, "--masks", "--title", "A: title")
+    assert result.exit_code == 0, result.output
+    part = read_elsewhere(out, tmp_path)["train"]
+    assert part["sizes"] == [None, None] and part["row"]["objects"]["segmentation"][0]["size"] == [40, 60]
+    dataset = load_boxes("parquet", root=out, images=coco_tree.images, masks=True)
+    original = load_boxes("coco", root=coco_tree.root, masks=True)
+    assert class_names(dataset) == ["thing"] and (decode_image(dataset[0]) == decode_image(original[0])).all()
+    with pytest.raises(ValueError, match="exported without pictures; pass images="):
+        load_boxes("parquet", root=out)
+    with pytest.raises(FileNotFoundError, match="1 of 1 pictures are missing"):
+        load_boxes("parquet", root=out, images=tmp_path)
+    with pytest.raises(ValueError, match="several splits|has no split 'val'"):
+        load_boxes("parquet", root=out, split="val")
+
+
+def test_no_path_of_the_machine_is_written(coco_tree, voc_tree, tmp_path):
+    coco_tree.write()
+    voc_tree.add_mask("a")
+    for name, tree, options in (("coco", coco_tree, []), ("voc", voc_tree, ["--with-images", "--masks"])):
+        result = run(tmp_path / f"out_{name}", "--format", name, "--root", tree.root, *options)
+        assert result.exit_code == 0, result.output
+        for path in (tmp_path / f"out_{name}").rglob("*"):
+            assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_large_splits_are_written_in_shards(coco_tree, tmp_path, monkeypatch):
+    for i in range(2, 6):
+        coco_tree.add_image(f"{i}.png", i)
+        coco_tree.content["annotations"].append(coco_tree.annotation(id=i, image_id=i))
+    coco_tree.write()
+    monkeypatch.setattr("lpg_hf.data.export.ROWS_PER_SHARD", 2)
+    result = run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root, "--with-images")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out" / "data").glob("train-*-of-00003.parquet"))) == 3
+    assert load_boxes("parquet", root=tmp_path / "out")["image_id"][:] == ["1", "2", "3", "4", "5"]
+
+
+def test_card_has_configs_counts_and_category_ids(coco_tree, tmp_path):
+    import yaml
+
+    coco_tree.write()
+    assert run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root, "--title", "A: title").exit_code == 0
+    _, header, body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    data = yaml.safe_load(header)
+    assert data["pretty_name"] == "A: title"
+    assert data["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert "| train | 1 | 1 |" in body and "1. thing" in body and "order of the labels: 1" in body
+    assert "pictures are not part of this data set" in body
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (["--format", "yolo"], "--format must be coco or voc"),
+        (["--format", "coco", "--annotations", "missing.json"], "missing.json"),
+        (["--format", "coco", "--annotations", "a", "--annotations", "b"], "2 --annotations for 1 --split"),
+        (["--format", "coco", "--classes", "dog,cat"], r"classes ['dog', 'cat'] are not in"),
+    ],
+)
+def test_errors_are_one_line_and_exit_one(coco_tree, tmp_path, options, text):
+    coco_tree.write()
+    result = run(tmp_path / "out", "--root", coco_tree.root, *options)
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+    assert text in result.output and result.output.startswith("Error: ")
+
+
+def test_an_existing_data_set_is_not_overwritten(coco_tree, tmp_path):
+    coco_tree.write()
+    assert run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root).exit_code == 0
+    result = run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root)
+    assert result.exit_code == 1 and "holds a data set already" in result.output
+
+
+def test_module_runs_as_a_command(coco_tree, tmp_path):
+    coco_tree.write()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "lpg_hf.data.export", str(tmp_path / "out"), "--format", "coco"]
+    process = subprocess.run(
+        [*command, "--root", str(coco_tree.root)], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0 and "wrote 1 rows" in process.stdout, process.stderr

@@ -1,0 +1,81 @@
+"""`load_boxes`: one call for every format."""
+
+import logging
+
+import pytest
+
+from lpg_hf.data.load import class_names, load_boxes
+
+
+def test_coco_and_voc_give_the_same_box(coco_tree, voc_tree):
+    coco_tree.write()
+    coco = load_boxes("coco", root=coco_tree.root)
+    voc = load_boxes("voc", root=str(voc_tree.root))
+    assert coco[0]["objects"]["bbox"] == voc[0]["objects"]["bbox"] == [[10, 8, 20, 16]]
+    assert class_names(coco) == class_names(voc) == ["thing"]
+
+
+def test_paths_without_a_root(coco_tree, monkeypatch):
+    path = coco_tree.write()
+    assert len(load_boxes("coco", annotations=path, images=coco_tree.images)) == 1
+    assert len(load_boxes("coco", annotations=path)) == 1
+    monkeypatch.chdir(coco_tree.root)
+    assert len(load_boxes("coco", annotations="annotations.json", images="images")) == 1
+    assert len(load_boxes("coco", root=".", annotations="annotations.json")) == 1
+
+
+def test_voc_split_and_classes(voc_tree):
+    voc_tree.add("b")
+    voc_tree.add_list("train_mix", "b")
+    dataset = load_boxes("voc", root=voc_tree.root, split="train_mix", classes=("thing", "more"), num_proc=2)
+    assert dataset["image_id"][:] == ["b"] and class_names(dataset) == ["thing", "more"]
+    assert str(dataset.split) == "train_mix"
+
+
+def test_what_was_found_is_logged(coco_tree, caplog):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, bbox=[10, 8, 0, 16]))
+    coco_tree.write()
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="lpg_hf"):
+            load_boxes("coco", root=coco_tree.root)
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert "1 images, 1 objects, 1 classes" in record.getMessage()
+        assert "degenerate_box: 1" in record.getMessage() and "a.png: annotation 2" in record.getMessage()
+
+
+def test_good_files_give_no_warning(coco_tree, caplog):
+    coco_tree.add_image("b.png", 2)
+    coco_tree.write()
+    with caplog.at_level(logging.INFO, logger="lpg_hf"):
+        load_boxes("coco", root=coco_tree.root)
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ({"format": "yolo5"}, "unknown data format 'yolo5'; choose one of coco, voc, parquet"),
+        ({"format": "coco"}, "COCO data needs root="),
+        ({"format": "voc"}, "VOC data needs its folder: root="),
+        ({"format": "coco", "root": "x", "zero_based": True}, "unknown option zero_based for format 'coco'"),
+        ({"format": "parquet"}, "needs root="),
+        ({"format": "parquet", "root": "x", "classes": "all"}, "takes no classes"),
+    ],
+)
+def test_error_texts(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        load_boxes(arguments.pop("format"), **arguments)
+
+
+def test_errors_of_the_readers_come_through_as_they_are(coco_tree, voc_tree):
+    path = coco_tree.write()
+    path.write_bytes(b"{")
+    with pytest.raises(ValueError, match="annotations.json is not valid or not complete json"):
+        load_boxes("coco", root=coco_tree.root)
+    with pytest.raises(FileNotFoundError, match="no split list 'train'"):
+        load_boxes("voc", root=voc_tree.root, split="train")
+    (voc_tree.root / "JPEGImages" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists in .*JPEGImages"):
+        load_boxes("voc", root=voc_tree.root)

@@ -1,0 +1,367 @@
+"""Pascal VOC xml and PNG -> records."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lpg_hf.data.formats.records import ImageChecks, Report
+from lpg_hf.data.formats.voc import parse_xml, read_class_list, read_voc, write_voc
+from lpg_hf.labels import VOC_CLASSES
+
+
+BOX = (10.0, 8.0, 30.0, 24.0)
+
+
+def read(tree, split=None, classes=None, **options):
+    report = Report()
+    return list(read_voc(tree.root, split, classes, report=report, **options)), report
+
+
+def only_object(tree, **options):
+    records, report = read(tree, **options)
+    assert len(records) == 1 and len(records[0].objects) == 1, report.summary()
+    return records[0].objects[0], report
+
+
+def replace(tree, *objects, **changes):
+    tree.add("a", tree.xml(objects=list(objects) or None, **changes))
+
+
+def test_base_voc_is_the_box_of_base_coco(voc_tree):
+    item, report = only_object(voc_tree)
+    assert item.box == BOX and item.category == 0 and item.area == 320 and not item.difficult
+    assert report.counts == {} and report.classes == ["1 thing"]
+
+
+def test_r_b4_voc_one_based_round_trip(voc_tree, tmp_path):
+    replace(voc_tree, voc_tree.object(box=(1, 1, 60, 40)), voc_tree.object(box=(1, 1, 1, 1)))
+    records, report = read(voc_tree)
+    assert [item.box for item in records[0].objects] == [(0, 0, 60, 40), (0, 0, 1, 1)] and report.counts == {}
+    write_voc(voc_tree.root / "Annotations" / "a.xml", records[0], ["thing"])
+    assert read(voc_tree)[0] == records
+    assert parse_xml(str(voc_tree.root / "Annotations" / "a.xml"))["objects"][1]["corners"] == [1, 1, 1, 1]
+
+
+def test_r_b4_zero_based_switch_takes_corners_as_they_are(voc_tree):
+    replace(voc_tree, voc_tree.object(box=(0, 0, 30, 24)))
+    item, report = only_object(voc_tree)
+    assert item.box == (0, 0, 30, 24) and report.counts == {"zero_coordinate": 1, "clipped_box": 1}
+    item, report = only_object(voc_tree, zero_based=True)
+    assert item.box == (0, 0, 30, 24) and report.counts == {}
+    replace(voc_tree)
+    assert only_object(voc_tree, zero_based=True)[0].box == (11, 9, 30, 24)
+
+
+def test_r_b3_swapped_corners(voc_tree):
+    replace(voc_tree, voc_tree.object(box=(30, 24, 11, 9)))
+    item, report = only_object(voc_tree)
+    assert item.box == BOX and report.counts == {"corners_swapped": 1}
+
+
+def test_r_b1_r_b2_border_and_degenerate_boxes(voc_tree):
+    boxes = [(-4, -2, 15, 13), (51, 31, 80, 60), (20, 9, 19, 24), (90, 9, 95, 24), (11, 9, 30, 24)]
+    replace(voc_tree, *(voc_tree.object(box=box) for box in boxes))
+    records, report = read(voc_tree)
+    assert [item.box for item in records[0].objects] == [(0, 0, 15, 13), (50, 30, 60, 40), (18, 8, 20, 24), BOX]
+    assert report.counts == {"clipped_box": 2, "corners_swapped": 1, "box_outside": 1}
+    assert "a.xml: object 4" in report.places["box_outside"][0]
+
+
+def test_degenerate_zero_based_box_is_counted(voc_tree):
+    replace(voc_tree, voc_tree.object(box=(20, 9, 20, 24)), voc_tree.object())
+    _, report = read(voc_tree, zero_based=True)
+    assert report.counts == {"degenerate_box": 1}
+
+
+def test_r_d1_flags_are_optional_and_difficult_is_kept(voc_tree):
+    replace(voc_tree, voc_tree.object(flags=""), voc_tree.object(flags="<difficult>1</difficult>"))
+    records, report = read(voc_tree)
+    assert [item.difficult for item in records[0].objects] == [False, True] and report.counts == {}
+
+
+def test_r_d2_floats_and_white_space_are_not_rounded(voc_tree):
+    replace(voc_tree, voc_tree.object(box=("12.0", "\n 15.70000076293945 ", " 30 ", "24")))
+    item, report = only_object(voc_tree)
+    assert item.box == pytest.approx((11, 14.7, 30, 24), abs=1e-6) and report.counts == {}
+
+
+@pytest.mark.parametrize("text", ["", "x", "nan", "inf"])
+def test_coordinates_that_are_no_numbers_are_skipped_and_counted(voc_tree, text):
+    replace(voc_tree, voc_tree.object(box=(text, 9, 30, 24)), voc_tree.object())
+    item, report = only_object(voc_tree)
+    assert item.box == BOX and report.counts == {"invalid_box": 1}
+
+
+@pytest.mark.parametrize("size", [None, (60, 40), (0, 0, 3), ("", "", "")])
+def test_r_d3_size_from_the_picture(voc_tree, size):
+    replace(voc_tree, size=size)
+    records, report = read(voc_tree)
+    assert (records[0].height, records[0].width) == (40, 60)
+    assert report.counts == ({} if size == (60, 40) else {"size_from_image": 1})
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_r_d4_part_boxes_are_not_objects(voc_tree, first):
+    part = "<part><name>head</name><bndbox><xmin>53</xmin><ymin>1</ymin><xmax>58</xmax><ymax>5</ymax></bndbox></part>"
+    item = voc_tree.object(inner=part)
+    if not first:
+        item = item.replace(part, "").replace("</object>", part + "</object>")
+    replace(voc_tree, item)
+    assert only_object(voc_tree)[0].box == BOX
+
+
+def test_object_without_a_box_is_counted(voc_tree):
+    replace(voc_tree, "<object><name>thing</name></object>", "<object><bndbox/></object>", voc_tree.object())
+    _, report = read(voc_tree)
+    assert report.counts == {"no_box": 1, "invalid_annotation": 1}
+
+
+def test_r_d5_pictures_without_objects_are_counted(voc_tree):
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[""]))
+    records, report = read(voc_tree)
+    assert len(records) == 1 and report.counts == {"image_without_object": 1}
+    records, report = read(voc_tree, keep_empty=True)
+    assert [len(record.objects) for record in records] == [1, 0] and report.counts == {"empty_image": 1}
+
+
+@pytest.mark.parametrize("filename", ["a", "stale.jpg", "../../elsewhere.png", None, " "])
+def test_r_d6_the_annotation_files_own_name_finds_the_picture(voc_tree, filename):
+    replace(voc_tree, filename=filename)
+    records, report = read(voc_tree)
+    assert records[0].file_name == "a.png" and report.counts == {}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "JPG", "bmp", "webp", "tif", "TIFF"])
+def test_r_d7_every_picture_suffix_is_found(voc_tree, suffix):
+    voc_tree.add("x", voc_tree.xml("x"), image=f"x.{suffix}")
+    records, _ = read(voc_tree)
+    assert records[1].file_name == f"x.{suffix}"
+
+
+def test_r_d7_two_pictures_of_one_name_are_reported(voc_tree):
+    voc_tree.add("x", voc_tree.xml("x"), image="x.jpg")
+    voc_tree.add("x", voc_tree.xml("x"), image="x.png")
+    voc_tree.add("y", voc_tree.xml("y.jpg"), image="y.jpg")
+    voc_tree.add("y", voc_tree.xml("y.jpg"), image="y.png")
+    records, report = read(voc_tree)
+    assert [record.file_name for record in records] == ["a.png", "y.jpg"]
+    assert report.counts == {"ambiguous_image": 1, "same_name_images": 1}
+    assert report.places["ambiguous_image"] == ["x.xml: x.jpg, x.png"]
+
+
+def test_picture_of_another_name_is_found_by_filename(voc_tree):
+    voc_tree.add("x", voc_tree.xml("IMG 7.png"), image="IMG 7.png")
+    voc_tree.add("y", voc_tree.xml("IMG 7.png"), image="y.png")
+    records, report = read(voc_tree)
+    assert [record.file_name for record in records] == ["a.png", "IMG 7.png", "y.png"]
+    assert report.counts == {"file_name_differs": 1}
+
+
+def test_r_d8_unknown_classes_are_counted_by_name_and_all_keeps_them(voc_tree):
+    replace(voc_tree, voc_tree.object("cat"), voc_tree.object("foo"), voc_tree.object("foo"))
+    records, report = read(voc_tree, classes=["cat"])
+    assert len(records[0].objects) == 1
+    assert report.counts == {"unknown_class": 2} and report.details["unknown_class"] == {"foo": 2}
+    records, report = read(voc_tree, classes="all")
+    assert report.classes == ["1 cat", "2 foo"] and [item.category for item in records[0].objects] == [0, 1, 1]
+
+
+def test_no_object_of_the_classes_is_an_error_that_counts_the_names(voc_tree):
+    with pytest.raises(ValueError, match=r"(?s)no picture of .* has an object of the classes cat.*other_class: 1"):
+        read(voc_tree, classes=["cat"])
+
+
+def test_all_classes_of_files_without_objects_is_an_error(voc_tree):
+    replace(voc_tree, "")
+    with pytest.raises(ValueError, match="no annotation file holds an object with a name"):
+        read(voc_tree, classes="all", keep_empty=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["thing\nother\n", "background\nthing\nother\n", "\ufeff__background__\r\nthing\r\n\r\nother"]
+)
+def test_class_list_with_or_without_background(tmp_path, text):
+    (tmp_path / "classes.txt").write_bytes(text.encode("utf-8"))
+    assert read_class_list(tmp_path / "classes.txt") == ["thing", "other"]
+
+
+@pytest.mark.parametrize(
+    "text, message", [("", "no class names"), ("background", "no class names"), ("a\nb\na", "twice: a")]
+)
+def test_bad_class_lists_are_errors(tmp_path, text, message):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_class_list(tmp_path / "classes.txt")
+
+
+def test_without_a_class_list_the_classes_are_vocs(voc_tree):
+    (voc_tree.root / "classes.txt").unlink()
+    replace(voc_tree, voc_tree.object("aeroplane"), voc_tree.object("tvmonitor"))
+    records, report = read(voc_tree)
+    assert [item.category for item in records[0].objects] == [0, 19] and len(report.classes) == len(VOC_CLASSES)
+
+
+def test_split_lists_are_found_in_segmentation_then_main(voc_tree):
+    voc_tree.add("b")
+    voc_tree.add_list("train", "b")
+    voc_tree.add_list("train", "a", folder="Main")
+    voc_tree.add_list("other", "a 1", "b -1", "b", "", folder="Main")
+    assert [record.image_id for record in read(voc_tree, "train")[0]] == ["b"]
+    records, report = read(voc_tree, "other")
+    assert [record.image_id for record in records] == ["a", "b"] and report.counts == {"duplicate_entry": 1}
+
+
+def test_r_g3_a_name_that_ends_like_a_flag_is_a_name(voc_tree):
+    voc_tree.add("图片 1")
+    voc_tree.add_list("train", "图片 1", "a.png")
+    assert [record.file_name for record in read(voc_tree, "train")[0]] == ["图片 1.png", "a.png"]
+
+
+def test_missing_split_list_names_those_that_exist(voc_tree):
+    voc_tree.add_list("train_mix", "a")
+    voc_tree.add_list("val", "a", folder="Main")
+    with pytest.raises(
+        FileNotFoundError, match="no split list 'tain'.*Segmentation/train_mix.txt, ImageSets/Main/val.txt"
+    ):
+        read(voc_tree, "tain")
+    with pytest.raises(ValueError, match="'../train' climbs out"):
+        read(voc_tree, "../train")
+    voc_tree.add_list("empty")
+    with pytest.raises(ValueError, match="empty.txt is empty"):
+        read(voc_tree, "empty")
+
+
+def test_r_f7_missing_files_are_errors_unless_allowed(voc_tree):
+    voc_tree.add("b")
+    voc_tree.add("c")
+    voc_tree.add_list("train", "a", "b", "c", "d")
+    (voc_tree.root / "JPEGImages" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 4 annotation files are missing in .*Annotations: d.xml"):
+        read(voc_tree, "train")
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 pictures are missing in .*JPEGImages: b \(b.png\)"):
+        read(voc_tree)
+    records, report = read(voc_tree, "train", allow_missing=True)
+    assert len(records) == 2 and report.counts == {"missing_annotation": 1, "missing_image": 1}
+
+
+def test_pictures_without_xml_are_counted(voc_tree):
+    voc_tree.add("b")
+    (voc_tree.root / "Annotations" / "b.xml").unlink()
+    voc_tree.add("x", voc_tree.xml("IMG 7.png"), image="IMG 7.png")  # used under another name
+    report = read(voc_tree)[1]
+    assert report.counts == {"image_without_annotation": 1}
+    assert report.places["image_without_annotation"] == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    "xml, text",
+    [
+        ("<annotation><object>", "no valid xml"),
+        ("", "no valid xml"),
+        ("<html></html>", "top element is <html>"),
+        ('<!DOCTYPE x [<!ENTITY e "eeee">]><annotation>&e;</annotation>', "Entit"),
+    ],
+)
+def test_one_bad_xml_is_counted_and_stops_nothing(voc_tree, xml, text):
+    voc_tree.add("b", xml)
+    records, report = read(voc_tree)
+    assert len(records) == 1 and report.counts["unreadable_annotation"] == 1
+    assert (
+        report.places["unreadable_annotation"][0].startswith("b.xml: ")
+        and text in report.places["unreadable_annotation"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    "remove, text",
+    [("Annotations", "annotation folder not found"), ("JPEGImages", "needs Annotations/ and JPEGImages/")],
+)
+def test_missing_folders_are_named(voc_tree, remove, text):
+    (voc_tree.root / remove).rename(voc_tree.root / "away")
+    with pytest.raises(FileNotFoundError, match=text):
+        read(voc_tree)
+
+
+def test_parent_folder_of_the_data_is_recognised(voc_tree):
+    with pytest.raises(FileNotFoundError, match="Did you mean the folder voc in it"):
+        list(read_voc(voc_tree.root.parent))
+
+
+def test_r_m2_links_and_names_that_lead_outside_are_refused(voc_tree, tmp_path):
+    for name in "bcd":
+        voc_tree.add(name)
+    outside = tmp_path / "outside.png"
+    (voc_tree.root / "JPEGImages" / "b.png").rename(outside)
+    (voc_tree.root / "JPEGImages" / "b.png").symlink_to(outside)
+    (voc_tree.root / "JPEGImages" / "c.png").unlink()
+    voc_tree.add("c", voc_tree.xml("../../outside.png"))
+    (voc_tree.root / "JPEGImages" / "c.png").unlink()
+    (voc_tree.root / "Annotations" / "d.xml").rename(tmp_path / "d.xml")
+    (voc_tree.root / "Annotations" / "d.xml").symlink_to(tmp_path / "d.xml")
+    voc_tree.add_list("train", "a", "b", "c", "d", "../../etc/passwd")
+    records, report = read(voc_tree, "train")
+    assert [record.image_id for record in records] == ["a"] and report.counts == {"unsafe_path": 4}
+
+
+def test_r_g1_sub_folders(voc_tree):
+    voc_tree.add("set1/x", voc_tree.xml("x.png"))
+    records, _ = read(voc_tree)
+    assert [record.file_name for record in records] == ["a.png", "set1/x.png"]
+
+
+def test_r_a11_stated_size_differs(voc_tree):
+    replace(voc_tree, voc_tree.object(box=(21, 17, 60, 48)), size=(120, 80, 3))
+    voc_tree.add("b")
+    records, report = read(voc_tree)
+    assert [record.image_id for record in records] == ["b"] and report.counts == {"size_mismatch": 1}
+    records, report = read(voc_tree, checks=ImageChecks(size_mismatch="rescale"))
+    assert records[0].objects[0].box == BOX and report.counts == {"size_rescaled": 1}
+
+
+def test_masks_are_found_only_on_request(voc_tree):
+    assert read(voc_tree)[0][0].mask_path is None
+    path = voc_tree.add_mask("a")
+    assert read(voc_tree, masks=True)[0][0].mask_path == str(path)
+
+
+def test_missing_masks_are_an_error_unless_allowed(voc_tree):
+    voc_tree.add("b")
+    voc_tree.add_mask("a")
+    with pytest.raises(FileNotFoundError, match="1 of 2 class masks are missing in .*SegmentationClass: b.png"):
+        read(voc_tree, masks=True)
+    records, report = read(voc_tree, masks=True, allow_missing=True)
+    assert [record.image_id for record in records] == ["a"] and report.counts == {"missing_mask": 1}
+
+
+def test_r_h3_mask_value_beyond_the_classes_is_an_error(voc_tree):
+    (voc_tree.root / "classes.txt").write_text("thing\nb\nc\n")
+    values = np.zeros((40, 60), dtype=np.uint8)
+    values[0, 0], values[1, 1] = 7, 255
+    voc_tree.add_mask("a", values)
+    with pytest.raises(ValueError, match="a.png holds the value 7, but there are 3 classes"):
+        read(voc_tree, masks=True)
+
+
+@pytest.mark.parametrize("shape", [(41, 60), (60, 40)])
+def test_r_h5_mask_of_another_size_is_an_error_that_names_both(voc_tree, shape):
+    voc_tree.add_mask("a", np.zeros(shape, dtype=np.uint8))
+    with pytest.raises(
+        ValueError, match=rf"SegmentationClass/a.png is {shape[1]} x {shape[0]}, its picture a.png 60 x 40"
+    ):
+        read(voc_tree, masks=True)
+
+
+def test_colour_mask_is_refused(voc_tree):
+    Image.new("RGB", (60, 40)).save(voc_tree.root / "SegmentationClass" / "a.png")
+    with pytest.raises(ValueError, match="mode RGB; it must be a palette or grey PNG"):
+        read(voc_tree, masks=True)
+
+
+def test_classes_that_would_renumber_the_masks_are_refused(voc_tree):
+    (voc_tree.root / "classes.txt").write_text("other\nthing\n")
+    voc_tree.add_mask("a")
+    for classes in (["thing"], "all"):
+        with pytest.raises(ValueError, match="other labels than the class masks"):
+            read(voc_tree, classes=classes, masks=True)
+        assert len(read(voc_tree, classes=classes)[0]) == 1
+    assert len(read(voc_tree, classes=["other", "thing", "more"], masks=True)[0]) == 1
