@@ -1,0 +1,1 @@
+"""Metrics: accumulators of constant size with an `evaluate` face."""

@@ -1,0 +1,171 @@
+"""Model cards: loadable, complete, and with no number that is in no file."""
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from lpg_hf import hub
+from lpg_hf.hub import write_card
+
+
+METRICS = {
+    "kind": "lpg",
+    "stage": 2,
+    "dataset": "shapes (aux)",
+    "measured_on": "shapes (target)",
+    "classes": ["ring", "star|bar", "犬 č"],
+    "excluded_classes": ["person", "cat"],
+    "settings": {"lpg_steps": 1234, "lpg_lr": 0.0001, "note": "a | b"},
+    "seconds": 98.76,
+    "loss": 0.1357,
+    "versions": {"torch": "2.13.0"},
+    "pseudo_mask_miou": 0.8123,
+    "box_fill_miou": 0.4811,
+    "per_class_iou": [0.9, 0.7, None, 0.25],
+}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "lpg", "architectures": ["LPGModel"], "backbone": "hourglass", "use_class_prob": False}
+        )
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"view": "box", "view_size": 192}))
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS), encoding="utf-8")
+    return tmp_path
+
+
+def change(folder: Path, name: str, **values: object) -> None:
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(json.dumps(content | values), encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args: object) -> None:
+        raise AssertionError("a card was rendered with a network call")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_card_loads_and_its_numbers_equal_metrics_json(stage: Path):
+    card = ModelCard.load(write_card(stage))
+    assert card.data.license == "apache-2.0" and card.data.library_name == "lpg_hf"
+    assert card.data.pipeline_tag == "mask-generation" and card.data.model_name == "lpg-stage2"
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found == {
+        "pseudo_mask_miou": 0.8123,
+        "per_class_iou [background]": 0.9,
+        "per_class_iou [ring]": 0.7,
+        "per_class_iou [犬 č]": 0.25,
+    }
+    assert {result.dataset_name for result in card.data.eval_results} == {"shapes (target)"}
+    for text in (
+        "| pseudo_mask_miou | 0.8123 |",
+        "| lpg_steps | 1234 |",
+        "| seconds | 98.76 |",
+        "| view_size | 192 |",
+    ):
+        assert text in card.text
+    assert "Excluded classes (2), never seen as an object: person, cat." in card.text
+    assert "a \\| b" in card.text and "arXiv:2103.05463" in card.text and "needs no segmenter" in card.text
+
+
+@pytest.mark.parametrize("kind", ["lpg", "segmenter"])
+def test_no_number_comes_from_elsewhere(stage: Path, kind: str):
+    change(stage, "metrics.json", kind=kind)
+    files = "".join(path.read_text(encoding="utf-8") for path in stage.glob("*.json"))
+    card = ModelCard.load(write_card(stage))
+    sections = card.text.split("## Data")[1].split("## Licence")[0]  # usage and citation hold no results
+    for number in re.findall(r"\d+\.\d+|\d{2,}", sections):
+        assert number in files, f"{number} is in no file"
+
+
+def test_absent_metrics_are_said_to_be_absent(stage: Path):
+    (stage / "metrics.json").unlink()
+    card = ModelCard.load(write_card(stage))
+    assert "`metrics.json` is absent" in card.text and "dataset is not recorded" in card.text
+    assert card.data.eval_results is None
+    (stage / "metrics.json").write_text(json.dumps({"kind": "lpg", "stage": 1, "loss": 0.5, "segmenter_miou": None}))
+    (stage / "preprocessor_config.json").unlink()
+    card = ModelCard.load(write_card(stage))
+    assert "`metrics.json` holds none" in card.text and "No image processor is saved" in card.text
+
+
+def test_segmenter_card(stage: Path):
+    change(stage, "config.json", model_type="deeplab_v2")
+    change(stage, "metrics.json", kind="segmenter", stage=0, segmenter_miou=0.5)
+    card = ModelCard.load(write_card(stage))
+    assert card.data.pipeline_tag == "image-segmentation" and "filled boxes" in card.text
+    assert "AutoModelForSemanticSegmentation" in card.text
+    change(stage, "metrics.json", stage=3, segmenter_miou={"crf": 0.61, "plain": 0.6})
+    assert "| segmenter_miou [crf] | 0.61 |" in write_card(stage).read_text(encoding="utf-8")
+
+
+def test_class_probability_is_explained_where_it_is_needed(stage: Path):
+    change(stage, "config.json", use_class_prob=True)
+    text = write_card(stage).read_text(encoding="utf-8")
+    assert "class_probs=class_probs" in text and "softmax probability" in text and "needs no segmenter" not in text
+
+
+def test_writing_again_replaces_the_card_and_leaves_no_other_file(stage: Path):
+    before = {path.name for path in stage.iterdir()}
+    first = write_card(stage).read_bytes()
+    assert write_card(stage).read_bytes() == first
+    assert {path.name for path in stage.iterdir()} == before | {"README.md"}
+
+
+def test_broken_folders_are_named(stage: Path, tmp_path_factory: pytest.TempPathFactory):
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        write_card(tmp_path_factory.mktemp("empty"))
+    change(stage, "metrics.json", kind="detector")
+    with pytest.raises(ValueError, match="'detector'.*metrics.json"):
+        write_card(stage)
+    (stage / "metrics.json").write_text('{"kind": ')
+    with pytest.raises(ValueError, match="metrics.json is not valid JSON"):
+        write_card(stage)
+
+
+@pytest.mark.parametrize("use_class_prob", [False, True])
+def test_usage_of_the_lpg_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_class_prob: bool):
+    from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
+
+    small = {"embedding_size": 4, "hidden_sizes": (4, 4), "depths": (1, 1), "neck_size": 4, "head_size": 4}
+    LPGModel(LPGConfig(use_class_prob=use_class_prob, **small)).save_pretrained(tmp_path)
+    LPGImageProcessor().save_pretrained(tmp_path)
+    Image.new("RGB", (150, 160), "red").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope = {"class_probs": torch.full((2, 160, 150), 0.5)}
+    exec(_first_snippet(write_card(tmp_path)), scope)
+    assert scope["foreground"].shape == (1, 160, 150) and scope["foreground"][:, :20].max() == 0
+
+
+def test_usage_of_the_segmenter_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+
+    from lpg_hf import DeepLabV2Config, DeepLabV2ForSemanticSegmentation
+
+    config = DeepLabV2Config(block="basic", depths=(1, 1, 1, 1), stem_size=4, hidden_sizes=(4, 4, 4, 4), num_labels=3)
+    DeepLabV2ForSemanticSegmentation(config).save_pretrained(tmp_path)
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    Image.new("RGB", (60, 50), "red").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(_first_snippet(write_card(tmp_path)), scope)
+    assert scope["label_map"].shape == (50, 60)
+
+
+def test_templates_are_found_in_a_checkout_or_an_installed_package():
+    assert any((path / name).is_file() for path in hub._TEMPLATES for name in ("lpg_stage.md", "segmenter_stage.md"))
+
+
+def _first_snippet(card: Path) -> str:
+    return re.search(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL).group(1)

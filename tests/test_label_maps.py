@@ -1,0 +1,65 @@
+"""Label map files: exact values, visible colours, never half written."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lpg_hf.label_maps import read_label_map, write_label_map
+from lpg_hf.labels import voc_palette
+
+
+def test_round_trip_keeps_every_label_and_shows_colours(tmp_path: Path):
+    label_map = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    path = tmp_path / "set 1" / "图片.png"
+    write_label_map(path, label_map)
+    assert np.array_equal(read_label_map(path), label_map)
+    with Image.open(path) as picture:
+        assert picture.mode == "P" and picture.size == (32, 8) and picture.format == "PNG"
+        assert np.array_equal(np.asarray(picture.convert("RGB")), voc_palette()[label_map])
+    assert [p.name for p in path.parent.iterdir()] == ["图片.png"]
+
+
+def test_any_integer_type_is_written_and_grey_is_read(tmp_path: Path):
+    label_map = np.array([[0, 1], [15, 255]], dtype=np.int64)
+    write_label_map(tmp_path / "a.png", label_map)
+    Image.fromarray(label_map.astype(np.uint8)).save(tmp_path / "grey.png")
+    for name in ("a.png", "grey.png"):
+        values = read_label_map(tmp_path / name)
+        assert values.dtype == np.uint8 and values.tolist() == label_map.tolist()
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_label_map(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_label_map(tmp_path / "a.png", np.ones((2, 2), np.uint8))
+    assert not read_label_map(tmp_path / "a.png").any()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "label_map, message",
+    [
+        (np.zeros((2, 2)), "float64.*argmax"),
+        (np.zeros((1, 2, 2), np.uint8), r"shape \(1, 2, 2\)"),
+        (np.full((2, 2), 256), "256..256"),
+        (np.full((2, 2), -1), "-1..-1"),
+    ],
+)
+def test_wrong_maps_are_refused_before_a_file_is_made(tmp_path: Path, label_map: np.ndarray, message: str):
+    with pytest.raises(ValueError, match=message):
+        write_label_map(tmp_path / "a.png", label_map)
+    assert not list(tmp_path.iterdir())
+
+
+def test_colour_picture_is_no_label_map(tmp_path: Path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png is a picture of mode RGB"):
+        read_label_map(tmp_path / "a.png")
