@@ -1,0 +1,232 @@
+"""Every setting of a run: one flat dataclass, filled from a YAML file and command-line flags."""
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+
+# A run may be continued with other values of these: they change nothing in the result.
+RESULT_NEUTRAL = ("run_dir", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "log_with", "crf")
+
+
+@dataclass
+class Settings:
+    """Defaults are the paper's (Table I, and the official code where the paper is silent). Lengths are pixels, learning rates per step."""
+
+    # The run
+    run_dir: str = "runs/em"  # everything is written below it: aux/stageK, target/stageK
+    seed: int = 0
+    num_stages: int = 3
+    stage1_class_prob: bool = True  # stage-1 LPG sees the box-trained segmenter (paper); False: image and boxes only
+    stage_init: str = "previous"  # a stage's networks start from the stage before, or from the "initial" weights
+    mixed_precision: str = "no"  # no, bf16 or fp16; softmax and losses stay float32
+    channels_last: bool = True
+    sync_batch_norm: bool = False  # batch statistics over all processes (GPUs only)
+    num_threads: int | None = None  # CPU threads of a process; None: the cores shared out among the processes
+    num_workers: int = 2  # data loading processes; results do not depend on it
+    checkpoint_every: int = 500  # steps
+    keep_checkpoints: int = 2
+    log_every: int = 50  # steps per line of log.jsonl
+    log_with: str | None = None  # a tracker of accelerate: tensorboard, trackio, ...
+
+    # Auxiliary data: boxes and masks, classes disjoint from the target's
+    aux_format: str = "coco"  # coco, voc or parquet
+    aux_root: str | None = None
+    aux_annotations: str | None = None
+    aux_images: str | None = None
+    aux_split: str | None = None
+    aux_classes: str | list[str] | None = "nonvoc60"
+    aux_fraction: float = 1.0  # share of the auxiliary images, drawn by the seed (Table VI)
+
+    # Target data: boxes; masks are used to measure only (and in the modes semi and full)
+    target_format: str = "voc"
+    target_root: str | None = None
+    target_annotations: str | None = None
+    target_images: str | None = None
+    target_split: str | None = "train_aug"
+    target_classes: str | list[str] | None = None
+    eval_annotations: str | None = None  # COCO targets: the file to measure on; VOC: see eval_split
+    eval_images: str | None = None
+    eval_split: str | None = "val"
+    measure_masks: bool = True  # read the target's masks to measure pseudo masks; False where there are none
+    drop_difficult: bool = False  # VOC objects flagged difficult
+
+    # Deployment
+    stages: str | None = None  # where the LPG stages are: a run folder or a Hub prefix org/name; default: run_dir
+    mode: str = "weak"  # weak; semi: images of semi_split keep their ground truth; full: all do
+    semi_split: str | None = "train"  # a VOC list, or a COCO file of those images with masks
+    crf: bool = False  # also measure the segmenter after a dense CRF (extra: lpg_hf[crf])
+
+    # Pseudo masks (Eq. (7))
+    overlap_rule: str = "rate"  # rate (Sec. III-D), first, prob or smallest_box
+    inference_batch_size: int = 16  # views per forward pass of the LPG, images per forward pass of the segmenter
+
+    # LPG (E-step)
+    lpg_backbone: str = "hourglass"
+    lpg_config: dict = field(default_factory=dict)  # further fields of LPGConfig
+    lpg_weights: str | None = None  # ImageNet weights of a resnet or squeezenet backbone: file or org/repo:file
+    lpg_weights_channels: str = "rgb"  # or bgr: what a squeezenet file was trained on
+    lpg_image_mean: list[float] = field(default_factory=lambda: [0.48108, 0.45753, 0.40787])  # RGB, of 0..1
+    lpg_image_std: list[float] = field(default_factory=lambda: [1 / 255, 1 / 255, 1 / 255])
+    view: str = "image"  # image (paper) or box
+    view_size: int = 192
+    view_context: float = 0.25
+    lpg_steps: int = 100_000
+    lpg_batch_size: int = 32
+    lpg_micro_batch_size: int | None = None  # per process and backward pass; the rest is accumulated
+    lpg_optimizer: str = "adam"
+    lpg_learning_rate: float = 1e-4
+    lpg_weight_decay: float = 5e-4
+    lpg_crop_size: int = 512
+    lpg_scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES))
+    lpg_context_range: list[float] = field(default_factory=lambda: [0.1, 0.5])  # box views in training
+    lpg_box_jitter: float = 0.05  # box views in training
+    lpg_min_box_side: float = 0.0  # objects with a shorter side are not trained on
+    lpg_pad_label: int = 255  # label of padding: 255 is ignored, 0 is background (official code)
+
+    # Segmenter (M-step): largefov, deeplab-v2, or any AutoModelForSemanticSegmentation (id, folder or config.json)
+    segmenter: str = "largefov"
+    segmenter_config: dict = field(default_factory=dict)  # fields of its config to set
+    segmenter_weights: str | None = None  # ImageNet weights of largefov or deeplab-v2: file or org/repo:file
+    segmenter_head: str | None = None  # sub-module with the head's learning rate; default: found
+    segmenter_steps: int = 20_000
+    stage0_steps: int | None = None  # of the box-trained segmenter; default: segmenter_steps
+    target_steps: int | None = None  # of deploy.py; default: segmenter_steps
+    segmenter_batch_size: int = 30
+    segmenter_micro_batch_size: int | None = None
+    segmenter_optimizer: str = "sgd"
+    segmenter_learning_rate: float = 1e-3
+    segmenter_momentum: float = 0.9
+    segmenter_weight_decay: float = 5e-4  # weights; biases and norms have none
+    segmenter_head_multiplier: float = 10.0
+    segmenter_bias_multiplier: float = 2.0
+    segmenter_batch_norm_momentum: float | None = None  # transformers' MobileNetV2 needs 0.03
+    segmenter_loss_stride: int | None = None  # pixels per position of the loss; None: the logits' own (paper)
+    segmenter_crop_size: int = 321
+    segmenter_scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES))
+
+    poly_power: float = 0.9
+
+    def __post_init__(self):
+        choices = {
+            "stage_init": ("previous", "initial"),
+            "mixed_precision": ("no", "bf16", "fp16"),
+            "aux_format": ("coco", "voc", "parquet"),
+            "target_format": ("coco", "voc", "parquet"),
+            "mode": ("weak", "semi", "full"),
+            "overlap_rule": ("rate", "first", "prob", "smallest_box"),
+            "view": ("image", "box"),
+            "lpg_weights_channels": ("rgb", "bgr"),
+            "lpg_optimizer": ("adam", "adamw", "sgd"),
+            "segmenter_optimizer": ("adam", "adamw", "sgd"),
+            "lpg_pad_label": (0, 255),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown. Choose one of {allowed}.")
+        positive = [
+            f.name for f in dataclasses.fields(self) if f.name.endswith(("_steps", "_size", "_every", "_stride"))
+        ]
+        for name in ["num_stages", *positive]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if not 0 < self.aux_fraction <= 1:
+            raise ValueError(f"aux_fraction={self.aux_fraction} must lie in (0, 1].")
+
+
+def parse_settings(argv: list[str] | None = None, description: str | None = None) -> Settings:
+    """Settings from `--config FILE.yaml` and `--name value` flags; flags win.
+
+    Lists and dicts are given as YAML on the command line: `--lpg_scales "[0.5, 1.0]"`.
+
+    Raises:
+        ValueError: an unknown key in the file, or a value of another type.
+        SystemExit: an unknown flag.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file with any of the settings below")
+    for f in dataclasses.fields(Settings):
+        parser.add_argument(f"--{f.name}", metavar="VALUE", help=f"default: {_default(f)!r}")
+    flags = vars(parser.parse_args(argv))
+    path = flags.pop("config")
+    values = read_yaml(path) if path else {}
+    for name, text in flags.items():
+        if text is not None:
+            values[name] = text if _accepts(name, str) else yaml.safe_load(text)
+    return settings_from_dict(values, path or "the command line")
+
+
+def read_yaml(path: str) -> dict:
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"Config file {path} does not exist. Files of this repository lie in training/configs."
+        )
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} does not hold `name: value` lines.")
+    return values
+
+
+def settings_from_dict(values: dict, source: str) -> Settings:
+    """Checked settings; `source` is named in errors."""
+    known = typing.get_type_hints(Settings)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"Unknown setting {', '.join(unknown)} in {source}. Known: {', '.join(known)}.")
+    checked = {}
+    for name, value in values.items():
+        if isinstance(value, int) and not isinstance(value, bool) and _accepts(name, float):
+            value = float(value)
+        elif isinstance(value, str) and _accepts(name, float) and not _accepts(name, str):
+            value = float(value)  # YAML reads 1e-3 as text
+        if not any(isinstance(value, t) and (t is bool or not isinstance(value, bool)) for t in _types(name)):
+            wanted = " or ".join(t.__name__ for t in _types(name))
+            raise ValueError(f"{name}={value!r} in {source} is {type(value).__name__}; it must be {wanted}.")
+        checked[name] = value
+    return Settings(**checked)
+
+
+def check_same_run(settings: Settings, path: Path) -> None:
+    """Writes the settings of a new run, or refuses to continue a run that was started with others.
+
+    Raises:
+        ValueError: names the settings that differ.
+    """
+    current = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [k for k in current if k not in RESULT_NEUTRAL and current[k] != before.get(k)]
+        if differing:
+            listed = "; ".join(f"{k}: {before.get(k)!r} then, {current[k]!r} now" for k in differing)
+            raise ValueError(
+                f"{path.parent} was started with other settings ({listed}). Give the same ones to continue it, "
+                "another --run_dir for a new run, or delete the folder."
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(current, indent=2), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _types(name: str) -> tuple[type, ...]:
+    hint = typing.get_type_hints(Settings)[name]
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(option) or option for option in options)
+
+
+def _accepts(name: str, kind: type) -> bool:
+    return kind in _types(name)
+
+
+def _default(f: dataclasses.Field) -> object:
+    return f.default_factory() if f.default is dataclasses.MISSING else f.default

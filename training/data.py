@@ -1,0 +1,95 @@
+"""The rows of a run: the auxiliary set, the target set and what it is measured on."""
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import Dataset, Image
+
+from lpg_hf.data.load import class_names, load_boxes
+from training.config import Settings
+
+
+def load_aux(accelerator: Accelerator, settings: Settings, masks: bool = True) -> Dataset:
+    """Auxiliary images with boxes and masks (Sec. III-A), a seeded share of them if `aux_fraction` < 1."""
+    rows = _load(
+        accelerator,
+        settings,
+        settings.aux_format,
+        root=settings.aux_root,
+        annotations=settings.aux_annotations,
+        images=settings.aux_images,
+        split=settings.aux_split,
+        classes=settings.aux_classes,
+        masks=masks,
+    )
+    if settings.aux_fraction < 1:
+        order = np.random.default_rng(settings.seed).permutation(len(rows))
+        rows = rows.select(np.sort(order[: max(1, round(len(rows) * settings.aux_fraction))]))
+    return rows
+
+
+def load_target(accelerator: Accelerator, settings: Settings, masks: bool) -> Dataset:
+    """Target images with boxes; their masks only where asked for."""
+    return _load(
+        accelerator,
+        settings,
+        settings.target_format,
+        root=settings.target_root,
+        annotations=settings.target_annotations,
+        images=settings.target_images,
+        split=settings.target_split,
+        classes=settings.target_classes,
+        masks=masks,
+    )
+
+
+def load_eval(accelerator: Accelerator, settings: Settings) -> Dataset:
+    """The part of the target set that is measured on, with masks."""
+    images = settings.eval_images or settings.target_images
+    return _load_part(accelerator, settings, settings.eval_annotations, images, settings.eval_split)
+
+
+def load_semi(accelerator: Accelerator, settings: Settings) -> Dataset:
+    """The target images that keep their ground truth in semi mode: a VOC list, or a COCO file."""
+    if settings.target_format == "coco":
+        return _load_part(accelerator, settings, settings.semi_split, settings.target_images, None)
+    return _load_part(accelerator, settings, None, settings.target_images, settings.semi_split)
+
+
+def _load_part(
+    accelerator: Accelerator, settings: Settings, annotations: str | None, images: str | None, split: str | None
+) -> Dataset:
+    return _load(
+        accelerator,
+        settings,
+        settings.target_format,
+        root=settings.target_root,
+        annotations=annotations,
+        images=images,
+        split=split,
+        classes=settings.target_classes,
+        masks=True,
+    )
+
+
+def check_same_classes(one: Dataset, other: Dataset, what: str) -> None:
+    """Raises ValueError if two parts of a data set do not name the same classes."""
+    if class_names(one) != class_names(other):
+        raise ValueError(f"{what} differ in their classes: {class_names(one)} and {class_names(other)}.")
+
+
+def without_difficult(row: dict) -> dict:
+    """The row without the objects that are flagged difficult."""
+    keep = [i for i, difficult in enumerate(row["objects"]["difficult"]) if not difficult]
+    return {"objects": {name: [values[i] for i in keep] for name, values in row["objects"].items()}}
+
+
+def _load(accelerator: Accelerator, settings: Settings, format: str, **source) -> Dataset:
+    """Builds or opens the data set, on the main process first; pictures stay undecoded until they are needed."""
+    with accelerator.main_process_first():
+        rows = load_boxes(format, **source)
+    for column in ("image", "mask"):
+        if column in rows.column_names:
+            rows = rows.cast_column(column, Image(decode=False))
+    if settings.drop_difficult:
+        rows = rows.map(without_difficult, desc="dropping difficult objects")
+    return rows

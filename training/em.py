@@ -1,0 +1,105 @@
+"""Trains the stage-wise generators on the auxiliary set (the EM loop, Fig. 1 of the paper).
+
+    accelerate launch training/em.py --config training/configs/quickstart.yaml
+
+Stage 0 trains a segmenter on filled boxes. Each stage s = 1..S then trains an LPG on the auxiliary masks, with the
+segmenter of stage s - 1 (E-step), writes pseudo masks with it, and trains segmenter s on them (M-step).
+Results: RUN/aux/stageK/{lpg,segmenter,pseudo_masks}, RUN/aux/metrics.json, RUN/log.jsonl. The same command continues a
+run that was stopped, to the same weights.
+"""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpg_hf.data.examples import box_label_map
+from lpg_hf.data.load import class_names
+from training.config import Settings, parse_settings
+from training.data import load_aux
+from training.masks import write_pseudo_masks
+from training.measure import measure_label_maps
+from training.models import build_lpg, build_segmenter, load_lpg, write_json
+from training.stages import (
+    add_metrics,
+    class_probs,
+    finish_run,
+    lpg_stage,
+    mask_labels,
+    once,
+    segmenter_stage,
+    start_run,
+)
+
+
+def run_em(settings: Settings) -> None:
+    accelerator = start_run(settings, "em_settings.json")
+    rows = load_aux(accelerator, settings)
+    num_labels = len(class_names(rows)) + 1
+    build_segmenter(settings, class_names(rows))  # settings that do not fit fail here, before any training
+    build_lpg(settings, settings.stage1_class_prob, None)
+    accelerator.print(f"auxiliary set: {len(rows)} images, {num_labels - 1} classes")
+    aux = Path(settings.run_dir) / "aux"
+
+    def box_labels(index: int, row: dict):
+        return box_label_map(row)
+
+    def measure(labels) -> dict:
+        return measure_label_maps(accelerator, settings, rows, num_labels, labels)
+
+    box_fill = once(accelerator, aux / "box_fill.json", lambda: measure(box_labels))
+    metrics = {"box_fill": box_fill, "pseudo_masks": {}}
+    segmenter = segmenter_stage(
+        accelerator,
+        settings,
+        rows,
+        box_labels,
+        None,
+        aux / "stage0",
+        stage=0,
+        num_steps=settings.stage0_steps or settings.segmenter_steps,
+        part="auxiliary",
+    )
+    lpg = None
+    for stage in range(1, settings.num_stages + 1):
+        folder = aux / f"stage{stage}"
+        lpg = lpg_stage(accelerator, settings, rows, segmenter, lpg, folder, stage=stage, part="auxiliary")
+        model, processor = load_lpg(lpg)
+        probs = None
+        if model.config.use_class_prob:
+            probs = class_probs(accelerator, settings, rows, segmenter, folder, f"auxiliary stage {stage}")
+        masks = folder / "pseudo_masks"
+        write_pseudo_masks(
+            accelerator, settings, model, processor, rows, probs, masks, f"auxiliary stage {stage} pseudo masks"
+        )
+        measured = once(accelerator, folder / "pseudo_masks.json", lambda masks=masks: measure(mask_labels(masks)))
+        metrics["pseudo_masks"][str(stage)] = measured
+        of_lpg = {"pseudo_mask_miou": measured["mean_iou"], "box_fill_miou": box_fill["mean_iou"]}
+        add_metrics(accelerator, lpg, of_lpg | {"measured_on": "the auxiliary images it was trained on"})
+        segmenter = segmenter_stage(
+            accelerator,
+            settings,
+            rows,
+            mask_labels(masks),
+            segmenter,
+            folder,
+            stage=stage,
+            num_steps=settings.segmenter_steps,
+            part="auxiliary",
+        )
+    if accelerator.is_main_process:
+        write_json(aux / "metrics.json", metrics)
+    of_stages = " / ".join(f"{100 * m['mean_iou']:.1f}" for m in metrics["pseudo_masks"].values())
+    accelerator.print(
+        f"auxiliary set, training images: box fill {100 * box_fill['mean_iou']:.1f}, "
+        f"pseudo masks of stages 1..{settings.num_stages} {of_stages} mIoU"
+    )
+    finish_run(accelerator)
+
+
+if __name__ == "__main__":
+    try:
+        run_em(parse_settings(description=__doc__))
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"em.py: {error}")

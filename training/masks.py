@@ -1,0 +1,262 @@
+"""The LPG's inference between the E-step and the M-step: cached class probabilities in, pseudo masks out."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lpg_hf.data.examples import decode_image, row_boxes
+from lpg_hf.fusion import fuse_classes
+from lpg_hf.label_maps import write_label_map
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
+from lpg_hf.models.modeling_lpg import LPGModel
+from training.config import Settings
+from training.models import Normalization, write_json
+from training.samples import BOX_COLUMNS
+from training.steps import to_device
+
+
+PAD_MULTIPLE = 32  # pixels; images whose padded sizes agree share a batch
+CACHE_STRIDE = 8  # pixels per cached probability
+
+
+def size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
+    """Row indices in batches of one padded size; the same batches on every run, so results repeat to the bit."""
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(zip(rows["height"][:], rows["width"][:])):
+        buckets.setdefault((-(-height // PAD_MULTIPLE), -(-width // PAD_MULTIPLE)), []).append(index)
+    return [bucket[i : i + batch_size] for bucket in buckets.values() for i in range(0, len(bucket), batch_size)]
+
+
+def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:
+    """`map` in threads, a few items ahead of the consumer, so memory stays flat."""
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        pending = []
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > max(1, num_workers):
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
+
+
+@torch.inference_mode()
+def segmenter_logits(
+    accelerator: Accelerator,
+    settings: Settings,
+    model: nn.Module,
+    normalization: Normalization,
+    rows: Dataset,
+    batches: list[list[int]],
+    description: str,
+) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, tuple[int, int]]]:
+    """Runs a segmenter over images in batches of one padded size.
+
+    Yields:
+        indices: of the rows.
+        images: their (H, W, 3) uint8 arrays.
+        logits: (B, num_labels, h, w) float32 over the padded size.
+        padded: (height, width) that the logits cover; images lie at its top left.
+    """
+    model.eval().to(accelerator.device)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+
+    def load(indices: list[int]):
+        images = [decode_image(rows[i]) for i in indices]
+        padded = tuple(-(-max(i.shape[d] for i in images) // PAD_MULTIPLE) * PAD_MULTIPLE for d in (0, 1))
+        pixels = np.zeros((len(images), 3, *padded), dtype=np.float32)
+        for k, image in enumerate(images):
+            pixels[k, :, : image.shape[0], : image.shape[1]] = normalization(image)
+        return indices, images, torch.from_numpy(pixels), padded
+
+    loaded = prefetch(load, batches, settings.num_workers)
+    bar = tqdm(
+        loaded,
+        desc=description,
+        total=len(batches),
+        unit="batch",
+        disable=not accelerator.is_main_process,
+        mininterval=5,
+    )
+    for indices, images, pixels, padded in bar:
+        pixels = to_device(pixels, accelerator.device, settings.channels_last)
+        with accelerator.autocast():
+            logits = model(pixel_values=pixels).logits
+        yield indices, images, logits.float(), padded
+
+
+class ClassProbs:
+    """Class probabilities of a frozen segmenter, computed once per image: (row, class) -> map.
+
+    One memory-mapped uint8 file at stride 8 holds the classes that have boxes in the image, and nothing else.
+    """
+
+    def __init__(self, folder: Path, rows: Dataset):
+        self.sizes = list(zip(rows["height"][:], rows["width"][:]))
+        self.offsets, _ = _offsets(rows)
+        self.values = np.memmap(folder / "class_probs.uint8", dtype=np.uint8, mode="r")
+
+    def __call__(self, index: int, label: int) -> np.ndarray:
+        """(H, W) uint8, 255 times the probability, at the image's size."""
+        height, width = self.sizes[index]
+        h, w = _cached_size(height, width)
+        start = self.offsets[index][label]
+        prob = Image.fromarray(self.values[start : start + h * w].reshape(h, w))
+        prob = prob.resize((w * CACHE_STRIDE, h * CACHE_STRIDE), Image.Resampling.BILINEAR)
+        return np.asarray(prob)[:height, :width]
+
+
+def cache_class_probs(
+    accelerator: Accelerator,
+    settings: Settings,
+    load_model: Callable[[], tuple[nn.Module, object]],
+    rows: Dataset,
+    folder: Path,
+    description: str,
+) -> ClassProbs:
+    """Runs the segmenter once over all images, or takes what a run before left in `folder`.
+
+    Args:
+        load_model: makes the frozen segmenter and its image processor; called only if it has to run.
+    """
+    done, temporary = folder / "class_probs.uint8", folder / "class_probs.tmp"
+    if not done.is_file():
+        offsets, num_bytes = _offsets(rows)
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(max(num_bytes, 1),)).flush()
+        accelerator.wait_for_everyone()
+        values = np.memmap(temporary, dtype=np.uint8, mode="r+")
+        model, processor = load_model()
+        batches = size_batches(rows, settings.inference_batch_size)
+        mine = batches[accelerator.process_index :: accelerator.num_processes]
+        normalization = Normalization.of(processor)
+        for indices, images, logits, padded in segmenter_logits(
+            accelerator, settings, model, normalization, rows, mine, description
+        ):
+            size = tuple(side // CACHE_STRIDE for side in padded)
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            probs = (logits.softmax(dim=1) * 255).round().to(torch.uint8).cpu().numpy()
+            for k, (index, image) in enumerate(zip(indices, images)):
+                h, w = _cached_size(*image.shape[:2])
+                for label, start in offsets[index].items():
+                    values[start : start + h * w] = probs[k, label, :h, :w].ravel()
+        values.flush()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            os.replace(temporary, done)
+        accelerator.wait_for_everyone()
+    return ClassProbs(folder, rows)
+
+
+@torch.inference_mode()
+def write_pseudo_masks(
+    accelerator: Accelerator,
+    settings: Settings,
+    model: LPGModel,
+    processor: LPGImageProcessor,
+    rows: Dataset,
+    class_probs: ClassProbs | None,
+    folder: Path,
+    description: str,
+) -> None:
+    """Writes one palette PNG per image: the LPG's masks, cut to the boxes and fused (Eq. (7), Sec. III-D).
+
+    Images are taken in fixed groups and a group with a missing file is redone whole, so that a killed run ends with the
+    same bytes as an undisturbed one. `folder/complete.json` appears at the end.
+    """
+    if (folder / "complete.json").is_file():
+        return
+    model.eval().to(accelerator.device)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    groups = size_batches(rows, settings.inference_batch_size)
+    mine = groups[accelerator.process_index :: accelerator.num_processes]
+    names = rows["file_name"][:]
+    missing = [group for group in mine if not all((folder / mask_name(names[i])).is_file() for i in group)]
+
+    def load(group: list[int]):
+        images, encoded = [], []
+        for index in group:
+            row = rows[index]
+            image = decode_image(row)
+            boxes, labels = row_boxes(row)
+            views = processor.views(boxes, labels, *image.shape[:2])
+            for view in views:
+                prob = None if class_probs is None else class_probs(index, view.label)
+                encoded.append(processor.encode(image, view, prob))
+            images.append((row["file_name"], image.shape[:2], boxes, labels, views))
+        chunks = [
+            {k: torch.from_numpy(v) for k, v in stack_views(encoded[i : i + settings.inference_batch_size]).items()}
+            for i in range(0, len(encoded), settings.inference_batch_size)
+        ]
+        return images, chunks
+
+    def save(name: str, size: tuple[int, int], boxes: np.ndarray, labels: np.ndarray, views: list, logits: Tensor):
+        path = folder / mask_name(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        classes, foreground = processor.decode(logits, views, *size)
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        smallest = np.array([areas[labels == c].min() for c in classes])
+        fused = fuse_classes(classes, foreground, smallest, settings.overlap_rule)
+        write_label_map(path, fused)
+
+    bar = tqdm(
+        prefetch(load, missing, settings.num_workers),
+        desc=description,
+        total=len(missing),
+        unit="batch",
+        disable=not accelerator.is_main_process,
+        mininterval=5,
+    )
+    with ThreadPoolExecutor(max(1, settings.num_workers)) as pool:
+        for images, chunks in bar:
+            outputs = []
+            for chunk in chunks:
+                chunk = {k: to_device(v, accelerator.device, settings.channels_last) for k, v in chunk.items()}
+                with accelerator.autocast():
+                    outputs.append(model(**chunk).logits.float().cpu())
+            logits = [view_logits for output in outputs for view_logits in output]
+            jobs = []
+            for name, size, boxes, labels, views in images:
+                own, logits = logits[: len(views)], logits[len(views) :]
+                jobs.append(pool.submit(save, name, size, boxes, labels, views, own))
+            for job in jobs:
+                job.result()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(folder / "complete.json", {"images": len(rows), "overlap_rule": settings.overlap_rule})
+    accelerator.wait_for_everyone()
+
+
+def mask_name(file_name: str) -> str:
+    """The mask of an image: the same relative path, with the suffix .png."""
+    return str(PurePosixPath(file_name).with_suffix(".png"))
+
+
+def _cached_size(height: int, width: int) -> tuple[int, int]:
+    return -(-height // CACHE_STRIDE), -(-width // CACHE_STRIDE)
+
+
+def _offsets(rows: Dataset) -> tuple[list[dict[int, int]], int]:
+    """Start of every (row, class) map in the cache file, and the file's size in bytes."""
+    offsets, position = [], 0
+    for row in rows.select_columns(list(BOX_COLUMNS)):
+        h, w = _cached_size(row["height"], row["width"])
+        _, labels = row_boxes(row)
+        starts = {}
+        for label in dict.fromkeys(labels.tolist()):
+            starts[label] = position
+            position += h * w
+        offsets.append(starts)
+    return offsets, position

@@ -1,0 +1,84 @@
+"""Measuring: label maps and segmenters against ground truth, at the images' own sizes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+
+from lpg_hf.data.examples import label_map
+from lpg_hf.metrics.mean_iou import ConfusionMatrix
+from training.config import Settings
+from training.masks import prefetch, segmenter_logits, size_batches
+from training.models import Normalization
+
+
+def measure_label_maps(
+    accelerator: Accelerator,
+    settings: Settings,
+    rows: Dataset,
+    num_labels: int,
+    predict: Callable[[int, dict], np.ndarray],
+) -> dict:
+    """mIoU of label maps (pseudo masks, filled boxes) against the masks of the rows; void pixels take no part.
+
+    Args:
+        predict: `(row index, row) -> (H, W) uint8` label map.
+
+    Returns:
+        `ConfusionMatrix.compute()`.
+    """
+    confusion = ConfusionMatrix(num_labels)
+
+    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
+        row = rows[index]
+        return predict(index, row), label_map(row)
+
+    mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    for prediction, truth in prefetch(load, mine, settings.num_workers):
+        confusion.update(prediction, truth)
+    return _reduced(accelerator, confusion)
+
+
+def measure_segmenter(
+    accelerator: Accelerator, settings: Settings, model: nn.Module, processor: object, rows: Dataset, description: str
+) -> dict:
+    """mIoU of a segmenter at full image size, single scale.
+
+    Returns:
+        `ConfusionMatrix.compute()`, and the same under `crf` after a dense CRF if `settings.crf`.
+
+    Source: Sec. IV; the published numbers are after the dense CRF.
+    """
+    num_labels = model.config.num_labels
+    confusion, after_crf = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
+    batches = size_batches(rows, settings.inference_batch_size)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    for indices, images, logits, padded in segmenter_logits(
+        accelerator, settings, model, Normalization.of(processor), rows, mine, description
+    ):
+        for index, image, image_logits in zip(indices, images, logits):
+            height, width = image.shape[:2]
+            full = F.interpolate(image_logits[None], size=padded, mode="bilinear", align_corners=False)
+            full = full[0, :, :height, :width]
+            truth = label_map(rows[index])
+            confusion.update(full.argmax(dim=0).cpu().numpy(), truth)
+            if settings.crf:
+                from lpg_hf.crf import dense_crf
+
+                probs = dense_crf(image, full.softmax(dim=0).cpu().numpy())
+                after_crf.update(probs.argmax(axis=0), truth)
+    result = _reduced(accelerator, confusion)
+    if settings.crf:
+        result["crf"] = _reduced(accelerator, after_crf)
+    return result
+
+
+def _reduced(accelerator: Accelerator, confusion: ConfusionMatrix) -> dict:
+    """Sums the matrices of all processes."""
+    matrix = torch.from_numpy(confusion.matrix).to(accelerator.device)
+    confusion.matrix[...] = accelerator.reduce(matrix, reduction="sum").cpu().numpy()
+    return confusion.compute()

@@ -1,0 +1,205 @@
+"""One stage's parts, each finished once its folder exists: segmenter (M-step), LPG (E-step), pseudo masks."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from datasets import Dataset
+from transformers import AutoModelForSemanticSegmentation
+
+from lpg_hf.data.load import class_names
+from lpg_hf.hub import write_card
+from lpg_hf.label_maps import read_label_map
+from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
+from training.config import Settings, check_same_run
+from training.masks import cache_class_probs, mask_name
+from training.models import (
+    Normalization,
+    build_lpg,
+    build_segmenter,
+    load_segmenter,
+    lpg_processor,
+    package_versions,
+    save_stage,
+    write_json,
+)
+from training.samples import LPGViews, SegmenterCrops
+from training.steps import remove_checkpoints, train_lpg, train_segmenter
+
+
+Labels = Callable[[int, dict], np.ndarray]
+
+
+def start_run(settings: Settings, record: str) -> Accelerator:
+    """The accelerator of a run whose settings are kept in `run_dir/record`."""
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=settings.log_with,
+        project_dir=settings.run_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+    )
+    if accelerator.device.type == "cpu":  # accelerate launch allows a process one thread unless told otherwise
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(settings.num_threads or max(1, cores // accelerator.num_processes))
+    with accelerator.main_process_first():
+        check_same_run(settings, Path(settings.run_dir) / record)
+    if settings.log_with is not None:
+        scalars = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, (int, float, str, bool))}
+        accelerator.init_trackers(Path(settings.run_dir).name, config=scalars)
+    return accelerator
+
+
+def finish_run(accelerator: Accelerator) -> None:
+    """The order in which gloo processes end cleanly."""
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
+def segmenter_stage(
+    accelerator: Accelerator,
+    settings: Settings,
+    rows: Dataset,
+    labels: Labels,
+    previous: Path | None,
+    folder: Path,
+    *,
+    stage: int,
+    num_steps: int,
+    part: str,
+) -> Path:
+    """M-step: trains the segmenter on `labels` and saves it to `folder/segmenter`.
+
+    Args:
+        labels: `(row index, row) -> (H, W) uint8` label map.
+        previous: segmenter to start from; None: the initial weights.
+        part: "auxiliary", or the name of the target's folder; names the phase in log and progress bar.
+    """
+    result = folder / "segmenter"
+    if result.is_dir():
+        return result
+    phase = f"{part} stage {stage} segmenter"
+    names = class_names(rows)
+    model, processor = build_segmenter(settings, names)
+    if previous is not None and settings.stage_init == "previous":
+        model.load_state_dict(AutoModelForSemanticSegmentation.from_pretrained(previous).state_dict())
+    samples = SegmenterCrops(rows, Normalization.of(processor), settings, phase, labels)
+    checkpoints = folder / "segmenter_checkpoints"
+    trained = train_segmenter(accelerator, settings, model, samples, phase, checkpoints, num_steps)
+    if accelerator.is_main_process:
+        save_stage(result, model, processor, stage_metrics("segmenter", stage, part, names, settings, trained))
+    accelerator.wait_for_everyone()
+    remove_checkpoints(accelerator, checkpoints)
+    return result
+
+
+def lpg_stage(
+    accelerator: Accelerator,
+    settings: Settings,
+    rows: Dataset,
+    segmenter: Path,
+    previous: Path | None,
+    folder: Path,
+    *,
+    stage: int,
+    part: str,
+) -> Path:
+    """E-step: trains the LPG of a stage on the auxiliary masks and saves it to `folder/lpg`.
+
+    The segmenter is frozen, so it runs once over the images before the loop and never inside it.
+
+    Args:
+        segmenter: the stage before's, which gives the class probability.
+        previous: LPG of the stage before; None in stage 1.
+    """
+    result = folder / "lpg"
+    if result.is_dir():
+        return result
+    phase = f"{part} stage {stage} LPG"
+    use_class_prob = stage > 1 or settings.stage1_class_prob
+    processor = lpg_processor(settings)
+    model = build_lpg(settings, use_class_prob, previous if settings.stage_init == "previous" else None)
+    probs = class_probs(accelerator, settings, rows, segmenter, folder, phase) if use_class_prob else None
+    samples = LPGViews(rows, processor, settings, phase, probs)
+    checkpoints = folder / "lpg_checkpoints"
+    trained = train_lpg(accelerator, settings, model, samples, phase, checkpoints)
+    if accelerator.is_main_process:
+        metrics = stage_metrics("lpg", stage, part, class_names(rows), settings, trained)
+        save_stage(result, model, processor, metrics)
+    accelerator.wait_for_everyone()
+    remove_checkpoints(accelerator, checkpoints)
+    return result
+
+
+def class_probs(
+    accelerator: Accelerator, settings: Settings, rows: Dataset, segmenter: Path, folder: Path, phase: str
+):
+    """Cached probabilities of a frozen segmenter for all rows; E-step and mask writing share them."""
+    return cache_class_probs(
+        accelerator, settings, lambda: load_segmenter(segmenter), rows, folder, f"{phase}: class probabilities"
+    )
+
+
+def mask_labels(folder: Path) -> Labels:
+    """Label maps from a folder of pseudo masks."""
+    return lambda index, row: read_label_map(folder / mask_name(row["file_name"]))
+
+
+def stage_metrics(kind: str, stage: int, part: str, names: list[str], settings: Settings, trained: dict) -> dict:
+    """`metrics.json` of a stage folder: what it was trained on, how, and what came out.
+
+    Args:
+        part: "auxiliary", or the name of the target's folder.
+        trained: loss and seconds.
+    """
+    auxiliary = part == "auxiliary"
+    if auxiliary:
+        dataset = f"{settings.aux_format} {settings.aux_classes or settings.aux_split or 'all classes'}"
+    else:
+        dataset = f"{settings.target_format} {settings.target_split or 'target'}"
+    excluded = [name for index, name in COCO_CLASSES if index in COCO_VOC_IDS]
+    return {
+        "kind": kind,
+        "stage": stage,
+        "dataset": dataset,
+        "classes": names,
+        "excluded_classes": excluded if auxiliary and settings.aux_classes == "nonvoc60" else None,
+        "settings": public_settings(settings),
+        **trained,
+        "versions": package_versions(),
+    }
+
+
+def add_metrics(accelerator: Accelerator, folder: Path, values: dict) -> None:
+    """Adds what was measured later to a stage's `metrics.json` and card."""
+    if accelerator.is_main_process:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if any(metrics.get(name) != value for name, value in values.items()):
+            write_json(folder / "metrics.json", metrics | values)
+            write_card(folder)
+
+
+def once(accelerator: Accelerator, path: Path, measure: Callable[[], dict]) -> dict:
+    """What `measure` gives, kept in a file, so that a run that goes on does not measure again."""
+    if not path.is_file():
+        result = measure()
+        if accelerator.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, result)
+        accelerator.wait_for_everyone()
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def public_settings(settings: Settings) -> dict:
+    """The settings without this machine's folders: of a local path only the last part is kept."""
+    values = dataclasses.asdict(settings)
+    for name, value in values.items():
+        if isinstance(value, str) and ("/" in value or "\\" in value) and Path(value).expanduser().exists():
+            values[name] = Path(value).name
+    return values

@@ -1,0 +1,239 @@
+"""The two training steps of the EM loop: the E-step trains the LPG, the M-step trains the segmenter."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lpg_hf.models.losses import pixel_cross_entropy
+from training.checkpoint import Checkpoints
+from training.config import Settings
+from training.optim import build_optimizer, lpg_groups, poly_factor, segmenter_groups, set_learning_rate
+from training.samples import Positions, StepBatches, step_loader
+
+
+def train_lpg(
+    accelerator: Accelerator, settings: Settings, model: nn.Module, samples: Positions, phase: str, folder: Path
+) -> dict:
+    """E-step: the LPG on image, box map (and cached class probability) against the auxiliary masks.
+
+    Returns:
+        `loss` (mean of the last tenth of the steps) and `seconds`.
+
+    Source: Sec. III-C, Eq. (4); Table I.
+    """
+    optimizer = build_optimizer(settings.lpg_optimizer, lpg_groups(model, settings))
+
+    def loss_of(model: nn.Module, batch: dict) -> Tensor:
+        return model(**batch).loss
+
+    return train(
+        accelerator,
+        settings,
+        model,
+        optimizer,
+        samples,
+        loss_of,
+        phase,
+        folder,
+        num_steps=settings.lpg_steps,
+        batch_size=settings.lpg_batch_size,
+        micro_batch_size=settings.lpg_micro_batch_size,
+    )
+
+
+def train_segmenter(
+    accelerator: Accelerator,
+    settings: Settings,
+    model: nn.Module,
+    samples: Positions,
+    phase: str,
+    folder: Path,
+    num_steps: int,
+) -> dict:
+    """M-step: the segmenter on label maps (boxes in stage 0, else pseudo masks).
+
+    Source: Sec. III-C, Eq. (5); Table I.
+    """
+    groups = segmenter_groups(model, settings)
+    optimizer = build_optimizer(settings.segmenter_optimizer, groups, settings.segmenter_momentum)
+
+    def loss_of(model: nn.Module, batch: dict) -> Tensor:
+        labels = batch.pop("labels")
+        outputs = model(**batch)
+        maps = outputs.get("scale_logits") or (outputs.logits,)  # DeepLab v2 sums over its scales
+        stride = settings.segmenter_loss_stride
+        if stride is None:
+            return sum(pixel_cross_entropy(logits, labels) for logits in maps)
+        labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]
+        return sum(pixel_cross_entropy(logits, labels, at="labels") for logits in maps)
+
+    return train(
+        accelerator,
+        settings,
+        model,
+        optimizer,
+        samples,
+        loss_of,
+        phase,
+        folder,
+        num_steps=num_steps,
+        batch_size=settings.segmenter_batch_size,
+        micro_batch_size=settings.segmenter_micro_batch_size,
+    )
+
+
+def train(
+    accelerator: Accelerator,
+    settings: Settings,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    samples: Positions,
+    loss_of: Callable[[nn.Module, dict], Tensor],
+    phase: str,
+    folder: Path,
+    *,
+    num_steps: int,
+    batch_size: int,
+    micro_batch_size: int | None,
+) -> dict:
+    """The loop of both steps; resumes from the newest checkpoint in `folder`, exactly.
+
+    Losses are means over pictures, so neither the micro-batch nor the number of processes changes the gradient.
+
+    Raises:
+        ValueError: the batch does not divide among processes and micro-batches.
+        FloatingPointError: the loss is not finite; the message names the samples.
+    """
+    share, rest = divmod(batch_size, accelerator.num_processes)
+    micro_batch_size = min(micro_batch_size or share, share)
+    if rest or share % micro_batch_size:
+        raise ValueError(
+            f"{phase}: a batch of {batch_size} does not divide into {accelerator.num_processes} processes and "
+            f"micro-batches of {micro_batch_size}."
+        )
+    num_micro = share // micro_batch_size
+    checkpoints = Checkpoints(folder, settings.keep_checkpoints)
+    state = checkpoints.load(accelerator.print) or {"step": 0, "losses": [], "seconds": 0.0}
+    start, seconds_before = state["step"], state["seconds"]
+    if start:
+        model.load_state_dict(state["model"])
+        accelerator.print(f"{phase}: resumed at step {start} of {num_steps}")
+    model.to(accelerator.device)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    model.train()
+    if start:
+        optimizer.load_state_dict(state["optimizer"])
+    if settings.sync_batch_norm and accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the parameters, so the optimiser is still right
+    raw_model = model
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if start and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    groups = {g["name"]: sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
+    accelerator.print(
+        f"{phase}: {samples.num_entries} samples, batch {batch_size} = {accelerator.num_processes} processes x "
+        f"{num_micro} x {micro_batch_size}, {num_steps} steps, parameters {groups}"
+    )
+
+    batches = StepBatches(
+        batch_size, micro_batch_size, start, num_steps, accelerator.process_index, accelerator.num_processes
+    )
+    loader = iter(step_loader(samples, batches, settings.num_workers, accelerator.device.type == "cuda"))
+    losses, began = list(state["losses"]), time.monotonic()
+    bar = tqdm(
+        total=num_steps, initial=start, desc=phase, unit="step", disable=not accelerator.is_main_process, mininterval=5
+    )
+    for step in range(start, num_steps):
+        # Dropout of a step depends on nothing but the step, so a resumed run repeats it.
+        torch.manual_seed(hash((settings.seed, accelerator.process_index, step)) % 2**63)
+        set_learning_rate(optimizer, poly_factor(step, num_steps, settings.poly_power))
+        step_loss = torch.zeros((), device=accelerator.device)
+        for micro in range(num_micro):
+            batch = next(loader)
+            names = batch.pop("names")
+            batch = {k: to_device(v, accelerator.device, settings.channels_last) for k, v in batch.items()}
+            synchronize = micro == num_micro - 1
+            with accelerator.no_sync(model) if not synchronize else nullcontext():
+                loss = loss_of(model, batch) / num_micro
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(
+                        f"{phase}: loss {loss.item()} at step {step} on {', '.join(names)}. Lower the learning rate, "
+                        "or look at these images."
+                    )
+                accelerator.backward(loss)
+            step_loss += loss.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(accelerator.reduce(step_loss, reduction="mean").item())
+        bar.update()
+
+        done = step + 1
+        if done % settings.log_every == 0 or done == num_steps:
+            _log(
+                accelerator, settings, phase, done, losses[-settings.log_every :], optimizer, began, start, batch_size
+            )
+        if done % settings.checkpoint_every == 0 or done == num_steps:
+            if accelerator.is_main_process:
+                checkpoint = {
+                    "model": raw_model.state_dict(),
+                    "optimizer": optimizer.optimizer.state_dict(),
+                    "losses": losses,
+                    "seconds": seconds_before + time.monotonic() - began,
+                }
+                if accelerator.scaler is not None:
+                    checkpoint["scaler"] = accelerator.scaler.state_dict()
+                checkpoints.save(done, checkpoint)
+            accelerator.wait_for_everyone()
+    bar.close()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    tail = losses[-max(1, num_steps // 10) :]
+    return {"loss": sum(tail) / len(tail), "seconds": seconds_before + time.monotonic() - began}
+
+
+def remove_checkpoints(accelerator: Accelerator, folder: Path) -> None:
+    """After the stage is saved its checkpoints are of no more use."""
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def to_device(value: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+    value = value.to(device, non_blocking=True)
+    return value.to(memory_format=torch.channels_last) if channels_last and value.dim() == 4 else value
+
+
+def _log(
+    accelerator: Accelerator,
+    settings: Settings,
+    phase: str,
+    step: int,
+    losses: list[float],
+    optimizer: torch.optim.Optimizer,
+    began: float,
+    start: int,
+    batch_size: int,
+) -> None:
+    """One line of log.jsonl, and the tracker."""
+    if not accelerator.is_main_process:
+        return
+    line = {
+        "phase": phase,
+        "step": step,
+        "loss": round(sum(losses) / len(losses), 6),
+        "lr": optimizer.param_groups[0]["lr"],
+        "samples_per_second": round((step - start) * batch_size / (time.monotonic() - began), 2),
+    }
+    with open(Path(settings.run_dir) / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    if settings.log_with is not None:
+        accelerator.log({f"{phase}/loss": line["loss"], f"{phase}/lr": line["lr"]}, step=step)
