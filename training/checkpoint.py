@@ -1,6 +1,7 @@
 """Checkpoints of one training phase: single files that are complete or absent, newest complete one wins."""
 
 import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -33,7 +34,8 @@ class Checkpoints:
     def load(self, report=print) -> dict | None:
         """The newest complete checkpoint, or None. Incomplete ones are passed over with a message.
 
-        Only tensors and plain values are read (`weights_only`), never code.
+        Raises:
+            ValueError: a file with anything but tensors and plain values; code is never executed.
         """
         for path in self._paths():
             try:
@@ -44,6 +46,8 @@ class Checkpoints:
                 reason = f"{damaged} fails its checksum"
             except (zipfile.BadZipFile, OSError, EOFError) as error:
                 reason = str(error)
+            except pickle.UnpicklingError as error:
+                raise ValueError(f"{path} holds more than tensors and plain values, so it is not read. Delete it.") from error
             report(f"{path} is incomplete ({reason}); the one before is taken.")
         return None
 

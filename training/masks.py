@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lpg_hf.data.examples import decode_image, row_boxes
+from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.fusion import fuse_classes
 from lpg_hf.label_maps import write_label_map
+from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
 from training.config import Settings
@@ -95,6 +96,13 @@ def segmenter_logits(
         yield indices, images, logits.float(), padded
 
 
+def resize_logits(model: nn.Module, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinear, as the segmenter's config says (both DeepLabs), else half-pixel centres."""
+    if hasattr(model, "upsample_logits"):
+        return model.upsample_logits(logits, size)
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
 class ClassProbs:
     """Class probabilities of a frozen segmenter, computed once per image: (row, class) -> map.
 
@@ -145,7 +153,7 @@ def cache_class_probs(
             accelerator, settings, model, normalization, rows, mine, description
         ):
             size = tuple(side // CACHE_STRIDE for side in padded)
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            logits = resize_logits(model, logits, size)
             probs = (logits.softmax(dim=1) * 255).round().to(torch.uint8).cpu().numpy()
             for k, (index, image) in enumerate(zip(indices, images)):
                 h, w = _cached_size(*image.shape[:2])
@@ -172,7 +180,7 @@ def write_pseudo_masks(
 ) -> None:
     """Writes one palette PNG per image: the LPG's masks, cut to the boxes and fused (Eq. (7), Sec. III-D).
 
-    Images are taken in fixed groups and a group with a missing file is redone whole, so that a killed run ends with the
+    Crowd regions that no class claims are 255. Images are taken in fixed groups and a group with a missing file is redone whole, so that a killed run ends with the
     same bytes as an undisturbed one. `folder/complete.json` appears at the end.
     """
     if (folder / "complete.json").is_file():
@@ -183,6 +191,7 @@ def write_pseudo_masks(
     groups = size_batches(rows, settings.inference_batch_size)
     mine = groups[accelerator.process_index :: accelerator.num_processes]
     names = rows["file_name"][:]
+    check_distinct(names)
     missing = [group for group in mine if not all((folder / mask_name(names[i])).is_file() for i in group)]
 
     def load(group: list[int]):
@@ -195,20 +204,23 @@ def write_pseudo_masks(
             for view in views:
                 prob = None if class_probs is None else class_probs(index, view.label)
                 encoded.append(processor.encode(image, view, prob))
-            images.append((row["file_name"], image.shape[:2], boxes, labels, views))
+            images.append(
+                (row["file_name"], image.shape[:2], boxes, labels, views, box_label_map(row) == IGNORE_INDEX)
+            )
         chunks = [
             {k: torch.from_numpy(v) for k, v in stack_views(encoded[i : i + settings.inference_batch_size]).items()}
             for i in range(0, len(encoded), settings.inference_batch_size)
         ]
         return images, chunks
 
-    def save(name: str, size: tuple[int, int], boxes: np.ndarray, labels: np.ndarray, views: list, logits: Tensor):
+    def save(logits: Tensor, name: str, size: tuple[int, int], boxes: np.ndarray, labels: np.ndarray, views, crowd):
         path = folder / mask_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         classes, foreground = processor.decode(logits, views, *size)
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         smallest = np.array([areas[labels == c].min() for c in classes])
         fused = fuse_classes(classes, foreground, smallest, settings.overlap_rule)
+        fused[crowd & (fused == 0)] = IGNORE_INDEX
         write_label_map(path, fused)
 
     bar = tqdm(
@@ -228,15 +240,26 @@ def write_pseudo_masks(
                     outputs.append(model(**chunk).logits.float().cpu())
             logits = [view_logits for output in outputs for view_logits in output]
             jobs = []
-            for name, size, boxes, labels, views in images:
-                own, logits = logits[: len(views)], logits[len(views) :]
-                jobs.append(pool.submit(save, name, size, boxes, labels, views, own))
+            start = 0
+            for image in images:
+                stop = start + len(image[4])
+                jobs.append(pool.submit(save, logits[start:stop], *image))
+                start = stop
             for job in jobs:
                 job.result()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(folder / "complete.json", {"images": len(rows), "overlap_rule": settings.overlap_rule})
     accelerator.wait_for_everyone()
+
+
+def check_distinct(file_names: list[str]) -> None:
+    """Raises ValueError if two images would share a mask file."""
+    taken: dict[str, str] = {}
+    for name in file_names:
+        other = taken.setdefault(mask_name(name), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} would share the mask {mask_name(name)}: rename one of the images.")
 
 
 def mask_name(file_name: str) -> str:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
 
 from lpg_hf.data.examples import label_map
+from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training.config import Settings
-from training.masks import prefetch, segmenter_logits, size_batches
+from training.masks import prefetch, resize_logits, segmenter_logits, size_batches
 from training.models import Normalization
 
 
@@ -26,7 +26,7 @@ def measure_label_maps(
     """mIoU of label maps (pseudo masks, filled boxes) against the masks of the rows; void pixels take no part.
 
     Args:
-        predict: `(row index, row) -> (H, W) uint8` label map.
+        predict: `(row index, row) -> (H, W) uint8` label map; its 255 (crowd regions) counts as background.
 
     Returns:
         `ConfusionMatrix.compute()`.
@@ -35,7 +35,8 @@ def measure_label_maps(
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray]:
         row = rows[index]
-        return predict(index, row), label_map(row)
+        prediction = predict(index, row)
+        return np.where(prediction == IGNORE_INDEX, 0, prediction), label_map(row)
 
     mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
     for prediction, truth in prefetch(load, mine, settings.num_workers):
@@ -62,8 +63,7 @@ def measure_segmenter(
     ):
         for index, image, image_logits in zip(indices, images, logits):
             height, width = image.shape[:2]
-            full = F.interpolate(image_logits[None], size=padded, mode="bilinear", align_corners=False)
-            full = full[0, :, :height, :width]
+            full = resize_logits(model, image_logits[None], padded)[0, :, :height, :width]
             truth = label_map(rows[index])
             confusion.update(full.argmax(dim=0).cpu().numpy(), truth)
             if settings.crf:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from datasets import Dataset
 from transformers import AutoModelForSemanticSegmentation
 
@@ -20,6 +20,7 @@ from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
 from training.config import Settings, check_same_run
 from training.masks import cache_class_probs, mask_name
 from training.models import (
+    OWN_SEGMENTERS,
     Normalization,
     build_lpg,
     build_segmenter,
@@ -38,11 +39,16 @@ Labels = Callable[[int, dict], np.ndarray]
 
 def start_run(settings: Settings, record: str) -> Accelerator:
     """The accelerator of a run whose settings are kept in `run_dir/record`."""
+    # Some segmenters of transformers have an auxiliary head that takes no part in the loss.
+    unused_parameters = settings.segmenter not in OWN_SEGMENTERS
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with=settings.log_with,
         project_dir=settings.run_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # one process may build data while the others wait
+            DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+        ],
     )
     if accelerator.device.type == "cpu":  # accelerate launch allows a process one thread unless told otherwise
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -193,7 +193,8 @@ class LPGImageProcessor(PilBackend):
             and `views`, a list of [`View`] per image, which `post_process_foreground` needs.
 
         Raises:
-            ValueError: boxes, labels or probabilities do not fit the images, or images are not 8-bit.
+            ValueError: boxes, labels or probabilities do not fit the images, images are not 8-bit, or a setting of the
+                view differs from the processor's own.
         """
         return super().preprocess(images, boxes, box_labels, class_probs, **kwargs)
 
@@ -214,6 +215,12 @@ class LPGImageProcessor(PilBackend):
         )
         if boxes is None:
             return self._preprocess(images, return_tensors=return_tensors, **kwargs)
+        for name in ("view", "view_size", "view_context", "align_corners"):
+            if kwargs[name] != getattr(self, name):
+                raise ValueError(
+                    f"{name}={kwargs[name]!r} was given for one call, but this processor has {getattr(self, name)!r}, "
+                    "which belongs to its generator. Make a processor of its own: LPGImageProcessor(...)."
+                )
         wrap = (lambda value: None if value is None else [value]) if single else (lambda value: value)
         boxes, box_labels, class_probs = wrap(boxes), wrap(box_labels), wrap(class_probs)
         for name, value in (("boxes", boxes), ("box_labels", box_labels), ("class_probs", class_probs)):
@@ -231,7 +238,10 @@ class LPGImageProcessor(PilBackend):
             for view in of_image:
                 prob = None if class_probs is None else np.asarray(class_probs[i][view.label], dtype=np.float32)
                 rows.append(self.encode(image, view, prob))
-        batch = BatchFeature(data=stack_views(rows), tensor_type=return_tensors)
+        data = stack_views(rows)
+        if class_probs is not None and not rows:
+            data["class_prob"] = data["box_mask"]
+        batch = BatchFeature(data=data, tensor_type=return_tensors)
         batch["views"] = views
         return batch
 
@@ -247,8 +257,17 @@ class LPGImageProcessor(PilBackend):
 
         Returns:
             Per image `labels` (K,) int64 and `foreground` (K, H, W) float32 in [0, 1]; K = 0 without boxes.
+
+        Raises:
+            ValueError: the numbers of logits, views and images do not agree.
         """
         logits = outputs.logits.detach().float().cpu()
+        num_views = sum(len(of_image) for of_image in views)
+        if len(logits) != num_views or len(target_sizes) != len(views):
+            raise ValueError(
+                f"{len(logits)} logits and {len(target_sizes)} target_sizes for {num_views} views of {len(views)} images: "
+                "give the output for all rows of the processor's batch, and one (height, width) per image."
+            )
         results, start = [], 0
         for of_image, (height, width) in zip(views, target_sizes):
             stop = start + len(of_image)
@@ -288,6 +307,8 @@ def _checked_boxes(index: int, boxes: Sequence, labels: Sequence | None) -> tupl
     labels = np.ones(len(boxes), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
     if labels.shape != (len(boxes),):
         raise ValueError(f"box_labels of image {index} have shape {labels.shape} for {len(boxes)} boxes.")
+    if not np.isfinite(boxes).all():
+        raise ValueError(f"boxes of image {index} hold a number that is not finite: {boxes.tolist()}.")
     empty = np.flatnonzero(~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])))
     if len(empty):
         raise ValueError(

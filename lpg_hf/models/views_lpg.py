@@ -175,11 +175,11 @@ def view_to_image(
     """Takes the network's maps of one view back to the image's own pixels.
 
     Args:
-        maps: (C, h, w) float; h x w covers the view from its top-left corner at the network's stride of 4 (padding at
-            the right and the bottom is cut off), or is `view.size` itself.
+        maps: (C, h, w) float; h x w covers the view from its top-left corner at the network's stride of 4; padding at
+            the right and the bottom is cut off.
         view: the view that the maps belong to.
         height, width: size of the image in pixels.
-        align_corners: how maps at stride 4 are brought to the view's size (the official code: True).
+        align_corners: how the maps are brought to the view's size (the official code: True).
 
     Returns:
         rows, columns: slices of the image that the view covers.
@@ -188,13 +188,12 @@ def view_to_image(
     x1, y1, x2, y2 = view.window
     window_size = (y2 - y1, x2 - x1)
     maps = maps.float()[None]
-    if tuple(maps.shape[2:]) != view.size:
-        full = (maps.shape[2] * 4, maps.shape[3] * 4)
-        if full == view.size:
-            full = window_size  # one interpolation serves both steps
+    full = (maps.shape[2] * 4, maps.shape[3] * 4)
+    if full == view.size:  # one interpolation serves both steps
+        maps = F.interpolate(maps, size=window_size, mode="bilinear", align_corners=align_corners)
+    else:
         maps = F.interpolate(maps, size=full, mode="bilinear", align_corners=align_corners)
-        if full != window_size:
-            maps = maps[:, :, : view.size[0], : view.size[1]]
+        maps = maps[:, :, : view.size[0], : view.size[1]]
     if view.flip:
         maps = maps.flip(3)
     if tuple(maps.shape[2:]) != window_size:

@@ -1,0 +1,420 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from lpg_hf.boxes import boxes_to_mask
+from lpg_hf.models.configuration_lpg import LPGConfig
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
+from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.models.views_lpg import box_mask_of_view
+
+
+PROCESSORS = {"image": LPGImageProcessor(), "box": LPGImageProcessor(view="box", view_size=64)}
+every_view = pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS.keys())
+
+BOXES = [[10, 8, 30, 24], [40.5, 2.25, 70, 39]]
+
+
+def picture(height=40, width=60, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def tiny_lpg(use_class_prob=False) -> LPGModel:
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 4, "hidden_sizes": (6, 8), "depths": (1, 1), "neck_size": 8, "head_size": 6}
+    return LPGModel(LPGConfig(use_class_prob=use_class_prob, **sizes)).eval()
+
+
+@torch.no_grad()
+def run(model, batch):
+    return model(**{name: value for name, value in batch.items() if name != "views"})
+
+
+def certain(batch, value=20.0):
+    """Output of a network that takes every pixel for the object."""
+    num_views, _, height, width = batch["box_mask"].shape
+    logits = torch.zeros(num_views, 2, -(-height // 4), -(-width // 4))
+    logits[:, 1] = value
+    return SimpleNamespace(logits=logits)
+
+
+def pooled(batch):
+    """Output of a network that sees 4 x 4 pixels and answers with their mean colour."""
+    pixels = batch["pixel_values"]
+    pixels = F.pad(pixels, (0, -pixels.shape[3] % 4, 0, -pixels.shape[2] % 4))
+    return SimpleNamespace(logits=F.avg_pool2d(pixels[:, :2], 4))
+
+
+def equal(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one if k != "views")
+
+
+# What the call takes
+
+
+@every_view
+def test_images_of_every_kind_give_the_same_batch(processor):
+    image = picture()
+    expected = processor(image, boxes=BOXES, return_tensors="pt")
+    assert expected["pixel_values"].dtype == expected["box_mask"].dtype == torch.float32
+    tensor = torch.from_numpy(image)
+    for same in (Image.fromarray(image), image.transpose(2, 0, 1), tensor, tensor.permute(2, 0, 1)):
+        assert equal(processor(same, boxes=BOXES, return_tensors="pt"), expected)
+        assert equal(processor([same], boxes=[BOXES], return_tensors="pt"), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_images_of_other_modes_become_rgb(mode):
+    image = Image.fromarray(picture()).convert(mode)
+    batch = PROCESSORS["box"](image, boxes=BOXES, return_tensors="pt")
+    assert equal(batch, PROCESSORS["box"](image.convert("RGB"), boxes=BOXES, return_tensors="pt"))
+
+
+@every_view
+def test_boxes_of_every_kind_give_the_same_batch(processor):
+    """R-N2."""
+    boxes = [[10, 8, 30, 24], [40, 2, 70, 39]]
+    expected = processor(picture(), boxes=boxes, return_tensors="pt")
+    for same in (
+        tuple(map(tuple, boxes)),
+        np.array(boxes),
+        np.array(boxes, dtype=np.uint8),
+        np.array(boxes, dtype=np.float64),
+        torch.tensor(boxes),
+        torch.tensor(boxes, dtype=torch.float32),
+        [torch.tensor(box) for box in boxes],
+    ):
+        assert equal(processor(picture(), boxes=same, return_tensors="pt"), expected)
+
+
+@every_view
+def test_pictures_of_different_sizes_and_numbers_of_boxes_in_one_batch_equal_one_by_one(processor):
+    """R-N2."""
+    images = [picture(40, 60), picture(15, 16, 1), picture(60, 64, 2), picture(31, 30, 3)]
+    boxes = [BOXES, [[2, 3, 9, 12]], [], [[0, 0, 30, 31], [5, 6, 7, 8], [20, 1, 40, 9]]]
+    labels = [[1, 2], [3], [], [4, 5, 4]]
+    batch = processor(images, boxes=boxes, box_labels=labels, return_tensors="pt")
+    assert [len(of_image) for of_image in batch["views"]] == [2, 1, 0, 2 if processor.view == "image" else 3]
+    results = processor.post_process_foreground(pooled(batch), batch["views"], [i.shape[:2] for i in images])
+    for i, image in enumerate(images):
+        assert results[i]["foreground"].shape[1:] == image.shape[:2]
+        assert results[i]["labels"].tolist() == list(dict.fromkeys(labels[i]))
+        alone = processor(image, boxes=boxes[i], box_labels=labels[i], return_tensors="pt")
+        result = processor.post_process_foreground(pooled(alone), alone["views"], [image.shape[:2]])[0]
+        core = np.s_[:, :-4, :-4] if processor.view == "image" else np.s_[:]  # the last logits see the padding
+        torch.testing.assert_close(results[i]["foreground"][core], result["foreground"][core])
+
+
+@every_view
+def test_a_batch_of_different_sizes_covers_each_picture_with_its_own_part_of_the_logits(processor):
+    """15 x 16 beside 60 x 64: the small picture's padded logits have as many pixels as the picture itself."""
+    images = [picture(16, 16), picture(64, 64, 1)]
+    batch = processor(images, boxes=[[[0, 0, 16, 16]], [[0, 0, 64, 64]]], return_tensors="pt")
+    output = certain(batch)
+    if processor.view == "image":
+        output.logits[0, 1, 4:] = output.logits[0, 1, :, 4:] = -20  # what the network says of the padding
+    results = processor.post_process_foreground(output, batch["views"], [(16, 16), (64, 64)])
+    assert all(result["foreground"][:, :13, :13].min() > 0.99 for result in results)
+
+
+@pytest.mark.parametrize("use_class_prob", [False, True])
+@every_view
+@pytest.mark.parametrize("boxes", [[], np.zeros((0, 4)), torch.zeros(0, 4)], ids=["list", "numpy", "torch"])
+def test_zero_boxes_give_no_view_and_no_mask(processor, boxes, use_class_prob):
+    """R-N2: the documented result; it also passes through the network."""
+    probs = np.full((3, 5, 5), 0.5, dtype=np.float32) if use_class_prob else None
+    batch = processor(picture(), boxes=boxes, class_probs=probs, return_tensors="pt")
+    assert batch["views"] == [[]] and len(batch["pixel_values"]) == len(batch["box_mask"]) == 0
+    output = run(tiny_lpg(use_class_prob), batch)
+    result = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]
+    assert result["labels"].shape == (0,) and result["labels"].dtype == torch.int64
+    assert result["foreground"].shape == (0, 40, 60) and result["foreground"].dtype == torch.float32
+
+
+def test_without_boxes_only_pixel_values_come_out():
+    batch = PROCESSORS["box"]([picture(40, 60), picture(30, 50)], return_tensors="pt")
+    assert set(batch) == {"pixel_values"} and batch["pixel_values"].shape == (2, 3, 40, 60)
+
+
+def test_views_follow_the_processor():
+    labels = [2, 1, 2]
+    boxes = [[10, 8, 30, 24], [0, 0, 5, 5], [40, 2, 60, 39]]
+    whole = PROCESSORS["image"](picture(), boxes=boxes, box_labels=labels, return_tensors="pt")
+    assert whole["pixel_values"].shape == (2, 3, 40, 60)  # one per class
+    assert [view.label for view in whole["views"][0]] == [2, 1]
+    assert (whole["box_mask"][0, 0].numpy() == boxes_to_mask(np.array(boxes)[[0, 2]], 40, 60)).all()
+    windows = PROCESSORS["box"](picture(), boxes=boxes, box_labels=labels, return_tensors="pt")
+    assert windows["pixel_values"].shape == (3, 3, 64, 64)  # one per box
+    assert [view.label for view in windows["views"][0]] == labels
+    for row, view in zip(windows["box_mask"], windows["views"][0]):
+        assert (row[0].numpy() == box_mask_of_view(view)).all()
+
+
+def test_view_settings_are_read():
+    image = picture()
+    near = LPGImageProcessor(view="box", view_size=64, view_context=0.0)(image, boxes=BOXES)
+    far = LPGImageProcessor(view="box", view_size=64, view_context=1.0)(image, boxes=BOXES)
+    assert np.mean(near["box_mask"]) > 0.4 > 0.15 > np.mean(far["box_mask"])
+    small = LPGImageProcessor(view="box", view_size=32)(image, boxes=BOXES)
+    assert np.shape(small["pixel_values"]) == (2, 3, 32, 32)
+    views = near["views"]
+    output = SimpleNamespace(logits=torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(0)))
+    maps = [
+        LPGImageProcessor(align_corners=align).post_process_foreground(output, views, [(40, 60)])[0]["foreground"]
+        for align in (False, True)
+    ]
+    assert not torch.allclose(*maps)
+
+
+@pytest.mark.parametrize("return_tensors, kind", [("pt", torch.Tensor), ("np", np.ndarray), (None, np.ndarray)])
+def test_tensors_are_of_the_kind_asked_for_and_views_survive_to(return_tensors, kind):
+    batch = PROCESSORS["box"](picture(), boxes=BOXES, return_tensors=return_tensors)
+    assert isinstance(batch["pixel_values"], kind) and isinstance(batch["box_mask"], kind)
+    assert batch.to("cpu", torch.bfloat16)["views"] == batch["views"]
+
+
+# Errors
+
+
+def test_unknown_view_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'crop' is unknown.*image, box"):
+        LPGImageProcessor(view="crop")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"view": "box"}, {"view_size": 96}, {"view_context": 0.5}, {"align_corners": True}]
+)
+def test_a_view_setting_for_one_call_is_refused_instead_of_ignored(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}=.* was given for one call"):
+        PROCESSORS["image"](picture(), boxes=BOXES, **setting)
+
+
+@pytest.mark.parametrize(
+    "box", [[10, 8, 10, 24], [10, 24, 30, 8], [30, 8, 10, 24], [20, 16, 20, 16]], ids=["thin", "y", "x", "point"]
+)
+def test_empty_and_inverted_boxes_are_refused_with_their_place_and_the_remedy(box):
+    with pytest.raises(ValueError, match=r"box 1 of image 1 is empty: \[.*xyxy.*'xywh'"):
+        PROCESSORS["image"]([picture(), picture()], boxes=[BOXES, [BOXES[0], box]])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_boxes_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match="boxes of image 0 .*not finite"):
+        PROCESSORS["box"](picture(), boxes=[[1, 2, value, 9]])
+
+
+@pytest.mark.parametrize("boxes", [[1, 2, 3, 4], [[1, 2, 3]], [[1, 2, 3, 4, 5]]])
+def test_boxes_of_another_shape_are_refused(boxes):
+    with pytest.raises(ValueError, match=r"boxes of image 0 have shape .*\(N, 4\) xyxy"):
+        PROCESSORS["image"](picture(), boxes=boxes)
+
+
+@pytest.mark.parametrize("name", ["boxes", "box_labels", "class_probs"])
+def test_another_number_of_entries_than_images_is_refused(name):
+    entries = {"boxes": [BOXES, BOXES], "box_labels": [[1, 1]] * 2, "class_probs": [np.zeros((2, 4, 4))] * 2}
+    entries[name] = entries[name][:1]
+    with pytest.raises(ValueError, match=f"{name} has 1 entries for 2 images"):
+        PROCESSORS["image"]([picture(), picture()], **entries)
+
+
+def test_another_number_of_labels_than_boxes_is_refused():
+    with pytest.raises(ValueError, match=r"box_labels of image 0 have shape \(3,\) for 2 boxes"):
+        PROCESSORS["image"](picture(), boxes=BOXES, box_labels=[1, 2, 3])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int64])
+def test_images_that_are_not_8_bit_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"image 0 is {np.dtype(dtype)}: .*8-bit"):
+        LPGImageProcessor(do_convert_rgb=False)(picture().astype(dtype), boxes=BOXES)
+
+
+def test_output_that_does_not_belong_to_the_views_is_refused():
+    processor = PROCESSORS["box"]
+    batch = processor(picture(), boxes=BOXES, return_tensors="pt")
+    output = certain(batch)
+    with pytest.raises(ValueError, match="2 logits and 2 target_sizes for 2 views of 1 images"):
+        processor.post_process_foreground(output, batch["views"], [(40, 60), (40, 60)])
+    output.logits = output.logits[:1]
+    with pytest.raises(ValueError, match="1 logits and 1 target_sizes for 2 views of 1 images"):
+        processor.post_process_foreground(output, batch["views"], [(40, 60)])
+
+
+# Values
+
+
+@every_view
+def test_pixels_are_normalised_and_what_lies_outside_the_picture_is_the_mean_colour(processor):
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    image[:] = (200, 100, 50)
+    box = [[-10, -10, 20, 20]]
+    pixels = processor(image, boxes=box, return_tensors="pt")["pixel_values"][0]
+    mean, std = np.array(processor.image_mean), np.array(processor.image_std)
+    expected = (np.array([200, 100, 50]) / 255 - mean) / std
+    np.testing.assert_allclose(pixels[:, -1, -1].numpy(), expected, rtol=1e-4)
+    if processor.view == "box":
+        assert pixels[:, 0, 0].abs().max() < 0.5 / 255 / std.min() + 1e-4
+
+
+def test_own_mean_and_std_are_used():
+    processor = LPGImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    pixels = processor(picture(), boxes=BOXES, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(pixels, (picture().transpose(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+@every_view
+def test_class_probs_are_those_of_the_views_class_brought_to_the_picture(processor):
+    probs = np.zeros((4, 5, 6), dtype=np.float32)
+    probs[0], probs[1], probs[3] = 0.1, np.linspace(0, 1, 6), 0.7
+    for given in (probs, torch.from_numpy(probs)):
+        batch = processor(
+            picture(), boxes=[[0, 0, 60, 40]] * 2, box_labels=[3, 1], class_probs=given, return_tensors="pt"
+        )
+        constant, ramp = batch["class_prob"]
+        assert batch["class_prob"].shape == batch["box_mask"].shape and constant.dtype == torch.float32
+        inside = batch["box_mask"][0, 0].bool()  # the picture; a box view reaches beyond it
+        assert (constant[0][inside] - 0.7).abs().median() < 1e-6
+        row = ramp[0][ramp.shape[1] // 2][inside[ramp.shape[1] // 2]][1:-1]  # without the pixels across the edge
+        assert (row.diff() > -1e-6).all() and row[0] < 0.05 and row[-1] > 0.95 and abs(row.mean() - 0.5) < 0.01
+        if processor.view == "box":
+            assert constant[0][0].eq(0).all()  # outside the picture nothing is likely
+
+
+def test_8_bit_class_prob_equals_the_float_one():
+    processor = PROCESSORS["box"]
+    view = processor.views(np.array(BOXES, dtype=np.float32), np.array([1, 1]), 40, 60)[0]
+    prob = np.random.default_rng(0).integers(0, 256, (5, 8), dtype=np.uint8)
+    encoded = [processor.encode(picture(), view, p)["class_prob"] for p in (prob, prob.astype(np.float32) / 255)]
+    assert encoded[0].dtype == np.float32 and encoded[0].max() > 0.3
+    np.testing.assert_allclose(*encoded, atol=1e-5)
+
+
+def test_stacked_views_are_padded_at_the_right_and_the_bottom_with_nothing_to_learn():
+    def row(height, width):
+        return {
+            "pixel_values": np.ones((3, height, width), dtype=np.float32),
+            "box_mask": np.ones((1, height, width), dtype=np.float32),
+            "labels": np.ones((height, width), dtype=np.int64),
+        }
+
+    batch = stack_views([row(4, 7), row(6, 5)])
+    for name, fill in (("pixel_values", 0), ("box_mask", 0), ("labels", 255)):
+        values = batch[name]
+        assert values.shape[-2:] == (6, 7)
+        assert (values[0, ..., :4, :] == 1).all() and (values[0, ..., 4:, :] == fill).all()
+        assert (values[1, ..., :5] == 1).all() and (values[1, ..., 5:] == fill).all()
+
+
+# Back to the picture
+
+
+@every_view
+def test_foreground_is_a_probability_inside_the_boxes_and_exactly_0_outside(processor):
+    """R-N3; the boxes are partly outside, overlapping, fractional, and of one pixel."""
+    boxes = np.array([[10, 8, 30, 24], [-9, 20.5, 14.5, 60], [40.2, 2.7, 75, 39], [50, 5, 51, 6]], dtype=np.float32)
+    labels = np.array([1, 1, 2, 3])
+    batch = processor(picture(), boxes=boxes, box_labels=labels, return_tensors="pt")
+    for output in (run(tiny_lpg(), batch), certain(batch)):
+        result = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]
+        assert result["labels"].tolist() == [1, 2, 3] and result["foreground"].dtype == torch.float32
+        for label, foreground in zip((1, 2, 3), result["foreground"].numpy()):
+            inside = boxes_to_mask(boxes[labels == label], 40, 60).astype(bool)
+            assert (foreground[~inside] == 0).all()
+            assert (foreground[inside] > 0).all() and (foreground <= 1).all()
+    assert np.isclose(foreground[5, 50], 1) and foreground.sum() == foreground[5, 50]
+
+
+@every_view
+def test_certain_foreground_fills_a_box_in_a_picture_larger_than_the_working_size(processor):
+    """R-N3: the extent of the mask is the box (IoU 1)."""
+    boxes = np.array([[13, 57, 211, 140]], dtype=np.float32)
+    batch = processor(picture(217, 333), boxes=boxes, return_tensors="pt")
+    foreground = processor.post_process_foreground(certain(batch), batch["views"], [(217, 333)])[0]["foreground"][0]
+    assert ((foreground > 0.5).numpy() == boxes_to_mask(boxes, 217, 333).astype(bool)).all()
+
+
+def test_where_boxes_of_a_class_overlap_the_larger_probability_counts():
+    processor = PROCESSORS["box"]
+    boxes = [[0, 0, 20, 20], [10, 0, 30, 20], [15, 0, 35, 20]]
+    batch = processor(picture(), boxes=boxes, box_labels=[1, 1, 2], return_tensors="pt")
+    output = certain(batch)
+    output.logits[:, 1] = torch.tensor([2.0, -2.0, 3.0])[:, None, None]
+    foreground = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]["foreground"]
+    high, low, other = torch.sigmoid(torch.tensor([2.0, -2.0, 3.0]))
+    assert foreground.shape[0] == 2
+    torch.testing.assert_close(foreground[0, 5, :30], torch.where(torch.arange(30) < 20, high, low))
+    torch.testing.assert_close(foreground[1, 5, 15:35], other.expand(20))  # another class is not merged
+
+
+def test_logits_become_a_softmax_of_the_second_channel():
+    processor = PROCESSORS["image"]
+    batch = processor(picture(), boxes=[[0, 0, 60, 40]], return_tensors="pt")
+    output = SimpleNamespace(logits=torch.tensor([0.3, 1.7])[None, :, None, None].expand(1, 2, 10, 15).bfloat16())
+    foreground = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]["foreground"]
+    expected = output.logits[0, :, 0, 0].float().softmax(0)[1]
+    torch.testing.assert_close(foreground, expected.expand(1, 40, 60))
+
+
+def disc(height, width, x, y, radius):
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return ((columns - x) ** 2 + (rows - y) ** 2 < radius**2).astype(np.uint8)
+
+
+def perfect_output(encoded) -> SimpleNamespace:
+    """What a perfect network says at stride 4: the share of object pixels, as logits around 0."""
+    labels = torch.from_numpy(np.stack([e["labels"] for e in encoded]) == 1).float()[:, None]
+    height, width = labels.shape[2:]
+    share = F.avg_pool2d(F.pad(labels, (0, -width % 4, 0, -height % 4)), 4)
+    return SimpleNamespace(logits=torch.cat([0.5 - share, share - 0.5], dim=1) * 10)
+
+
+@pytest.mark.parametrize("height, width", [(217, 333), (120, 97)])
+@pytest.mark.parametrize("x, y, radius", [(50, 60, 30), (60, 20, 35), (48.3, 60.7, 47)], ids=["whole", "cut", "large"])
+@pytest.mark.parametrize("kind", ["image", "box"])
+def test_a_perfect_network_gives_back_the_mask_at_the_pictures_size(kind, height, width, x, y, radius):
+    processor = LPGImageProcessor(view=kind)
+    truth = disc(height, width, x, y, radius)
+    ys, xs = np.nonzero(truth)
+    boxes = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], dtype=np.float32)
+    views = processor.views(boxes, np.array([1]), height, width)
+    encoded = [processor.encode(picture(height, width), view, target=truth, pad_label=0) for view in views]
+    output = perfect_output(encoded)
+    foreground = processor.post_process_foreground(output, [views], [(height, width)])[0]["foreground"][0].numpy()
+    found = foreground > 0.5
+    iou = (found & (truth == 1)).sum() / (found | (truth == 1)).sum()
+    assert iou > 0.95
+    # A shift by one pixel costs 2 to 4 % and would pass; the centre would not.
+    for axis in (0, 1):
+        centre, expected = (np.nonzero(mask)[axis].mean() for mask in (found, truth))
+        assert abs(centre - expected) < 0.35
+
+
+def test_target_keeps_ignored_pixels_and_gets_the_pad_label_outside():
+    processor = PROCESSORS["box"]
+    target = np.full((40, 60), 255, dtype=np.uint8)
+    target[:20] = 1
+    view = processor.views(np.array([[-20, 0, 40, 40]], dtype=np.float32), np.array([1]), 40, 60)[0]
+    for pad_label in (0, 255):
+        labels = processor.encode(picture(), view, target=target, pad_label=pad_label)["labels"]
+        assert labels.dtype == np.int64 and set(np.unique(labels)) == {1, 255, pad_label}
+        assert (labels[:, 0] == pad_label).all()
+
+
+@every_view
+def test_random_view_is_of_the_wanted_class_and_box_and_fits_the_network(processor):
+    boxes = np.array([[10, 8, 30, 24], [0, 0, 5, 5], [40, 2, 60, 39]], dtype=np.float32)
+    labels = np.array([2, 1, 2])
+    settings = {"crop_size": 32, "scales": (0.5, 1.0), "context": (0.1, 0.4), "jitter": 0.0}
+    for index, expected in enumerate(processor.views(boxes, labels, 40, 60)):
+        rng = np.random.default_rng(index)
+        views = [processor.random_view(boxes, labels, index, 40, 60, rng, **settings) for _ in range(20)]
+        assert all(view.label == expected.label and (view.boxes == expected.boxes).all() for view in views)
+        assert len({view.window for view in views}) > 1 and {view.flip for view in views} == {False, True}
+        side = 32 if processor.view == "image" else 64
+        for view in views:
+            encoded = processor.encode(picture(), view, target=np.ones((40, 60), dtype=np.uint8))
+            assert encoded["pixel_values"].shape == (3, side, side) and encoded["labels"].shape == (side, side)
+            assert encoded["box_mask"].any()

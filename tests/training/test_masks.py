@@ -1,0 +1,167 @@
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from lpg_hf.data.examples import decode_image, label_map, row_boxes
+from lpg_hf.label_maps import read_label_map
+from lpg_hf.metrics.mean_iou import ConfusionMatrix
+from training import masks as masks_module
+from training.data import load_eval, load_target
+from training.masks import cache_class_probs, check_distinct, mask_name, size_batches, write_pseudo_masks
+from training.measure import measure_label_maps, measure_segmenter
+from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def rows(accelerator, settings):
+    return load_target(accelerator, settings, masks=True)
+
+
+@pytest.fixture
+def segmenter(settings):
+    model, processor = build_segmenter(settings, ["a", "b", "c", "d"])
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(50)  # opinions strong enough to be measured
+    return model.eval(), processor
+
+
+def digests(folder):
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*.png")}
+
+
+class Local(nn.Module):
+    """A segmenter at stride 8 that looks at nothing beyond its 8 x 8 pixels, so padding cannot reach the image."""
+
+    def forward(self, pixel_values):
+        mixed = pixel_values.new_tensor([[1, -1, 0], [0, 2, 1], [2, 0, -1], [-1, 1, 1], [1, 1, -2]])
+        return SemanticSegmenterOutput(logits=torch.einsum("lc,bchw->blhw", mixed, F.avg_pool2d(pixel_values, 8)))
+
+
+def test_cached_probabilities_are_those_of_the_segmenter(accelerator, settings, rows, segmenter, tmp_path):
+    _, processor = segmenter
+    model = Local()
+    probs = cache_class_probs(accelerator, settings, lambda: (model, processor), rows, tmp_path, "p")
+    for index in range(len(rows)):
+        image = decode_image(rows[index])
+        height, width = image.shape[:2]
+        pixels = F.pad(torch.from_numpy(Normalization.of(processor)(image))[None], (0, -width % 8, 0, -height % 8))
+        at_8 = model(pixels).logits.softmax(dim=1)
+        full = F.interpolate(at_8, size=pixels.shape[2:], mode="bilinear", align_corners=False)
+        for label in set(row_boxes(rows[index])[1].tolist()):
+            cached = probs(index, label)
+            assert cached.shape == (height, width) and cached.dtype == np.uint8
+            difference = np.abs(cached / 255 - full[0, label, :height, :width].numpy())
+            # At the right and the bottom edge the padding's cells take part in the interpolation.
+            assert difference[: height // 8 * 8 - 8, : width // 8 * 8 - 8].max() < 3 / 255
+
+
+def test_the_segmenter_runs_once_and_a_second_run_takes_the_file(accelerator, settings, rows, segmenter, tmp_path):
+    first = cache_class_probs(accelerator, settings, lambda: segmenter, rows, tmp_path, "p")
+    again = cache_class_probs(accelerator, settings, lambda: pytest.fail("ran again"), rows, tmp_path, "p")
+    assert np.array_equal(first.values, again.values)
+    sizes = [-(-r["height"] // 8) * -(-r["width"] // 8) * len(set(r["objects"]["category"])) for r in rows]
+    assert first.values.size == sum(sizes)
+
+
+def write(accelerator, settings, rows, folder, view="image"):
+    settings = dataclasses.replace(settings, view=view, view_size=32)
+    model = build_lpg(settings, False, None)
+    write_pseudo_masks(accelerator, settings, model, lpg_processor(settings), rows, None, folder, "masks")
+
+
+@pytest.mark.parametrize("view", ["image", "box"])
+def test_masks_have_the_images_size_and_lie_inside_the_boxes_of_their_class(
+    accelerator, settings, rows, tmp_path, view
+):
+    write(accelerator, settings, rows, tmp_path, view)
+    found = 0
+    for row in rows:
+        mask = read_label_map(tmp_path / mask_name(row["file_name"]))
+        assert mask.shape == (row["height"], row["width"])
+        boxes, labels = row_boxes(row)
+        for label in np.unique(mask[mask > 0]):
+            inside = np.zeros(mask.shape, dtype=bool)
+            for x1, y1, x2, y2 in boxes[labels == label]:
+                inside[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = True
+            assert inside[mask == label].all()
+            found += 1
+    assert found > 0 and (tmp_path / "complete.json").is_file()
+
+
+def test_a_killed_writing_ends_with_the_same_bytes(accelerator, settings, rows, tmp_path, monkeypatch):
+    write(accelerator, settings, rows, tmp_path / "whole")
+    original, count = masks_module.write_label_map, []
+
+    def dying(path, label_map):
+        count.append(path)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        original(path, label_map)
+
+    monkeypatch.setattr(masks_module, "write_label_map", dying)
+    with pytest.raises(KeyboardInterrupt):
+        write(accelerator, settings, rows, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "complete.json").exists()
+    monkeypatch.setattr(masks_module, "write_label_map", original)
+    write(accelerator, settings, rows, tmp_path / "killed")
+    assert digests(tmp_path / "whole") == digests(tmp_path / "killed")
+    assert len(digests(tmp_path / "whole")) == len(rows)
+
+
+def test_finished_masks_are_not_written_again(accelerator, settings, rows, tmp_path, monkeypatch):
+    write(accelerator, settings, rows, tmp_path)
+    monkeypatch.setattr(masks_module, "write_label_map", lambda *a: pytest.fail("written again"))
+    write(accelerator, settings, rows, tmp_path)
+
+
+def test_two_images_never_share_a_mask_file():
+    assert mask_name("set1/a.jpg") == "set1/a.png"
+    check_distinct(["set1/a.jpg", "set2/a.jpg"])
+    with pytest.raises(ValueError, match="a.jpg and a.png"):
+        check_distinct(["a.jpg", "a.png"])
+
+
+def test_batches_hold_every_image_once_and_one_padded_size(rows):
+    batches = size_batches(rows, 4)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+    assert max(len(batch) for batch in batches) <= 4
+
+
+def test_label_maps_are_measured_as_a_plain_count_says(accelerator, settings, rows):
+    rng = np.random.default_rng(0)
+    maps = [rng.integers(0, 5, (row["height"], row["width"])).astype(np.uint8) for row in rows]
+    maps[0][:5] = 255  # an abstention counts as background
+    measured = measure_label_maps(accelerator, settings, rows, 5, lambda index, row: maps[index])
+    truth = np.concatenate([label_map(row).ravel() for row in rows]).astype(int)
+    predicted = np.concatenate([np.where(m == 255, 0, m).ravel() for m in maps]).astype(int)
+    ious = []
+    for c in range(5):
+        both = ((truth == c) & (predicted == c)).sum()
+        ious.append(both / (((truth == c) | (predicted == c)) & (truth != 255)).sum())
+    assert measured["mean_iou"] == pytest.approx(np.mean(ious))
+
+
+def test_a_segmenter_is_measured_at_full_size_without_padding(accelerator, settings, segmenter):
+    rows = load_eval(accelerator, settings)
+    model, processor = segmenter
+    measured = measure_segmenter(accelerator, settings, model, processor, rows, "m")
+    confusion = ConfusionMatrix(5)
+    for row in rows:
+        image = decode_image(row)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(Normalization.of(processor)(image))[None]).logits
+        confusion.update(model.upsample_logits(logits, image.shape[:2])[0].argmax(0).numpy(), label_map(row))
+    assert measured["per_class_iou"] == pytest.approx(confusion.compute()["per_class_iou"], nan_ok=True, abs=0.02)

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
+
+from lpg_hf import (
+    DeepLabLargeFOVConfig,
+    DeepLabLargeFOVForSemanticSegmentation,
+    DeepLabV2Config,
+    DeepLabV2ForSemanticSegmentation,
+)
+from training.config import Settings
+from training.optim import build_optimizer, check_complete, poly_factor, segmenter_groups, set_learning_rate
+
+
+SMALL = {"depths": [1, 1, 1, 1], "stem_size": 8, "hidden_sizes": [8, 8, 8, 8], "block": "basic"}
+SEGMENTERS = {
+    "largefov": lambda: DeepLabLargeFOVForSemanticSegmentation(
+        DeepLabLargeFOVConfig(depths=[1] * 5, hidden_sizes=[8] * 5, fc_size=8)
+    ),
+    "deeplab-v2, frozen": lambda: DeepLabV2ForSemanticSegmentation(DeepLabV2Config(**SMALL, batch_norm="frozen")),
+    "deeplab-v2, trained": lambda: DeepLabV2ForSemanticSegmentation(DeepLabV2Config(**SMALL, batch_norm="train")),
+    "segformer": lambda: SegformerForSemanticSegmentation(
+        SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
+    ),
+    "mobilenet": lambda: MobileNetV2ForSemanticSegmentation(MobileNetV2Config(depth_multiplier=0.35)),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_every_trainable_parameter_is_in_one_of_four_groups(name):
+    model = SEGMENTERS[name]()
+    groups = {g["name"]: g for g in segmenter_groups(model, Settings())}
+    assert list(groups) == ["body_weight", "body_bias", "head_weight", "head_bias"]
+    assert all(group["params"] for group in groups.values() if "frozen" not in name or group["name"] != "body_bias")
+    grouped = [id(p) for g in groups.values() for p in g["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_rates_and_decay_are_those_of_table_1():
+    groups = segmenter_groups(SEGMENTERS["largefov"](), Settings())
+    assert [g["lr"] for g in groups] == pytest.approx([1e-3, 2e-3, 1e-2, 2e-2])
+    assert [g["weight_decay"] for g in groups] == [5e-4, 0, 5e-4, 0]
+
+
+def test_the_head_of_both_deeplabs_is_the_classifier():
+    for name in ("largefov", "deeplab-v2, trained"):
+        model = SEGMENTERS[name]()
+        head = {id(p) for g in segmenter_groups(model, Settings())[2:] for p in g["params"]}
+        assert head == {id(p) for p in model.classifier.parameters()}
+
+
+def test_an_incomplete_grouping_is_refused():
+    model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="bias"):
+        check_complete(model, [{"params": [model.weight]}])
+    with pytest.raises(RuntimeError):
+        check_complete(model, [{"params": [model.weight, model.bias]}, {"params": [model.bias]}])
+
+
+def test_an_unknown_head_is_named():
+    with pytest.raises(ValueError, match="decoder.*classifier"):
+        segmenter_groups(SEGMENTERS["largefov"](), Settings(segmenter_head="decoder"))
+
+
+def test_poly_goes_from_one_to_zero_over_the_steps():
+    curve = [poly_factor(step, 100, 0.9) for step in range(101)]
+    assert curve[0] == 1 and curve[100] == 0 and curve == sorted(curve, reverse=True)
+    assert curve[50] == pytest.approx(0.5**0.9)
+
+
+def test_the_schedule_keeps_the_ratios_of_the_groups():
+    groups = segmenter_groups(SEGMENTERS["largefov"](), Settings())
+    optimizer = build_optimizer("sgd", groups, 0.9)
+    set_learning_rate(optimizer, 0.5)
+    set_learning_rate(optimizer, 0.25)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([2.5e-4, 5e-4, 2.5e-3, 5e-3])
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[0]["momentum"] == 0.9

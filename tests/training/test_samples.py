@@ -1,0 +1,120 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from training.data import load_aux, load_target
+from training.models import Normalization, lpg_processor
+from training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
+
+
+class Entries(Positions):
+    def sample(self, entry, rng):
+        return {"entry": np.int64(entry), "draw": np.float64(rng.random()), "name": str(entry)}
+
+
+NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def entries(samples, start, stop, batch_size=3, rank=0, processes=1, micro=None):
+    micro = micro or batch_size // processes
+    batches = StepBatches(batch_size, micro, start, stop, rank, processes)
+    loader = step_loader(samples, batches, num_workers=0, pin_memory=False)
+    return [value for batch in loader for value in zip(batch["entry"].tolist(), batch["draw"].tolist())]
+
+
+def test_r_k2_every_sample_comes_once_an_epoch_and_a_resumed_run_goes_on_where_it_stopped():
+    samples = Entries(20, 0, "phase")
+    whole = entries(samples, 0, 20, batch_size=2)
+    assert sorted(entry for entry, _ in whole[:20]) == list(range(20))
+    assert sorted(entry for entry, _ in whole[20:]) == list(range(20))
+    assert [e for e, _ in whole[:20]] != [e for e, _ in whole[20:]]
+    assert entries(samples, 0, 4, batch_size=2) + entries(Entries(20, 0, "phase"), 4, 20, batch_size=2) == whole
+
+
+def test_processes_share_the_global_batch_of_one():
+    samples = Entries(7, 0, "phase")
+    whole = entries(samples, 0, 3, batch_size=4)
+    ranks = [entries(samples, 0, 3, batch_size=4, rank=r, processes=2) for r in range(2)]
+    together = [v for step in range(3) for r in range(2) for v in ranks[r][2 * step : 2 * step + 2]]
+    assert together == whole
+    assert entries(samples, 0, 3, batch_size=4, micro=1) == whole
+
+
+@pytest.mark.parametrize("num_entries", [1, 5])
+def test_r_k3_fewer_samples_than_a_batch_still_fill_it(num_entries):
+    drawn = entries(Entries(num_entries, 0, "phase"), 0, 2, batch_size=8)
+    assert len(drawn) == 16 and {entry for entry, _ in drawn} == set(range(num_entries))
+    assert len({draw for _, draw in drawn}) == 16  # the same image, another crop each time
+
+
+def test_an_empty_phase_is_refused_by_name():
+    with pytest.raises(ValueError, match="stage 1 LPG"):
+        Entries(0, 0, "stage 1 LPG")
+
+
+def test_phases_and_seeds_draw_differently():
+    streams = [entries(Entries(9, seed, phase), 0, 3) for seed, phase in ((0, "a"), (0, "b"), (1, "a"))]
+    assert streams[0] != streams[1] and streams[0] != streams[2]
+
+
+def lpg_views(settings):
+    rows = load_aux(Accelerator(cpu=True), settings)
+    return LPGViews(rows, lpg_processor(settings), settings, "phase", None)
+
+
+@pytest.mark.parametrize("view", ["image", "box"])
+def test_r_k7_samples_do_not_depend_on_the_number_of_workers(settings, view):
+    samples = lpg_views(dataclasses.replace(settings, view=view, view_size=32))
+    batches = StepBatches(4, 4, 0, 3, 0, 1)
+    alone = list(step_loader(samples, batches, 0, False))
+    shared = list(step_loader(samples, batches, 2, False))
+    for one, other in zip(alone, shared, strict=True):
+        assert one["names"] == other["names"]
+        for name in ("pixel_values", "box_mask", "labels"):
+            assert torch.equal(one[name], other[name])
+    assert not torch.equal(alone[0]["pixel_values"], alone[1]["pixel_values"])
+
+
+def test_an_image_view_is_a_class_and_a_box_view_is_a_box(settings):
+    rows = load_aux(Accelerator(cpu=True), settings)
+    classes = sum(len(set(row["objects"]["category"])) for row in rows)
+    boxes = sum(len(row["objects"]["category"]) for row in rows)
+    assert lpg_views(settings).num_entries == classes
+    assert lpg_views(dataclasses.replace(settings, view="box")).num_entries == boxes
+    assert boxes > classes
+
+
+def test_small_boxes_are_left_out_of_training_on_request(settings):
+    everything = lpg_views(dataclasses.replace(settings, view="box")).num_entries
+    large = lpg_views(dataclasses.replace(settings, view="box", lpg_min_box_side=20.0)).num_entries
+    assert 0 < large < everything
+
+
+def test_labels_of_a_view_are_the_class_the_rest_and_padding(settings):
+    samples = lpg_views(dataclasses.replace(settings, lpg_crop_size=96, lpg_scales=[1.0]))
+    areas = {row["height"] * row["width"] for row in samples.rows}
+    for position in range(8):
+        labels = samples[position]["labels"]
+        assert set(np.unique(labels)) == {0, 1, 255} and (labels != 255).sum() in areas
+    parity = lpg_views(dataclasses.replace(settings, lpg_crop_size=96, lpg_scales=[1.0], lpg_pad_label=0))
+    assert set(np.unique(parity[0]["labels"])) == {0, 1}
+
+
+def test_segmenter_crops_move_image_and_labels_together(settings):
+    """The label map is the image's own red channel, so they must stay equal under scale, pad, crop and flip."""
+    rows = load_target(Accelerator(cpu=True), settings, masks=False)
+
+    def red(index, row):
+        from lpg_hf.data.examples import decode_image
+
+        return decode_image(row)[..., 0].copy()
+
+    samples = SegmenterCrops(rows, NORMALIZATION, dataclasses.replace(settings, segmenter_scales=[1.0]), "p", red)
+    for position in range(8):
+        sample = samples[position]
+        pixels = np.rint((sample["pixel_values"][0] * 0.5 + 0.5) * 255)
+        inside = sample["labels"] != 255
+        assert inside.mean() > 0.9 and np.array_equal(pixels[inside], sample["labels"][inside])

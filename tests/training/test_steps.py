@@ -1,0 +1,202 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tiny_run import LARGEFOV, launch, weights
+from torch import nn
+
+from lpg_hf.data.examples import box_label_map
+from training.config import settings_from_dict
+from training.data import load_aux, load_target
+from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
+from training.samples import LPGViews, SegmenterCrops
+from training.stages import start_run
+from training.steps import train_lpg, train_segmenter
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def box_labels(index, row):
+    return box_label_map(row)
+
+
+def trained_segmenter(accelerator, settings, folder, num_steps=3, samples=None):
+    """Weights after a few steps on filled boxes, and the losses."""
+    rows = load_target(accelerator, settings, masks=False)
+    model, processor = build_segmenter(settings, ["a", "b", "c", "d"])
+    samples = samples or SegmenterCrops(rows, Normalization.of(processor), settings, "phase", box_labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    train_segmenter(accelerator, settings, model, samples, "phase", folder / "checkpoints", num_steps)
+    return model.state_dict()
+
+
+def log(settings):
+    return [json.loads(line) for line in open(f"{settings.run_dir}/log.jsonl", encoding="utf-8")]
+
+
+@pytest.fixture
+def plain(values, tmp_path):
+    """Settings without batch statistics and dropout."""
+    (tmp_path / "run").mkdir()
+    return settings_from_dict(values | LARGEFOV | {"run_dir": str(tmp_path / "run")}, "the test")
+
+
+def test_the_log_has_a_line_per_interval_with_loss_rate_and_learning_rate(accelerator, plain, tmp_path):
+    trained_segmenter(accelerator, plain, tmp_path / "a")
+    lines = log(plain)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(math.isfinite(line["loss"]) and line["samples_per_second"] > 0 for line in lines)
+    assert [line["lr"] for line in lines] == pytest.approx([0.01 * (1 - s / 3) ** 0.9 for s in range(3)])
+
+
+def test_r_k5_accumulated_micro_batches_equal_one_batch(accelerator, plain, tmp_path):
+    whole = trained_segmenter(accelerator, plain, tmp_path / "a")
+    parts = dataclasses.replace(plain, segmenter_micro_batch_size=1)
+    accumulated = trained_segmenter(accelerator, parts, tmp_path / "b")
+    for name, value in whole.items():
+        torch.testing.assert_close(accumulated[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_does_not_divide_is_refused(accelerator, plain, tmp_path):
+    with pytest.raises(ValueError, match="batch of 4 does not divide"):
+        trained_segmenter(accelerator, dataclasses.replace(plain, segmenter_micro_batch_size=3), tmp_path / "a")
+
+
+def test_r_k2_an_interrupted_training_ends_with_the_same_weights(accelerator, settings, tmp_path):
+    """Batch norm and dropout included; stopped between two checkpoints."""
+    (tmp_path / "run").mkdir()
+    settings = dataclasses.replace(
+        settings,
+        segmenter="largefov",
+        segmenter_config=LARGEFOV["segmenter_config"] | {"dropout_prob": 0.5},
+        checkpoint_every=2,
+    )
+    whole = trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=6)
+    rows = load_target(accelerator, settings, masks=False)
+    _, processor = build_segmenter(settings, ["a", "b", "c", "d"])
+
+    class Stopping(SegmenterCrops):
+        def sample(self, entry, rng):
+            self.count = getattr(self, "count", 0) + 1
+            if self.count > 4 * settings.segmenter_batch_size + 1:
+                raise KeyboardInterrupt
+            return super().sample(entry, rng)
+
+    stopping = Stopping(rows, Normalization.of(processor), settings, "phase", box_labels)
+    with pytest.raises(KeyboardInterrupt):
+        trained_segmenter(accelerator, settings, tmp_path / "b", num_steps=6, samples=stopping)
+    assert (tmp_path / "b" / "checkpoints" / "step_4.pt").is_file()
+    resumed = trained_segmenter(accelerator, settings, tmp_path / "b", num_steps=6)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain, tmp_path):
+    rows = load_target(accelerator, plain, masks=False)
+
+    class Broken(SegmenterCrops):
+        def sample(self, entry, rng):
+            sample = super().sample(entry, rng)
+            sample["pixel_values"][:] = float("nan")
+            return sample
+
+    broken = Broken(rows, Normalization((0.5,) * 3, (0.5,) * 3), plain, "phase", box_labels)
+    with pytest.raises(FloatingPointError, match=r"train_\d+"):
+        trained_segmenter(accelerator, plain, tmp_path / "a", samples=broken)
+
+
+def test_r_h8_training_on_boxes_never_depends_on_the_masks(accelerator, plain, tmp_path):
+    rows = load_aux(accelerator, plain, masks=True)
+    garbage = rows.map(
+        lambda row: {
+            "objects": row["objects"] | {"segmentation": [{"size": [1, 1], "counts": "x"}] * len(row["objects"]["id"])}
+        }
+    )
+    states = []
+    for name, data in (("true", rows), ("garbage", garbage)):
+        _, processor = build_segmenter(plain, ["a"] * 6)
+        samples = SegmenterCrops(data, Normalization.of(processor), plain, "phase", box_labels)
+        model, _ = build_segmenter(plain, ["a", "b", "c", "d", "e", "f"])
+        train_segmenter(accelerator, plain, model, samples, "phase", tmp_path / name, 3)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    lines = log(plain)
+    assert [line["loss"] for line in lines[:3]] == [line["loss"] for line in lines[3:]]
+
+
+def test_the_e_step_takes_cached_probabilities_and_never_runs_a_segmenter(
+    accelerator, settings, tmp_path, monkeypatch
+):
+    (tmp_path / "run").mkdir()
+    rows = load_aux(accelerator, settings)
+    segmenter, _ = build_segmenter(settings, ["a"] * 6)
+    monkeypatch.setattr(type(segmenter), "forward", lambda *a, **k: pytest.fail("the segmenter ran in the E-step"))
+    asked = []
+
+    def probs(index, label):
+        asked.append((index, label))
+        return torch.zeros(rows[index]["height"], rows[index]["width"], dtype=torch.uint8).numpy()
+
+    model = build_lpg(settings, True, None)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    samples = LPGViews(rows, lpg_processor(settings), settings, "phase", probs)
+    train_lpg(accelerator, settings, model, samples, "phase", tmp_path / "checkpoints")
+    assert len(asked) == settings.lpg_steps * settings.lpg_batch_size
+    assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["segformer", "mobilenet_v2"])
+def test_segmenters_of_transformers_train_from_a_config_file(accelerator, settings, tmp_path, name):
+    from transformers import MobileNetV2Config, SegformerConfig
+
+    small = {"depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    config = {
+        "segformer": SegformerConfig(hidden_sizes=[8] * 4, **small),
+        "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.35),
+    }[name]
+    config.save_pretrained(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    changed = dataclasses.replace(settings, segmenter=str(tmp_path / "model" / "config.json"), segmenter_config={})
+    model, _ = build_segmenter(changed, ["a", "b", "c", "d"])
+    assert model.config.model_type == name and model.config.num_labels == 5
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    after = trained_segmenter(accelerator, changed, tmp_path / "a", num_steps=2)
+    moved = [k for k in before if before[k].is_floating_point() and not torch.equal(before[k], after[k])]
+    assert any("head" in k for k in moved) and any("head" not in k for k in moved)
+
+
+def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
+    """R-K1, R-K4, R-J4: same global batch, same learning rates, weights without a wrapper's prefix."""
+    tiny = values | LARGEFOV | {"num_stages": 1, "segmenter_steps": 4, "lpg_steps": 2, "stage1_class_prob": False}
+    runs = {}
+    for processes in (1, 2):
+        run_dir = tmp_path / f"run{processes}"
+        result = launch("em.py", tiny, run_dir, processes=processes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        runs[processes] = [json.loads(line) for line in open(run_dir / "log.jsonl", encoding="utf-8")]
+        names = load_file(run_dir / "aux" / "stage0" / "segmenter" / "model.safetensors")
+        assert not any(name.startswith("module.") for name in names)
+    assert weights(tmp_path / "run1").keys() == weights(tmp_path / "run2").keys()
+    stage0 = [[line for line in lines if "stage 0" in line["phase"]] for lines in runs.values()]
+    assert [line["loss"] for line in stage0[0]] == pytest.approx([line["loss"] for line in stage0[1]], rel=1e-4)
+    assert [line["lr"] for line in stage0[0]] == [line["lr"] for line in stage0[1]]
+
+
+def test_threads_are_set_as_asked(settings):
+    before = torch.get_num_threads()
+    start_run(dataclasses.replace(settings, num_threads=1), "settings.json")
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_a_model_without_trainable_head_is_refused(settings):
+    from training.optim import find_head
+
+    with pytest.raises(ValueError, match="segmenter_head"):
+        find_head(nn.Sequential(nn.Conv2d(3, 3, 1)), None)

@@ -1,0 +1,78 @@
+"""The tiny run of these tests: 8 auxiliary and 6 target images, networks of a few thousand parameters, two stages."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+
+ROOT = Path(__file__).parents[2]
+
+TINY = {
+    "num_stages": 2,
+    "num_threads": 1,
+    "num_workers": 0,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "inference_batch_size": 4,
+    "aux_classes": None,
+    "target_split": "train",
+    "eval_split": "val",
+    "semi_split": "val",
+    "lpg_config": {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "neck_size": 8, "head_size": 8},
+    "lpg_steps": 5,
+    "lpg_batch_size": 4,
+    "lpg_crop_size": 32,
+    "segmenter": "deeplab-v2",
+    "segmenter_config": {
+        "block": "basic",
+        "depths": [1, 1, 1, 1],
+        "stem_size": 8,
+        "hidden_sizes": [8, 8, 8, 8],
+        "batch_norm": "train",
+    },
+    "segmenter_steps": 5,
+    "segmenter_batch_size": 4,
+    "segmenter_crop_size": 32,
+}
+# No batch statistics and no dropout: what one process and two compute can be compared.
+LARGEFOV = {
+    "segmenter": "largefov",
+    "segmenter_config": {"depths": [1, 1, 1, 1, 1], "hidden_sizes": [8] * 5, "fc_size": 8, "dropout_prob": 0.0},
+    "segmenter_learning_rate": 1.0e-2,
+}
+
+
+def launch(script: str, values: dict, run_dir: Path, *flags: str, wrapper: str = "", processes: int = 1):
+    """Runs a script of training/ in a new process, as a user does.
+
+    Args:
+        wrapper: Python code that is executed before the script, in its process.
+        processes: above 1: that many gloo processes on the CPU.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config = run_dir.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(values | {"run_dir": str(run_dir)}), encoding="utf-8")
+    path = str(ROOT / "training" / script)
+    arguments = ["--config", str(config), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    if processes > 1:
+        environment |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+        options = f"--multi_gpu --num_processes {processes} --num_machines 1 --mixed_precision no --dynamo_backend no"
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
+        command = [*launcher, path, *arguments]
+    elif wrapper:
+        code = f"{wrapper}\nimport runpy, sys\nsys.argv = {[path, *arguments]!r}\nrunpy.run_path({path!r}, run_name='__main__')"
+        command = [sys.executable, "-c", code]
+    else:
+        command = [sys.executable, path, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
+
+
+def weights(run_dir: Path) -> dict[str, str]:
+    """sha256 of every weight and mask file of a run, by relative path."""
+    files = [*run_dir.rglob("model.safetensors"), *run_dir.rglob("pseudo_masks/**/*.png")]
+    return {str(f.relative_to(run_dir)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
