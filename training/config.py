@@ -5,6 +5,7 @@ import dataclasses
 import json
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,12 +136,26 @@ class Settings:
         positive = [
             f.name for f in dataclasses.fields(self) if f.name.endswith(("_steps", "_size", "_every", "_stride"))
         ]
-        for name in ["num_stages", *positive]:
+        for name in ["num_stages", "keep_checkpoints", *positive]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         if not 0 < self.aux_fraction <= 1:
             raise ValueError(f"aux_fraction={self.aux_fraction} must lie in (0, 1].")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative.")
+        for name in ("lpg_scales", "segmenter_scales"):
+            if min(getattr(self, name), default=0) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be a list of positive numbers, at least one.")
+        for name, length in (("lpg_image_mean", 3), ("lpg_image_std", 3), ("lpg_context_range", 2)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name}={getattr(self, name)} must be {length} numbers.")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        """One line, in place of the usage with every setting."""
+        self.exit(2, f"{self.prog}: {message}. --help lists the flags.\n")
 
 
 def parse_settings(argv: list[str] | None = None, description: str | None = None) -> Settings:
@@ -149,10 +164,10 @@ def parse_settings(argv: list[str] | None = None, description: str | None = None
     Lists and dicts are given as YAML on the command line: `--lpg_scales "[0.5, 1.0]"`.
 
     Raises:
-        ValueError: an unknown key in the file, or a value of another type.
+        ValueError: an unknown key in the file, a value of another type, or text that is not YAML.
         SystemExit: an unknown flag.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of the settings below")
     for f in dataclasses.fields(Settings):
         parser.add_argument(f"--{f.name}", metavar="VALUE", help=f"default: {_default(f)!r}")
@@ -161,7 +176,7 @@ def parse_settings(argv: list[str] | None = None, description: str | None = None
     values = read_yaml(path) if path else {}
     for name, text in flags.items():
         if text is not None:
-            values[name] = text if _accepts(name, str) else yaml.safe_load(text)
+            values[name] = text if _accepts(name, str) else _parse_yaml(text, f"--{name}")
     return settings_from_dict(values, path or "the command line")
 
 
@@ -170,16 +185,23 @@ def read_yaml(path: str) -> dict:
         raise FileNotFoundError(
             f"Config file {path} does not exist. Files of this repository lie in training/configs."
         )
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    values = _parse_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold `name: value` lines.")
     return values
 
 
+def _parse_yaml(text: str, source: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
 def settings_from_dict(values: dict, source: str) -> Settings:
     """Checked settings; `source` is named in errors."""
     known = typing.get_type_hints(Settings)
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(str(name) for name in set(values) - set(known))
     if unknown:
         raise ValueError(f"Unknown setting {', '.join(unknown)} in {source}. Known: {', '.join(known)}.")
     checked = {}
@@ -187,12 +209,24 @@ def settings_from_dict(values: dict, source: str) -> Settings:
         if isinstance(value, int) and not isinstance(value, bool) and _accepts(name, float):
             value = float(value)
         elif isinstance(value, str) and _accepts(name, float) and not _accepts(name, str):
-            value = float(value)  # YAML reads 1e-3 as text
+            with suppress(ValueError):
+                value = float(value)  # YAML reads 1e-3 as text
         if not any(isinstance(value, t) and (t is bool or not isinstance(value, bool)) for t in _types(name)):
             wanted = " or ".join(t.__name__ for t in _types(name))
             raise ValueError(f"{name}={value!r} in {source} is {type(value).__name__}; it must be {wanted}.")
+        if isinstance(value, list) and _accepts(name, list):
+            _check_elements(name, value, source)
         checked[name] = value
     return Settings(**checked)
+
+
+def _check_elements(name: str, values: list, source: str) -> None:
+    """Lists of settings hold numbers, or names."""
+    kind = str if _accepts(name, str) else (int, float)
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            wanted = "names" if kind is str else "numbers"
+            raise ValueError(f"{name}={values!r} in {source} holds {value!r}; it must be a list of {wanted}.")
 
 
 def check_same_run(settings: Settings, path: Path) -> None:

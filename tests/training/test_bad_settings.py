@@ -1,0 +1,100 @@
+"""Settings that cannot work: one line that names them, before any training."""
+
+import runpy
+import sys
+
+import pytest
+import yaml
+from tiny_run import ROOT
+
+from training.config import parse_settings, settings_from_dict
+
+
+@pytest.fixture
+def script(capsys, monkeypatch, values, tmp_path):
+    """Runs a script of training/ as `__main__` in this process: (exit code, what a user reads)."""
+
+    def run(name: str, *flags: str, config: str | None = None) -> tuple[int, str]:
+        path = tmp_path / "config.yaml"
+        path.write_text(config or yaml.safe_dump(values | {"run_dir": str(tmp_path / "run")}), encoding="utf-8")
+        program = ROOT / "training" / name
+        monkeypatch.setattr(sys, "argv", [name, "--config", str(path), *flags])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(program), run_name="__main__")
+        if isinstance(stopped.value.code, str):  # the interpreter prints the text and exits with 1
+            return 1, stopped.value.code
+        return stopped.value.code, capsys.readouterr().err.strip()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["em.py", "deploy.py"])
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--lpg_stepz", "3"], "lpg_stepz"),
+        (["--lpg_step", "3"], "lpg_step"),  # an abbreviation is no flag
+        (["--seed"], "seed"),
+        (["--seed", "many"], "seed='many'"),
+        (["--lpg_scales", "[0.5"], "lpg_scales"),
+        (["--mode", "strong"], "mode='strong'"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_that_names_it(script, name, flags, named):
+    code, said = script(name, *flags)
+    assert code != 0
+    assert said.startswith(f"{name}: ") and named in said and "\n" not in said
+
+
+@pytest.mark.parametrize("text", ["seed: [", "a list", "{seed: 1", "- seed", "seed: 1\n\tlpg_steps: 2"])
+def test_a_file_that_is_not_settings_is_one_line_that_names_it(script, text):
+    code, said = script("em.py", config=text)
+    assert code != 0 and "config.yaml" in said and "\n" not in said
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.yaml"):
+        parse_settings(["--config", str(tmp_path / "nothing.yaml")])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"segmenter_learning_rate": "fast"},
+        {"lpg_scales": []},
+        {"lpg_scales": ["large"]},
+        {"segmenter_scales": [0.5, 0.0]},
+        {"lpg_image_mean": [0.5]},
+        {"lpg_context_range": [0.1, 0.2, 0.3]},
+        {"aux_classes": [1, 2]},
+        {"keep_checkpoints": 0},
+        {"seed": -1},
+        {"channels_last": 1},
+        {"segmenter_config": "depths"},
+    ],
+)
+def test_a_value_that_would_fail_later_fails_at_once(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        settings_from_dict(wrong, "test.yaml")
+
+
+def test_a_key_that_is_no_text_is_named():
+    with pytest.raises(ValueError, match="Unknown setting 7 in test.yaml"):
+        settings_from_dict({7: 1}, "test.yaml")
+
+
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        ({"target_root": "./nowhere"}, "nowhere"),
+        ({"eval_split": "dusk"}, "dusk"),
+        ({"target_classes": ["zebra"]}, "zebra"),
+        ({"stages": "./no/run"}, "no/run"),
+    ],
+)
+def test_bad_target_data_and_missing_stages_are_one_line(script, values, finished_run, tmp_path, wrong, named):
+    changed = {"stages": str(finished_run)} | wrong
+    flags = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+    code, said = script("deploy.py", *flags)
+    assert code != 0 and named in said and "\n" not in said
+    assert not (tmp_path / "run" / "target" / "stage0").exists()
