@@ -47,7 +47,9 @@ class Checkpoints:
             except (zipfile.BadZipFile, OSError, EOFError) as error:
                 reason = str(error)
             except pickle.UnpicklingError as error:
-                raise ValueError(f"{path} holds more than tensors and plain values, so it is not read. Delete it.") from error
+                raise ValueError(
+                    f"{path} holds more than tensors and plain values, so it is not read. Delete it."
+                ) from error
             report(f"{path} is incomplete ({reason}); the one before is taken.")
         return None
 

@@ -140,6 +140,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+        if not self.run_dir.strip():
+            raise ValueError("run_dir is empty; name the folder that the run is written to.")
         if not 0 < self.aux_fraction <= 1:
             raise ValueError(f"aux_fraction={self.aux_fraction} must lie in (0, 1].")
         if self.seed < 0:

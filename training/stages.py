@@ -87,8 +87,9 @@ def segmenter_stage(
         previous: segmenter to start from; None: the initial weights.
         part: "auxiliary", or the name of the target's folder; names the phase in log and progress bar.
     """
-    result = folder / "segmenter"
+    result, checkpoints = folder / "segmenter", folder / "segmenter_checkpoints"
     if result.is_dir():
+        remove_checkpoints(accelerator, checkpoints)  # of a run that was killed after the stage was saved
         return result
     phase = f"{part} stage {stage} segmenter"
     names = class_names(rows)
@@ -96,7 +97,6 @@ def segmenter_stage(
     if previous is not None and settings.stage_init == "previous":
         model.load_state_dict(AutoModelForSemanticSegmentation.from_pretrained(previous).state_dict())
     samples = SegmenterCrops(rows, Normalization.of(processor), settings, phase, labels)
-    checkpoints = folder / "segmenter_checkpoints"
     trained = train_segmenter(accelerator, settings, model, samples, phase, checkpoints, num_steps)
     if accelerator.is_main_process:
         save_stage(result, model, processor, stage_metrics("segmenter", stage, part, names, settings, trained))
@@ -124,8 +124,9 @@ def lpg_stage(
         segmenter: the stage before's, which gives the class probability.
         previous: LPG of the stage before; None in stage 1.
     """
-    result = folder / "lpg"
+    result, checkpoints = folder / "lpg", folder / "lpg_checkpoints"
     if result.is_dir():
+        remove_checkpoints(accelerator, checkpoints)
         return result
     phase = f"{part} stage {stage} LPG"
     use_class_prob = stage > 1 or settings.stage1_class_prob
@@ -133,7 +134,6 @@ def lpg_stage(
     model = build_lpg(settings, use_class_prob, previous if settings.stage_init == "previous" else None)
     probs = class_probs(accelerator, settings, rows, segmenter, folder, phase) if use_class_prob else None
     samples = LPGViews(rows, processor, settings, phase, probs)
-    checkpoints = folder / "lpg_checkpoints"
     trained = train_lpg(accelerator, settings, model, samples, phase, checkpoints)
     if accelerator.is_main_process:
         metrics = stage_metrics("lpg", stage, part, class_names(rows), settings, trained)

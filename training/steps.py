@@ -110,7 +110,7 @@ def train(
     Losses are means over pictures, so neither the micro-batch nor the number of processes changes the gradient.
 
     Raises:
-        ValueError: the batch does not divide among processes and micro-batches.
+        ValueError: the batch does not divide among processes and micro-batches, or see `check_channels_last`.
         FloatingPointError: the loss is not finite; the message names the samples.
     """
     share, rest = divmod(batch_size, accelerator.num_processes)
@@ -127,8 +127,11 @@ def train(
     if start:
         model.load_state_dict(state["model"])
         accelerator.print(f"{phase}: resumed at step {start} of {num_steps}")
+    if accelerator.is_main_process:
+        drop_log_lines(Path(settings.run_dir) / "log.jsonl", phase, start)
     model.to(accelerator.device)
     if settings.channels_last:
+        check_channels_last(model, accelerator.device)
         model.to(memory_format=torch.channels_last)
     model.train()
     if start:
@@ -205,6 +208,37 @@ def remove_checkpoints(accelerator: Accelerator, folder: Path) -> None:
     """After the stage is saved its checkpoints are of no more use."""
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_channels_last(model: nn.Module, device: torch.device) -> None:
+    """Refuses networks on whose gradients torch 2.13 corrupts the heap (a crash, or wrong weights without one).
+
+    On CPUs that is the float32 backward pass of a strided 1x1 convolution with fewer than 16 input channels in
+    channels_last; no network of the paper or of `configs/` has one.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    for name, module in model.named_modules():
+        narrow = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 16
+        if device.type == "cpu" and narrow and max(module.stride) > 1:
+            raise ValueError(
+                f"{name} has {module.in_channels} input channels, too few for channels_last on a CPU (torch writes out "
+                "of bounds). Set channels_last to false, or give the network at least 16 channels there."
+            )
+
+
+def drop_log_lines(path: Path, phase: str, start: int) -> None:
+    """Takes the lines of steps that are about to be repeated, and half a line of a killed write, out of log.jsonl."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and ((entry := json.loads(line))["phase"] != phase or entry["step"] <= start):
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
 
 
 def to_device(value: Tensor, device: torch.device, channels_last: bool) -> Tensor:

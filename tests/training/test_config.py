@@ -41,6 +41,7 @@ def test_flags_win_over_the_file_and_lists_are_yaml(tmp_path):
         ({"mode": "strong"}, "mode"),
         ({"view": "boxes"}, "view"),
         ({"aux_fraction": 0.0}, "aux_fraction"),
+        ({"run_dir": " "}, "run_dir"),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_names_it(wrong, named):

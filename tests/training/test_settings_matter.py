@@ -84,7 +84,10 @@ def test_the_same_settings_give_the_same_weights(base, rows, reference, tmp_path
     [
         ("seed", 1),
         ("mixed_precision", "bf16"),
-        ("lpg_config", {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 2], "neck_size": 8, "head_size": 8}),
+        (
+            "lpg_config",
+            {"embedding_size": 16, "hidden_sizes": [16, 16], "depths": [1, 2], "neck_size": 8, "head_size": 8},
+        ),
         ("view", "box"),
         ("lpg_steps", 3),
         ("lpg_batch_size", 2),
@@ -118,7 +121,10 @@ def test_a_setting_of_the_box_view_changes_its_weights(base, rows, reference, tm
         ("seed", 1),
         ("mixed_precision", "bf16"),
         ("segmenter", "largefov"),
-        ("segmenter_config", {"block": "basic", "depths": [1, 1, 1, 1], "stem_size": 8, "hidden_sizes": [8, 8, 8, 16]}),
+        (
+            "segmenter_config",
+            {"block": "basic", "depths": [1, 1, 1, 1], "stem_size": 16, "hidden_sizes": [16, 16, 16, 24]},
+        ),
         ("segmenter_head", "backbone"),
         ("segmenter_steps", 3),
         ("segmenter_batch_size", 2),
@@ -148,6 +154,17 @@ def test_a_setting_of_the_m_step_changes_its_weights(base, rows, reference, tmp_
 def test_a_neutral_setting_changes_nothing(base, rows, reference, tmp_path, name, value):
     changed = dataclasses.replace(base, **{name: value})
     assert lpg_result(changed, rows, tmp_path / "c") == reference["lpg"]
+
+
+@pytest.mark.parametrize("train", [lpg_result, segmenter_result])
+def test_networks_too_narrow_for_channels_last_on_a_cpu_are_refused(base, rows, tmp_path, train):
+    """torch corrupts the heap there: a crash on large images, and who knows what on small ones."""
+    lpg = base.lpg_config | {"embedding_size": 8, "hidden_sizes": [8, 8]}
+    segmenter = base.segmenter_config | {"stem_size": 8, "hidden_sizes": [8, 8, 8, 8]}
+    narrow = dataclasses.replace(base, lpg_config=lpg, segmenter_config=segmenter)
+    with pytest.raises(ValueError, match="channels_last"):
+        train(narrow, rows, tmp_path / "c")
+    train(dataclasses.replace(narrow, channels_last=False), rows, tmp_path / "c")
 
 
 def test_a_share_of_the_auxiliary_images_is_drawn_by_the_seed(base, rows):

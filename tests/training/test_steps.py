@@ -56,6 +56,20 @@ def test_the_log_has_a_line_per_interval_with_loss_rate_and_learning_rate(accele
     assert [line["lr"] for line in lines] == pytest.approx([0.01 * (1 - s / 3) ** 0.9 for s in range(3)])
 
 
+def test_a_resumed_phase_logs_no_step_twice(accelerator, plain, tmp_path):
+    trained_segmenter(accelerator, plain, tmp_path / "a")
+    with open(f"{plain.run_dir}/log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"phase": "other", "step": 9}\n{"phase": "pha')  # a write that was killed
+    (tmp_path / "a" / "checkpoints" / "step_3.pt").unlink()
+    trained_segmenter(accelerator, plain, tmp_path / "a")
+    assert [(line["phase"], line["step"]) for line in log(plain)] == [
+        ("phase", 1),
+        ("phase", 2),
+        ("other", 9),
+        ("phase", 3),
+    ]
+
+
 def test_r_k5_accumulated_micro_batches_equal_one_batch(accelerator, plain, tmp_path):
     whole = trained_segmenter(accelerator, plain, tmp_path / "a")
     parts = dataclasses.replace(plain, segmenter_micro_batch_size=1)

@@ -1,0 +1,100 @@
+"""What a training may look at: stage 0 sees no mask, an E-step runs no segmenter."""
+
+import dataclasses
+import json
+
+import numpy as np
+from accelerate import Accelerator
+
+from lpg_hf.data.examples import box_label_map
+from lpg_hf.models.modeling_lpg import LPGModel
+from training.data import load_aux, load_target
+from training.models import build_segmenter, save_stage
+from training.stages import lpg_stage, segmenter_stage
+
+
+def stage0(settings, rows, run_dir):
+    """Weights and losses of a box-trained segmenter."""
+    run_dir.mkdir()
+    settings = dataclasses.replace(settings, run_dir=str(run_dir))
+    folder = segmenter_stage(
+        Accelerator(cpu=True),
+        settings,
+        rows,
+        lambda index, row: box_label_map(row),
+        None,
+        run_dir / "stage0",
+        stage=0,
+        num_steps=3,
+        part="target",
+    )
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return (folder / "model.safetensors").read_bytes(), [line["loss"] for line in lines]
+
+
+def test_r_h8_stage_0_is_the_same_with_masks_without_and_with_garbage_of_coco(settings, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    rows = load_aux(accelerator, settings, masks=True)
+    without = load_aux(accelerator, settings, masks=False)
+    assert "segmentation" in rows.features["objects"] and "segmentation" not in without.features["objects"]
+    garbage = rows.map(
+        lambda row: {
+            "objects": row["objects"] | {"segmentation": [{"size": [1, 1], "counts": "x"}] * len(row["objects"]["id"])}
+        }
+    )
+    results = [stage0(settings, r, tmp_path / str(k)) for k, r in enumerate((rows, without, garbage))]
+    assert results[0] == results[1] == results[2]
+    assert len(results[0][1]) == 3
+
+
+def test_r_h8_stage_0_is_the_same_with_masks_without_and_with_garbage_of_voc(settings, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    rows = load_target(accelerator, settings, masks=True)
+    without = load_target(accelerator, settings, masks=False)
+    assert "mask" in rows.column_names and "mask" not in without.column_names
+    garbage = rows.map(lambda row: {"mask": {"bytes": b"no picture", "path": None}})
+    results = [stage0(settings, r, tmp_path / str(k)) for k, r in enumerate((rows, without, garbage))]
+    assert results[0] == results[1] == results[2]
+
+
+def test_an_e_step_runs_the_segmenter_for_the_cache_and_never_after_it(settings, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    accelerator = Accelerator(cpu=True)
+    rows = load_aux(accelerator, settings)
+    segmenter, processor = build_segmenter(settings, [f"c{i}" for i in range(6)])
+    save_stage(tmp_path / "segmenter", segmenter, processor, {"kind": "segmenter", "stage": 0})
+    calls = []
+    for kind, model_class in (("segmenter", type(segmenter)), ("lpg", LPGModel)):
+        original = model_class.forward
+
+        def counted(self, *args, kind=kind, original=original, **kwargs):
+            calls.append((kind, self.training))
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(model_class, "forward", counted)
+    lpg_stage(
+        accelerator, settings, rows, tmp_path / "segmenter", None, tmp_path / "stage1", stage=1, part="auxiliary"
+    )
+    first = calls.index(("lpg", True))
+    assert calls[first:] == [("lpg", True)] * settings.lpg_steps
+    assert 0 < first <= len(rows) and set(calls[:first]) == {("segmenter", False)}
+
+
+def test_an_e_step_that_is_continued_does_not_run_the_segmenter_at_all(settings, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    accelerator = Accelerator(cpu=True)
+    rows = load_aux(accelerator, settings)
+    segmenter, processor = build_segmenter(settings, [f"c{i}" for i in range(6)])
+    save_stage(tmp_path / "segmenter", segmenter, processor, {"kind": "segmenter", "stage": 0})
+    where = (accelerator, settings, rows, tmp_path / "segmenter", None, tmp_path / "stage1")
+    lpg_stage(*where, stage=1, part="auxiliary")
+    before = (tmp_path / "stage1" / "lpg" / "model.safetensors").read_bytes()
+    (tmp_path / "stage1" / "lpg").rename(tmp_path / "stage1" / "old")
+
+    def forbidden(self, *args, **kwargs):
+        raise AssertionError("the segmenter ran in a continued E-step")
+
+    monkeypatch.setattr(type(segmenter), "forward", forbidden)
+    lpg_stage(*where, stage=1, part="auxiliary")
+    assert (tmp_path / "stage1" / "lpg" / "model.safetensors").read_bytes() == before
+    assert np.fromfile(tmp_path / "stage1" / "class_probs.uint8", dtype=np.uint8).any()
