@@ -5,6 +5,7 @@ epoch's permutation; its crop, scale and flip come from a generator seeded by (s
 nothing but its position: not on the number of workers, of processes, or of restarts.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from zlib import crc32
 
@@ -20,7 +21,7 @@ from training.config import Settings
 from training.models import Normalization
 
 
-class Positions(torch.utils.data.Dataset):
+class Positions(torch.utils.data.Dataset, ABC):
     """A dataset indexed by position instead of by entry."""
 
     def __init__(self, num_entries: int, seed: int, phase: str):
@@ -38,8 +39,9 @@ class Positions(torch.utils.data.Dataset):
         rng = np.random.default_rng([*self.seed, 1, position])
         return self.sample(int(self._order[position % self.num_entries]), rng)
 
+    @abstractmethod
     def sample(self, entry: int, rng: np.random.Generator) -> dict:
-        raise NotImplementedError
+        """Arrays of one entry, and its `name`; all that is random comes from `rng`."""
 
 
 class LPGViews(Positions):
