@@ -59,27 +59,33 @@ def run_deploy(settings: Settings) -> dict:
     sources = [stage_source(settings, s) for s in range(1, num_rounds)] if settings.mode != "full" else []
     generators = [load_lpg(source) for source in sources]
 
-    rows = load_target(accelerator, settings, masks=settings.mode != "weak")
+    rows = load_target(accelerator, settings, masks=settings.mode == "full")
     names = class_names(rows)
     num_labels = len(names) + 1
     build_segmenter(settings, names)
     eval_rows = load_eval(accelerator, settings)
     check_same_classes(rows, eval_rows, "target set and evaluation set")
     accelerator.print(f"target set: {len(rows)} images, {num_labels - 1} classes; measured on {len(eval_rows)} images")
-    with_truth = set()
+    semi_rows, semi_index = None, {}
     if settings.mode == "semi":
-        with_truth = set(load_semi(accelerator, settings)["file_name"][:])
-        accelerator.print(f"ground truth is kept by {len(with_truth & set(rows['file_name'][:]))} target images")
+        semi_rows = load_semi(accelerator, settings)
+        check_same_classes(rows, semi_rows, "target set and its part with ground truth")
+        semi_index = {file_name: index for index, file_name in enumerate(semi_rows["file_name"][:])}
+        accelerator.print(f"ground truth is kept by {len(set(semi_index) & set(rows['file_name'][:]))} target images")
 
     def box_labels(index: int, row: dict):
         return box_label_map(row)
 
     def supervised(labels):
         """The mode's labels: ground truth for the images that keep it, `labels` for the others."""
-        if settings.mode == "weak":
-            return labels
-        keep = settings.mode == "full"
-        return lambda index, row: label_map(row) if keep or row["file_name"] in with_truth else labels(index, row)
+        if settings.mode == "full":
+            return lambda index, row: label_map(row)
+
+        def labels_or_truth(index: int, row: dict):
+            kept = semi_index.get(row["file_name"])
+            return labels(index, row) if kept is None else label_map(semi_rows[kept])
+
+        return labels_or_truth
 
     truth_rows = load_target(accelerator, settings, masks=True) if settings.measure_masks else None
     metrics = {
@@ -98,7 +104,7 @@ def run_deploy(settings: Settings) -> dict:
         filled = once(accelerator, target / "box_fill.json", lambda: measure_masks(box_labels))
         metrics["box_fill_miou"], metrics["details"]["box_fill"] = filled["mean_iou"], filled
 
-    segmenter, masks = None, None
+    segmenter = None
     for stage in range(num_rounds):
         folder = target / f"stage{stage}"
         labels = box_labels

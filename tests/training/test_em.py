@@ -128,3 +128,20 @@ def test_other_settings_in_the_same_folder_are_refused(values, finished_run, tmp
     copytree(finished_run, tmp_path / "run")
     result = launch("em.py", values | {"lpg_steps": 6}, tmp_path / "run")
     assert result.returncode != 0 and "lpg_steps: 5 then, 6 now" in result.stderr
+
+
+def test_semi_needs_masks_of_the_images_that_keep_theirs_only(values, data, finished_run, tmp_path):
+    """The other target images may have no ground truth at all."""
+    root = tmp_path / "target"
+    copytree(data / "target", root)
+    lists = root / "ImageSets" / "Segmentation"
+    train = (lists / "train.txt").read_text().split()
+    (lists / "few.txt").write_text("\n".join(train[:2]) + "\n")
+    for name in train[2:]:
+        (root / "SegmentationClass" / f"{name}.png").unlink()
+    changed = values | {"target_root": str(root), "mode": "semi", "semi_split": "few", "measure_masks": False}
+    result = launch("deploy.py", changed, tmp_path / "run", "--stages", str(finished_run))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "ground truth is kept by 2 target images" in result.stdout
+    metrics = json.loads((tmp_path / "run" / "target_semi" / "metrics.json").read_text())
+    assert metrics["box_fill_miou"] is None and metrics["pseudo_mask_miou"] == {}
