@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 import lpg_hf
@@ -136,7 +136,7 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
             raise FileNotFoundError(
                 f"segmenter={name} does not exist. Give a Hub id, a model folder or a config.json."
             )
-        config = AutoConfig.from_pretrained(name)
+        config = read_config(name, "segmenter")
         _check_fields(type(config), settings.segmenter_config, "segmenter_config")
         config = AutoConfig.from_pretrained(name, **settings.segmenter_config, **labels)
         if _has_weights(name):
@@ -153,6 +153,16 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
     return model, processor
 
 
+def read_config(source: str | Path, what: str) -> PreTrainedConfig:
+    """The config in a folder, a file or a Hub repository; an error that names it and is one line long."""
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{what} {source} cannot be loaded from a folder or the Hub: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def load_segmenter(folder: Path) -> tuple[nn.Module, object]:
     """A segmenter stage, in eval mode, with its image processor."""
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
@@ -166,7 +176,7 @@ def load_lpg(source: str | Path) -> tuple[LPGModel, LPGImageProcessor]:
         ValueError: `source` holds another kind of model.
         OSError: no such folder or Hub repository.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = read_config(source, "LPG stage")
     if not isinstance(config, LPGConfig):
         raise ValueError(
             f"{source} holds a {config.model_type!r} model, not an LPG stage. Give the folder of a stage's lpg."

@@ -69,6 +69,16 @@ def test_a_segmenter_is_no_lpg_stage(settings, tmp_path):
         load_lpg(tmp_path / "segmenter")
 
 
+def test_a_config_that_cannot_be_read_is_one_line_that_names_it(settings, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name in ("empty", "broken"):
+        with pytest.raises(OSError, match=f"segmenter .*{name}") as error:
+            build_segmenter(dataclasses.replace(settings, segmenter=str(tmp_path / name), segmenter_config={}), ["a"])
+        assert "\n" not in str(error.value)
+
+
 def test_the_same_seed_builds_the_same_networks(settings):
     for build in (lambda s: build_lpg(s, True, None), lambda s: build_segmenter(s, ["a"])[0]):
         one, two, other = build(settings), build(settings), build(dataclasses.replace(settings, seed=1))
