@@ -180,8 +180,9 @@ def write_pseudo_masks(
 ) -> None:
     """Writes one palette PNG per image: the LPG's masks, cut to the boxes and fused (Eq. (7), Sec. III-D).
 
-    Crowd regions that no class claims are 255. Images are taken in fixed groups and a group with a missing file is redone whole, so that a killed run ends with the
-    same bytes as an undisturbed one. `folder/complete.json` appears at the end.
+    Crowd regions that no class claims are 255. Images are taken in fixed groups and a group with a missing file is
+    redone whole, so that a killed run ends with the same bytes as an undisturbed one. `folder/complete.json` appears at
+    the end.
     """
     if (folder / "complete.json").is_file():
         return

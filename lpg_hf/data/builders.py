@@ -27,6 +27,7 @@ size of the data.
 import hashlib
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -111,9 +112,9 @@ class BoxesConfig(BuilderConfig):
     size_mismatch: str = "skip"
     max_pixels: int = MAX_PIXELS
 
+    @abstractmethod
     def sources(self) -> list[str]:
         """The files and folders whose change must make a new cache."""
-        raise NotImplementedError
 
     def create_config_id(self, config_kwargs: dict, custom_features: Features | None = None) -> str:
         """Name of the configuration and a hash of all options and of the annotation files' state."""
@@ -250,12 +251,13 @@ class _BoxesBuilder(GeneratorBasedBuilder):
             report.merge(Report.load(file))
         return report
 
+    @abstractmethod
     def _read_index(self, report: Report) -> tuple[list, dict, Features]:
         """The entries, the arguments of `_make_record`, and the features."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
-        raise NotImplementedError
+        """The record of an entry; None (and counted) if its picture cannot be used."""
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         report = Report()

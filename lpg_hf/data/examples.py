@@ -108,22 +108,18 @@ def _objects(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return boxes, labels, crowd
 
 
-def row_boxes(row: dict, drop_difficult: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def row_boxes(row: dict) -> tuple[np.ndarray, np.ndarray]:
     """The boxes of the single objects of a row; crowd regions are left out.
 
     Args:
         row: of a built data set.
-        drop_difficult: leave out what VOC flags as difficult.
 
     Returns:
         boxes: (N, 4) float32 xyxy, pixels, clipped to the picture.
         labels: (N,) int64 semantic labels, 1-based.
     """
     boxes, labels, crowd = _objects(row)
-    keep = ~crowd
-    if drop_difficult and "difficult" in row["objects"]:
-        keep &= ~np.asarray(row["objects"]["difficult"], dtype=bool)
-    return boxes[keep], labels[keep]
+    return boxes[~crowd], labels[~crowd]
 
 
 def _mask_column(row: dict) -> np.ndarray:

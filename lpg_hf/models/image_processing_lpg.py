@@ -188,8 +188,8 @@ class LPGImageProcessor(PilBackend):
             class_probs: (num_labels, h, w) float per image, the segmenter's softmax probabilities at any resolution.
 
         Returns:
-            Without boxes only `pixel_values` (B, 3, H, W). With boxes, pixels are always rescaled and normalised and never
-            resized, whatever the call asks for: the generator needs them so. With boxes one row per view, of all images in turn:
+            Without boxes only `pixel_values` (B, 3, H, W). With boxes one row per view, of all images in turn, always
+            rescaled and normalised by the processor's own values and never resized, as the generator needs them:
             `pixel_values` (V, 3, h, w), `box_mask` (V, 1, h, w), `class_prob` (V, 1, h, w) if `class_probs` are given,
             and `views`, a list of [`View`] per image, which `post_process_foreground` needs.
 

@@ -107,8 +107,10 @@ def load_squeezenet_imagenet(encoder: nn.Module, source: str | Path, channel_ord
         The names in the file that were not used: the classifier, if the file has it.
 
     Raises:
-        ValueError: tensors are missing, have another shape, or are unknown; all are listed.
+        ValueError: unknown `channel_order`; or tensors are missing, have another shape, or are unknown; all are listed.
     """
+    if channel_order not in ("rgb", "bgr"):
+        raise ValueError(f"channel_order={channel_order!r} is unknown; use 'rgb' or 'bgr'.")
     state_dict = read_state_dict(source)
     if channel_order == "bgr" and "features.0.weight" in state_dict:
         state_dict["features.0.weight"] = state_dict["features.0.weight"].flip(1)

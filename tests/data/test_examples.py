@@ -205,8 +205,6 @@ def test_boxes_are_clipped_xyxy_with_labels_from_one_and_no_crowd():
     boxes, labels = row_boxes(row)
     assert boxes.tolist() == [[1, 2, 4, 6], [0, 0, 12, 10]] and labels.tolist() == [3, 1]
     assert boxes.dtype == np.float32 and labels.dtype == np.int64
-    boxes, labels = row_boxes(row, drop_difficult=True)
-    assert boxes.shape == (1, 4) and labels.tolist() == [3]
 
 
 def test_no_objects_give_empty_arrays_and_background():

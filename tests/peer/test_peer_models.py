@@ -2,6 +2,7 @@
 
 import copy
 import unittest
+from abc import abstractmethod
 
 import pytest
 import torch
@@ -53,8 +54,9 @@ class PeerTests(ModelTesterMixin):
     config_common_properties: tuple[str, ...] = ()
     num_feature_maps: int
 
+    @abstractmethod
     def make_tester(self) -> TinyModel:
-        raise NotImplementedError
+        """The tiny model of the class under test."""
 
     def setUp(self):
         self.model_tester = self.make_tester()

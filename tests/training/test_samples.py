@@ -1,4 +1,5 @@
 import dataclasses
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -118,3 +119,16 @@ def test_segmenter_crops_move_image_and_labels_together(settings):
         pixels = np.rint((sample["pixel_values"][0] * 0.5 + 0.5) * 255)
         inside = sample["labels"] != 255
         assert inside.mean() > 0.9 and np.array_equal(pixels[inside], sample["labels"][inside])
+
+
+def test_difficult_objects_are_dropped_on_request_with_all_that_belongs_to_them(data, settings, tmp_path):
+    root = tmp_path / "target"
+    copytree(data / "target", root)
+    for path in (root / "Annotations").glob("train_*.xml"):
+        path.write_text(path.read_text().replace("<difficult>0<", "<difficult>1<", 1))  # the first object of each
+    settings = dataclasses.replace(settings, target_root=str(root))
+    everything = load_target(Accelerator(cpu=True), settings, masks=False)
+    easy = load_target(Accelerator(cpu=True), dataclasses.replace(settings, drop_difficult=True), masks=False)
+    for row, kept in zip(everything, easy, strict=True):
+        assert any(row["objects"]["difficult"]) and not any(kept["objects"]["difficult"])
+        assert kept["objects"] == {name: values[1:] for name, values in row["objects"].items()}
