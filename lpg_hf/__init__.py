@@ -7,13 +7,15 @@ imported, else right after the first import of transformers or of `lpg_hf.models
     import lpg_hf
     from transformers import AutoModel
 
-are enough for ``AutoModel.from_pretrained(<a saved LPG stage>)``.
+are enough for ``AutoModel.from_pretrained(<a saved LPG stage>)``. In the same way ``transformers.pipeline`` knows the task
+``box-mask-generation``.
 """
 
 import importlib
 import importlib.abc
 import importlib.machinery
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 
@@ -31,7 +33,10 @@ _MODULE_OF = {
     "load_resnet_imagenet": "lpg_hf.models.imagenet",
     "CocoBoxes": "lpg_hf.data.builders",
     "VocBoxes": "lpg_hf.data.builders",
+    "YoloBoxes": "lpg_hf.data.builders",
     "load_boxes": "lpg_hf.data.load",
+    "BoxToMaskPipeline": "lpg_hf.pipeline",
+    "load_generator": "lpg_hf.generators",
     "ConfusionMatrix": "lpg_hf.metrics.mean_iou",
     "MeanIoU": "lpg_hf.metrics.mean_iou",
 }
@@ -56,36 +61,47 @@ def register_auto_classes() -> None:
     importlib.import_module("lpg_hf.models.auto").register()
 
 
-class _RegisterAfterImport(importlib.abc.MetaPathFinder):
-    """Calls `register_auto_classes` once, when transformers or `lpg_hf.models` has been imported completely.
+def _register_pipeline() -> None:
+    importlib.import_module("lpg_hf.pipeline")  # registers its task when it is imported
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls a function once, when one of some modules has been imported completely.
 
     Not earlier: a family that is registered while its own file or transformers is half imported fails. Not on the import
     of `transformers.models.auto`: transformers imports parts of it in the middle of its own base classes.
     """
 
+    def __init__(self, names: tuple[str, ...], function: Callable[[], None]):
+        self.names, self.function = names, function
+
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in ("transformers", "lpg_hf.models"):
+        if fullname not in self.names:
             return None
         others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, others), None)
         if spec is not None:
             run_module = spec.loader.exec_module
 
-            def run_and_register(module: ModuleType) -> None:
+            def run_and_call(module: ModuleType) -> None:
                 waiting = self in sys.meta_path
                 if waiting:
                     sys.meta_path.remove(self)
                 run_module(module)
                 if waiting:
-                    register_auto_classes()
+                    self.function()
 
-            spec.loader.exec_module = run_and_register
+            spec.loader.exec_module = run_and_call
         return spec
 
 
-if "transformers" in sys.modules:
-    register_auto_classes()
-else:
-    sys.meta_path.insert(0, _RegisterAfterImport())
+for _names, _function in (
+    (("transformers", "lpg_hf.models"), register_auto_classes),
+    (("transformers.pipelines",), _register_pipeline),
+):
+    if _names[0] in sys.modules:
+        _function()
+    else:
+        sys.meta_path.insert(0, _AfterImport(_names, _function))

@@ -1,22 +1,42 @@
-"""Label maps as files: 8-bit palette PNG whose indices are the labels, coloured like Pascal VOC's."""
+"""Label maps as files: 8-bit palette PNG whose indices are the labels, coloured like Pascal VOC's.
+
+More than 254 classes do not fit beside the ignored value 255: such maps are uint16 and become 16-bit grey PNG, with 65535 ignored.
+"""
 
 import io
 import os
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from .labels import voc_palette
+from .data.formats.records import fs_path
+from .labels import IGNORE_INDEX, voc_palette
 
 
-def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
+IGNORE_INDEX_16 = 65535
+# Reading the umask means setting it, which is not safe beside other threads; so once, on import.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+def label_map_type(num_classes: int) -> tuple[type, int]:
+    """The integer type of the label maps of a data set, and their ignored value.
+
+    Args:
+        num_classes: without the background.
+    """
+    return (np.uint8, IGNORE_INDEX) if num_classes < IGNORE_INDEX else (np.uint16, IGNORE_INDEX_16)
+
+
+def write_label_map(path: str | os.PathLike, label_map: np.ndarray, scratch: str | os.PathLike | None = None) -> None:
     """Write a label map as a palette PNG; folders are created, and the file is complete or absent.
 
     Args:
         path: file to write.
-        label_map: (H, W) integer, 0 background, 255 ignored.
+        label_map: (H, W) integer, 0 background, 255 ignored; uint16 becomes 16-bit grey, with 65535 ignored.
+        scratch: see `write_atomically`.
 
     Raises:
         ValueError: the map is not two-dimensional, not integer, or holds values outside 0..255.
@@ -27,24 +47,42 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
             f"label map for {path} has shape {label_map.shape} and dtype {label_map.dtype}, but must be (height, width) "
             "and integer. Pass the argmax over the classes."
         )
-    if label_map.size and (label_map.min() < 0 or label_map.max() > 255):
+    if label_map.dtype == np.uint16:
+        picture = Image.fromarray(label_map)
+    elif label_map.size and (label_map.min() < 0 or label_map.max() > 255):
         raise ValueError(
             f"label map for {path} holds values in {label_map.min()}..{label_map.max()}, but an 8-bit PNG holds 0..255."
         )
-    picture = Image.fromarray(label_map.astype(np.uint8))
-    picture.putpalette(voc_palette().reshape(-1).tolist())
+    else:
+        picture = Image.fromarray(label_map.astype(np.uint8))
+        picture.putpalette(voc_palette().reshape(-1).tolist())
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue(), scratch)
+
+
+def write_atomically(path: str | os.PathLike, content: bytes, scratch: str | os.PathLike | None = None) -> None:
+    """Write a file that is complete or absent at every moment; folders are created.
+
+    Args:
+        scratch: folder on the same disk for the unfinished file, which a killed process leaves there; None: the file's own.
+    """
+    path = Path(fs_path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=".unfinished.", dir=scratch or path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(buffer.getvalue())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner can read
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that only the owner can read
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def mask_name(file_name: str) -> str:
+    """The label map of a picture: the same relative path, with the suffix .png."""
+    return str(PurePosixPath(file_name).with_suffix(".png"))
 
 
 def read_label_map(path: str | os.PathLike) -> np.ndarray:
@@ -54,21 +92,17 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
         path: file to read.
 
     Returns:
-        (H, W) uint8, 0 background, 255 ignored.
+        (H, W) uint8, 0 background, 255 ignored; of a 16-bit file uint16, 65535 ignored.
 
     Raises:
         ValueError: the file is a colour picture, whose values are no labels.
     """
-    with Image.open(path) as picture:
+    with Image.open(fs_path(path)) as picture:
+        if picture.mode == "I;16":
+            return np.array(picture, dtype=np.uint16)
         if picture.mode not in ("P", "L"):
             raise ValueError(
                 f"{path} is a picture of mode {picture.mode}, not a label map. "
-                "Label maps are 8-bit palette or grey PNG files whose values are the labels."
+                "Label maps are palette or grey PNG files whose values are the labels."
             )
         return np.array(picture, dtype=np.uint8)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

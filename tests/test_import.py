@@ -12,7 +12,8 @@ import lpg_hf
 
 ROOT = Path(__file__).parents[1]
 KNOWS_LPG = "config = transformers.AutoConfig.for_model('lpg'); assert type(config).__name__ == 'LPGConfig'"
-HOOK_HAS_LEFT = "assert not any('lpg_hf' in type(finder).__module__ for finder in sys.meta_path)"
+HOOK_HAS_LEFT = "assert not any('transformers' in getattr(finder, 'names', ()) for finder in sys.meta_path)"
+KNOWS_TASK = "assert 'box-mask-generation' in transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks()"
 
 
 def run(code: str) -> str:
@@ -65,3 +66,15 @@ def test_packaging_lists_every_package():
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted([*find_packages(str(ROOT), include=["lpg_hf*"]), "lpg_hf.hub_cards"])
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import lpg_hf; from transformers import pipeline",
+        "from transformers import pipeline; import lpg_hf",
+        "from lpg_hf import BoxToMaskPipeline",
+    ],
+)
+def test_pipeline_knows_the_task_in_any_order(imports: str):
+    run(f"{imports}\nimport sys, transformers.pipelines\n{KNOWS_TASK}")

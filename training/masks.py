@@ -3,20 +3,20 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lpg_hf.class_probs import CLASS_PROB_STRIDE, resize_logits
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.fusion import fuse_classes
-from lpg_hf.label_maps import write_label_map
+from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
@@ -27,7 +27,6 @@ from training.steps import to_device
 
 
 PAD_MULTIPLE = 32  # pixels; images whose padded sizes agree share a batch
-CACHE_STRIDE = 8  # pixels per cached probability
 
 
 def size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
@@ -96,13 +95,6 @@ def segmenter_logits(
         yield indices, images, logits.float(), padded
 
 
-def resize_logits(model: nn.Module, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinear, as the segmenter's config says (both DeepLabs), else half-pixel centres."""
-    if hasattr(model, "upsample_logits"):
-        return model.upsample_logits(logits, size)
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
 class ClassProbs:
     """Class probabilities of a frozen segmenter, computed once per image: (row, class) -> map.
 
@@ -120,7 +112,7 @@ class ClassProbs:
         h, w = _cached_size(height, width)
         start = self.offsets[index][label]
         prob = Image.fromarray(self.values[start : start + h * w].reshape(h, w))
-        prob = prob.resize((w * CACHE_STRIDE, h * CACHE_STRIDE), Image.Resampling.BILINEAR)
+        prob = prob.resize((w * CLASS_PROB_STRIDE, h * CLASS_PROB_STRIDE), Image.Resampling.BILINEAR)
         return np.asarray(prob)[:height, :width]
 
 
@@ -152,7 +144,7 @@ def cache_class_probs(
         for indices, images, logits, padded in segmenter_logits(
             accelerator, settings, model, normalization, rows, mine, description
         ):
-            size = tuple(side // CACHE_STRIDE for side in padded)
+            size = tuple(side // CLASS_PROB_STRIDE for side in padded)
             logits = resize_logits(model, logits, size)
             probs = (logits.softmax(dim=1) * 255).round().to(torch.uint8).cpu().numpy()
             for k, (index, image) in enumerate(zip(indices, images)):
@@ -263,13 +255,8 @@ def check_distinct(file_names: list[str]) -> None:
             raise ValueError(f"{other} and {name} would share the mask {mask_name(name)}: rename one of the images.")
 
 
-def mask_name(file_name: str) -> str:
-    """The mask of an image: the same relative path, with the suffix .png."""
-    return str(PurePosixPath(file_name).with_suffix(".png"))
-
-
 def _cached_size(height: int, width: int) -> tuple[int, int]:
-    return -(-height // CACHE_STRIDE), -(-width // CACHE_STRIDE)
+    return -(-height // CLASS_PROB_STRIDE), -(-width // CLASS_PROB_STRIDE)
 
 
 def _offsets(rows: Dataset) -> tuple[list[dict[int, int]], int]:

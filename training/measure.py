@@ -8,11 +8,12 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
 
+from lpg_hf.class_probs import resize_logits
 from lpg_hf.data.examples import label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training.config import Settings
-from training.masks import prefetch, resize_logits, segmenter_logits, size_batches
+from training.masks import prefetch, segmenter_logits, size_batches
 from training.models import Normalization
 
 

@@ -7,9 +7,8 @@ from datasets import Dataset
 
 from lpg_hf.data.examples import decode_image, label_map, row_boxes
 from lpg_hf.data.load import class_names
-from lpg_hf.label_maps import read_label_map
+from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.visualize import draw_boxes, overlay, panel
-from training.masks import mask_name
 
 
 PANEL_ROWS = 6

@@ -15,10 +15,10 @@ from transformers import AutoModelForSemanticSegmentation
 
 from lpg_hf.data.load import class_names
 from lpg_hf.hub import write_card
-from lpg_hf.label_maps import read_label_map
+from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
 from training.config import Settings, check_same_run
-from training.masks import cache_class_probs, mask_name
+from training.masks import cache_class_probs
 from training.models import (
     OWN_SEGMENTERS,
     Normalization,
@@ -99,6 +99,7 @@ def segmenter_stage(
     samples = SegmenterCrops(rows, Normalization.of(processor), settings, phase, labels)
     trained = train_segmenter(accelerator, settings, model, samples, phase, checkpoints, num_steps)
     if accelerator.is_main_process:
+        trained |= compute_used(accelerator)
         save_stage(result, model, processor, stage_metrics("segmenter", stage, part, names, settings, trained))
     accelerator.wait_for_everyone()
     remove_checkpoints(accelerator, checkpoints)
@@ -136,6 +137,7 @@ def lpg_stage(
     samples = LPGViews(rows, processor, settings, phase, probs)
     trained = train_lpg(accelerator, settings, model, samples, phase, checkpoints)
     if accelerator.is_main_process:
+        trained |= compute_used(accelerator)
         metrics = stage_metrics("lpg", stage, part, class_names(rows), settings, trained)
         save_stage(result, model, processor, metrics)
     accelerator.wait_for_everyone()
@@ -162,7 +164,7 @@ def stage_metrics(kind: str, stage: int, part: str, names: list[str], settings: 
 
     Args:
         part: "auxiliary", or the name of the target's folder.
-        trained: loss and seconds.
+        trained: loss, seconds and `compute_used`.
     """
     auxiliary = part == "auxiliary"
     if auxiliary:
@@ -180,6 +182,13 @@ def stage_metrics(kind: str, stage: int, part: str, names: list[str], settings: 
         **trained,
         "versions": package_versions(),
     }
+
+
+def compute_used(accelerator: Accelerator) -> dict:
+    """The kind of machine that a stage was trained on, for its card."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "processes": accelerator.num_processes}
 
 
 def add_metrics(accelerator: Accelerator, folder: Path, values: dict) -> None:

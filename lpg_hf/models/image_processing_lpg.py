@@ -31,12 +31,15 @@ class LPGImageProcessorKwargs(ImagesKwargs, total=False):
     view (`str`): `"image"`, the whole image once per class (the paper), or `"box"`, a square window per box (ours).
     view_size (`int`): side of a box view in pixels.
     view_context (`float`): margin of a box view on each side, as a share of the longer box side.
+    view_min_size (`int`): side in pixels to which a smaller image view is padded, right and bottom; the official code: 512
+        for VOC, 640 for COCO. With `align_corners` it decides where the logits lie.
     align_corners (`bool`): how stride-4 logits are brought to full size; the official code: True.
     """
 
     view: str
     view_size: int
     view_context: float
+    view_min_size: int | None
     align_corners: bool
 
 
@@ -58,6 +61,7 @@ class LPGImageProcessor(PilBackend):
     view = "image"
     view_size = 192
     view_context = 0.25
+    view_min_size = None
     align_corners = False
 
     def __init__(self, **kwargs: Unpack[LPGImageProcessorKwargs]):
@@ -75,7 +79,7 @@ class LPGImageProcessor(PilBackend):
             labels: (N,) class ids.
         """
         if self.view == "image":
-            return image_views(boxes, labels, height, width)
+            return image_views(boxes, labels, height, width, self.view_min_size or 0)
         return box_views(boxes, labels, self.view_size, self.view_context)
 
     def random_view(
@@ -127,18 +131,31 @@ class LPGImageProcessor(PilBackend):
             `pixel_values` (3, h, w) float32, `box_mask` (1, h, w) float32 and, if given, `class_prob` (1, h, w)
             float32 and `labels` (h, w) int64.
         """
+        encoded = self.encode_pixels(image, view) | self.encode_prompt(view, image.shape[:2], class_prob)
+        if target is not None:
+            encoded["labels"] = image_to_view(target, view, pad_label).astype(np.int64)
+        return encoded
+
+    def encode_pixels(self, image: np.ndarray, view: View) -> dict[str, np.ndarray]:
+        """`pixel_values` of `encode`; views of one window and size share them."""
         mean, std = np.float32(self.image_mean), np.float32(self.image_std)
         fill = tuple(int(v) for v in np.rint(mean / self.rescale_factor))
         pixels = image_to_view(image, view, fill).astype(np.float32)
         pixels = (pixels * np.float32(self.rescale_factor) - mean) / std
-        encoded = {"pixel_values": pixels.transpose(2, 0, 1), "box_mask": box_mask_of_view(view)[None]}
+        if self.view_min_size and view.window == (0, 0, *view.size[::-1]) and not view.flip:
+            # Parity: the official padding is exactly the mean colour, which the 8-bit fill only comes near to.
+            pixels[image.shape[0] :] = pixels[:, image.shape[1] :] = 0
+        return {"pixel_values": pixels.transpose(2, 0, 1)}
+
+    def encode_prompt(
+        self, view: View, size: tuple[int, int], class_prob: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """`box_mask` and, if given, `class_prob` of `encode`, for an image of `size` (height, width)."""
+        encoded = {"box_mask": box_mask_of_view(view)[None]}
         if class_prob is not None:
-            height, width = image.shape[:2]
             scale = 1 / 255 if class_prob.dtype == np.uint8 else 1.0
-            prob = Image.fromarray(class_prob.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+            prob = Image.fromarray(class_prob.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR)
             encoded["class_prob"] = image_to_view(np.asarray(prob), view)[None] * np.float32(scale)
-        if target is not None:
-            encoded["labels"] = image_to_view(target, view, pad_label).astype(np.int64)
         return encoded
 
     def decode(
@@ -157,18 +174,34 @@ class LPGImageProcessor(PilBackend):
         labels = list(dict.fromkeys(view.label for view in views))
         foreground = np.zeros((len(labels), height, width), dtype=np.float32)
         for view, view_logits in zip(views, logits):
-            rows, columns, patch = view_to_image(view_logits, view, height, width, self.align_corners)
-            prob = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
-            inside = np.zeros(prob.shape, dtype=bool)
-            for x1, y1, x2, y2 in view.boxes:
-                box_rows, box_columns = pixel_range(y1, y2, height), pixel_range(x1, x2, width)
-                inside[
-                    max(box_rows.start - rows.start, 0) : max(box_rows.stop - rows.start, 0),
-                    max(box_columns.start - columns.start, 0) : max(box_columns.stop - columns.start, 0),
-                ] = True
+            rows, columns, patch = self.decode_view(view_logits, view, height, width)
             merged = foreground[labels.index(view.label), rows, columns]
-            np.maximum(merged, np.where(inside, prob, 0), out=merged)
+            np.maximum(merged, patch, out=merged)
         return np.asarray(labels, dtype=np.int64), foreground
+
+    def decode_view(
+        self, logits: torch.Tensor, view: View, height: int, width: int
+    ) -> tuple[slice, slice, np.ndarray]:
+        """The foreground that one view sees.
+
+        Args:
+            logits: (2, h, w) float at stride 4.
+
+        Returns:
+            rows, columns: the window of the image that the view covers.
+            foreground: (rows, columns) float32 probability, 0 outside the view's boxes.
+        """
+        rows, columns, patch = view_to_image(logits, view, height, width, self.align_corners)
+        prob = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
+        foreground = np.zeros_like(prob)
+        for x1, y1, x2, y2 in view.boxes:
+            box_rows, box_columns = pixel_range(y1, y2, height), pixel_range(x1, x2, width)
+            inside = (
+                slice(max(box_rows.start - rows.start, 0), max(box_rows.stop - rows.start, 0)),
+                slice(max(box_columns.start - columns.start, 0), max(box_columns.stop - columns.start, 0)),
+            )
+            foreground[inside] = prob[inside]
+        return rows, columns, foreground
 
     # The ecosystem's call.
 
@@ -216,7 +249,7 @@ class LPGImageProcessor(PilBackend):
         )
         if boxes is None:
             return self._preprocess(images, return_tensors=return_tensors, **kwargs)
-        for name in ("view", "view_size", "view_context", "align_corners"):
+        for name in ("view", "view_size", "view_context", "view_min_size", "align_corners"):
             if kwargs[name] != getattr(self, name):
                 raise ValueError(
                     f"{name}={kwargs[name]!r} was given for one call, but this processor has {getattr(self, name)!r}, "

@@ -77,9 +77,10 @@ class HourglassLevel(nn.Module):
             *[ResidualBlock(low_size, low_size) for _ in range(depth - 1)], ResidualBlock(low_size, size)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        low = self.low3(self.low2(self.low1(x)))
-        return self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
+    def forward(self, x: Tensor, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """(B, C, h, w) -> (B, C, rows, columns); pixels within 2 x depth of an inner edge of the cut are not exact."""
+        low = F.interpolate(self.low3(self.low2(self.low1(x))), scale_factor=2.0, mode="nearest")
+        return self.up1(x[:, :, rows, columns]) + low[:, :, rows, columns]
 
 
 class Hourglass(nn.Module):
@@ -100,10 +101,21 @@ class Hourglass(nn.Module):
             nn.Conv2d(config.head_size, 2, 1),
         )
 
-    def forward(self, prompt: Tensor, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, prompt: Tensor, image: Tensor, region: tuple[slice, slice] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = self.stem(torch.cat([prompt, image], dim=1))  # (B, hidden_sizes[0], H/4, W/4)
-        x = self.neck(self.hourglass(x))
-        return self.head(x), (x,)
+        if region is None:
+            x = self.neck(self.hourglass(x))
+            return self.head(x), (x,)
+        # Everything after the lower levels is local: two convolutions a block, the neck and the head see `reach` pixels.
+        reach = 2 * len(self.hourglass.up1) + 2
+        rows, columns = (slice(max(part.start - reach, 0), part.stop + reach) for part in region)
+        x = self.neck(self.hourglass(x, rows, columns))
+        wanted = self.head(x)
+        logits = wanted.new_zeros(*wanted.shape[:2], image.shape[2] // 4, image.shape[3] // 4)
+        logits[:, :, rows, columns] = wanted
+        return logits, (x,)
 
 
 class ResNetGenerator(nn.Module):
@@ -261,6 +273,7 @@ class LPGModel(LPGPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        region: tuple[slice, slice] | None = None,
     ) -> LPGOutput | tuple:
         """
         Args:
@@ -269,6 +282,8 @@ class LPGModel(LPGPreTrainedModel):
             class_prob: (B, 1, H, W) float in [0, 1], the segmenter's softmax probability of the class; given if and
                 only if `config.use_class_prob`.
             labels: (B, H, W) integer, 0 rest, 1 object, `config.semantic_loss_ignore_index` ignored.
+            region: rows and columns of the logits that are wanted; logits elsewhere are then unspecified. An hourglass
+                computes its last layers there only, which is up to half of its work.
 
         Returns:
             [`LPGOutput`] with (B, 2, ceil(H/4), ceil(W/4)) logits, and the loss if `labels` are given: float32 cross
@@ -285,8 +300,9 @@ class LPGModel(LPGPreTrainedModel):
 
         prompt = box_mask if class_prob is None else torch.cat([class_prob, box_mask], dim=1)
         prompt = self._pad(prompt.to(pixel_values.dtype))
-        logits, hidden_states = self.generator(prompt, self._pad(pixel_values))
-        logits = logits[:, :, : math.ceil(height / 4), : math.ceil(width / 4)]
+        local = {"region": region} if region is not None and self.config.backbone == "hourglass" else {}
+        logits, hidden_states = self.generator(prompt, self._pad(pixel_values), **local)
+        logits = logits[:, :, : (height + 3) // 4, : (width + 3) // 4]  # integers only: an exported graph keeps them
 
         loss = None
         if labels is not None:

@@ -36,18 +36,20 @@ class View:
     flip: bool = False
 
 
-def image_views(boxes: np.ndarray, labels: np.ndarray, height: int, width: int) -> list[View]:
+def image_views(boxes: np.ndarray, labels: np.ndarray, height: int, width: int, min_size: int = 0) -> list[View]:
     """The paper's views: the whole image once per class, with the union of its boxes (Sec. III-B).
 
     Args:
         boxes: (N, 4) xyxy in image pixels.
         labels: (N,) class ids.
+        min_size: pixels per side to which the window of a smaller image reaches, over its right or bottom edge.
 
     Returns:
         One view per class, in order of first appearance.
     """
     classes = list(dict.fromkeys(labels.tolist()))
-    return [View(c, boxes[labels == c], (0, 0, width, height), (height, width)) for c in classes]
+    size = max(height, min_size), max(width, min_size)
+    return [View(c, boxes[labels == c], (0, 0, *size[::-1]), size) for c in classes]
 
 
 def box_views(boxes: np.ndarray, labels: np.ndarray, size: int, context: float) -> list[View]:

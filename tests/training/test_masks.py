@@ -10,11 +10,11 @@ from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from lpg_hf.data.examples import decode_image, label_map, row_boxes
-from lpg_hf.label_maps import read_label_map
+from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training import masks as masks_module
 from training.data import load_eval, load_target
-from training.masks import cache_class_probs, check_distinct, mask_name, size_batches, write_pseudo_masks
+from training.masks import cache_class_probs, check_distinct, size_batches, write_pseudo_masks
 from training.measure import measure_label_maps, measure_segmenter
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 

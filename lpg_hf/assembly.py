@@ -1,0 +1,147 @@
+"""Patches of foreground -> what users get of a picture: one mask per box, with its scores, and one label map."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from lpg_hf.boxes import box_slices
+from lpg_hf.fusion import fuse_classes
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch
+
+
+@dataclass(frozen=True)
+class BoxMask:
+    """The mask of one box.
+
+    Attributes:
+        rle: COCO compressed run lengths over the whole picture, {"size": [height, width], "counts": text}.
+        area: pixels of the mask.
+        score: mean foreground probability of the mask's pixels, in (0.5, 1]; 0 for a mask without a pixel. Generators that
+            do not give probabilities score 1.
+        fill_rate: share of the box's pixels that are in the mask, in [0, 1].
+    """
+
+    rle: dict
+    area: int
+    score: float
+    fill_rate: float
+
+    def decode(self) -> np.ndarray:
+        """(H, W) bool, True on the object."""
+        return coco_mask.decode(self.rle | {"counts": self.rle["counts"].encode("ascii")}).astype(bool)
+
+
+@dataclass(frozen=True)
+class ImageMasks:
+    """All of a picture.
+
+    Attributes:
+        masks: one per box, in the order of the boxes.
+        label_map: (H, W) uint8, or uint16 where a class id is above 254; 0 where no class claims the pixel.
+    """
+
+    masks: list[BoxMask]
+    label_map: np.ndarray
+
+
+def assemble(
+    image: BoxedImage, patches: Iterable[Patch], per: str, *, overlap_rule: str = "rate", threshold: float = 0.5
+) -> ImageMasks:
+    """Merge the patches of a picture by class, cut out the mask of every box, and fuse the classes.
+
+    Args:
+        patches: from a generator called with the same `per`; taken one at a time.
+        per: "class": a box's mask is the foreground of its class inside the box. "instance": it is the box's own patch, so
+            that overlapping boxes of one class get masks of their own.
+        overlap_rule: which class keeps a pixel that several claim, see `fuse_classes`.
+        threshold: foreground probability above which a pixel belongs to the object.
+
+    Source: Eq. (7) and the overlap rule of Sec. III-D.
+
+    Raises:
+        ValueError: unknown `per` or `overlap_rule`.
+    """
+    if per not in GRANULARITIES:
+        raise ValueError(f"per={per!r} is unknown. Choose one of {', '.join(GRANULARITIES)}.")
+    height, width = image.image.shape[:2]
+    classes = list(dict.fromkeys(image.labels.tolist()))
+    position = {label: k for k, label in enumerate(classes)}
+    foreground = np.zeros((len(classes), height, width), dtype=np.float32)
+    masks: list[BoxMask | None] = [None] * len(image.boxes)
+    for patch in patches:
+        merged = foreground[position[patch.label], patch.rows, patch.columns]
+        np.maximum(merged, patch.foreground, out=merged)
+        if per == "instance":
+            index = patch.boxes[0]
+            rows, columns = box_slices(image.boxes[index], height, width)
+            inside = patch.foreground[
+                rows.start - patch.rows.start : rows.stop - patch.rows.start,
+                columns.start - patch.columns.start : columns.stop - patch.columns.start,
+            ]
+            masks[index] = _box_mask(inside, rows, columns, height, width, threshold)
+    if per == "class":
+        for index, (box, label) in enumerate(zip(image.boxes, image.labels.tolist())):
+            rows, columns = box_slices(box, height, width)
+            inside = foreground[position[label], rows, columns]
+            masks[index] = _box_mask(inside, rows, columns, height, width, threshold)
+    areas = (image.boxes[:, 2] - image.boxes[:, 0]) * (image.boxes[:, 3] - image.boxes[:, 1])
+    smallest = np.array([areas[image.labels == label].min() for label in classes])
+    labels = np.asarray(classes, dtype=np.int64)
+    return ImageMasks(masks, fuse_classes(labels, foreground, smallest, overlap_rule, threshold))
+
+
+def by_position(patches: Iterator[tuple[int, Patch]], count: int) -> Iterator[Iterator[Patch]]:
+    """Splits what `MaskGenerator.patches` yields into one iterator per picture; each must be used up before the next."""
+    waiting: list[tuple[int, Patch]] = []
+
+    def of_image(position: int) -> Iterator[Patch]:
+        if waiting and waiting[0][0] != position:
+            return
+        if waiting:
+            yield waiting.pop()[1]
+        for found in patches:
+            if found[0] != position:
+                waiting.append(found)
+                return
+            yield found[1]
+
+    for position in range(count):
+        yield of_image(position)
+
+
+def _box_mask(
+    foreground: np.ndarray, rows: slice, columns: slice, height: int, width: int, threshold: float
+) -> BoxMask:
+    mask = foreground > threshold
+    area = int(mask.sum())
+    score = float(foreground[mask].mean(dtype=np.float64)) if area else 0.0
+    return BoxMask(window_to_rle(mask, rows, columns, height, width), area, score, area / mask.size)
+
+
+def window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> dict:
+    """Run lengths of a mask that is empty outside a window; the cost is that of the window, not of the picture.
+
+    Args:
+        mask: (rows, columns) bool, the window.
+        rows: of the window, inside the picture.
+        columns: the same.
+        height: of the picture.
+        width: of the picture.
+
+    Returns:
+        {"size": [height, width], "counts": text}, COCO's compressed form (column by column).
+    """
+    bounded = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=np.int8)
+    bounded[:, 1:-1] = mask.T
+    column, row = np.nonzero(np.diff(bounded, axis=1))  # a run starts at even and ends at odd positions of the list
+    ends = (column + columns.start) * height + row + rows.start
+    starts, stops = ends[0::2], ends[1::2]
+    # A run to the bottom of one column goes on at the top of the next.
+    apart = starts[1:] != stops[:-1]
+    edges = np.stack([starts[np.r_[True, apart][: len(starts)]], stops[np.r_[apart, True][: len(stops)]]], axis=1)
+    counts = np.diff(np.r_[0, edges.ravel(), height * width])
+    counts = counts[: len(counts) - (counts[-1] == 0)]
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}

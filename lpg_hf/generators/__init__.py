@@ -1,0 +1,112 @@
+"""Boxes to foreground maps: one file per method, one signature for all (`base.MaskGenerator`)."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from lpg_hf.generators.base import MaskGenerator
+
+
+if TYPE_CHECKING:
+    import torch
+
+GENERATORS = ("lpg", "grabcut", "densecrf", "box", "sam:ID")
+
+
+def load_generator(
+    name: "str | Callable",
+    *,
+    model: str | os.PathLike | None = None,
+    segmenter: str | os.PathLike | None = None,
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 16,
+    device: "str | torch.device | None" = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> MaskGenerator:
+    """A generator by its name.
+
+    Args:
+        name: "lpg", "grabcut", "densecrf", "box", or "sam:ID" with the Hub id or folder of a SAM, SAM 2 or HQ-SAM model. Or a
+            function `(image (H, W, 3) uint8 RGB, boxes (N, 4) float32 xyxy) -> (N, H, W)` masks, bool or probabilities.
+        model: LPG stage, a Hub id or a folder; only for "lpg".
+        segmenter: Hub id or folder of the segmenter whose class probability the LPG takes; only for "lpg".
+        class_names: of the boxes in the order of their labels; they are looked up in the segmenter.
+        batch_size: views (LPG) or boxes (SAM) per forward pass.
+        device: "cpu", "cuda", ...; None: a GPU if there is one.
+        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware computes in it, else float32.
+        revision: of the Hub repository of `model`.
+
+    Raises:
+        ValueError: unknown name, a setting that the generator does not have, or an LPG without `model`.
+        OSError: a folder or Hub id that does not exist.
+    """
+    if callable(name):
+        from lpg_hf.generators.function import FunctionGenerator
+
+        return FunctionGenerator(name)
+    for setting, value in (("model", model), ("segmenter", segmenter)):
+        if value is not None and name != "lpg":
+            raise ValueError(f"{setting}={value} is for the generator 'lpg', not for {name!r}; leave it out.")
+    if name == "box":
+        from lpg_hf.generators.box import BoxGenerator
+
+        return BoxGenerator()
+    if name == "grabcut":
+        from lpg_hf.generators.grabcut import GrabCutGenerator
+
+        return GrabCutGenerator()
+    if name == "densecrf":
+        from lpg_hf.generators.densecrf import DenseCRFGenerator
+
+        return DenseCRFGenerator()
+    if name.startswith("sam:") and len(name) > len("sam:"):
+        from lpg_hf.generators.sam import SAMGenerator
+
+        device = device or default_device()
+        return SAMGenerator(
+            name[len("sam:") :], device=device, dtype=resolve_dtype(dtype, device), batch_size=batch_size
+        )
+    if name != "lpg":
+        raise ValueError(f"generator {name!r} is unknown. Choose one of {', '.join(GENERATORS)}.")
+    if model is None:
+        raise ValueError("the generator 'lpg' needs a trained stage: pass --model ID_OR_DIR (model=... in Python).")
+    from lpg_hf.generators.lpg import LPGGenerator
+
+    return LPGGenerator.from_pretrained(
+        model,
+        segmenter=segmenter,
+        class_names=class_names,
+        batch_size=batch_size,
+        device=device or default_device(),
+        dtype=resolve_dtype(dtype, device or default_device()),
+        revision=revision,
+    )
+
+
+def default_device() -> str:
+    """A GPU if torch sees one, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str, device: "str | torch.device") -> "torch.dtype":
+    """The torch type that a name stands for on a device.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    import torch
+
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype != "auto":
+        if dtype not in names:
+            raise ValueError(f"dtype {dtype!r} is unknown. Choose one of auto, {', '.join(names)}.")
+        return names[dtype]
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    # Elsewhere bfloat16 on a CPU is emulated, and slower than float32.
+    abilities = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
+    return torch.bfloat16 if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else torch.float32

@@ -1,0 +1,219 @@
+"""The learned generator (Sec. III-B), run as its image processor's view says: whole images per class, or a window per box."""
+
+import copy
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers import AutoConfig
+
+from lpg_hf.class_probs import SegmenterProbs
+from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
+from lpg_hf.models.configuration_lpg import LPGConfig
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
+from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.models.views_lpg import View
+
+
+class LPGGenerator(MaskGenerator):
+    """An LPG with its image processor and, if it uses the class probability, a segmenter.
+
+    Args:
+        model: not changed; a copy is made for inference, in the model's dtype.
+        processor: decides the view.
+        segmenter: gives the class probability of pictures that come without one.
+        batch_size: views per forward pass.
+        device: where the copy runs.
+        dtype: of the copy; None: the model's.
+
+    Raises:
+        ValueError: a segmenter for a model without class probability.
+    """
+
+    def __init__(
+        self,
+        model: LPGModel,
+        processor: LPGImageProcessor,
+        segmenter: SegmenterProbs | None = None,
+        *,
+        batch_size: int = 16,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ):
+        if segmenter is not None and not model.config.use_class_prob:
+            raise ValueError(
+                "this LPG takes no class probability (config.use_class_prob=False): leave the segmenter out."
+            )
+        self.network = inference_copy(model).to(device=device, dtype=dtype or model.dtype)
+        self.processor, self.segmenter, self.batch_size = processor, segmenter, batch_size
+        self._one_at_a_time = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike,
+        *,
+        segmenter: str | os.PathLike | None = None,
+        class_names: Sequence[str] | None = None,
+        batch_size: int = 16,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> "LPGGenerator":
+        """Arguments as of `generators.load_generator`.
+
+        Raises:
+            OSError: a folder or Hub id that does not exist.
+            ValueError: the model is no LPG.
+        """
+        for what, source in (("model", model), ("segmenter", segmenter)):
+            _check_source(what, source)
+        config = AutoConfig.from_pretrained(model, revision=revision)
+        if not isinstance(config, LPGConfig):
+            raise ValueError(f"the model {model} is a {config.model_type!r}, not an LPG ('lpg').")
+        return cls(
+            LPGModel.from_pretrained(model, revision=revision, dtype=torch.float32),
+            LPGImageProcessor.from_pretrained(model, revision=revision),
+            None if segmenter is None else SegmenterProbs.from_pretrained(segmenter, class_names, device, dtype),
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+        )
+
+    def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
+        """See `MaskGenerator.patches`. Per class, a whole-image view holds all boxes of its class; else a view is a box.
+
+        Raises:
+            ValueError: the model needs the class probability, and there is neither one nor a segmenter.
+        """
+        images = self._with_class_probs(images)
+        views = self._views(images, per)
+        while chunk := list(islice(views, self.batch_size)):
+            logits = self._forward(self._encode(images, chunk))
+            for (position, members, view), view_logits in zip(chunk, logits):
+                rows, columns, foreground = self.processor.decode_view(
+                    view_logits, view, *images[position].image.shape[:2]
+                )
+                yield position, Patch(view.label, members, rows, columns, foreground)
+
+    def settings(self) -> dict:
+        """A digest of the weights of the LPG and its segmenter, the view, the type, and the views per forward pass."""
+        digest = hashlib.sha256()
+        for network in filter(None, (self.network, self.segmenter and self.segmenter.model)):
+            for name, tensor in network.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+        return {
+            "weights_sha256": digest.hexdigest(),
+            "view": self.processor.view,
+            "dtype": str(self.network.dtype).removeprefix("torch."),
+            "views_per_pass": self.batch_size,
+        }
+
+    def _views(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, tuple[int, ...], View]]:
+        """(position of the image, its boxes in the view, view)."""
+        for position, image in enumerate(images):
+            size = image.image.shape[:2]
+            if per == "instance" or self.processor.view == "box":
+                members: Iterable[np.ndarray] = np.arange(len(image.boxes))[:, None]
+            else:
+                members = (np.flatnonzero(image.labels == c) for c in dict.fromkeys(image.labels.tolist()))
+            for of_view in members:
+                (view,) = self.processor.views(image.boxes[of_view], image.labels[of_view], *size)
+                yield position, tuple(of_view.tolist()), view
+
+    def _encode(self, images: Sequence[BoxedImage], chunk: list[tuple[int, tuple[int, ...], View]]) -> list[dict]:
+        """The arrays of the views; views of the same window of a picture share its pixels."""
+        rows, seen, pixels = [], None, {}
+        for position, _, view in chunk:
+            image = images[position]
+            if seen != (position, view.window, view.size):
+                seen, pixels = (position, view.window, view.size), self.processor.encode_pixels(image.image, view)
+            prob = image.class_probs[view.label] if self.network.config.use_class_prob else None
+            rows.append(pixels | self.processor.encode_prompt(view, image.image.shape[:2], prob))
+        return rows
+
+    @torch.inference_mode()
+    def _forward(self, rows: list[dict[str, np.ndarray]]) -> list[Tensor]:
+        """(2, h, w) float32 logits of every view, exact where they decide about pixels of its boxes.
+
+        Views that the network pads to one size share a pass, so that none depends on the others. Threads take turns, as
+        a pass uses all cores.
+        """
+        network, divisor = self.network, self.network.config.size_divisor
+        # On a CPU an hourglass is no faster in batches (measured: 8.3 views of 512 x 512 a second alone, 8.0 by eights), and
+        # one by one each view's boxes bound the region that has to be computed.
+        alone = network.config.backbone == "hourglass" and network.device.type == "cpu"
+        passes: dict[object, list[int]] = {}
+        for i, row in enumerate(rows):
+            padded = tuple(-(-side // divisor) for side in row["box_mask"].shape[1:])
+            passes.setdefault(i if alone else padded, []).append(i)
+        logits: dict[int, Tensor] = {}
+        with self._one_at_a_time:
+            for members in passes.values():
+                batch = stack_views([rows[i] for i in members])
+                inputs = {
+                    name: torch.from_numpy(array).to(network.device, network.dtype, memory_format=torch.channels_last)
+                    for name, array in batch.items()
+                }
+                output = network(**inputs, region=_box_region(batch["box_mask"])).logits.float().cpu()
+                logits.update(zip(members, output))
+        return [logits[i] for i in range(len(rows))]
+
+    def _with_class_probs(self, images: Sequence[BoxedImage]) -> list[BoxedImage]:
+        missing = [i for i, image in enumerate(images) if image.class_probs is None and len(image.boxes)]
+        images = list(images)
+        if not missing or not self.network.config.use_class_prob:
+            return images
+        if self.segmenter is None:
+            raise ValueError(
+                "this LPG was trained with a segmenter's class probability (config.use_class_prob=True): pass a segmenter "
+                "(--segmenter ID_OR_DIR) or class_probs, or use a stage without it."
+            )
+        with self._one_at_a_time:
+            found = self.segmenter([images[i].image for i in missing], [images[i].labels for i in missing])
+        for i, probs in zip(missing, found):
+            images[i] = replace(images[i], class_probs=probs)
+        return images
+
+
+def _box_region(box_mask: np.ndarray, stride: int = 4, margin: int = 2) -> tuple[slice, slice]:
+    """The rows and columns of the logits that interpolation reads for the pixels of the boxes; box_mask (V, 1, H, W)."""
+    rows, columns = (np.flatnonzero(box_mask.any(axis=axes)) for axes in ((0, 1, 3), (0, 1, 2)))
+    spans = ((part[0], part[-1]) if len(part) else (0, 0) for part in (rows, columns))
+    return tuple(slice(max(low // stride - margin, 0), high // stride + 1 + margin) for low, high in spans)
+
+
+def inference_copy(model: LPGModel) -> LPGModel:
+    """A frozen float32 copy in channels_last whose batch normalisations are folded into the convolutions before them."""
+    network = copy.deepcopy(model).float().eval().requires_grad_(False)
+    for module in list(network.modules()):
+        if isinstance(module, nn.Sequential):
+            _fold_norms(module)
+    return network.to(memory_format=torch.channels_last)
+
+
+def _fold_norms(layers: nn.Sequential) -> None:
+    for i in range(len(layers) - 1):
+        if isinstance(layers[i], nn.Conv2d) and isinstance(layers[i + 1], nn.BatchNorm2d):
+            layers[i], layers[i + 1] = fuse_conv_bn_eval(layers[i], layers[i + 1]), nn.Identity()
+
+
+def _check_source(what: str, source: str | os.PathLike | None) -> None:
+    """A path that does not exist is said to be one, before a Hub client takes it for an id.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    text = "" if source is None else os.fspath(source)
+    if text and not os.path.isdir(text) and (text[0] in "./~" or text.count("/") != 1):
+        raise FileNotFoundError(
+            f"the {what} folder {text} does not exist; pass a stage folder or a Hub id (org/name)."
+        )

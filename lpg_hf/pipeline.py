@@ -1,0 +1,245 @@
+"""The box-to-mask pipeline: pictures and boxes in, one mask per box and a label map per picture out.
+
+from transformers import pipeline
+import lpg_hf
+
+pipe = pipeline("box-mask-generation", model="org/lpg-stage1")
+result = pipe("street.jpg", boxes=[[10, 20, 110, 140]], labels=[1])
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import Pipeline
+from transformers.image_utils import load_image
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from lpg_hf.assembly import ImageMasks, assemble, by_position
+from lpg_hf.boxes import clip_boxes, convert_boxes
+from lpg_hf.class_probs import SegmenterProbs
+from lpg_hf.data.examples import decode_image
+from lpg_hf.fusion import OVERLAP_RULES
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch
+from lpg_hf.generators.lpg import LPGGenerator
+from lpg_hf.models.modeling_lpg import LPGModel
+
+
+TASK = "box-mask-generation"
+DEFAULT_BATCH_SIZE = 8
+
+
+class BoxToMaskPipeline(Pipeline):
+    """Masks from boxes with an [`LPGModel`].
+
+    How the model is run (the whole picture per class, or a window per box) is stored with its image processor; how fine the
+    result is, is the caller's: see `per`.
+
+    Args:
+        model: an [`LPGModel`]; by `transformers.pipeline` also a Hub id or a folder.
+        image_processor: its [`LPGImageProcessor`].
+        segmenter: for a model with `config.use_class_prob`: an AutoModelForSemanticSegmentation, its Hub id, or its folder.
+            Box labels are the segmenter's own.
+        segmenter_processor: its image processor, where `segmenter` is a model.
+        batch_size: pictures that are prepared together (default 8); a forward pass takes up to twice as many views.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, segmenter=None, segmenter_processor=None, **kwargs):
+        kwargs["batch_size"] = kwargs.get("batch_size") or DEFAULT_BATCH_SIZE
+        super().__init__(*args, **kwargs)
+        if self.image_processor is None:
+            raise ValueError("the pipeline needs the LPGImageProcessor of the model: pass image_processor=...")
+        if isinstance(segmenter, str):
+            segmenter = SegmenterProbs.from_pretrained(segmenter, device=self.device, dtype=self.model.dtype)
+        elif segmenter is not None:
+            if segmenter_processor is None:
+                raise ValueError("segmenter is a model: pass segmenter_processor=... too, or the segmenter's folder.")
+            segmenter = SegmenterProbs(segmenter, segmenter_processor, device=self.device)
+        self.generator = LPGGenerator(
+            self.model, self.image_processor, segmenter, batch_size=2 * self._batch_size, device=self.device
+        )
+
+    def __call__(
+        self,
+        images: Any,
+        boxes: Any = None,
+        labels: Any = None,
+        class_probs: Any = None,
+        **kwargs,
+    ) -> dict | list[dict] | Iterator[dict]:
+        """Masks of one picture, of a list, or of a stream.
+
+        Args:
+            images: a picture (path, URL, PIL, or (H, W), (H, W, 3) uint8 array) or a list of them; or, in their place, dicts
+                {"image", "boxes", "labels", "class_probs"}, also from a generator, which then gives a generator of results.
+            boxes: (N, 4) numbers for one picture, or a list of such: list, tuple, numpy or torch. In original pixels of the
+                upright picture. Reaching over its border is allowed.
+            labels: (N,) class ids from 1 on, per picture; one class if left out.
+            class_probs: (num_labels, h, w) probabilities of a segmenter over the picture, in [0, 1], per picture.
+            box_format (`str`): "xyxy" (default), "xywh", "cxcywh", "yolo" or "voc", see `lpg_hf.boxes`.
+            per (`str`): "instance" (default), one mask per box on its own; or "class": the boxes of a class are seen together,
+                and a box's mask is its class's mask inside the box.
+            overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fuse_classes`.
+            threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
+            output_rle (`bool`): masks as COCO run lengths, which very many boxes need (default False).
+
+        Returns:
+            Per picture a dict: `masks`, one per box in the order given, (H, W) bool, nothing outside its box (or RLE);
+            `scores`, the mean foreground probability of each mask's pixels (0 for an empty mask); `fill_rates`, the share of
+            each box that is mask; `labels`; `label_map`, (H, W) uint8, or uint16 above 254 classes. Without boxes the lists are empty and the map is 0.
+
+        Raises:
+            ValueError: boxes, labels or settings that are not as above; the message names picture and box.
+            OSError: a picture that cannot be read.
+        """
+        single = not isinstance(images, (list, tuple))
+        if not single and len(images) == 0:
+            return []
+        if boxes is None:
+            if labels is not None or class_probs is not None:
+                raise ValueError("labels and class_probs belong to boxes: pass boxes=... too.")
+            return super().__call__(images, **kwargs)
+        columns = {"image": images, "boxes": boxes, "labels": labels, "class_probs": class_probs}
+        columns = {name: [value] if single else value for name, value in columns.items() if value is not None}
+        lengths = {name: len(value) for name, value in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"one entry per picture is needed, but the numbers differ: {lengths}.")
+        inputs = [dict(zip(columns, row)) for row in zip(*columns.values())]
+        return super().__call__(inputs[0] if single else inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        box_format: str | None = None,
+        per: str | None = None,
+        overlap_rule: str | None = None,
+        threshold: float | None = None,
+        output_rle: bool | None = None,
+    ) -> tuple[dict, dict, dict]:
+        choices = (("per", per, GRANULARITIES), ("overlap_rule", overlap_rule, OVERLAP_RULES))
+        for name, value, allowed in choices:
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
+        preprocess = {"box_format": box_format}
+        forward = {"per": per}
+        postprocess = {"per": per, "overlap_rule": overlap_rule, "threshold": threshold, "output_rle": output_rle}
+        given = ({k: v for k, v in part.items() if v is not None} for part in (preprocess, forward, postprocess))
+        return tuple(given)  # type: ignore[return-value]
+
+    def preprocess(self, inputs: dict, box_format: str = "xyxy") -> BoxedImage:
+        if not isinstance(inputs, dict) or inputs.get("boxes") is None:
+            raise ValueError("the pipeline needs boxes for every picture: pipe(image, boxes=[[x1, y1, x2, y2], ...]).")
+        unknown = sorted(set(inputs) - {"image", "boxes", "labels", "class_probs"})
+        if unknown:
+            raise ValueError(f"unknown input {unknown[0]!r}; a picture comes as image, boxes, labels and class_probs.")
+        image = as_pixels(inputs["image"])
+        boxes, labels = checked_boxes(inputs["boxes"], inputs.get("labels"), box_format, *image.shape[:2])
+        probs = inputs.get("class_probs")
+        if probs is not None:
+            probs = {label: np.asarray(probs[label], dtype=np.float32) for label in dict.fromkeys(labels.tolist())}
+        return BoxedImage(image, boxes, labels, probs)
+
+    def _forward(self, images: list[BoxedImage], per: str = "instance") -> Iterator[tuple[int, Patch]]:
+        return self.generator.patches(images, per)
+
+    def postprocess(
+        self,
+        outputs: tuple[BoxedImage, Iterator[Patch]],
+        per: str = "instance",
+        overlap_rule: str = "rate",
+        threshold: float = 0.5,
+        output_rle: bool = False,
+    ) -> dict:
+        image, patches = outputs
+        found: ImageMasks = assemble(image, patches, per, overlap_rule=overlap_rule, threshold=threshold)
+        return {
+            "masks": [mask.rle if output_rle else mask.decode() for mask in found.masks],
+            "scores": [mask.score for mask in found.masks],
+            "fill_rates": [mask.fill_rate for mask in found.masks],
+            "labels": image.labels.tolist(),
+            "label_map": found.label_map,
+        }
+
+    def run_single(self, inputs, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> dict:
+        return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
+
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Iterator[dict]:
+        """Results in the order of the inputs, a group of pictures at a time; views of a group share forward passes."""
+        prepared = (self.preprocess(item, **preprocess_params) for item in inputs)
+        while group := list(islice(prepared, batch_size)):
+            patches = self._forward(group, **forward_params)
+            for image, of_image in zip(group, by_position(patches, len(group))):
+                yield self.postprocess((image, of_image), **postprocess_params)
+
+
+def as_pixels(image: Any) -> np.ndarray:
+    """A path, URL, PIL picture or array as upright (H, W, 3) uint8 RGB.
+
+    Raises:
+        OSError: a file that is no picture.
+        ValueError: an array of another type or shape.
+    """
+    if isinstance(image, Image.Image):
+        return decode_image({"image": image})
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return decode_image({"image": load_image(image)})
+    if hasattr(image, "__fspath__") or isinstance(image, str):
+        return decode_image({"image": {"path": str(image)}})
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError(f"the picture is a {pixels.dtype} array of shape {pixels.shape}; pass (H, W, 3) uint8 RGB.")
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of any container and format as xyxy inside the picture, with their labels.
+
+    Args:
+        boxes: (N, 4) numbers: list, tuple, numpy or torch; N may be 0.
+        labels: (N,) integers from 1 on, or None: all 1.
+
+    Returns:
+        boxes: (N, 4) float32 xyxy, pixels, clipped to the picture.
+        labels: (N,) int64.
+
+    Raises:
+        ValueError: a box is not four finite numbers, is empty or lies outside the picture; labels that do not fit.
+    """
+    given = (
+        np.asarray(boxes, dtype=np.float64) if not hasattr(boxes, "detach") else boxes.detach().cpu().double().numpy()
+    )
+    if given.size == 0:
+        given = given.reshape(0, 4)
+    if given.ndim != 2 or given.shape[1] != 4:
+        raise ValueError(f"boxes of a picture must be (N, 4) numbers, got shape {given.shape}.")
+    if not np.isfinite(given).all():
+        raise ValueError(
+            f"box {np.flatnonzero(~np.isfinite(given).all(axis=1))[0]} holds a number that is not finite."
+        )
+    xyxy = convert_boxes(given, box_format, "xyxy", height, width)
+    inside = clip_boxes(xyxy, height, width).astype(np.float32)
+    empty = np.flatnonzero(~((xyxy[:, 2:] > xyxy[:, :2]).all(axis=1) & (inside[:, 2:] > inside[:, :2]).all(axis=1)))
+    if len(empty):
+        i = empty[0]
+        raise ValueError(
+            f"box {i} is empty or outside the picture of {width} x {height}: {given[i].tolist()} as {box_format}. Boxes are "
+            "xyxy in original pixels with x1 < x2 and y1 < y2; name another format with box_format=..."
+        )
+    ids = np.ones(len(inside), dtype=np.int64) if labels is None else np.asarray(labels)
+    ids = ids.astype(np.int64) if ids.size == 0 else ids
+    if ids.shape != (len(inside),) or ids.dtype.kind not in "iu" or (ids.size and ids.min() < 1):
+        raise ValueError(f"labels must be one integer from 1 on for each of the {len(inside)} boxes, got {labels!r}.")
+    return inside, ids.astype(np.int64)
+
+
+# A second import finds the task registered already: transformers would warn.
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=BoxToMaskPipeline, pt_model=LPGModel, type="image")

@@ -1,0 +1,175 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from lpg_hf import LPGImageProcessor, load_generator
+from lpg_hf.class_probs import SegmenterProbs
+from lpg_hf.generators.base import BoxedImage
+from lpg_hf.generators.lpg import LPGGenerator, inference_copy
+from tests.conftest import tiny_lpg
+
+
+def picture(height: int = 45, width: int = 61, seed: int = 0) -> BoxedImage:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    boxes = np.array([[3, 4, 30, 40], [20, 10, 55.5, 33], [40, 2, 60, 20]], dtype=np.float32)
+    return BoxedImage(image, boxes, np.array([2, 1, 2]))
+
+
+def foreground(patches, height: int = 45, width: int = 61) -> dict[int, np.ndarray]:
+    """Class -> (H, W), as `assemble` merges patches."""
+    merged: dict[int, np.ndarray] = {}
+    for _, patch in patches:
+        full = merged.setdefault(patch.label, np.zeros((height, width), dtype=np.float32))
+        full[patch.rows, patch.columns] = np.maximum(full[patch.rows, patch.columns], patch.foreground)
+    return merged
+
+
+@pytest.mark.parametrize("view", ["image", "box"])
+@pytest.mark.parametrize("backbone", ["hourglass", "squeezenet", "resnet18"])
+def test_per_class_equals_the_processors_own_way(view: str, backbone: str):
+    torch.manual_seed(0)
+    fields = {"backbone": backbone, "decoder_size": 8, "context_size": 8, "stem_size": 8}
+    model = tiny_lpg(**fields) if backbone == "hourglass" else tiny_lpg_of(backbone, fields)
+    processor = LPGImageProcessor(view=view, view_size=64)
+    image = picture()
+    inputs = processor(image.image, boxes=image.boxes, box_labels=image.labels, return_tensors="pt")
+    with torch.inference_mode():
+        outputs = model(inputs["pixel_values"], inputs["box_mask"])
+    expected = processor.post_process_foreground(outputs, inputs["views"], [image.image.shape[:2]])[0]
+    found = foreground(LPGGenerator(model, processor).patches([image], "class"))
+    assert set(found) == set(expected["labels"].tolist())
+    for label, one in zip(expected["labels"].tolist(), expected["foreground"].numpy()):
+        np.testing.assert_allclose(found[label], one, atol=1e-5)
+
+
+def tiny_lpg_of(backbone: str, fields: dict):
+    from lpg_hf import LPGConfig, LPGModel
+
+    return LPGModel(LPGConfig(use_class_prob=False, **fields)).eval()
+
+
+def test_region_gives_the_same_logits_where_they_are_asked_for():
+    model = tiny_lpg(hidden_sizes=(8, 8, 8), depths=(2, 1, 1))
+    pixels, box_mask = torch.randn(1, 3, 128, 96), torch.ones(1, 1, 128, 96)
+    rows, columns = slice(12, 20), slice(0, 9)
+    with torch.inference_mode():
+        everywhere = model(pixels, box_mask).logits
+        there = model(pixels, box_mask, region=(rows, columns)).logits
+    assert there.shape == everywhere.shape
+    torch.testing.assert_close(there[:, :, rows, columns], everywhere[:, :, rows, columns], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(there, everywhere, atol=1e-3)  # elsewhere nothing was computed
+
+
+def test_instances_of_an_image_view_are_seen_one_by_one():
+    generator = LPGGenerator(tiny_lpg(), LPGImageProcessor(view="image"))
+    image = picture()
+    alone = BoxedImage(image.image, image.boxes[:1], image.labels[:1])
+    (_, expected), *_ = generator.patches([alone], "class")
+    patches = [patch for _, patch in generator.patches([image], "instance")]
+    assert [patch.boxes for patch in patches] == [(0,), (1,), (2,)]
+    np.testing.assert_allclose(patches[0].foreground, expected.foreground, atol=1e-6)
+    assert [patch.boxes for _, patch in generator.patches([image], "class")] == [(0, 2), (1,)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("view", ["image", "box"])
+def test_batches_do_not_change_the_result(view: str, batch_size: int):
+    processor = LPGImageProcessor(view=view, view_size=32)
+    images = [
+        picture(),
+        picture(50, 64, seed=1),
+        BoxedImage(picture().image, np.empty((0, 4), np.float32), np.array([])),
+    ]
+    one = list(LPGGenerator(tiny_lpg(), processor, batch_size=1).patches(images, "instance"))
+    many = list(LPGGenerator(tiny_lpg(), processor, batch_size=batch_size).patches(images, "instance"))
+    assert [position for position, _ in one] == [position for position, _ in many] == [0, 0, 0, 1, 1, 1]
+    for (_, a), (_, b) in zip(one, many):
+        np.testing.assert_allclose(a.foreground, b.foreground, atol=1e-5)
+
+
+def test_threads_get_what_one_thread_gets():
+    generator = LPGGenerator(tiny_lpg(), LPGImageProcessor(view="box", view_size=32), batch_size=2)
+    images = [picture(seed=seed) for seed in range(8)]
+    expected = [foreground(generator.patches([image], "class")) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: foreground(generator.patches([image], "class")), images))
+    for a, b in zip(expected, found):
+        assert all(np.array_equal(a[label], b[label]) for label in a)
+
+
+def test_folding_norms_leaves_the_model_alone_and_the_result_the_same():
+    model = tiny_lpg()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pixels, box_mask = torch.randn(2, 3, 32, 32), torch.ones(2, 1, 32, 32)
+    copy = inference_copy(model)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in copy.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(copy(pixels, box_mask).logits, model(pixels, box_mask).logits, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_bfloat16_masks_agree_with_float32_on_more_than_99_percent_of_the_pixels():
+    # R-J7
+    model, processor = tiny_lpg(), LPGImageProcessor()
+    images = [picture(200, 240, seed=seed) for seed in range(3)]
+    full = LPGGenerator(model, processor)
+    half = LPGGenerator(model, processor, dtype=torch.bfloat16)
+    agree = total = 0
+    for image in images:
+        a, b = (foreground(g.patches([image], "class"), 200, 240) for g in (full, half))
+        for label in a:
+            agree += int(((a[label] > 0.5) == (b[label] > 0.5)).sum())
+            total += a[label].size
+    assert agree / total > 0.99
+
+
+def test_class_probability_comes_from_the_segmenter_or_from_the_caller(segmenter_folder):
+    model, processor = tiny_lpg(use_class_prob=True), LPGImageProcessor()
+    image = picture()
+    with pytest.raises(ValueError, match="pass a segmenter"):
+        list(LPGGenerator(model, processor).patches([image], "class"))
+    segmenter = SegmenterProbs.from_pretrained(segmenter_folder, ["cat", "DOG"])
+    (probs,) = segmenter([image.image], [image.labels])
+    assert set(probs) == {1, 2} and probs[1].shape == (6, 8) and probs[1].dtype == np.uint8
+    seen = foreground(LPGGenerator(model, processor, segmenter).patches([image], "class"))
+    given = BoxedImage(image.image, image.boxes, image.labels, probs)
+    same = foreground(LPGGenerator(model, processor).patches([given], "class"))
+    other = BoxedImage(image.image, image.boxes, image.labels, {1: 255 - probs[1], 2: 255 - probs[2]})
+    different = foreground(LPGGenerator(model, processor).patches([other], "class"))
+    assert all(np.array_equal(seen[label], same[label]) for label in seen)
+    assert not np.array_equal(seen[1], different[1])
+
+
+def test_segmenter_probabilities_are_those_of_the_named_class(segmenter_folder):
+    image = picture().image
+    swapped = SegmenterProbs.from_pretrained(segmenter_folder, ["dog", "cat"])([image], [np.array([1, 2])])[0]
+    own = SegmenterProbs.from_pretrained(segmenter_folder)([image], [np.array([1, 2])])[0]
+    assert np.array_equal(swapped[1], own[2]) and np.array_equal(swapped[2], own[1])
+
+
+def test_unfitting_parts_are_refused(tmp_path, lpg_folder, segmenter_folder):
+    with pytest.raises(ValueError, match="knows no class 'horse'"):
+        SegmenterProbs.from_pretrained(segmenter_folder, ["cat", "horse"])
+    with pytest.raises(ValueError, match="leave the segmenter out"):
+        load_generator("lpg", model=lpg_folder, segmenter=segmenter_folder)
+    with pytest.raises(ValueError, match="is a 'segformer', not an LPG"):
+        load_generator("lpg", model=segmenter_folder)
+    with pytest.raises(FileNotFoundError, match="the model folder .*nowhere does not exist"):
+        load_generator("lpg", model=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="needs a trained stage"):
+        load_generator("lpg")
+    with pytest.raises(ValueError, match="generator 'mcg' is unknown. Choose one of lpg, grabcut"):
+        load_generator("mcg")
+    with pytest.raises(ValueError, match="model=x is for the generator 'lpg', not for 'box'"):
+        load_generator("box", model="x")
+    with pytest.raises(ValueError, match="dtype 'int4' is unknown"):
+        load_generator("lpg", model=lpg_folder, dtype="int4")
+
+
+def test_settings_tell_other_weights_apart(lpg_folder):
+    one, same = (load_generator("lpg", model=lpg_folder, dtype="float32") for _ in range(2))
+    other = LPGGenerator(tiny_lpg(head_size=4), LPGImageProcessor(view="box", view_size=32))
+    assert one.settings() == same.settings() != other.settings()
