@@ -1,0 +1,534 @@
+"""Masks against ground truth: two folders of label maps, or two COCO files (`lpg-hf eval`).
+
+Nothing is left out in silence: what has no partner is counted and named, and so is every file or mask that cannot be used.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from lpg_hf.data.formats.coco import _checked_rle, _key, read_categories, segmentation_to_rle
+from lpg_hf.data.formats.records import Geometry, Report, finite_numbers, fs_path, stated_size
+from lpg_hf.data.formats.voc import read_class_list
+from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map, write_atomically
+from lpg_hf.labels import IGNORE_INDEX
+from lpg_hf.metrics.box_masks import BoxMaskScores
+
+
+MAX_NAMED = 10
+# Two boxes are the same object's if no side differs by more pixels than this.
+BOX_TOLERANCE = 1.0
+
+
+@dataclass
+class Evaluation:
+    """Scores and what they rest on.
+
+    Attributes:
+        kind: "label_maps" or "box_masks".
+        scores: `mean_iou` (with background) and `foreground_mean_iou` of label maps, or `mean_box_iou`,
+            `mean_boundary_iou` and `foreground_iou` of box masks; in [0, 1], None where nothing was counted.
+        per_class: class name -> IoU, or None for a class that occurs nowhere.
+        num_scored: pairs of files, or of masks, in the scores.
+        matched_by: how pairs were found.
+        missing: ground truth without a prediction.
+        extra: predictions without ground truth.
+        bad: what cannot be used, with the reason; in no score.
+        notes: what else a reader has to know.
+    """
+
+    kind: str
+    scores: dict[str, float | None]
+    per_class: dict[str, float | None]
+    num_scored: int
+    matched_by: str
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict:
+        """For a json file; the lists are complete."""
+        return {
+            "kind": self.kind,
+            **self.scores,
+            "per_class_iou": self.per_class,
+            "num_scored": self.num_scored,
+            "matched_by": self.matched_by,
+            "missing": self.missing,
+            "extra": self.extra,
+            "bad": self.bad,
+            "notes": self.notes,
+        }
+
+    def text(self) -> str:
+        """A table of percentages, then what was left out."""
+        width = max((len(name) for name in [*_TITLES.values(), *self.per_class]), default=0)
+        lines = [f"{name:<{width}}  {_percent(value):>6}" for name, value in self.per_class.items()]
+        lines += ["-" * (width + 8)] if lines else []
+        lines += [f"{_TITLES[key]:<{width}}  {_percent(value):>6}" for key, value in self.scores.items()]
+        what = "label maps" if self.kind == "label_maps" else "box masks"
+        lines.append(f"{self.num_scored} {what}, matched by {self.matched_by}")
+        for title, names in (
+            ("ground truth without a prediction", self.missing),
+            ("predictions without ground truth", self.extra),
+            ("left out, cannot be used", self.bad),
+        ):
+            if names:
+                shown = "\n".join(f"  {name}" for name in names[:MAX_NAMED])
+                more = f"\n  ... and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+                lines.append(f"{title}: {len(names)}\n{shown}{more}")
+        return "\n".join(lines + self.notes)
+
+
+_TITLES = {
+    "mean_iou": "mIoU with background",
+    "foreground_mean_iou": "mIoU of the classes",
+    "mean_box_iou": "mean IoU per box",
+    "mean_boundary_iou": "mean boundary IoU per box",
+    "foreground_iou": "foreground IoU",
+}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def evaluate(
+    prediction: str | os.PathLike,
+    truth: str | os.PathLike,
+    *,
+    classes: str | os.PathLike | Sequence[str] | None = None,
+    ignore: int | None = None,
+    num_workers: int = 4,
+) -> Evaluation:
+    """Compare two folders of label maps, or two COCO files.
+
+    Args:
+        prediction: folder of label maps, or COCO json (a whole file, or the bare list of results).
+        truth: the same kind.
+        classes: names in the order of the labels, or a text file with one a line; None: numbers (label maps), or the
+            categories of the ground truth. Of COCO files, only these categories are compared.
+        ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. Where a prediction has it,
+            it counts as background. Label maps only.
+        num_workers: threads.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: two kinds, no pair at all, or unknown classes.
+    """
+    kinds = []
+    for path in (prediction, truth):
+        if not os.path.exists(fs_path(path)):
+            raise FileNotFoundError(f"{path} does not exist. Pass a folder of label maps or a COCO json.")
+        kinds.append(os.path.isdir(fs_path(path)))
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{prediction} is a {'folder' if kinds[0] else 'file'}, but {truth} is a {'folder' if kinds[1] else 'file'}. "
+            "Pass two folders of label maps, or two COCO json files."
+        )
+    names = class_list(classes)
+    if kinds[0]:
+        return evaluate_label_maps(prediction, truth, names, ignore, num_workers)
+    return evaluate_coco(prediction, truth, names, num_workers)
+
+
+def class_list(classes: str | os.PathLike | Sequence[str] | None) -> list[str] | None:
+    """Names from a list, from a text with commas, or from a file with one a line.
+
+    Raises:
+        ValueError: no names, or a name twice.
+    """
+    if classes is None or not isinstance(classes, (str, os.PathLike)):
+        return None if classes is None else list(classes)
+    if os.path.isfile(fs_path(classes)):
+        return read_class_list(classes)
+    names = [name.strip() for name in str(classes).split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"classes {str(classes)!r} is no file, and no list of different names with commas.")
+    return names
+
+
+def write_json(path: str | os.PathLike, content: dict) -> None:
+    """Write a json file that is complete or absent; folders are created."""
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def map_in_threads(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:
+    """`map` in threads with a progress bar, a few items ahead of the consumer, results in order."""
+    num_workers = max(1, num_workers)
+    with (
+        ThreadPoolExecutor(num_workers) as pool,
+        tqdm(total=len(items), desc=description, disable=None, leave=False) as bar,
+    ):
+        pending = []
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * num_workers:
+                yield pending.pop(0).result()
+                bar.update()
+        for future in pending:
+            yield future.result()
+            bar.update()
+
+
+# --- label maps -------------------------------------------------------------------------------------------------------
+
+
+class LabelPairs:
+    """Pixels per pair of true and predicted label; only labels that occur take memory, so 16-bit labels need no huge matrix."""
+
+    def __init__(self) -> None:
+        self._pixels: dict[int, int] = defaultdict(int)  # true label << 16 | predicted label -> pixels
+
+    @staticmethod
+    def count(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of some pixels, for `add`; any thread may do it.
+
+        Args:
+            predicted: labels below 65536, of any shape, without pixels that count nowhere.
+            true: the same pixels.
+        """
+        return np.unique(true.astype(np.uint32) << 16 | predicted.astype(np.uint32), return_counts=True)
+
+    def add(self, counts: tuple[np.ndarray, np.ndarray]) -> None:
+        for code, pixels in zip(*(array.tolist() for array in counts)):
+            self._pixels[code] += pixels
+
+    def compute(self) -> tuple[dict[str, float | None], dict[int, float | None]]:
+        """(`mean_iou` with background and `foreground_mean_iou` without, label -> IoU of the labels that occur).
+
+        As of `metrics.mean_iou.ConfusionMatrix`, whose module brings transformers and torch into the process.
+        """
+        shared, true, predicted = Counter(), Counter(), Counter()
+        for code, pixels in self._pixels.items():
+            true[code >> 16] += pixels
+            predicted[code & 0xFFFF] += pixels
+            if code >> 16 == code & 0xFFFF:
+                shared[code & 0xFFFF] += pixels
+        iou = {i: shared[i] / (true[i] + predicted[i] - shared[i]) for i in sorted({*true, *predicted})}
+        foreground = [value for label, value in iou.items() if label != 0]
+        scores = {"mean_iou": mean(iou.values()) if iou else None}
+        return scores | {"foreground_mean_iou": mean(foreground) if foreground else None}, iou
+
+
+def evaluate_label_maps(
+    prediction: str | os.PathLike,
+    truth: str | os.PathLike,
+    classes: Sequence[str] | None = None,
+    ignore: int | None = None,
+    num_workers: int = 4,
+) -> Evaluation:
+    """mIoU over the label maps (PNG) that two folders have under the same relative path; arguments as of `evaluate`.
+
+    Raises:
+        ValueError: a folder without label maps, or no path in both.
+    """
+    predicted, true = _label_map_names(prediction), _label_map_names(truth)
+    both = sorted(predicted & true)
+    if not both:
+        raise ValueError(
+            f"no label map of {prediction} has the relative path of one in {truth}: "
+            f"{min(predicted)} there, {min(true)} here. Pass the folders that hold the same tree."
+        )
+    pairs, bad, num_scored, num_void = LabelPairs(), [], 0, 0
+
+    def count(name: str) -> tuple[tuple[np.ndarray, np.ndarray], int] | str:
+        try:
+            return _count_pairs(
+                os.path.join(os.fspath(prediction), name), os.path.join(os.fspath(truth), name), classes, ignore
+            )
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
+            return f"{name}: {error}"
+
+    for counted in map_in_threads(count, both, num_workers, "label maps"):
+        if isinstance(counted, str):
+            bad.append(counted)
+            continue
+        num_scored += 1
+        num_void += counted[1] > 0
+        pairs.add(counted[0])
+    scores, found = pairs.compute()
+    if classes is None:
+        per_class = {"background" if label == 0 else str(label): iou for label, iou in found.items()}
+    else:
+        per_class = {name: found.get(label) for label, name in enumerate(["background", *classes])}
+    notes = [f"{num_void} predictions hold the ignored value, which counts as background"] if num_void else []
+    return Evaluation(
+        "label_maps",
+        scores,
+        per_class,
+        num_scored,
+        "relative path",
+        sorted(true - predicted),
+        sorted(predicted - true),
+        bad,
+        notes,
+    )
+
+
+def _label_map_names(folder: str | os.PathLike) -> set[str]:
+    root = Path(fs_path(folder))
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() == ".png"}
+    if not names:
+        raise ValueError(f"{folder} holds no label map (.png).")
+    return names
+
+
+def _count_pairs(
+    prediction: str, truth: str, classes: Sequence[str] | None, ignore: int | None
+) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+    """(counts of `LabelPairs`, predicted pixels of the ignored value) of one pair of files."""
+    predicted, true = read_label_map(prediction), read_label_map(truth)
+    if predicted.shape != true.shape:
+        sizes = [
+            f"{path} is {shape[1]} x {shape[0]}"
+            for path, shape in ((prediction, predicted.shape), (truth, true.shape))
+        ]
+        raise ValueError(
+            f"the sizes (width x height) differ: {sizes[0]}, {sizes[1]}. Label maps are never resized here"
+        )
+    void = [ignore if ignore is not None else default_ignore(array) for array in (predicted, true)]
+    num_void = int((predicted == void[0]).sum())
+    counts = true != void[1]
+    predicted = np.where(predicted == void[0], 0, predicted)
+    if classes is not None:
+        for path, values in ((prediction, predicted), (truth, true[counts])):
+            if values.size and values.max() > len(classes):
+                raise ValueError(f"{path} holds the label {values.max()}, but there are {len(classes)} classes")
+    return LabelPairs.count(predicted[counts], true[counts]), num_void
+
+
+def default_ignore(array: np.ndarray) -> int:
+    """The ignored value of a label map of that type: 255, or 65535 of 16 bits."""
+    return IGNORE_INDEX if array.dtype == np.uint8 else IGNORE_INDEX_16
+
+
+# --- COCO files -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Instance:
+    """One annotation, as it is in the file."""
+
+    annotation_id: str | None
+    image: str
+    category: str
+    box: list[float] | None
+    content: dict
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        return self.image, self.category, self.annotation_id
+
+    @property
+    def place(self) -> str:
+        return f"image {self.image}, annotation {self.annotation_id or self.box or '(no id)'}"
+
+
+@dataclass
+class _CocoFile:
+    path: str
+    content: dict
+    instances: list[_Instance]
+    sizes: dict[str, tuple[int, int]]  # image -> (height, width)
+    num_crowd: int
+
+
+def evaluate_coco(
+    prediction: str | os.PathLike,
+    truth: str | os.PathLike,
+    classes: Sequence[str] | None = None,
+    num_workers: int = 4,
+) -> Evaluation:
+    """Masks of two COCO files, box by box; arguments as of `evaluate`.
+
+    Pairs have the same annotation id, if every prediction has an id that the ground truth has for the same image and
+    category. If not, they are boxes of the same image and category that agree to a pixel, the closest first. Crowd regions take no part.
+
+    Raises:
+        ValueError: a file that is no COCO file, unknown classes, or no pair at all.
+    """
+    report = Report()
+    content = _read_coco_json(truth)
+    if isinstance(content, list):
+        raise ValueError(
+            f"{truth} is a bare list of results; ground truth has images and categories. Swap the arguments?"
+        )
+    names = {str(category_id): name for category_id, name in read_categories(content, truth, report)}
+    if classes is not None and not set(classes) <= set(names.values()):
+        unknown = sorted(set(classes) - set(names.values()))
+        raise ValueError(f"classes {unknown} are not in {truth}; it holds: {', '.join(names.values())}")
+    true = _read_instances(truth, content, names)
+    predicted = _read_predictions(prediction, true, names)
+    listed = set(names.values())
+    bad = [f"{truth}: {i.place}: no category {i.category}" for i in true.instances if i.category not in listed]
+    true.instances = [instance for instance in true.instances if instance.category in listed]
+    if classes is not None:
+        for file in (true, predicted):
+            file.instances = [instance for instance in file.instances if instance.category in classes]
+    pairs, matched_by = _match(predicted.instances, true.instances)
+    if not pairs:
+        raise ValueError(
+            f"no mask of {prediction} has a partner in {truth}: neither annotation ids nor boxes of an image agree. "
+            "Both files must be of the same pictures."
+        )
+    wanted = list(dict.fromkeys(names.values() if classes is None else classes))
+    label_of = {name: label for label, name in enumerate(wanted, start=1)}
+    by_image: dict[str, list[tuple[_Instance, _Instance]]] = defaultdict(list)
+    for pair in pairs:
+        by_image[pair[1].image].append(pair)
+
+    def score(of_image: list[tuple[_Instance, _Instance]]) -> tuple[BoxMaskScores, list[str]]:
+        scores, bad = BoxMaskScores(), []
+        for instance, target in of_image:
+            try:
+                size = true.sizes.get(target.image)
+                target_rle = _mask_of(target, size, truth)
+                predicted_rle = _mask_of(instance, tuple(target_rle["size"]), prediction, may_be_empty=True)
+                scores.update(predicted_rle, target_rle, label_of[target.category])
+            except ValueError as error:
+                bad.append(str(error))
+        return scores, bad
+
+    total = BoxMaskScores()
+    for scores, of_image in map_in_threads(score, list(by_image.values()), num_workers, "images"):
+        total.merge(scores)
+        bad += of_image
+    computed = total.compute()
+    of_label = computed["per_class_iou"]
+    matched = {id(instance) for pair in pairs for instance in pair}
+    crowd = true.num_crowd + predicted.num_crowd
+    return Evaluation(
+        "box_masks",
+        {key: computed[key] for key in ("mean_box_iou", "mean_boundary_iou", "foreground_iou")},
+        {name: of_label.get(label) for name, label in label_of.items()},
+        total.num_boxes,
+        matched_by,
+        [instance.place for instance in true.instances if id(instance) not in matched],
+        [instance.place for instance in predicted.instances if id(instance) not in matched],
+        bad,
+        [f"{crowd} crowd regions take no part"] if crowd else [],
+    )
+
+
+def _read_coco_json(path: str | os.PathLike) -> dict | list:
+    """A whole COCO file, or the bare list of results that COCO's own tools write."""
+    try:
+        content = json.loads(Path(fs_path(path)).read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not valid json: {error}. Pass a COCO file, or two folders of label maps."
+        ) from error
+    annotations = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(annotations, list):
+        raise ValueError(f'{path} is not a COCO annotation file: it has no list "annotations".')
+    return content
+
+
+def _read_predictions(path: str | os.PathLike, true: _CocoFile, names: dict[str, str]) -> _CocoFile:
+    content = _read_coco_json(path)
+    if isinstance(content, list):
+        content = {"images": true.content.get("images"), "annotations": content}
+    elif isinstance(content.get("categories"), list) and content["categories"]:
+        names = {str(category_id): name for category_id, name in read_categories(content, path, Report())}
+    return _read_instances(path, content, names)
+
+
+def _read_instances(path: str | os.PathLike, content: dict, names: dict[str, str]) -> _CocoFile:
+    """Images are known by their file names where the file has them, so that files with other ids meet."""
+    images, sizes = {}, {}
+    for image in content.get("images") or []:
+        key = _key(image.get("id")) if isinstance(image, dict) else None
+        if key is not None:
+            images[key] = str(image.get("file_name") or key).replace("\\", "/")
+            size = stated_size(image.get("height"), image.get("width"))
+            if size is not None:
+                sizes[images[key]] = size
+    instances, num_crowd = [], 0
+    for annotation in content["annotations"]:
+        if not isinstance(annotation, dict):
+            raise ValueError(f"{path}: an annotation is a {type(annotation).__name__}, not an object.")
+        if annotation.get("iscrowd") in (1, True, "1"):
+            num_crowd += 1
+            continue
+        image, category = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+        instances.append(
+            _Instance(
+                _key(annotation.get("id")),
+                images.get(image, str(image)),
+                names.get(category, str(category)),
+                finite_numbers(annotation.get("bbox"), 4),
+                annotation,
+            )
+        )
+    return _CocoFile(os.fspath(path), content, instances, sizes, num_crowd)
+
+
+def _match(predicted: list[_Instance], true: list[_Instance]) -> tuple[list[tuple[_Instance, _Instance]], str]:
+    """(pairs, how they were found)."""
+    # Files that number their objects anew share ids by chance, but not on the same images with the same categories.
+    by_id = {instance.key: instance for instance in true if instance.annotation_id}
+    keys = [instance.key for instance in predicted]
+    if len(by_id) == len(true) and len(set(keys)) == len(keys) and all(key in by_id for key in keys):
+        return [(instance, by_id[key]) for instance, key in zip(predicted, keys)], "annotation id"
+    here, there = (_by_image_and_category(instances) for instances in (predicted, true))
+    pairs = []
+    for key in here.keys() & there.keys():
+        boxes, targets = (np.array([instance.box for instance in group[key]]) for group in (here, there))
+        corners = [np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1) for array in (boxes, targets)]
+        distance = np.abs(corners[0][:, None] - corners[1][None]).max(axis=2)
+        while distance.size and distance.min() <= BOX_TOLERANCE:
+            i, j = np.unravel_index(distance.argmin(), distance.shape)
+            pairs.append((here[key][i], there[key][j]))
+            distance[i], distance[:, j] = np.inf, np.inf
+    order = {id(instance): i for i, instance in enumerate(true)}
+    return sorted(pairs, key=lambda pair: order[id(pair[1])]), "image and box (the annotation ids differ)"
+
+
+def _by_image_and_category(instances: Iterable[_Instance]) -> dict[tuple[str, str], list[_Instance]]:
+    groups = defaultdict(list)
+    for instance in instances:
+        if instance.box is not None:
+            groups[instance.image, instance.category].append(instance)
+    return groups
+
+
+def _mask_of(
+    instance: _Instance, size: tuple[int, int] | None, path: str | os.PathLike, may_be_empty: bool = False
+) -> dict:
+    """RLE of an annotation.
+
+    Args:
+        size: (height, width) of the picture; None: as the RLE says.
+
+    Raises:
+        ValueError: no mask that can be used, or one of another size.
+    """
+    segmentation = instance.content.get("segmentation")
+    own = _checked_rle(segmentation) if isinstance(segmentation, dict) else None
+    if own is not None and size is not None and tuple(own["size"]) != size:
+        raise ValueError(
+            f"{path}: {instance.place}: the mask has (height, width) {tuple(own['size'])}, but the ground truth's "
+            f"picture {size}"
+        )
+    size = size or (tuple(own["size"]) if own is not None else None)
+    if size is None:
+        raise ValueError(f"{path}: {instance.place}: the file does not state the picture's height and width")
+    if may_be_empty and (segmentation in (None, [], {}) or (own is not None and coco_mask.area(own) == 0)):
+        return {"size": list(size), "counts": [size[0] * size[1]]}
+    report = Report()
+    rle = segmentation_to_rle(segmentation, Geometry(*size), f"{path}: {instance.place}", report)
+    if rle is None:
+        reason = next(iter(report.places.values()))[0]
+        raise ValueError(f"{reason}: no mask" if "no_mask" in report.counts else reason)
+    return rle

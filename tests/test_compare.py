@@ -1,0 +1,249 @@
+"""`lpg-hf compare`: known scores, ground truth of both kinds, generators that cannot run, and the files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from typer.testing import CliRunner
+
+from lpg_hf.cli import app
+from lpg_hf.compare import COLUMNS, Job, Row, compare, measure, peak_memory_mb, table, write
+from lpg_hf.label_maps import write_label_map
+
+
+HEIGHT, WIDTH = 60, 80
+# (annotation id, image, category id, object: a rectangle inside the box, box x, y, width, height)
+OBJECTS = [
+    (11, 1, 4, (12, 10, 32, 30), [10, 10, 22, 20]),
+    (12, 1, 4, (50, 30, 60, 50), [50, 30, 10, 20]),
+    (13, 2, 7, (5, 5, 25, 45), [5, 5, 40, 40]),
+]
+# Box against object: 400 of 440, 200 of 200, 800 of 1600.
+BOX_IOUS = (400 / 440, 1, 0.5)
+CLASS_IOUS = (600 / 640, 0.5)
+
+
+def rectangle(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """Three pictures, the last without objects; a COCO file with masks, one with boxes alone, and label maps."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    annotations = []
+    for image in (1, 2, 3):
+        pixels = rng.normal((60, 120, 60), 6, (HEIGHT, WIDTH, 3))
+        label_map = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for number, of_image, category, corners, bbox in OBJECTS:
+            if of_image == image:
+                mask = rectangle(*corners)
+                pixels[mask] += (120, -60, -20)
+                label_map[mask] = {4: 1, 7: 2}[category]
+                encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+                annotations.append(
+                    {
+                        "id": number,
+                        "image_id": image,
+                        "category_id": category,
+                        "bbox": bbox,
+                        "iscrowd": 0,
+                        "segmentation": {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()},
+                    }
+                )
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "images" / f"{image}.png")
+        write_label_map(tmp_path / "maps" / f"{image}.png", label_map)
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in (1, 2, 3)],
+        "annotations": annotations,
+        "categories": [{"id": 4, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }
+    save(tmp_path / "full.json", content)
+    bare = [{key: value for key, value in entry.items() if key != "segmentation"} for entry in annotations]
+    save(tmp_path / "boxes.json", content | {"annotations": bare})
+    return tmp_path
+
+
+def save(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def job(tree: Path, annotations: str = "boxes.json", truth: str = "full.json", **changes) -> Job:
+    chosen = {"indices": (0, 1, 2), "shown": (0,), "device": "cpu"} | changes
+    return Job(str(tree / annotations), str(tree / "images"), str(tree / truth), **chosen)
+
+
+@pytest.mark.parametrize("per", ["class", "instance"])
+@pytest.mark.parametrize(
+    "annotations, truth", [("boxes.json", "full.json"), ("full.json", "full.json"), ("boxes.json", "maps")]
+)
+def test_filled_boxes_have_the_scores_of_their_rectangles(tree, annotations, truth, per):
+    row = measure(job(tree, annotations, truth, per=per), "box")
+    assert (row.num_pictures, row.num_boxes, row.skipped, row.error) == (3, 3, [], None)
+    assert row.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
+    assert row.scores["foreground_iou"] == pytest.approx(np.mean(CLASS_IOUS))
+    background = (3 * HEIGHT * WIDTH - 440 - 200 - 1600) / (3 * HEIGHT * WIDTH - 400 - 200 - 800)
+    assert row.scores["mean_iou"] == pytest.approx(np.mean([background, *CLASS_IOUS]))
+    assert 0 < row.scores["mean_boundary_iou"] < 1
+    assert row.scores["seconds_per_picture"] * 3 * row.scores["boxes_per_second"] == pytest.approx(3)
+    assert list(row.label_maps) == [0] and (row.label_maps[0] == 1).sum() == 640
+
+
+def test_a_generator_that_sees_colours_beats_the_box(tree):
+    found = measure(job(tree), "grabcut")
+    assert found.scores["mean_box_iou"] > 0.95 > np.mean(BOX_IOUS)
+
+
+def test_a_trained_stage_is_one_of_the_generators(tree, lpg_folder, monkeypatch):
+    monkeypatch.setattr("lpg_hf.compare.ProcessPoolExecutor", InThisProcess)
+    rows, _ = compare(job(tree, model=str(lpg_folder), dtype="float32"), ["box", "lpg"])
+    assert [row.generator for row in rows] == ["box", "lpg"] and rows[1].num_boxes == 3
+    assert 0 < rows[1].scores["mean_box_iou"] != rows[0].scores["mean_box_iou"]
+
+
+def test_objects_meet_by_box_when_ids_differ(tree):
+    content = json.loads((tree / "boxes.json").read_text())
+    ids = [entry["id"] for entry in content["annotations"]]
+    for entry, other in zip(content["annotations"], [ids[1], ids[0], 99]):
+        entry["id"] = other
+    save(tree / "boxes.json", content)
+    assert measure(job(tree), "box").scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
+
+
+def test_objects_and_pictures_without_truth_are_named(tree):
+    content = json.loads((tree / "full.json").read_text())
+    content["annotations"][0]["segmentation"] = []
+    save(tree / "full.json", content)
+    row = measure(job(tree), "box")
+    assert row.num_boxes == 2 and row.skipped == ["1.png: object 11: no mask in the ground truth"]
+    write_label_map(tree / "maps" / "2.png", np.zeros((5, 5), np.uint8))
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tree / "maps" / "3.png")
+    row = measure(job(tree, truth="maps"), "box")
+    assert row.num_pictures == 1 and len(row.skipped) == 2
+    assert "is 5 x 5, but the picture 80 x 60" in row.skipped[0] and "mode RGB" in row.skipped[1]
+
+
+def test_void_pixels_of_label_maps_count_nowhere(tree):
+    label_map = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    label_map[rectangle(5, 5, 25, 45)] = 2
+    write_label_map(tree / "maps" / "2.png", label_map)
+    row = measure(job(tree, truth="maps", indices=(1,)), "box")
+    assert row.scores["mean_box_iou"] == 1 and row.scores["mean_iou"] == 1
+
+
+def test_one_that_cannot_run_leaves_the_others_alone(tree, monkeypatch, tmp_path):
+    hidden = tmp_path / "hidden" / "pydensecrf"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('hidden')")
+    monkeypatch.syspath_prepend(hidden.parent)  # the processes inherit sys.path
+    out, numbers = tree / "out", tree / "numbers.json"
+    arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--masks", tree / "full.json"]
+    arguments += [
+        "--generators",
+        "box,densecrf",
+        "--out",
+        out,
+        "--json",
+        numbers,
+        "--device",
+        "cpu",
+    ]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    saved = json.loads(numbers.read_text())
+    assert saved == json.loads((out / "comparison.json").read_text())
+    box, crf = saved["rows"]
+    assert box["error"] is None and box["scores"]["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
+    assert 'pip install "lpg_hf[crf]"' in crf["error"] and not crf["scores"]
+    assert result.stdout.strip() == (out / "comparison.md").read_text().strip()
+    assert "densecrf did not run: " in result.stdout and "3 pictures, 3 boxes" in result.stdout
+    with Image.open(out / "panel.jpg") as figure:
+        assert figure.width > 3 * 200 and figure.height > 3 * 100
+
+
+def test_pictures_are_chosen_evenly_among_those_with_truth(tree, monkeypatch):
+    (tree / "maps" / "2.png").unlink()
+    monkeypatch.setattr("lpg_hf.compare.ProcessPoolExecutor", InThisProcess)
+    rows, chosen = compare(job(tree, truth="maps"), ["box"])
+    assert chosen.indices == (0, 2) and rows[0].num_pictures == 2
+    assert compare(job(tree), ["box"], limit=1)[1].indices == (0,)
+    rows, chosen = compare(job(tree), ["box"], num_shown=2)
+    assert chosen.shown == (0, 1) and list(rows[0].label_maps) == [0, 1]
+
+
+class InThisProcess:
+    """In the place of a process pool."""
+
+    def __init__(self, *_, **__) -> None:
+        pass
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def submit(self, function, *arguments) -> "InThisProcess":
+        self.found = function(*arguments)
+        return self
+
+    def result(self) -> Row:
+        return self.found
+
+
+def test_without_a_generator_that_ran_no_panel_is_drawn(tree):
+    write(tree / "out", [Row("box", error="no")], job(tree))
+    assert sorted(os.listdir(tree / "out")) == ["comparison.json", "comparison.md"]
+
+
+def test_the_table_has_a_column_for_each_number_and_says_what_is_unknown():
+    row = Row("box", {key: 0.5 for key in COLUMNS} | {"peak_memory_mb": None, "peak_gpu_memory_mb": None}, 2, 3)
+    head, _, line = table([row]).splitlines()[:3]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
+        "box",
+        "50.0",
+        "50.0",
+        "50.0",
+        "50.0",
+        "0.500",
+        "0.5",
+        "n/a",
+    ]
+    assert "GPU" not in head and head.count("|") == line.count("|") == 9
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
+    ballast = np.ones(40_000_000)  # 305 MB here
+    code = "from lpg_hf.compare import peak_memory_mb; import numpy, sys; before = peak_memory_mb(); "
+    code += "numpy.ones(12_500_000); print(before, peak_memory_mb(), 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after, has_torch = result.stdout.split()
+    assert 80 < float(after) - float(before) < 130  # an array of 95 MB
+    assert has_torch == "False"  # it would be in the memory of generators that need none
+    assert ballast.sum() and peak_memory_mb() > 305
+
+
+@pytest.mark.parametrize(
+    "names, changes, message",
+    [
+        (["boxes"], {}, "generator 'boxes' is unknown"),
+        (["sam:"], {}, "generator 'sam:' is unknown"),
+        (["lpg"], {}, "needs a trained stage"),
+        (["box"], {"per": "picture"}, "per='picture' is unknown"),
+        (["box"], {"truth": "images/other.json"}, "does not exist"),
+        (["box"], {"truth": "empty"}, "none of the 3 pictures .* has ground truth"),
+    ],
+)
+def test_wrong_settings_are_told_before_any_work(tree, names, changes, message):
+    (tree / "empty").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        compare(job(tree, **changes), names)
