@@ -13,8 +13,10 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -199,15 +201,14 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if checkpoint.suffix == ".safetensors":
             content = load_file(checkpoint)
         else:
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # torch warns of a pickle protocol before it refuses the file
+                warnings.simplefilter("ignore")
+                content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # whatever the bytes of a damaged or foreign file lead the two readers to
-        reason = str(error).replace("\n", " ")
-        blocked = re.search(r"(?:Unsupported global: GLOBAL|class) ([\w.]+)", reason)
-        what = f"it holds the Python object {blocked[1]}" if blocked else f"{type(error).__name__}: {reason[:160]}"
         raise ValueError(
-            f"{checkpoint} cannot be read as plain tensors ({what}); nothing in it was executed. "
+            f"{checkpoint} cannot be read as plain tensors ({_unreadable(error)}); nothing in it was executed. "
             "Give an undamaged file written with torch.save(model.state_dict(), ...)."
         ) from None
 
@@ -228,6 +229,16 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}, unused
+
+
+def _unreadable(error: Exception) -> str:
+    """The reason in a few words; torch's own text is long and tells how to execute the file."""
+    blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if blocked:
+        return f"it refers to the Python object {blocked[1]}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "its bytes are not what torch.save writes of tensors"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else 'no further word'}"
 
 
 def swap_red_and_blue(weight: Tensor) -> Tensor:
