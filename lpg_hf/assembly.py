@@ -47,7 +47,13 @@ class ImageMasks:
 
 
 def assemble(
-    image: BoxedImage, patches: Iterable[Patch], per: str, *, overlap_rule: str = "rate", threshold: float = 0.5
+    image: BoxedImage,
+    patches: Iterable[Patch],
+    per: str,
+    *,
+    overlap_rule: str = "rate",
+    threshold: float = 0.5,
+    min_score: float = 0.0,
 ) -> ImageMasks:
     """Merge the patches of a picture by class, cut out the mask of every box, and fuse the classes.
 
@@ -57,6 +63,7 @@ def assemble(
             that overlapping boxes of one class get masks of their own.
         overlap_rule: which class keeps a pixel that several claim, see `fuse_classes`.
         threshold: foreground probability above which a pixel belongs to the object.
+        min_score: a mask with a lower score takes no part in the label map.
 
     Source: Eq. (7) and the overlap rule of Sec. III-D.
 
@@ -86,10 +93,28 @@ def assemble(
             rows, columns = box_slices(box, height, width)
             inside = foreground[position[label], rows, columns]
             masks[index] = _box_mask(inside, rows, columns, height, width, threshold)
+    if min_score > 0:
+        _erase_rejected(foreground, position, image, masks, min_score)
     areas = (image.boxes[:, 2] - image.boxes[:, 0]) * (image.boxes[:, 3] - image.boxes[:, 1])
     smallest = np.array([areas[image.labels == label].min() for label in classes])
     labels = np.asarray(classes, dtype=np.int64)
     return ImageMasks(masks, fuse_classes(labels, foreground, smallest, overlap_rule, threshold))
+
+
+def _erase_rejected(
+    foreground: np.ndarray, position: dict[int, int], image: BoxedImage, masks: list[BoxMask], min_score: float
+) -> None:
+    """Clears the boxes of rejected masks in the maps of their classes, but for what other masks of the class claim."""
+    size = foreground.shape[1:]
+    labels = image.labels.tolist()
+    for label in {label for label, mask in zip(labels, masks) if mask.score < min_score}:
+        claimed, doubtful = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+        for box, mask in ((box, mask) for box, other, mask in zip(image.boxes, labels, masks) if other == label):
+            if mask.score < min_score:
+                doubtful[box_slices(box, *size)] = True
+            else:
+                claimed |= mask.decode()
+        foreground[position[label], doubtful & ~claimed] = 0
 
 
 def by_position(patches: Iterator[tuple[int, Patch]], count: int) -> Iterator[Iterator[Patch]]:

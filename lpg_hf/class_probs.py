@@ -62,7 +62,16 @@ class SegmenterProbs:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "SegmenterProbs":
-        """Loads a Hub id or a folder."""
+        """Loads a Hub id or a folder.
+
+        Raises:
+            OSError: neither exists.
+        """
+        text = os.fspath(source)
+        if not os.path.isdir(text) and (text[:1] in "./~" or text.count("/") > 1):  # no Hub id, so ask no Hub
+            raise FileNotFoundError(
+                f"the segmenter folder {text} does not exist; pass a folder or a Hub id (org/name)."
+            )
         model = AutoModelForSemanticSegmentation.from_pretrained(source, dtype=dtype)
         return cls(model, AutoImageProcessor.from_pretrained(source), class_names, device)
 

@@ -20,6 +20,12 @@ def colorize(label_map: np.ndarray) -> np.ndarray:
     return voc_palette()[np.asarray(label_map)]
 
 
+def colour_index(labels: np.ndarray) -> np.ndarray:
+    """The palette entries of labels of any size: above 254 the colours come again."""
+    labels = np.asarray(labels, dtype=np.int64)
+    return np.where(labels > 0, (labels - 1) % 254 + 1, 0)
+
+
 def overlay(image: np.ndarray, label_map: np.ndarray, alpha: float = 0.6) -> np.ndarray:
     """The image with its labelled pixels tinted; the background (0) stays as it is.
 
@@ -69,7 +75,7 @@ def draw_boxes(
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
     labels = [1] * len(boxes) if labels is None else [int(label) for label in labels]
     for (x1, y1, x2, y2), label in zip(boxes, labels):
-        colour = tuple(int(c) for c in palette[label])
+        colour = tuple(int(c) for c in palette[colour_index(label)])
         draw.rectangle([x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)], outline=colour, width=line)
         if names is not None:
             _write_on(draw, (x1 + line, y1 + line), names[label - 1], font, colour)

@@ -4,14 +4,14 @@ import json
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from lpg_hf import hub
-from lpg_hf.hub import write_card
+from lpg_hf.hub import cards, write_card
 
 
 METRICS = {
@@ -100,6 +100,15 @@ def test_absent_metrics_are_said_to_be_absent(stage: Path):
     assert "`metrics.json` holds none" in card.text and "No image processor is saved" in card.text
 
 
+def test_classes_that_the_target_shares_with_the_training_are_named(stage: Path):
+    run = {"classes": ["ring", "cup"], "num_images": {"target": 3, "evaluation": 2}, "mode": "weak", "dataset": None}
+    numbers = {"box_fill_miou": 0.5, "pseudo_mask_miou": {"2": 0.75}, "segmenter_miou": {"0": 0.25}}
+    change(stage, "metrics.json", run=run | numbers | {"segmenter_crf_miou": {}, "iou_of_classes": {}})
+    text = write_card(stage).read_text(encoding="utf-8")
+    assert "are **not all new** to this model: it was trained on ring." in text
+    assert "Numbers after a dense CRF were not measured." in text
+
+
 def test_segmenter_card(stage: Path):
     change(stage, "config.json", model_type="deeplab_v2")
     change(stage, "metrics.json", kind="segmenter", stage=0, segmenter_miou=0.5)
@@ -144,7 +153,13 @@ def test_usage_of_the_lpg_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Image.new("RGB", (150, 160), "red").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     scope = {"class_probs": torch.full((2, 160, 150), 0.5)}
-    exec(_first_snippet(write_card(tmp_path)), scope)
+
+    def segmenter() -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.zeros(1, 2, 160, 150))
+
+    scope["segmenter"], scope["segmenter_processor"] = segmenter, lambda image, return_tensors: {}
+    for snippet in _snippets(write_card(tmp_path)):
+        exec(snippet, scope)
     assert scope["foreground"].shape == (1, 160, 150) and scope["foreground"][:, :20].max() == 0
 
 
@@ -159,13 +174,14 @@ def test_usage_of_the_segmenter_card_runs(tmp_path: Path, monkeypatch: pytest.Mo
     Image.new("RGB", (60, 50), "red").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
-    exec(_first_snippet(write_card(tmp_path)), scope)
+    for snippet in _snippets(write_card(tmp_path)):
+        exec(snippet, scope)
     assert scope["label_map"].shape == (50, 60)
 
 
 def test_templates_are_found_in_a_checkout_or_an_installed_package():
-    assert any((path / name).is_file() for path in hub._TEMPLATES for name in ("lpg_stage.md", "segmenter_stage.md"))
+    assert any((path / name).is_file() for path in cards.TEMPLATES for name in ("lpg_stage.md", "dataset.md"))
 
 
-def _first_snippet(card: Path) -> str:
-    return re.search(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL).group(1)
+def _snippets(card: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)

@@ -39,7 +39,7 @@ class Settings:
     log_with: str | None = None  # a tracker of accelerate: tensorboard, trackio, ...
 
     # Auxiliary data: boxes and masks, classes disjoint from the target's
-    aux_format: str = "coco"  # coco, voc or parquet
+    aux_format: str = "coco"  # coco, voc, yolo or parquet
     aux_root: str | None = None
     aux_annotations: str | None = None
     aux_images: str | None = None
@@ -62,6 +62,7 @@ class Settings:
 
     # Deployment
     stages: str | None = None  # where the LPG stages are: a run folder or a Hub prefix org/name; default: run_dir
+    stages_revision: str | None = None  # branch, tag or commit of the stages on the Hub
     mode: str = "weak"  # weak; semi: images of semi_split keep their ground truth; full: all do
     semi_split: str | None = "train"  # a VOC list, or a COCO file of those images with masks
     crf: bool = False  # also measure the segmenter after a dense CRF (extra: lpg_hf[crf])
@@ -120,8 +121,8 @@ class Settings:
         choices = {
             "stage_init": ("previous", "initial"),
             "mixed_precision": ("no", "bf16", "fp16"),
-            "aux_format": ("coco", "voc", "parquet"),
-            "target_format": ("coco", "voc", "parquet"),
+            "aux_format": ("coco", "voc", "yolo", "parquet"),
+            "target_format": ("coco", "voc", "yolo", "parquet"),
             "mode": ("weak", "semi", "full"),
             "overlap_rule": ("rate", "first", "prob", "smallest_box"),
             "view": ("image", "box"),

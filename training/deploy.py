@@ -57,7 +57,7 @@ def run_deploy(settings: Settings) -> dict:
     accelerator = start_run(settings, f"{name}/settings.json")
     num_rounds = settings.num_stages + 1
     sources = [stage_source(settings, s) for s in range(1, num_rounds)] if settings.mode != "full" else []
-    generators = [load_lpg(source) for source in sources]
+    generators = [load_lpg(source, settings.stages_revision) for source in sources]
 
     rows = load_target(accelerator, settings, masks=settings.mode == "full")
     names = class_names(rows)
@@ -143,6 +143,8 @@ def run_deploy(settings: Settings) -> dict:
         metrics["segmenter_miou"][str(stage)] = measured["mean_iou"]
         metrics["details"]["segmenter"][str(stage)] = measured
         of_segmenter = {"segmenter_miou": measured["mean_iou"], "measured_on": f"{len(eval_rows)} evaluation images"}
+        if "crf" in measured:
+            of_segmenter["segmenter_crf_miou"] = measured["crf"]["mean_iou"]
         add_metrics(accelerator, segmenter, of_segmenter)
         accelerator.print(f"{name} stage {stage}: segmenter {100 * measured['mean_iou']:.1f} mIoU")
 

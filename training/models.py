@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 import lpg_hf
-from lpg_hf.hub import write_card
+from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
@@ -169,19 +169,19 @@ def load_segmenter(folder: Path) -> tuple[nn.Module, object]:
     return model, AutoImageProcessor.from_pretrained(folder)
 
 
-def load_lpg(source: str | Path) -> tuple[LPGModel, LPGImageProcessor]:
+def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel, LPGImageProcessor]:
     """An LPG stage, in eval mode, with its image processor.
+
+    Args:
+        source: folder, or ORG/NAME on the Hub.
+        revision: branch, tag or commit on the Hub; all files come from one commit.
 
     Raises:
         ValueError: `source` holds another kind of model.
-        OSError: no such folder or Hub repository.
+        OSError: no such folder, Hub repository or revision.
     """
-    config = read_config(source, "LPG stage")
-    if not isinstance(config, LPGConfig):
-        raise ValueError(
-            f"{source} holds a {config.model_type!r} model, not an LPG stage. Give the folder of a stage's lpg."
-        )
-    return LPGModel.from_pretrained(source, dtype=torch.float32), LPGImageProcessor.from_pretrained(source)
+    folder = fetch_stage(source, revision, kind="lpg")
+    return LPGModel.from_pretrained(folder, dtype=torch.float32), LPGImageProcessor.from_pretrained(folder)
 
 
 def save_stage(folder: Path, model: nn.Module, processor: object, metrics: dict) -> None:

@@ -8,10 +8,9 @@
 
 Without ``--with-images`` the column `image` is left out, and `file_name` says which picture of your own copy belongs to a row:
 ``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together again. Class masks are always embedded. No path of this
-machine is written. Upload the folder with ``hf upload ORG/NAME OUT --repo-type dataset``.
+machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,57 +18,23 @@ import pyarrow.parquet as pq
 import typer
 from datasets import Dataset
 from datasets.table import embed_table_storage, table_cast
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.hub.cards import render_card, write_text
 
 
 ROWS_PER_SHARD = 1000
 ROWS_PER_SHARD_WITHOUT_IMAGES = 50_000
 ROW_GROUP_SIZE = 100
-
-CARD = """---
-pretty_name: {quoted_title}
-task_categories:
-- object-detection
-- image-segmentation
-tags:
-- bounding-boxes
-- box-supervised-segmentation
-configs:
-- config_name: default
-  data_files:
-{data_files}
----
-
-# {title}
-
-Written by `lpg_hf.data.export` from {source} annotations.
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("{folder}")
-```
-
-| split | images | objects |
-| --- | --- | --- |
-{counts}
-
-## Columns
-
-{columns}
-
-Boxes are x, y, width, height in pixels of the picture shown upright (EXIF orientation applied). A semantic label is
-`category` + 1; 0 is the background and 255 is ignored.
-
-## Classes
-
-{classes}
-
-## Licence
-
-{license}
-"""
+# The Hub's names for numbers of rows: (below, name).
+SIZE_CATEGORIES = [
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (float("inf"), "1M<n<10M"),
+]
 
 
 def write_shards(dataset: Dataset, folder: Path, split: str, rows_per_shard: int) -> None:
@@ -90,7 +55,7 @@ def write_shards(dataset: Dataset, folder: Path, split: str, rows_per_shard: int
         pq.write_table(table, path, row_group_size=ROW_GROUP_SIZE)
 
 
-def _columns(dataset: Dataset) -> str:
+def _columns(dataset: Dataset) -> list[tuple[str, str]]:
     meaning = {
         "image": "the picture file",
         "image_id": "id in the annotation file",
@@ -101,13 +66,12 @@ def _columns(dataset: Dataset) -> str:
         "license": "of the picture, as the annotation file states it",
         "mask": "class mask, PNG of class indices",
     }
-    lines = [f"- `{name}`: {meaning[name]}" for name in dataset.features]
-    if "image" not in dataset.features:
-        lines.append("\nThe pictures are not part of this data set: `file_name` names them in the original one.")
-    return "\n".join(lines)
+    return [(name, meaning[name]) for name in dataset.features]
 
 
-def write_card(folder: Path, datasets: dict[str, Dataset], title: str, source: str) -> None:
+def write_card(
+    folder: Path, datasets: dict[str, Dataset], title: str, source: str, repo_id: str | None = None
+) -> None:
     """Write README.md for Parquet files in `folder`/data.
 
     Args:
@@ -115,29 +79,123 @@ def write_card(folder: Path, datasets: dict[str, Dataset], title: str, source: s
         datasets: split name -> rows, as written.
         title: of the card.
         source: name of the annotation format.
+        repo_id: where the card will be on the Hub; None: it tells how to read the folder.
     """
     first = next(iter(datasets.values()))
-    data_files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in datasets)
-    counts = "\n".join(
-        f"| {split} | {len(dataset)} | {sum(len(item['id']) for item in dataset['objects'])} |"
-        for split, dataset in datasets.items()
+    num_images = sum(len(dataset) for dataset in datasets.values())
+    data = DatasetCardData(
+        pretty_name=title,
+        license="other",
+        task_categories=["object-detection", "image-segmentation"],
+        size_categories=next(name for limit, name in SIZE_CATEGORIES if num_images < limit),
+        tags=["bounding-boxes", "box-supervised-segmentation"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in datasets],
+            }
+        ],
     )
-    ids = first.info.description if first.info.description.startswith("COCO category ids") else ""
-    names = "\n".join(f"{label}. {name}" for label, name in enumerate(class_names(first), start=1))
-    license_text = "The pictures keep the licences of their source"
-    license_text += " (column `license`)." if "license" in first.features else "."
-    card = CARD.format(
+    licenses = (
+        sorted({name for d in datasets.values() for name in d["license"][:]} - {""})
+        if "license" in first.features
+        else []
+    )
+    content = render_card(
+        "dataset.md",
+        card_data=data.to_yaml(),
         title=title,
-        quoted_title=json.dumps(title, ensure_ascii=False),
-        folder=folder.name,
         source=source,
-        data_files=data_files,
-        counts=counts,
+        name=repo_id or folder.name,
+        split=next(iter(datasets)),
+        counts=[
+            (split, len(dataset), sum(len(item["id"]) for item in dataset["objects"]))
+            for split, dataset in datasets.items()
+        ],
         columns=_columns(first),
-        classes=f"{names}\n\n{ids}".rstrip(),
-        license=license_text,
+        has_images="image" in first.features,
+        classes=class_names(first),
+        category_ids=first.info.description if first.info.description.startswith("COCO category ids") else "",
+        has_license="license" in first.features,
+        licenses=licenses,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    DatasetCard(content)  # parses the front matter
+    write_text(folder / "README.md", content)
+
+
+def write_dataset(
+    out: Path,
+    format: str,
+    *,
+    root: Path | None = None,
+    annotations: list[str] | None = None,
+    images: str | None = None,
+    splits: list[str] | None = None,
+    classes: str | list[str] | None = None,
+    masks: bool = False,
+    with_images: bool = False,
+    keep_empty: bool = False,
+    allow_missing: bool = False,
+    num_proc: int = 1,
+    title: str | None = None,
+    repo_id: str | None = None,
+) -> int:
+    """Write a COCO or VOC data set as Parquet with a card.
+
+    Args:
+        out: folder to write; it must not hold a data set yet.
+        format: "coco" or "voc".
+        annotations: one file for all splits, or one for each.
+        splits: names of the splits; None: one, "train".
+        classes: a list of names, or a text: names with commas between, or one of "all", "nonvoc60", "voc20", "all80".
+        title: of the card; default: the name of the repository or the folder.
+        repo_id: where it will be on the Hub.
+        root, images, masks, keep_empty, allow_missing, num_proc: as in `load_boxes`.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        ValueError: settings that do not fit together, `out` is in use, or the annotations cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    if isinstance(classes, str) and classes not in ("all", "nonvoc60", "voc20", "all80"):
+        classes = [name.strip() for name in classes.split(",")]
+    names: list[str | None] = list(splits or [None])
+    files: list[str | None] = list(annotations or [None])
+    if len(files) == 1:
+        files = files * len(names)
+    if format not in ("coco", "voc"):
+        raise ValueError(f"--format must be coco or voc, got {format!r}")
+    if len(files) != len(names):
+        raise ValueError(f"{len(files)} --annotations for {len(names)} --split: give one for all or one for each")
+    if (out / "data").exists() or (out / "README.md").exists():
+        raise ValueError(f"{out} holds a data set already; choose another folder or remove it")
+    loaded = {}
+    for name, file in zip(names, files):
+        dataset = load_boxes(
+            format,
+            root=root,
+            annotations=file,
+            images=images,
+            split=name,
+            classes=classes,
+            masks=masks,
+            num_proc=num_proc,
+            keep_empty=keep_empty,
+            allow_missing=allow_missing,
+        )
+        loaded[str(dataset.split)] = dataset if with_images else dataset.remove_columns("image")
+    if len({tuple(class_names(dataset)) for dataset in loaded.values()}) > 1:
+        raise ValueError("the splits have different classes; pass --classes to fix them")
+
+    (out / "data").mkdir(parents=True)
+    rows = ROWS_PER_SHARD if with_images else ROWS_PER_SHARD_WITHOUT_IMAGES
+    for name, dataset in loaded.items():
+        write_shards(dataset, out / "data", name, rows)
+    default_title = repo_id.split("/")[-1] if repo_id else out.name
+    write_card(out, loaded, title or default_title, {"coco": "COCO", "voc": "Pascal VOC"}[format], repo_id)
+    return sum(len(dataset) for dataset in loaded.values())
 
 
 def export(
@@ -160,46 +218,26 @@ def export(
     title: Annotated[str | None, typer.Option(help="Title of the card. Default: the name of the folder.")] = None,
 ) -> None:
     """Write a COCO or VOC data set as Parquet with a card."""
-    named_sets = ("all", "nonvoc60", "voc20", "all80")
-    wanted = classes if classes is None or classes in named_sets else [name.strip() for name in classes.split(",")]
-    splits: list[str | None] = list(split or [None])
-    files: list[str | None] = list(annotations or [None])
-    if len(files) == 1:
-        files = files * len(splits)
     try:
-        if format not in ("coco", "voc"):
-            raise ValueError(f"--format must be coco or voc, got {format!r}")
-        if len(files) != len(splits):
-            raise ValueError(f"{len(files)} --annotations for {len(splits)} --split: give one for all or one for each")
-        if (out / "data").exists() or (out / "README.md").exists():
-            raise ValueError(f"{out} holds a data set already; choose another folder or remove it")
-        loaded = {}
-        for name, file in zip(splits, files):
-            dataset = load_boxes(
-                format,
-                root=root,
-                annotations=file,
-                images=images,
-                split=name,
-                classes=wanted,
-                masks=masks,
-                num_proc=num_proc,
-                keep_empty=keep_empty,
-                allow_missing=allow_missing,
-            )
-            loaded[str(dataset.split)] = dataset if with_images else dataset.remove_columns("image")
-        if len({tuple(class_names(dataset)) for dataset in loaded.values()}) > 1:
-            raise ValueError("the splits have different classes; pass --classes to fix them")
+        num_rows = write_dataset(
+            out,
+            format,
+            root=root,
+            annotations=annotations,
+            images=images,
+            splits=split,
+            classes=classes,
+            masks=masks,
+            with_images=with_images,
+            keep_empty=keep_empty,
+            allow_missing=allow_missing,
+            num_proc=num_proc,
+            title=title,
+        )
     except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
-
-    (out / "data").mkdir(parents=True)
-    rows = ROWS_PER_SHARD if with_images else ROWS_PER_SHARD_WITHOUT_IMAGES
-    for name, dataset in loaded.items():
-        write_shards(dataset, out / "data", name, rows)
-    write_card(out, loaded, title or out.name, {"coco": "COCO", "voc": "Pascal VOC"}[format])
-    typer.echo(f"wrote {sum(len(dataset) for dataset in loaded.values())} rows to {out}")
+    typer.echo(f"wrote {num_rows} rows to {out}")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from transformers import AutoConfig
 
 from lpg_hf.class_probs import SegmenterProbs
 from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
-from lpg_hf.models.configuration_lpg import LPGConfig
+from lpg_hf.hub import fetch_stage
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.models.views_lpg import View
@@ -73,14 +72,10 @@ class LPGGenerator(MaskGenerator):
             OSError: a folder or Hub id that does not exist.
             ValueError: the model is no LPG.
         """
-        for what, source in (("model", model), ("segmenter", segmenter)):
-            _check_source(what, source)
-        config = AutoConfig.from_pretrained(model, revision=revision)
-        if not isinstance(config, LPGConfig):
-            raise ValueError(f"the model {model} is a {config.model_type!r}, not an LPG ('lpg').")
+        folder = fetch_stage(model, revision, kind="lpg")
         return cls(
-            LPGModel.from_pretrained(model, revision=revision, dtype=torch.float32),
-            LPGImageProcessor.from_pretrained(model, revision=revision),
+            LPGModel.from_pretrained(folder, dtype=torch.float32),
+            LPGImageProcessor.from_pretrained(folder),
             None if segmenter is None else SegmenterProbs.from_pretrained(segmenter, class_names, device, dtype),
             batch_size=batch_size,
             device=device,
@@ -204,16 +199,3 @@ def _fold_norms(layers: nn.Sequential) -> None:
     for i in range(len(layers) - 1):
         if isinstance(layers[i], nn.Conv2d) and isinstance(layers[i + 1], nn.BatchNorm2d):
             layers[i], layers[i + 1] = fuse_conv_bn_eval(layers[i], layers[i + 1]), nn.Identity()
-
-
-def _check_source(what: str, source: str | os.PathLike | None) -> None:
-    """A path that does not exist is said to be one, before a Hub client takes it for an id.
-
-    Raises:
-        FileNotFoundError: no such folder.
-    """
-    text = "" if source is None else os.fspath(source)
-    if text and not os.path.isdir(text) and (text[0] in "./~" or text.count("/") != 1):
-        raise FileNotFoundError(
-            f"the {what} folder {text} does not exist; pass a stage folder or a Hub id (org/name)."
-        )

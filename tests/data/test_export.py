@@ -96,7 +96,7 @@ def test_export_without_pictures_is_joined_with_a_folder_again(coco_tree, tmp_pa
     assert class_names(dataset) == ["thing"] and (decode_image(dataset[0]) == decode_image(original[0])).all()
     with pytest.raises(ValueError, match="exported without pictures; pass images="):
         load_boxes("parquet", root=out)
-    with pytest.raises(FileNotFoundError, match="1 of 1 pictures are missing"):
+    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists"):
         load_boxes("parquet", root=out, images=tmp_path)
     with pytest.raises(ValueError, match="several splits|has no split 'val'"):
         load_boxes("parquet", root=out, split="val")

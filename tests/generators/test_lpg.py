@@ -155,10 +155,12 @@ def test_unfitting_parts_are_refused(tmp_path, lpg_folder, segmenter_folder):
         SegmenterProbs.from_pretrained(segmenter_folder, ["cat", "horse"])
     with pytest.raises(ValueError, match="leave the segmenter out"):
         load_generator("lpg", model=lpg_folder, segmenter=segmenter_folder)
-    with pytest.raises(ValueError, match="is a 'segformer', not an LPG"):
+    with pytest.raises(ValueError, match="holds a 'segformer' model, not an LPG stage"):
         load_generator("lpg", model=segmenter_folder)
-    with pytest.raises(FileNotFoundError, match="the model folder .*nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder and no id like ORG/NAME"):
         load_generator("lpg", model=tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="the segmenter folder .*nowhere does not exist"):
+        load_generator("lpg", model=lpg_folder, segmenter=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="needs a trained stage"):
         load_generator("lpg")
     with pytest.raises(ValueError, match="generator 'mcg' is unknown. Choose one of lpg, grabcut"):

@@ -1,0 +1,462 @@
+"""The command `lpg-hf`: parse, call, write; no logic of its own.
+
+Everything heavy is imported inside the commands, so that `lpg-hf --help` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(
+    name="lpg-hf",
+    help="Pixel masks from box labels, and what belongs to it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Pixel masks from box labels, and what belongs to it."""
+
+
+@app.command("masks")
+def masks(
+    annotations: Annotated[
+        str,
+        typer.Argument(help="COCO json, VOC folder, YOLO folder or data.yaml, or a data set of the Hub or a folder."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the masks; a run that was cut off goes on there.")],
+    images: Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
+    model: Annotated[str | None, typer.Option(help="LPG stage: Hub id or folder.")] = None,
+    generator: Annotated[str, typer.Option(help="lpg, grabcut, densecrf, box, or sam:ID.")] = "lpg",
+    format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
+    write: Annotated[str, typer.Option(help="What to write, with commas between: png, coco, yolo.")] = "png",
+    per: Annotated[
+        str | None,
+        typer.Option(help="class or instance. Default: instance if coco or yolo is written, else class."),
+    ] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
+    ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write pictures with masks and boxes drawn in.")
+    ] = False,
+    min_score: Annotated[
+        float, typer.Option(help="Leave out masks with a lower score; label maps ignore what only they cover.")
+    ] = 0.0,
+    overlap_rule: Annotated[
+        str, typer.Option(help="Which class keeps a pixel that several claim: rate, first, prob or smallest_box.")
+    ] = "rate",
+    threshold: Annotated[float, typer.Option(help="Foreground probability above which a pixel is in the mask.")] = 0.5,
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    zero_based: Annotated[
+        bool, typer.Option("--zero-based", help="VOC corners are 0-based, as some tools write them.")
+    ] = False,
+    size_mismatch: Annotated[
+        str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
+    ] = "skip",
+    max_pixels: Annotated[int | None, typer.Option(help="Larger pictures are left out; default: 178956970.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures, views and boxes that a forward pass may combine.")] = 8,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode and write; default: one per core.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware has it.")
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away what an earlier run left in OUT.")
+    ] = False,
+) -> None:
+    """Make a mask for every box of a data set. What is finished is not done again.
+
+    Exit status: 0, 1 if pictures were left out (OUT/report.json names them), 2 if nothing could be done. Under
+    `accelerate launch` the processes share the pictures.
+
+    Example: `lpg-hf masks instances.json --images photos --model org/lpg-stage1 --out masks --write png,coco --overlay`
+    """
+    from lpg_hf.data.formats.records import MAX_PIXELS, Report
+    from lpg_hf.data.sources import open_source
+    from lpg_hf.generators import load_generator
+    from lpg_hf.masks import MaskSettings, write_masks
+
+    outputs = tuple(name.strip() for name in write.split(",") if name.strip())
+    settings = MaskSettings(
+        write=outputs,
+        per=per or ("instance" if {"coco", "yolo"} & set(outputs) else "class"),
+        overlap_rule=overlap_rule,
+        threshold=threshold,
+        overlay=overlay,
+        min_score=min_score,
+        batch_size=batch_size,
+    )
+    found = Report()
+    source = open_source(
+        annotations,
+        images,
+        format=format,
+        split=split,
+        zero_based=zero_based,
+        size_mismatch=size_mismatch,
+        max_pixels=max_pixels or MAX_PIXELS,
+        report=found,
+    )
+    report = write_masks(
+        source,
+        load_generator(
+            generator,
+            model=model,
+            segmenter=segmenter,
+            class_names=[name for _, name in source.classes],
+            batch_size=2 * batch_size,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+        ),
+        out,
+        settings,
+        report=found,
+        generator_name=generator,
+        overwrite=overwrite,
+        num_workers=workers,
+        rank=int(os.environ.get("RANK", 0)),
+        num_processes=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+    if report is not None:
+        typer.echo(report.summary())
+        typer.echo(f"written to {out}")
+        raise typer.Exit(1 if report.images < len(source) else 0)
+
+
+@app.command("check")
+def check(
+    annotations: Annotated[
+        str, typer.Argument(help="COCO json, VOC or YOLO folder, data.yaml, exported folder or Hub id.")
+    ],
+    images: Annotated[str | None, typer.Option(help="Folder of the pictures, if it is not the usual one.")] = None,
+    format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Check the masks too.")] = False,
+    decode: Annotated[bool, typer.Option(help="Decode every picture, or read headers only.")] = True,
+    zero_based: Annotated[bool, typer.Option("--zero-based", help="VOC corners are 0-based, end exclusive.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.", min=1)] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write the report to this file.")] = None,
+) -> None:
+    """Look at every picture and object of a data set, and count what is wrong.
+
+    Exit status: 0 nothing to look after, 1 problems found, 2 cannot be read at all.
+
+    Example: `lpg-hf check instances.json --images photos --masks --json report.json`
+    """
+    from lpg_hf.data.check import check_source
+
+    checked = check_source(
+        annotations,
+        images,
+        format=format,
+        split=split,
+        masks=masks,
+        decode=decode,
+        zero_based=zero_based,
+        num_workers=workers,
+        progress=sys.stderr.isatty(),
+    )
+    typer.echo(checked.summary())
+    if json_file is not None:
+        checked.report.save(json_file)
+    raise typer.Exit(0 if checked.passed else 1)
+
+
+@app.command("convert-labels")
+def convert_labels(
+    annotations: Annotated[str, typer.Argument(metavar="IN", help="Labels of any format, as for `lpg-hf check`.")],
+    out: Annotated[str, typer.Argument(help="New folder, or json file for COCO; it must not exist yet.")],
+    to: Annotated[str, typer.Option(help="coco, voc or yolo.")],
+    format: Annotated[str, typer.Option("--from", help="auto, coco, voc, yolo or dataset.")] = "auto",
+    images: Annotated[str | None, typer.Option(help="Folder of the pictures, if it is not the usual one.")] = None,
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    masks: Annotated[bool, typer.Option(help="Write the masks that there are.")] = True,
+    zero_based: Annotated[bool, typer.Option("--zero-based", help="VOC corners are 0-based, end exclusive.")] = False,
+) -> None:
+    """Write labels in another format, and say what it cannot hold. Pictures are not copied.
+
+    Exit status: 0, 1 if problems were found on the way, 2 if nothing was written.
+
+    Example: `lpg-hf convert-labels instances.json labels_yolo --to yolo --images photos`
+    """
+    from lpg_hf.data.convert import convert_labels as convert_all
+
+    done = convert_all(
+        annotations, out, to, format=format, images=images, split=split, masks=masks, zero_based=zero_based
+    )
+    typer.echo(done.summary())
+    raise typer.Exit(1 if done.report.needs_attention else 0)
+
+
+@app.command("push")
+def push(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder of training/em.py and training/deploy.py.")],
+    org: Annotated[str, typer.Option(help="Organisation or user on the Hub.")],
+    prefix: Annotated[
+        str, typer.Option(help="Repositories are ORG/PREFIX-stageN and ORG/PREFIX-segmenter-stageN.")
+    ] = "lpg",
+    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing, and list what would be sent.")] = False,
+) -> None:
+    """Push every stage of a run to the Hub: one commit per repository, none where nothing changed.
+
+    Example: `lpg-hf push runs/demo --org my-name --dry-run`
+    """
+    from lpg_hf.hub import push_run
+
+    report = push_run(run_dir, org, prefix, private, revision, dry_run, log=typer.echo)
+    if dry_run:
+        for pushed in report.repos:
+            typer.echo(f"{pushed.repo_id}: {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
+    elif report.collection or report.note:
+        typer.echo(f"collection {report.collection}" if report.collection else report.note)
+
+
+@app.command("pull")
+def pull(
+    run_id: Annotated[str, typer.Argument(metavar="ORG/PREFIX", help="What the stages were pushed as.")],
+    out: Annotated[Path, typer.Option(help="Run folder to fill; `training/deploy.py --stages OUT` takes it.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
+) -> None:
+    """Bring all stages of a run from the Hub to a run folder.
+
+    Example: `lpg-hf pull my-name/lpg --out runs/pulled`
+    """
+    from lpg_hf.hub import pull_run
+
+    pull_run(run_id, out, revision, log=typer.echo)
+
+
+@app.command("push-data")
+def push_data(
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The data set on the Hub.")],
+    format: Annotated[str, typer.Option(help="coco or voc.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    annotations: Annotated[
+        list[str] | None, typer.Option(help="COCO: json file, one for each --split. VOC: other folder of xml files.")
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Name of a split; may be repeated. Default: train.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="COCO: nonvoc60, voc20, all80. Both: all, or names with commas between.")
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Push the masks too.")] = False,
+    with_images: Annotated[
+        bool, typer.Option("--with-images", help="Push the picture files too; only if their licences allow it.")
+    ] = False,
+    keep_empty: Annotated[
+        bool, typer.Option("--keep-empty", help="Keep pictures without an object of the classes.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on without pictures that do not exist.")
+    ] = False,
+    title: Annotated[str | None, typer.Option(help="Title of the card. Default: NAME.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing, and list what would be sent.")] = False,
+) -> None:
+    """Push COCO or VOC annotations as a Parquet data set with a card, which `load_dataset` reads without this package.
+
+    Example: `lpg-hf push-data my-name/voc-boxes --format voc --root VOC2012 --split train --split val --masks`
+    """
+    from lpg_hf.hub import push_data
+
+    pushed = push_data(
+        repo_id,
+        format,
+        root=root,
+        annotations=annotations,
+        images=images,
+        splits=split,
+        classes=classes,
+        masks=masks,
+        with_images=with_images,
+        keep_empty=keep_empty,
+        allow_missing=allow_missing,
+        title=title,
+        private=private,
+        revision=revision,
+        dry_run=dry_run,
+    )
+    done = "would hold" if dry_run else f"{pushed.commit[:7]} {'pushed' if pushed.is_new else 'unchanged'}:"
+    typer.echo(f"{repo_id} {done} {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
+
+
+@app.command("eval")
+def _eval(
+    prediction: Annotated[str, typer.Argument(help="Folder of label maps (PNG), or COCO json.")],
+    truth: Annotated[str, typer.Argument(help="The same of the ground truth.")],
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names in the order of the labels: a file with one a line, or a list with commas."),
+    ] = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(help="Label of the ground truth that counts nowhere [default: 255; 65535 in 16-bit maps]."),
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Threads.")] = 4,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+) -> None:
+    """Compare masks with ground truth: mIoU of label maps, or IoU per box of COCO masks.
+
+    Exit status 1: some file or mask cannot be used; the others are scored.
+
+    Example: `lpg-hf eval masks VOC2012/SegmentationClass --classes classes.txt --json scores.json`
+    """
+    from lpg_hf.evaluation import evaluate, write_json
+
+    result = evaluate(prediction, truth, classes=classes, ignore=ignore, num_workers=num_workers)
+    typer.echo(result.text())
+    if json_file is not None:
+        write_json(json_file, result.as_dict())
+    raise typer.Exit(1 if result.bad else 0)
+
+
+@app.command("convert")
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official .pth or .safetensors; with --to-official, our folder.")],
+    out: Annotated[Path, typer.Argument(help="The new folder; with --to-official, the new .pth or .safetensors.")],
+    kind: Annotated[str | None, typer.Option(help="lpg, largefov or deeplab-v2; default: what the names say.")] = None,
+    num_labels: Annotated[int | None, typer.Option(help="Checked against the weights.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names in the order of the labels: a file with one a line, or a list with commas."),
+    ] = None,
+    pad: Annotated[
+        int, typer.Option(help="LPG: pad smaller pictures to this side, as officially: VOC 512, COCO 640; 0: do not.")
+    ] = 512,
+    to_official: Annotated[bool, typer.Option("--to-official", help="The other way.")] = False,
+) -> None:
+    """Turn a checkpoint of the method's official code into one of this package, or back.
+
+    Example: `lpg-hf convert LPG_Round2.pth models/lpg-round2 --kind lpg`
+    """
+    from lpg_hf.evaluation import class_list
+    from lpg_hf.models import convert_original_checkpoint as converter
+
+    if to_official:
+        typer.echo(f"written to {converter.to_official(checkpoint, out)}")
+        return
+    names = class_list(classes)
+    unused = converter.convert(checkpoint, out, kind, num_labels=num_labels, classes=names, view_min_size=pad or None)
+    for name, reason in unused.items():
+        typer.echo(f"not used: {name} ({reason})")
+    typer.echo(f"written to {out}")
+
+
+@app.command("export")
+def export(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of an LPG or of a segmenter.")],
+    onnx: Annotated[Path, typer.Option(help="The new file.")],
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 13 to 20.")] = 17,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="HEIGHT WIDTH", help="One size for all pictures, for models that cannot have free sizes."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Compare with PyTorch at several sizes before anything is written.")
+    ] = True,
+) -> None:
+    """Write an LPG or a segmenter as one ONNX model for any batch and picture size.
+
+    Example: `lpg-hf export runs/demo/aux/stage3/lpg --onnx lpg.onnx`
+    """
+    from lpg_hf.export_onnx import export_onnx
+
+    for (batch, height, width), difference in export_onnx(model, onnx, opset=opset, size=size, check=check).items():
+        typer.echo(f"batch {batch} of {height}x{width}: equal to PyTorch within {difference:.1e}")
+    typer.echo(f"written to {onnx}")
+
+
+@app.command("compare")
+def _compare(
+    annotations: Annotated[
+        str,
+        typer.Argument(help="COCO json, VOC folder, YOLO folder or data.yaml, or a data set of the Hub or a folder."),
+    ],
+    masks: Annotated[
+        str,
+        typer.Option(help="Ground truth: folder of label maps, or COCO json with masks (may be ANNOTATIONS itself)."),
+    ],
+    images: Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
+    generators: Annotated[
+        str | None,
+        typer.Option(
+            help="With commas: box, grabcut, densecrf, lpg, sam:ID. Default: all but SAM; lpg if there is --model."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="LPG stage: Hub id or folder.")] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many pictures, evenly over the data.", min=1)] = None,
+    per: Annotated[
+        str, typer.Option(help="class or instance: whether boxes of a class share their foreground.")
+    ] = "instance",
+    out: Annotated[str | None, typer.Option(help="Folder for comparison.md, comparison.json and panel.jpg.")] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
+    format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Views or boxes per forward pass.", min=1)] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware has it.")
+    ] = "auto",
+) -> None:
+    """Run several generators on the same boxes: scores, time and memory in a table, masks in a panel.
+
+    Exit status 1: a generator did not run; the table says why.
+
+    Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box,grabcut --out compared`
+    """
+    from lpg_hf.compare import Job, as_dict, compare, table, write
+    from lpg_hf.evaluation import write_json
+
+    names = None if generators is None else [name.strip() for name in generators.split(",") if name.strip()]
+    job = Job(
+        annotations,
+        images,
+        masks,
+        per=per,
+        format=format,
+        split=split,
+        model=model,
+        segmenter=segmenter,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+    rows, job = compare(job, names, limit=limit)
+    typer.echo(table(rows))
+    if out is not None:
+        write(out, rows, job)
+    if json_file is not None:
+        write_json(json_file, as_dict(rows, job))
+    raise typer.Exit(1 if any(row.error for row in rows) else 0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; a user's mistake becomes one line and exit status 2."""
+    try:
+        app(arguments)
+    except (OSError, ValueError, ImportError) as error:
+        typer.echo(f"lpg-hf: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

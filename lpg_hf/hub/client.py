@@ -1,0 +1,107 @@
+"""What push and pull share: the client, one commit for one repository, and errors of the Hub in one line."""
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+
+# Connections that break raise HTTPError of the HTTP library, which is no OSError; an upload that fails is a RuntimeError with its
+# cause; a proxy's answer that is not JSON is a ValueError.
+HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
+# Files of these kinds decide what a loader reads: those of an earlier push leave the repository with the commit that replaces them.
+OWNED = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "*.py", "data/*.parquet")
+MAX_ATTEMPTS = 5
+
+
+def signed_in(api: HfApi | None) -> HfApi:
+    """A client that may write.
+
+    Raises:
+        ValueError: there is no token.
+    """
+    api = api or HfApi()
+    if not (get_token() if api.token is None else api.token):
+        raise ValueError(
+            "There is no token for the Hub. Run `hf auth login`, or set HF_TOKEN to a token that may write."
+        )
+    return api
+
+
+def commit_files(
+    api: HfApi, repo_id: str, repo_type: str, files: dict[str, Path], revision: str | None, message: str
+) -> tuple[str, bool]:
+    """Bring the repository to these files with one commit, or with none if it holds them already.
+
+    The commit names its parent, so it never lands on content that this function has not seen; if another push was faster,
+    it starts again from that push's commit.
+
+    Args:
+        files: path in the repository -> local file.
+        revision: a branch, made if it does not exist; None: main.
+
+    Returns:
+        The commit that holds the files, and whether it is new.
+    """
+    branch = revision or "main"
+    if branch != "main":
+        api.create_branch(repo_id, branch=branch, repo_type=repo_type, exist_ok=True)
+    attempts = MAX_ATTEMPTS
+    while True:
+        head = api.repo_info(repo_id, revision=branch, repo_type=repo_type)
+        names = [sibling.rfilename for sibling in head.siblings or []]
+        stale = [name for name in names if name not in files and any(Path(name).match(kind) for kind in OWNED)]
+        operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        operations += [CommitOperationDelete(name) for name in stale]
+        try:
+            commit = api.create_commit(
+                repo_id,
+                operations,
+                commit_message=message,
+                repo_type=repo_type,
+                revision=branch,
+                parent_commit=head.sha,
+            )
+        except HfHubHTTPError as error:
+            attempts -= 1
+            if error.response.status_code != 412 or attempts == 0:
+                raise
+        else:
+            return commit.oid, commit.oid != head.sha
+
+
+def reason(error: Exception, what: str) -> str:
+    """Why the Hub refused `what` (a repository id), in one line."""
+    response = getattr(error, "response", None)
+    if isinstance(error, GatedRepoError):
+        return f"access to {what} is restricted; ask for access on its page, then run `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{what} has no such revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{what} does not exist, or is private and your token may not see it"
+    if isinstance(error, LocalEntryNotFoundError | RuntimeError) and isinstance(error.__cause__, HTTPError):
+        return reason(error.__cause__, what)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "the Hub is switched off (HF_HUB_OFFLINE is set)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return f"{what} is not in the cache, and the Hub is switched off (HF_HUB_OFFLINE) or cannot be reached"
+    if response is not None:
+        said = getattr(error, "server_message", None) or response.reason_phrase
+        hints = {
+            401: "; the token is wrong or has expired: run `hf auth login` again",
+            403: "; the token may not write there",
+            507: "; the server has no space left",
+        }
+        hint = hints.get(response.status_code, "")
+        return f"the server answered {response.status_code} ({' '.join(said.split())}){hint}"
+    if isinstance(error, HTTPError):
+        return f"the connection failed ({type(error).__name__}: {error})"
+    return " ".join(str(error).split())

@@ -1,0 +1,453 @@
+"""Masks for a whole data set, picture by picture: the work behind `lpg-hf masks`.
+
+    OUT/masks/NAME.png        label map, palette PNG (16-bit grey above 254 classes); 255 (65535) is ignored
+    OUT/instances.json        COCO, one compressed RLE per box, with the original ids and categories
+    OUT/labels/NAME.txt       YOLO segmentation polygons, and OUT/data.yaml, which expects the pictures in OUT/images
+    OUT/overlays/NAME.jpg     the picture with its label map and boxes
+    OUT/classes.txt           class names in the order of the labels
+    OUT/report.json           settings, counts of problems, and for every picture its time or why it was left out
+
+NAME keeps the folders of the picture's name. The pictures are worked off in fixed blocks. A block is finished when its part file
+exists, which is written after all of the block's other files; each file is complete or absent. So a killed run goes
+on where it was and ends with the same bytes as an undisturbed one, and processes can share the blocks out among them without
+talking to each other: whoever finishes the last block joins the parts.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+import lpg_hf
+from lpg_hf.assembly import ImageMasks, assemble, by_position
+from lpg_hf.boxes import box_slices
+from lpg_hf.data.formats.records import Record, Report, fs_path, walk_files
+from lpg_hf.data.formats.yolo import write_yolo
+from lpg_hf.data.sources import Source
+from lpg_hf.fusion import OVERLAP_RULES
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator
+from lpg_hf.label_maps import label_map_type, mask_name, write_atomically, write_label_map
+from lpg_hf.labels import IGNORE_INDEX
+from lpg_hf.visualize import colour_index, draw_boxes, overlay
+
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = ("png", "coco", "yolo")
+BLOCK_SIZE = 32  # pictures
+PAD_MULTIPLE = 32  # pixels; pictures whose padded sizes agree share a forward pass
+PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """What is written, and how masks become label maps.
+
+    Attributes:
+        write: any of `OUTPUTS`.
+        per: "class" or "instance", see `assemble`.
+        overlap_rule: see `fuse_classes`.
+        threshold: foreground probability above which a pixel is in the mask.
+        overlay: also write pictures for people.
+        min_score: a mask with a lower score is left out of COCO and YOLO files and of the label map, where its box is ignored
+            as far as no other mask claims it.
+        batch_size: pictures that a generator may combine.
+    """
+
+    write: tuple[str, ...] = ("png",)
+    per: str = "class"
+    overlap_rule: str = "rate"
+    threshold: float = 0.5
+    overlay: bool = False
+    min_score: float = 0.0
+    batch_size: int = 8
+
+    def __post_init__(self):
+        unknown = [name for name in self.write if name not in OUTPUTS]
+        if unknown or not self.write:
+            raise ValueError(f"write={','.join(self.write)!r}: choose one or more of {', '.join(OUTPUTS)}.")
+        choices = (("per", self.per, GRANULARITIES), ("overlap_rule", self.overlap_rule, OVERLAP_RULES))
+        for name, value, allowed in choices:
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
+        for name in ("threshold", "min_score"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+
+
+def write_masks(
+    source: Source,
+    generator: MaskGenerator,
+    out: str | os.PathLike,
+    settings: MaskSettings,
+    *,
+    report: Report,
+    generator_name: str,
+    overwrite: bool = False,
+    num_workers: int | None = None,
+    rank: int = 0,
+    num_processes: int = 1,
+) -> Report | None:
+    """Write the masks of all pictures of a source; finished ones are not redone.
+
+    Args:
+        source: from `open_source`.
+        generator: makes the masks; called from several threads.
+        out: folder, created if it is missing.
+        report: what opening the source found.
+        generator_name: for the report; part of what a started run must agree in.
+        overwrite: throw away what an earlier run left in `out`.
+        num_workers: threads that decode and write; None: one per core, at most 8.
+        rank: number of this process among those that share `out`.
+        num_processes: their number.
+
+    Returns:
+        What was found, over all pictures; None if other processes still have blocks to do.
+
+    Raises:
+        ValueError: `out` holds a run with other settings, or other files; `overwrite` with several processes.
+    """
+    out = Path(fs_path(out))
+    if overwrite and num_processes > 1:
+        raise ValueError(f"--overwrite is for one process; delete {out} before you start {num_processes} of them.")
+    identity = {
+        "version": lpg_hf.__version__,
+        "annotations": source.path,
+        "annotations_sha256": _digest(source, out),
+        "generator": generator_name,
+        **generator.settings(),
+        **asdict(settings),
+        "write": sorted(settings.write),
+    }
+    if _is_finished(out, identity, overwrite):
+        logger.info("%s is finished already; --overwrite does it again", out)
+        return _finished_report(out)
+    job = _Job(source, generator, out, settings, identity, report)
+    num_blocks = -(-len(source) // BLOCK_SIZE)
+    mine = range(rank, num_blocks, num_processes)
+    waiting = [block for block in mine if not job.part(block).is_file()]
+    total = sum(min(BLOCK_SIZE, len(source) - block * BLOCK_SIZE) for block in mine)
+    to_do = sum(min(BLOCK_SIZE, len(source) - block * BLOCK_SIZE) for block in waiting)
+    bar = tqdm(total=total, initial=total - to_do, unit="image", desc="masks", disable=rank != 0, mininterval=1)
+    num_workers = num_workers or min(8, os.cpu_count() or 1)
+    with bar, ThreadPoolExecutor(num_workers) as pool:
+        jobs = [pool.submit(job.run, block, bar) for block in waiting]
+        try:
+            for done in as_completed(jobs):
+                done.result()
+        except BaseException:
+            job.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return _join(job, num_blocks)
+
+
+class _Job:
+    """What the blocks of a run share."""
+
+    def __init__(
+        self,
+        source: Source,
+        generator: MaskGenerator,
+        out: Path,
+        settings: MaskSettings,
+        identity: dict,
+        report: Report,
+    ):
+        self.source, self.generator, self.out = source, generator, out
+        self.settings, self.identity, self.index_report = settings, identity, report
+        self.map_type, self.ignored = label_map_type(len(source.classes))
+        self.stop = threading.Event()
+        self.scratch = out / PARTS / "unfinished"
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        first: dict[str, int] = {}
+        self.same_name = {
+            index: source.file_names[earlier]
+            for index, name in enumerate(source.file_names)
+            if (earlier := first.setdefault(mask_name(name), index)) != index
+        }
+
+    def part(self, block: int) -> Path:
+        return self.out / PARTS / f"{block:06d}.json"
+
+    def run(self, block: int, bar: tqdm) -> None:
+        """All files of a block, and its part at the end."""
+        report, entries, records = Report(), {}, {}
+        for index in range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, len(self.source))):
+            of_image = Report()
+            record = self._record(index, of_image)
+            report.merge(of_image)
+            entries[index] = {"file_name": self.source.file_names[index]}
+            if of_image.counts:
+                entries[index]["problems"] = of_image.places
+            if record is None:
+                entries[index]["left_out"] = True
+                bar.update()
+            else:
+                records[index] = record
+        for members in _same_size(records, self.settings.batch_size):
+            if self.stop.is_set():
+                return
+            start = time.perf_counter()
+            images = self._images(members, records, entries, report)
+            boxed = [BoxedImage(image, *_boxes(records[index])) for index, image in images]
+            patches = self.generator.patches(boxed, self.settings.per)
+            for (index, _), image, of_image in zip(images, boxed, by_position(patches, len(boxed))):
+                masks = assemble(
+                    image,
+                    of_image,
+                    self.settings.per,
+                    overlap_rule=self.settings.overlap_rule,
+                    threshold=self.settings.threshold,
+                    min_score=self.settings.min_score,
+                )
+                entries[index] |= self._write(image, records[index], masks, report)
+            for index, _ in images:
+                entries[index]["seconds"] = round((time.perf_counter() - start) / len(images), 4)
+            bar.update(len(members))
+        part = {"report": asdict(report), "images": [entries[index] for index in sorted(entries)]}
+        write_atomically(self.part(block), json.dumps(part, ensure_ascii=False).encode(), self.scratch)
+
+    def _record(self, index: int, report: Report) -> Record | None:
+        if index in self.same_name:
+            report.add("mask_name_taken", f"{self.source.file_names[index]}: {self.same_name[index]}")
+            return None
+        return self.source.record(index, report)
+
+    def _images(
+        self, members: list[int], records: dict[int, Record], entries: dict[int, dict], report: Report
+    ) -> list[tuple[int, np.ndarray]]:
+        """The decoded pictures; one that cannot be decoded is counted and left out."""
+        images = []
+        for index in members:
+            try:
+                images.append((index, self.source.image(records[index])))
+            except (OSError, ValueError) as error:
+                report.images -= 1
+                report.objects -= len(records[index].objects)
+                report.add("unreadable_image", f"{records[index].file_name}: {error}")
+                entries[index] |= {"left_out": True, "problems": {"unreadable_image": [str(error)]}}
+        return images
+
+    def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
+        """Files of one picture; returns its entry in the part."""
+        objects = [item for item in record.objects if not item.iscrowd]
+        kept, rejected = [], []
+        for item, mask in zip(objects, masks.masks):
+            place = f"{record.file_name}: object {item.id}"
+            if mask.score < self.settings.min_score:
+                report.add("low_score", f"{place}, score {mask.score:.3f}")
+                rejected.append(item)
+                continue
+            if mask.area == 0:
+                report.add("empty_mask", place)
+            kept.append((replace(item, rle=mask.rle, area=mask.area), mask))
+        label_map = masks.label_map.astype(self.map_type)
+        for item in [*rejected, *(item for item in record.objects if item.iscrowd)]:
+            region = label_map[box_slices(item.box, *label_map.shape)]
+            region[region == 0] = self.ignored
+        name = record.file_name
+        if "png" in self.settings.write:
+            write_label_map(self.out / "masks" / mask_name(name), label_map, self.scratch)
+        if "yolo" in self.settings.write:
+            self._write_outlines(replace(record, objects=[item for item, mask in kept if mask.area]))
+        if self.settings.overlay:
+            self._write_overlay(image, name, label_map)
+        return {
+            "image_id": record.image_id,
+            "height": record.height,
+            "width": record.width,
+            "objects": [
+                asdict(item) | {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
+                for item, mask in kept
+            ],
+        }
+
+    def _write_outlines(self, record: Record) -> None:
+        unfinished = self.scratch / f"{os.getpid()}.{threading.get_ident()}.txt"
+        write_yolo(unfinished, record, masks=True)
+        path = Path(fs_path(self.out / "labels" / PurePosixPath(record.file_name).with_suffix(".txt")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(unfinished, path)
+
+    def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
+        shown = np.where(label_map == self.ignored, IGNORE_INDEX, colour_index(label_map))
+        names = [class_name for _, class_name in self.source.classes]
+        picture = draw_boxes(overlay(image.image, shown), image.boxes, image.labels, names)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+        write_atomically(
+            self.out / "overlays" / PurePosixPath(name).with_suffix(".jpg"), buffer.getvalue(), self.scratch
+        )
+
+
+def _digest(source: Source, out: Path) -> str:
+    """Tells changed annotations: the bytes of a single file, or names, sizes and times of the files of a folder."""
+    digest = hashlib.sha256(json.dumps([source.classes, source.file_names]).encode())
+    path = fs_path(source.path)
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    elif os.path.isdir(path):
+        for name in walk_files(source.path, (".xml", ".txt", ".yaml", ".yml", ".parquet")):
+            file = Path(fs_path(f"{source.path}/{name}"))
+            if out.absolute() not in file.absolute().parents:
+                state = file.stat()
+                digest.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _boxes(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 4) float32 xyxy and (N,) int64 labels of the single objects; crowd regions are no objects."""
+    objects = [item for item in record.objects if not item.iscrowd]
+    boxes = np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4)
+    return boxes, np.array([item.category + 1 for item in objects], dtype=np.int64)
+
+
+def _same_size(records: dict[int, Record], batch_size: int) -> list[list[int]]:
+    """The pictures of a block in batches of one padded size."""
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for index, record in records.items():
+        sizes.setdefault((-(-record.height // PAD_MULTIPLE), -(-record.width // PAD_MULTIPLE)), []).append(index)
+    return [members[i : i + batch_size] for members in sizes.values() for i in range(0, len(members), batch_size)]
+
+
+def _is_finished(out: Path, identity: dict, overwrite: bool) -> bool:
+    """Whether `out` holds a complete run of these settings; makes it ready for one if it is new.
+
+    Raises:
+        ValueError: it holds a run with other settings, or files that no run has written.
+    """
+    report, started = out / "report.json", out / PARTS / "settings.json"
+    if overwrite and (report.is_file() or started.is_file()):  # never the folders of anybody else
+        for name in ("masks", "labels", "overlays", PARTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("report.json", "instances.json", "classes.txt", "data.yaml"):
+            (out / name).unlink(missing_ok=True)
+    for path in (report, started):
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            other = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key]))]
+            if other:
+                raise ValueError(
+                    f"{out} holds masks made with other settings: {other[0]} was {before.get(other[0])!r} and is now "
+                    f"{identity[other[0]]!r}. Choose another folder, or start anew with --overwrite."
+                )
+            return path == report
+    if out.is_dir() and any(item.name != PARTS for item in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
+    write_atomically(started, json.dumps({"settings": identity}, ensure_ascii=False).encode())
+    return False
+
+
+def _finished_report(out: Path) -> Report:
+    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return Report(**content["report"])
+
+
+def _join(job: _Job, num_blocks: int) -> Report | None:
+    """What stands in one file for all pictures, once every part is there; then the parts are deleted."""
+    out, settings, source = job.out, job.settings, job.source
+    if not all(job.part(block).is_file() for block in range(num_blocks)):
+        return None
+
+    def parts() -> Iterator[dict]:
+        for block in range(num_blocks):
+            yield json.loads(job.part(block).read_text(encoding="utf-8"))
+
+    try:
+        report = Report(classes=[f"{label} {name}" for label, (_, name) in enumerate(source.classes, start=1)])
+        report.merge(job.index_report)
+        for part in parts():
+            report.merge(Report(**part["report"]))
+        names = "".join(f"{name}\n" for _, name in source.classes)
+        write_atomically(out / "classes.txt", names.encode(), job.scratch)
+        if "coco" in settings.write:
+            _write_coco(job, parts)
+        if "yolo" in settings.write:
+            names = {number: name for number, (_, name) in enumerate(source.classes)}
+            text = yaml.safe_dump(
+                {"path": ".", "train": "images", "val": "images", "names": names}, allow_unicode=True
+            )
+            write_atomically(out / "data.yaml", text.encode(), job.scratch)
+        images = (
+            {k: v for k, v in image.items() if k != "objects"} | {"boxes": len(image.get("objects", ()))}
+            for part in parts()
+            for image in part["images"]
+        )
+        head = {"settings": job.identity, "report": asdict(report), "summary": report.summary().splitlines()}
+        _write_json(out / "report.json", head, {"images": images}, job.scratch)
+    except FileNotFoundError:
+        if not (out / "report.json").is_file():
+            raise
+        return _finished_report(out)  # another process was faster and has deleted the parts
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    return report
+
+
+def _write_coco(job: _Job, parts) -> None:
+    source = job.source
+    kept_ids = source.format == "coco"
+
+    def pictures() -> Iterator[tuple[int | str, dict]]:
+        number = 0
+        for part in parts():
+            for image in part["images"]:
+                number += 1
+                if "objects" in image:
+                    text = image["image_id"]
+                    yield (int(text) if text.lstrip("-").isdecimal() else text) if kept_ids else number, image
+
+    def images() -> Iterator[dict]:
+        for image_id, image in pictures():
+            yield {"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")}
+
+    def annotations() -> Iterator[dict]:
+        for image_id, image in pictures():
+            for item in image["objects"]:
+                x1, y1, x2, y2 = item["box"]
+                yield {
+                    "id": item["id"],
+                    "image_id": image_id,
+                    "category_id": source.classes[item["category"]][0],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": item["area"],
+                    "iscrowd": 0,
+                    "segmentation": item["rle"],
+                    "score": item["score"],
+                    "fill_rate": item["fill_rate"],
+                }
+
+    categories = [{"id": category_id, "name": name} for category_id, name in source.classes]
+    head = {"categories": categories} | source.coco_header
+    _write_json(job.out / "instances.json", head, {"images": images(), "annotations": annotations()}, job.scratch)
+
+
+def _write_json(path: Path, head: dict, lists: dict[str, Iterable[dict]], scratch: Path) -> None:
+    """A json object with long lists, which are written one item at a time."""
+    unfinished = scratch / path.name
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(head, ensure_ascii=False)[:-1])
+        for key, items in lists.items():
+            file.write(f',\n"{key}": [')
+            for number, item in enumerate(items):
+                file.write((",\n" if number else "\n") + json.dumps(item, ensure_ascii=False))
+            file.write("]")
+        file.write("}\n")
+    os.replace(unfinished, path)

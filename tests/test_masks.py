@@ -1,0 +1,472 @@
+"""`lpg-hf masks`: what it writes, for all three formats; cut off and repeated; shared by processes; with bad pictures among good."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+import lpg_hf.masks
+from lpg_hf import cli, load_generator
+from lpg_hf.data.formats.records import Report
+from lpg_hf.data.sources import open_source
+from lpg_hf.label_maps import read_label_map
+from lpg_hf.masks import MaskSettings, write_masks
+
+
+NAMES = ["set1/a.jpg", "set1/b c.png", "é/图片.jpg", "d.png", "e.jpg", "f.jpg"]
+# xyxy pixels and class, per picture of 60 x 40
+OBJECTS = [
+    [((5, 4, 30, 30), 0), ((20, 10, 55, 35), 1)],
+    [((0, 0, 60, 40), 2)],
+    [((10.5, 8.25, 30, 24), 0), ((12, 9, 40, 30), 0)],
+    [],
+    [((1, 1, 20, 39), 1), ((30, 5, 59, 20), 2), ((2, 2, 8, 8), 0)],
+    [((40, 20, 60, 40), 1)],
+]
+CLASSES = [(3, "cat"), (7, "dog"), (90, "犬")]
+
+
+def write_pictures(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 255, (5, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((60, 40), Image.Resampling.BICUBIC).save(root / name)
+
+
+def coco_content() -> dict:
+    annotations = [
+        {"image_id": image, "category_id": CLASSES[category][0], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+        for image, objects in enumerate(OBJECTS)
+        for (x1, y1, x2, y2), category in objects
+    ]
+    return {
+        "info": {"description": "made by hand"},
+        "images": [{"id": 100 + i, "file_name": n, "width": 60, "height": 40} for i, n in enumerate(NAMES)],
+        "annotations": [a | {"id": 1000 + i, "image_id": 100 + a["image_id"]} for i, a in enumerate(annotations)],
+        "categories": [{"id": i, "name": name, "supercategory": "animal"} for i, name in CLASSES],
+    }
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """The same boxes as COCO json (coco.json), VOC folder (voc) and YOLO folder (yolo)."""
+    write_pictures(tmp_path / "images")
+    (tmp_path / "coco.json").write_text(json.dumps(coco_content(), ensure_ascii=False), encoding="utf-8")
+    names = [name for _, name in CLASSES]
+    for folder in ("voc/JPEGImages", "yolo/images"):
+        write_pictures(tmp_path / folder)
+    for name, objects in zip(NAMES, OBJECTS):
+        xml = "".join(
+            f"<object><name>{names[c]}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+            for (x1, y1, x2, y2), c in objects
+        )
+        path = (tmp_path / "voc/Annotations" / name).with_suffix(".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+        path.write_text(f"<annotation>{size}{xml}</annotation>", encoding="utf-8")
+        lines = "".join(
+            f"{c} {(x1 + x2) / 120!r} {(y1 + y2) / 80!r} {(x2 - x1) / 60!r} {(y2 - y1) / 40!r}\n"
+            for (x1, y1, x2, y2), c in objects
+        )
+        path = (tmp_path / "yolo/labels" / name).with_suffix(".txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(lines, encoding="utf-8")
+    for folder in ("voc", "yolo"):
+        (tmp_path / folder / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    """The exit status of `lpg-hf ARGUMENTS`."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    return stopped.value.code or 0
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Every file but the report, which holds times, with its digest."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "report.json"
+    }
+
+
+SOURCES = {"coco": ("coco.json", "images"), "voc": ("voc", None), "yolo": ("yolo", None)}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_all_outputs_of_every_format(name: str, data: Path, lpg_folder: Path):
+    annotations, images = SOURCES[name]
+    flags = [] if images is None else ["--images", data / images]
+    out = data / "out"
+    assert (
+        run(
+            "masks",
+            data / annotations,
+            *flags,
+            "--out",
+            out,
+            "--model",
+            lpg_folder,
+            "--write",
+            "png,coco,yolo",
+            "--overlay",
+        )
+        == 0
+    )
+
+    for picture, objects in zip(NAMES, OBJECTS):  # R-G1, R-G3: relative paths are kept
+        label_map = read_label_map(out / "masks" / Path(picture).with_suffix(".png"))
+        assert label_map.shape == (40, 60) and set(np.unique(label_map)) <= {0, *(c + 1 for _, c in objects)}
+        with Image.open(out / "overlays" / Path(picture).with_suffix(".jpg")) as shown:
+            assert shown.size == (60, 40)
+        lines = (out / "labels" / Path(picture).with_suffix(".txt")).read_text().splitlines()
+        assert len(lines) <= len(objects)
+    assert yaml.safe_load((out / "data.yaml").read_text(encoding="utf-8"))["names"] == dict(
+        enumerate(n for _, n in CLASSES)
+    )
+
+    coco = COCO(str(out / "instances.json"))
+    assert len(coco.imgs) == 6 and len(coco.anns) == 9
+    assert [image["file_name"] for image in coco.dataset["images"]] == (NAMES if name == "coco" else sorted(NAMES))
+    by_name = dict(zip(NAMES, OBJECTS))
+    for image in coco.dataset["images"]:
+        found = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        assert len(found) == len(by_name[image["file_name"]])
+        for annotation, (box, category) in zip(found, by_name[image["file_name"]]):
+            x1, y1, x2, y2 = box
+            assert annotation["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-6)
+            mask = coco.annToMask(annotation)
+            assert mask.sum() == annotation["area"] > 0 and 0.5 < annotation["score"] <= 1
+            mask[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 0
+            assert not mask.any()  # R-N3
+            assert coco.cats[annotation["category_id"]]["name"] == CLASSES[category][1]
+    if name == "coco":  # R-A5: original ids, categories and header come back
+        content = coco_content()
+        assert [a["id"] for a in coco.dataset["annotations"]] == list(range(1000, 1009))
+        assert coco.dataset["categories"] == content["categories"] and coco.dataset["info"] == content["info"]
+        assert [i["id"] for i in coco.dataset["images"]] == list(range(100, 106))
+
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["report"]["images"] == 6 and report["report"]["objects"] == 9
+    assert [image["file_name"] for image in report["images"]] == [i["file_name"] for i in coco.dataset["images"]]
+    assert all(image["seconds"] >= 0 for image in report["images"])
+    assert not (out / ".parts").exists()
+
+
+def test_r_h7_label_maps_are_palette_pictures(data: Path):
+    assert (
+        run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 0
+    )
+    with Image.open(data / "out/masks/set1/a.png") as picture:
+        assert picture.mode == "P" and np.unique(np.asarray(picture)).tolist() == [0, 1, 2]
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) == 3
+
+
+def test_more_than_254_classes_give_16_bit_maps(data: Path):
+    content = coco_content()
+    content["categories"] = [{"id": i, "name": f"class {i}"} for i in range(1, 301)]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 300
+    content["annotations"][0]["iscrowd"] = 1
+    (data / "many.json").write_text(json.dumps(content), encoding="utf-8")
+    assert (
+        run(
+            "masks",
+            data / "many.json",
+            "--images",
+            data / "images",
+            "--out",
+            data / "out",
+            "--generator",
+            "box",
+            "--overlay",
+        )
+        == 0
+    )
+    label_map = read_label_map(data / "out/masks/set1/a.png")
+    assert label_map.dtype == np.uint16 and np.unique(label_map).tolist() == [0, 300, 65535]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_finished_run_is_not_done_again(name: str, data: Path, monkeypatch):
+    annotations, images = SOURCES[name]
+    flags = [] if images is None else ["--images", data / images]
+    command = [
+        "masks",
+        data / annotations,
+        *flags,
+        "--out",
+        data / "out",
+        "--generator",
+        "box",
+        "--write",
+        "png,coco,yolo",
+    ]
+    assert run(*command) == 0
+    before = {path: path.stat().st_mtime_ns for path in (data / "out").rglob("*")}
+
+    def never(*arguments):
+        raise AssertionError("something was written")
+
+    monkeypatch.setattr(lpg_hf.masks, "write_atomically", never)
+    monkeypatch.setattr(lpg_hf.masks, "write_label_map", never)
+    assert run(*command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (data / "out").rglob("*")}
+
+
+class Killed(BaseException):
+    """Ends a run as a signal would: no handler of `Exception` sees it."""
+
+
+def masks_of(data: Path, out: Path, lpg_folder: Path, **arguments) -> Report | None:
+    report = Report()
+    source = open_source(data / "coco.json", data / "images", report=report)
+    generator = load_generator("lpg", model=lpg_folder, dtype="float32", device="cpu")
+    settings = MaskSettings(write=("png", "coco", "yolo"), per="instance", overlay=True, batch_size=2)
+    return write_masks(
+        source, generator, out, settings, report=report, generator_name="lpg", num_workers=1, **arguments
+    )
+
+
+def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path, lpg_folder: Path, monkeypatch):
+    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    masks_of(data, data / "clean", lpg_folder)
+    expected = files(data / "clean")
+    replace = os.replace
+    moment = 0
+    while True:
+        moment += 1
+        count = 0
+
+        def dying(source, target):
+            nonlocal count
+            count += 1
+            if count == moment:
+                Path(source).write_bytes(b"half")  # what a killed process leaves is unfinished
+                raise Killed
+            replace(source, target)
+
+        out = data / f"out{moment}"
+        monkeypatch.setattr(os, "replace", dying)
+        try:
+            masks_of(data, out, lpg_folder)
+            finished = True
+        except Killed:
+            finished = False
+        monkeypatch.setattr(os, "replace", replace)
+        if finished:
+            break
+        masks_of(data, out, lpg_folder)
+        assert files(out) == expected, f"cut off at file {moment}"
+    assert moment > len(expected)
+
+
+def test_processes_share_the_pictures_and_the_last_one_joins(data: Path, lpg_folder: Path, monkeypatch):
+    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 1)
+    masks_of(data, data / "one", lpg_folder)
+    results = [masks_of(data, data / "three", lpg_folder, rank=rank, num_processes=3) for rank in (2, 0, 1)]
+    assert results[:2] == [None, None] and results[2].images == 6
+    assert files(data / "one") == files(data / "three")
+
+
+def test_another_process_may_be_faster_with_the_end(data: Path, lpg_folder: Path, monkeypatch):
+    join, seen = lpg_hf.masks._write_coco, []
+
+    def join_while_another_does(job, parts):
+        if not seen:
+            seen.append(1)
+            assert masks_of(data, data / "out", lpg_folder).images == 6  # the other process, from here to its end
+        join(job, parts)
+
+    monkeypatch.setattr(lpg_hf.masks, "_write_coco", join_while_another_does)
+    assert masks_of(data, data / "out", lpg_folder).images == 6
+    assert (data / "out/report.json").is_file()
+
+
+def test_other_settings_do_not_mix(data: Path, capsys):
+    command = ["masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box"]
+    assert run(*command) == 0
+    for change in (
+        ["--write", "coco"],
+        ["--per", "instance"],
+        ["--threshold", 0.3],
+        ["--overlap-rule", "prob"],
+        ["--batch-size", 3],
+    ):
+        assert run(*command, *change) == 2
+        assert "made with other settings" in capsys.readouterr().err
+    content = coco_content()
+    content["annotations"][0]["bbox"] = [0, 0, 9, 9]
+    (data / "coco.json").write_text(json.dumps(content), encoding="utf-8")
+    assert run(*command) == 2 and "annotations_sha256" in capsys.readouterr().err
+    assert run(*command, "--overwrite", "--write", "coco") == 0
+    assert sorted(path.name for path in (data / "out").iterdir()) == ["classes.txt", "instances.json", "report.json"]
+
+
+def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):
+    assert (
+        run("masks", data / "coco.json", "--out", data / "images", "--images", data / "images", "--generator", "box")
+        == 2
+    )
+    assert "is not empty and holds no masks" in capsys.readouterr().err
+    assert sorted(p.name for p in (data / "images").iterdir()) == sorted({n.split("/")[0] for n in NAMES})
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_r_f5_r_f6_bad_pictures_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
+    annotations, images = SOURCES[name]
+    folder = data / {"coco": "images", "voc": "voc/JPEGImages", "yolo": "yolo/images"}[name]
+    (folder / "e.jpg").write_bytes((folder / "e.jpg").read_bytes()[:-200])
+    (folder / "f.jpg").unlink()
+    Image.new("L", (2000, 1000)).save(folder / "d.png")
+    flags = ["--max-pixels", 1_000_000] + ([] if images is None else ["--images", folder])
+    assert (
+        run("masks", data / annotations, *flags, "--out", data / "out", "--generator", "box", "--write", "png,coco")
+        == 1
+    )
+    printed = capsys.readouterr().out
+    assert (
+        "truncated_image: 1" in printed
+        and "e.jpg" in printed
+        and "image_too_large: 1" in printed
+        and "d.png" in printed
+    )
+    report = json.loads((data / "out/report.json").read_text(encoding="utf-8"))
+    left_out = {image["file_name"]: image["problems"] for image in report["images"] if image.get("left_out")}
+    assert set(left_out) == {"d.png", "e.jpg"} and "truncated_image" in left_out["e.jpg"]
+    assert {path.name for path in (data / "out/masks").rglob("*.png")} == {"a.png", "b c.png", "图片.png"}
+    assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["images"]) == 3
+
+
+def test_pictures_of_one_mask_name_are_not_overwritten(data: Path, capsys):
+    content = coco_content()
+    Image.new("RGB", (60, 40)).save(data / "images/set1/a.png")
+    content["images"].append({"id": 999, "file_name": "set1/a.png", "width": 60, "height": 40})
+    (data / "twice.json").write_text(json.dumps(content), encoding="utf-8")
+    assert (
+        run("masks", data / "twice.json", "--images", data / "images", "--out", data / "out", "--generator", "box")
+        == 1
+    )
+    assert "mask_name_taken: 1" in capsys.readouterr().out
+    assert read_label_map(data / "out/masks/set1/a.png").any()
+
+
+def test_low_scores_are_left_out_and_ignored(data: Path):
+    def unsure(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        return np.stack([np.full(image.shape[:2], 0.9 if i % 2 else 0.6) for i in range(len(boxes))])
+
+    report = Report()
+    source = open_source(data / "coco.json", data / "images", report=report)
+    settings = MaskSettings(write=("png", "coco", "yolo"), per="instance", min_score=0.7)
+    found = write_masks(source, load_generator(unsure), data / "out", settings, report=report, generator_name="mine")
+    assert found.counts["low_score"] == 6 and found.objects == 9
+    content = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert [a["id"] for a in content["annotations"]] == [1001, 1004, 1006]
+    label_map = read_label_map(data / "out/masks/set1/a.png")
+    assert (label_map[10:35, 20:55] == 2).all() and (label_map[4:10, 5:30] == 255).all() and label_map[39, 59] == 0
+    assert (data / "out/labels/f.txt").read_text() == ""
+
+
+def test_r_c6_crowds_are_no_objects_and_ignored_where_nothing_lies(data: Path):
+    content = coco_content()
+    content["annotations"][0] |= {"iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [0, 2400]}}
+    (data / "crowd.json").write_text(json.dumps(content), encoding="utf-8")
+    assert (
+        run(
+            "masks",
+            data / "crowd.json",
+            "--images",
+            data / "images",
+            "--out",
+            data / "out",
+            "--generator",
+            "box",
+            "--write",
+            "png,coco",
+        )
+        == 0
+    )
+    label_map = read_label_map(data / "out/masks/set1/a.png")
+    assert (label_map[10:35, 20:55] == 2).all() and (label_map[4:10, 5:30] == 255).all() and label_map[39, 0] == 0
+    written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert 1000 not in [a["id"] for a in written["annotations"]]
+
+
+def test_empty_masks_are_kept_and_counted(data: Path):
+    report = Report()
+    source = open_source(data / "coco.json", data / "images", report=report)
+    nothing = load_generator(lambda image, boxes: np.zeros((len(boxes), *image.shape[:2]), dtype=bool))
+    settings = MaskSettings(write=("coco", "yolo"), per="instance")
+    found = write_masks(source, nothing, data / "out", settings, report=report, generator_name="nothing")
+    assert found.counts["empty_mask"] == 9
+    content = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert len(content["annotations"]) == 9 and not coco_mask.decode(content["annotations"][0]["segmentation"]).any()
+    assert (data / "out/labels/e.txt").read_text() == ""
+
+
+def test_r_d8_objects_of_unknown_classes_get_masks(data: Path):
+    (data / "voc/classes.txt").write_text("cat\ndog\n", encoding="utf-8")
+    assert run("masks", data / "voc", "--out", data / "out", "--generator", "box", "--write", "coco") == 0
+    content = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert [c["name"] for c in content["categories"]] == ["cat", "dog", "犬"] and len(content["annotations"]) == 9
+
+
+def test_very_many_boxes_in_one_picture(data: Path, lpg_folder: Path):
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, [50, 30], (3000, 2))
+    content = coco_content()
+    content["annotations"] = [
+        {"id": i, "image_id": 100, "category_id": 3, "bbox": [int(x), int(y), 8, 8]}
+        for i, (x, y) in enumerate(corners)
+    ]
+    (data / "many.json").write_text(json.dumps(content), encoding="utf-8")
+    command = [
+        "masks",
+        data / "many.json",
+        "--images",
+        data / "images",
+        "--out",
+        data / "out",
+        "--write",
+        "png,coco,yolo",
+    ]
+    assert run(*command, "--model", lpg_folder) == 0
+    assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["annotations"]) == 3000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--write", "png,svg"], "choose one or more of png, coco, yolo"),
+        (["--generator", "mcg"], "generator 'mcg' is unknown"),
+        (["--generator", "lpg"], "needs a trained stage"),
+        (["--generator", "box", "--per", "image"], "per='image' is unknown"),
+        (["--generator", "box", "--threshold", 1.5], "threshold=1.5 is a probability"),
+        (["--generator", "box", "--overlap-rule", "top"], "overlap_rule='top' is unknown"),
+        (["--generator", "box", "--format", "xml"], "unknown format 'xml'"),
+        (["--generator", "box", "--batch-size", 0], "batch_size=0 must be at least 1"),
+        (["--generator", "box", "--images", "nowhere"], "image folder not found"),
+    ],
+)
+def test_bad_flags_give_one_line_and_leave_nothing(flags: list, message: str, data: Path, capsys):
+    assert run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and error.count("\n") == 1
+    assert not (data / "out").exists()
+
+
+def test_overwrite_never_deletes_the_folders_of_others(data: Path, capsys):
+    command = ["masks", data / "yolo", "--out", data / "yolo", "--generator", "box", "--overwrite"]
+    assert run(*command) == 2 and "is not empty" in capsys.readouterr().err
+    assert (data / "yolo/labels/set1/a.txt").is_file()
