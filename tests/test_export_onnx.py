@@ -204,7 +204,9 @@ def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
         printed = capsys.readouterr().out.splitlines()
         assert len(printed) == lines and printed[-1] == f"written to {tmp_path / 'm.onnx'}"
         assert all("equal to PyTorch within" in line for line in printed[:-1])
-    monkeypatch.setattr(sys, "argv", ["lpg-hf", "export", str(tmp_path / "absent"), "--onnx", str(tmp_path / "x.onnx")])
+    monkeypatch.setattr(
+        sys, "argv", ["lpg-hf", "export", str(tmp_path / "absent"), "--onnx", str(tmp_path / "x.onnx")]
+    )
     with pytest.raises(SystemExit) as status:
         main()
     error = capsys.readouterr().err

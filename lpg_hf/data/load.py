@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from datasets import Dataset, Image, load_dataset
 
-from lpg_hf.data.builders import CocoBoxes, VocBoxes, split_name
-from lpg_hf.data.formats.records import fs_path, unicode_path
+from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, split_name
+from lpg_hf.data.formats.records import Report, check_missing, fs_path, relative_name, resolve_inside, unicode_path
 
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("coco", "voc", "parquet")
+BUILDERS = {"coco": CocoBoxes, "voc": VocBoxes, "yolo": YoloBoxes}
+FORMATS = (*BUILDERS, "parquet")
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -31,21 +32,23 @@ def load_boxes(
     masks: bool = False,
     num_proc: int = 1,
     cache_dir: str | os.PathLike | None = None,
+    report: Report | None = None,
     **options,
 ) -> Dataset:
     """Load pictures with boxes; the problems met are logged.
 
     Args:
-        format: "coco", "voc", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
+        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
             writes it).
         root: folder of the data set; for "parquet" a folder or a Hub id.
-        annotations: COCO: the json file. VOC: another folder than Annotations.
+        annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of labels.
         images: another image folder than the usual one; for "parquet" the folder of pictures that were not exported.
-        split: VOC: a list in ImageSets; COCO: part of the default places; "parquet": the split.
-        classes: see `builders.CocoBoxes` and `builders.VocBoxes`.
+        split: VOC: a list in ImageSets; COCO: part of the default places; YOLO: of data.yaml, a folder or a list; "parquet": the split.
+        classes: see `builders.CocoBoxes`, `builders.VocBoxes` and `builders.YoloBoxes`.
         masks: read the masks too.
         num_proc: processes that check the pictures.
         cache_dir: of `datasets`.
+        report: takes the problems too.
         **options: the other fields of `builders.BoxesConfig` (keep_empty, allow_missing, verify_images, ...).
 
     Returns:
@@ -58,6 +61,7 @@ def load_boxes(
     if format not in FORMATS:
         raise ValueError(f"unknown data format {format!r}; choose one of {', '.join(FORMATS)}")
     if format == "parquet":
+        allow_missing = options.pop("allow_missing", False)
         if annotations is not None or classes is not None or options:
             extra = [
                 *(["annotations"] if annotations is not None else []),
@@ -66,9 +70,11 @@ def load_boxes(
             raise ValueError(
                 f"format 'parquet' takes no {', '.join(extra + sorted(options))}; they were fixed at export"
             )
-        return _load_parquet(root, images, split, masks, cache_dir)
+        return _load_parquet(
+            root, images, split, masks, cache_dir, allow_missing, Report() if report is None else report
+        )
 
-    builder_class = CocoBoxes if format == "coco" else VocBoxes
+    builder_class = BUILDERS[format]
     known = builder_class.BUILDER_CONFIG_CLASS.__dataclass_fields__
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -87,10 +93,12 @@ def load_boxes(
     )
     builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
     dataset = builder.as_dataset(split=split_name(split))
-    report = builder.report
+    found = builder.report
     logger.log(
-        logging.WARNING if report.needs_attention else logging.INFO, "%s: %s", root or annotations, report.summary()
+        logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", root or annotations, found.summary()
     )
+    if report is not None:
+        report.merge(found)
     return dataset
 
 
@@ -100,6 +108,8 @@ def _load_parquet(
     split: str | None,
     masks: bool,
     cache_dir: str | os.PathLike | None,
+    allow_missing: bool,
+    report: Report,
 ) -> Dataset:
     if root is None:
         raise ValueError("format 'parquet' needs root=... (a folder or a Hub id)")
@@ -116,12 +126,20 @@ def _load_parquet(
         raise ValueError(f"{root} was exported without masks; export it again from a data set with masks=True")
     if images is not None:
         folder = unicode_path(images)
-        paths = [f"{folder}/{name}" for name in dataset["file_name"]]
-        missing = [path for path in paths if not os.path.isfile(fs_path(path))]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(paths)} pictures are missing in {folder}: {missing[0]}, ..."
-            )
+        paths, present, missing = [], [], []
+        for number, name in enumerate(dataset["file_name"]):
+            try:
+                path = resolve_inside(folder, relative_name(name))
+            except ValueError as error:
+                report.add("unsafe_path", f"{name!r}: row {number} {error}")
+                continue
+            if os.path.isfile(fs_path(path)):
+                present.append(number)
+                paths.append(path)
+            else:
+                missing.append(name)
+        check_missing("missing_image", missing, len(dataset), folder, "pictures", allow_missing, report)
+        dataset = dataset if len(present) == len(dataset) else dataset.select(present)
         dataset = dataset.remove_columns([name for name in ("image",) if name in dataset.features])
         dataset = dataset.add_column("image", paths).cast_column("image", Image())
     elif "image" not in dataset.features:

@@ -451,7 +451,7 @@ def test_nonvoc60_has_the_same_labels_whatever_the_file_lists(coco_tree, ids):
     report = Report()
     index = read_index(coco_tree.write(), coco_tree.images, "nonvoc60", report=report)
     assert [category_id for category_id, _ in index.classes] == list(COCO_NONVOC_IDS)
-    kept = [annotation["category"] for annotation in index.entries[0].annotations]
+    kept = [annotation.category for annotation in index.entries[0].annotations]
     assert kept == [COCO_NONVOC_IDS.index(i) for i in ids if i in COCO_NONVOC_IDS]
     assert report.counts.get("other_class", 0) == len(set(ids) & set(COCO_VOC_IDS))
 

@@ -7,12 +7,14 @@ import pytest
 from lpg_hf.data.load import class_names, load_boxes
 
 
-def test_coco_and_voc_give_the_same_box(coco_tree, voc_tree):
+def test_coco_voc_and_yolo_give_the_same_box(coco_tree, voc_tree, yolo_tree):
     coco_tree.write()
     coco = load_boxes("coco", root=coco_tree.root)
     voc = load_boxes("voc", root=str(voc_tree.root))
     assert coco[0]["objects"]["bbox"] == voc[0]["objects"]["bbox"] == [[10, 8, 20, 16]]
-    assert class_names(coco) == class_names(voc) == ["thing"]
+    yolo = load_boxes("yolo", root=yolo_tree.root)
+    assert yolo[0]["objects"]["bbox"] == [pytest.approx([10, 8, 20, 16], abs=1e-3)]
+    assert class_names(coco) == class_names(voc) == class_names(yolo) == ["thing"]
 
 
 def test_paths_without_a_root(coco_tree, monkeypatch):
@@ -56,9 +58,10 @@ def test_good_files_give_no_warning(coco_tree, caplog):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        ({"format": "yolo5"}, "unknown data format 'yolo5'; choose one of coco, voc, parquet"),
+        ({"format": "yolo5"}, "unknown data format 'yolo5'; choose one of coco, voc, yolo, parquet"),
         ({"format": "coco"}, "COCO data needs root="),
         ({"format": "voc"}, "VOC data needs its folder: root="),
+        ({"format": "yolo"}, "YOLO data needs root="),
         ({"format": "coco", "root": "x", "zero_based": True}, "unknown option zero_based for format 'coco'"),
         ({"format": "parquet"}, "needs root="),
         ({"format": "parquet", "root": "x", "classes": "all"}, "takes no classes"),

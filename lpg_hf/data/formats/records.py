@@ -9,7 +9,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -26,6 +26,7 @@ CLIP_TOLERANCE_PIXELS = 0.5
 CLIP_TOLERANCE_FRACTION = 1e-3
 MIN_BOX_SIDE = 1e-3
 MAX_PLACES = 10
+MAX_ERRORS = 100
 EXIF_ORIENTATION = 0x0112
 
 # kind of problem -> (what happens to the item, what was found)
@@ -35,6 +36,8 @@ PROBLEMS = {
     "unsafe_path": ("image left out", "file name that leads outside the image folder"),
     "missing_image": ("image left out", "picture that does not exist"),
     "missing_annotation": ("image left out", "name in the split list without an annotation file"),
+    "invalid_class_mask": ("mask not used", "class mask that fits neither its picture nor the classes"),
+    "label_name_taken": ("image left out", "picture whose label file an earlier picture has already"),
     "missing_mask": ("image left out", "picture without a class mask"),
     "unreadable_annotation": ("image left out", "annotation file that is not valid"),
     "unreadable_image": ("image left out", "picture that cannot be opened"),
@@ -48,17 +51,25 @@ PROBLEMS = {
     "empty_image": ("kept", "image without an object of the classes"),
     "duplicate_file_name": ("kept", "picture that several image entries name"),
     "duplicate_entry": ("used once", "name that the split list holds more than once"),
-    "image_without_annotation": ("not read", "picture without an annotation file"),
+    "image_without_annotation": ("not read", "picture without an annotation file: unlabelled"),
+    "label_without_image": ("not read", "txt file without a picture"),
+    "yaml_path": ("not used", "path in data.yaml that does not exist inside the folder of the data"),
+    "class_count_differs": ("names used", "data.yaml states another number of classes than names"),
     "file_name_differs": ("kept", "<filename> names another existing picture than the annotation file's own name"),
     "size_from_image": ("kept", "no valid size stated, taken from the picture"),
     "invalid_annotation": ("object left out", "annotation that is no object with an image and a category"),
     "unknown_image": ("object left out", "annotation of an image that the file does not list"),
     "unknown_category": ("object left out", "category that the file does not list"),
     "unknown_class": ("object left out", "class that is not in the class list"),
+    "unlisted_class": ("kept", "class that is in no class list, appended to it"),
     "other_class": ("object left out", "object of a class that was not asked for"),
     "id_type_differs": ("matched", "ids that are text in one place and a number in another"),
     "duplicate_annotation_id": ("new id given", "annotation id that is missing, no integer, or used before"),
     "duplicate_category_name": ("renamed", "category name that two ids share"),
+    "invalid_line": ("object left out", "line that is neither class and box nor class and outline"),
+    "pixel_values": ("object left out", "YOLO line with pixels in the place of fractions"),
+    "duplicate_line": ("used once", "line that the label file holds more than once"),
+    "centre_outside": ("object left out", "YOLO box with its centre outside the picture"),
     "invalid_box": ("object left out", "box that is not four finite numbers"),
     "no_box": ("object left out", "object with neither a box nor a polygon"),
     "box_from_polygon": ("kept", "no box stated, taken from the polygon"),
@@ -66,7 +77,11 @@ PROBLEMS = {
     "degenerate_box": ("object left out", "box without an area"),
     "box_outside": ("object left out", "box outside the picture"),
     "clipped_box": ("clipped", "box that reaches over the border of the picture"),
+    "one_pixel_box": ("kept", "VOC box whose corners are one pixel: a slip of the hand?"),
     "zero_coordinate": ("kept", "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True)"),
+    "mask_name_taken": ("image left out", "picture whose mask would have the name of an earlier one's"),
+    "low_score": ("left out of the result", "mask whose score is below min_score"),
+    "empty_mask": ("kept, without a pixel", "box in which the generator found no object"),
     "no_mask": ("box kept", "object without a mask"),
     "invalid_mask": ("box kept", "object whose mask or polygon cannot be used"),
 }
@@ -142,7 +157,8 @@ class Report:
         places: kind -> the first `MAX_PLACES` of them, "file: object (detail)".
         classes: one line per class, "label name" (COCO: "label name (category id N)").
         details: kind -> value (a class name, a category id) -> number, where the value matters.
-        errors: messages of faults that a data set must not be built with (a mask that does not fit its picture).
+        errors: messages of faults that a data set must not be built with (a mask that does not fit its picture), the first
+            `MAX_ERRORS` of them.
     """
 
     images: int = 0
@@ -165,12 +181,17 @@ class Report:
             values = self.details.setdefault(kind, {})
             values[value] = values.get(value, 0) + 1
 
+    def add_error(self, message: str) -> None:
+        """Keep the message of a fault that a data set must not be built with."""
+        if len(self.errors) < MAX_ERRORS:
+            self.errors.append(message)
+
     def merge(self, other: "Report") -> None:
         """Add another report's counts to this one."""
         self.images += other.images
         self.objects += other.objects
         self.classes = self.classes or other.classes
-        self.errors = self.errors + other.errors
+        self.errors = (self.errors + other.errors)[:MAX_ERRORS]
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             places = self.places.setdefault(kind, [])
@@ -202,9 +223,7 @@ class Report:
                 values = sorted(self.details[kind].items(), key=lambda item: (-item[1], item[0]))
                 line += ": " + ", ".join(f"{value} {number}" for value, number in values[:MAX_PLACES])
                 line += ", ..." if len(values) > MAX_PLACES else ""
-            else:
-                line += f", e.g. {'; '.join(self.places[kind][:3])}"
-            lines.append(line)
+            lines.append(f"{line}, e.g. {'; '.join(self.places[kind][:3])}")
         return "\n".join(lines)
 
 
@@ -217,6 +236,29 @@ def unicode_path(path: str | os.PathLike) -> str:
     """The opposite of `fs_path`: an absolute path as true Unicode text, fit for a dataset."""
     path = os.path.abspath(fs_path(path))
     return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def unicode_name(name: str) -> str:
+    """A name that the operating system gave, as true Unicode text (see `fs_path`)."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Iterator[str]:
+    """Relative names of the files of a folder (`deep`: and below), forward slashes, sorted.
+
+    Args:
+        folder: links to folders in it are not followed.
+        suffixes: lower case; any case is found.
+        deep: go into its folders.
+    """
+    base = fs_path(folder)
+    for current, folders, files in os.walk(base):
+        folders[:] = sorted(folders) if deep else []
+        inner = os.path.relpath(current, base)
+        for name in sorted(files):
+            if name.lower().endswith(tuple(suffixes)):
+                relative = name if inner == "." else os.path.join(inner, name)
+                yield unicode_name(relative).replace(os.sep, "/")
 
 
 @lru_cache(maxsize=4096)

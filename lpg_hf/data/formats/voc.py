@@ -38,7 +38,9 @@ from lpg_hf.data.formats.records import (
     relative_name,
     resolve_inside,
     stated_size,
+    unicode_name,
     unicode_path,
+    walk_files,
 )
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
 
@@ -133,26 +135,9 @@ def find_split_list(root: str, split: str) -> str:
     )
 
 
-def unicode_name(name: str) -> str:
-    """A name that the operating system gave, as true Unicode text (see `records.fs_path`)."""
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
-
-
-def _walk(folder: str, suffixes: Sequence[str]) -> Iterator[str]:
-    """Relative names of the files below a folder, forward slashes, sorted."""
-    base = fs_path(folder)
-    for current, folders, files in os.walk(base):
-        folders.sort()
-        inner = os.path.relpath(current, base)
-        for name in sorted(files):
-            if name.lower().endswith(tuple(suffixes)):
-                relative = name if inner == "." else os.path.join(inner, name)
-                yield unicode_name(relative).replace(os.sep, "/")
-
-
 def annotation_names(folder: str) -> list[str]:
     """Relative names of the xml and PNG files below a folder."""
-    return list(_walk(folder, (".xml", ".png")))
+    return list(walk_files(folder, (".xml", ".png")))
 
 
 def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
@@ -234,7 +219,7 @@ class _Pictures:
     """The pictures of a folder, by name with and without suffix."""
 
     def __init__(self, root: str):
-        self.names = set(_walk(root, IMAGE_SUFFIXES))
+        self.names = set(walk_files(root, IMAGE_SUFFIXES))
         self.by_stem: dict[str, list[str]] = {}
         for name in sorted(self.names):
             self.by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
@@ -306,6 +291,7 @@ def read_index(
     masks: bool = False,
     keep_empty: bool = False,
     allow_missing: bool = False,
+    keep_unknown: bool = False,
     report: Report,
 ) -> VocIndex:
     """Read the xml files of a split and find their pictures and masks.
@@ -320,6 +306,8 @@ def read_index(
         masks: find the class masks.
         keep_empty: keep pictures without an object of the classes.
         allow_missing: go on (and count) when some pictures, xml files or masks do not exist.
+        keep_unknown: with `classes=None`, names that are in no class list are appended to it and counted; off, their objects
+            are left out. Without classes.txt, and if none of VOC's 20 occurs, the list is the names that occur, sorted.
         report: counts problems.
 
     Returns:
@@ -334,7 +322,7 @@ def read_index(
     images = unicode_path(images or f"{root}/{IMAGES_FOLDER}")
     check_folders(root, annotations, images)
     if split is None:
-        names = [name[: -len(".xml")] for name in _walk(annotations, (".xml",))]
+        names = [name[: -len(".xml")] for name in walk_files(annotations, (".xml",))]
         if not names:
             raise FileNotFoundError(f"no xml file in {annotations}. Pass the folder of the VOC annotations")
     else:
@@ -359,11 +347,17 @@ def read_index(
         "missing_annotation", without_xml, len(names), annotations, "annotation files", allow_missing, report
     )
 
-    found = (item["name"] for content in parsed.values() for item in content["objects"] if item["name"])
+    found = {item["name"] for content in parsed.values() for item in content["objects"] if item["name"]}
     own = own_class_list(root)
     selected = _select_classes(own, classes, found, masks)
+    unlisted: set[str] = set()
+    if keep_unknown and classes is None:
+        if not masks and found and not found & set(own) and not os.path.isfile(fs_path(f"{root}/{CLASSES_FILE}")):
+            own = sorted(found)
+        unlisted = found - set(own)
+        selected = [*own, *sorted(unlisted)]
     report.classes = [f"{label} {name}" for label, name in enumerate(selected, start=1)]
-    objects = _number_objects(parsed, selected, own, report)
+    objects = _number_objects(parsed, selected, own, unlisted, report)
     if not keep_empty and not any(objects.values()):
         raise ValueError(
             f"no picture of {annotations} has an object of the classes {', '.join(selected[:5])}"
@@ -419,7 +413,9 @@ def check_folders(root: str, annotations: str, images: str) -> None:
         raise FileNotFoundError(f"{what} folder not found: {folder}.{hint}")
 
 
-def _number_objects(parsed: dict[str, dict], selected: list[str], own: list[str], report: Report) -> dict[str, list]:
+def _number_objects(
+    parsed: dict[str, dict], selected: list[str], own: list[str], unlisted: set[str], report: Report
+) -> dict[str, list]:
     """The objects of the wanted classes per annotation file, with ids from 1 in the order of reading."""
     position = {name: index for index, name in enumerate(selected)}
     objects: dict[str, list] = {}
@@ -431,6 +427,8 @@ def _number_objects(parsed: dict[str, dict], selected: list[str], own: list[str]
             if not item["name"]:
                 report.add("invalid_annotation", f"{place} has no <name>")
             elif item["name"] in position:
+                if item["name"] in unlisted:
+                    report.add("unlisted_class", place, item["name"])
                 objects[name].append(
                     {
                         "id": next_id,
@@ -507,6 +505,8 @@ def make_record(
         if not zero_based:
             if 0 in (x1, y1):
                 report.add("zero_coordinate", f"{place} {corners}")
+            if (x1, y1) == (x2, y2):
+                report.add("one_pixel_box", f"{place} {corners}")
             x1, y1 = x1 - 1, y1 - 1
         scaled = (x1 * frame.scale_x, y1 * frame.scale_y, x2 * frame.scale_x, y2 * frame.scale_y)
         box = checked_box(scaled, frame.height, frame.width, place, report)

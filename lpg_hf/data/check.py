@@ -1,0 +1,124 @@
+"""Look at every picture and every object of a source before it is used: `lpg-hf check`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from lpg_hf.data.formats.records import MAX_PIXELS, Report
+from lpg_hf.data.sources import Source, open_source
+
+
+# Pictures per task: the report of a task is merged when its turn comes, so that places keep the order of the file.
+TASK_SIZE = 16
+
+
+@dataclass
+class Checked:
+    """What a check found.
+
+    Attributes:
+        format: of the annotations.
+        path: of the annotations.
+        report: counts and places.
+    """
+
+    format: str
+    path: str
+    report: Report
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is nothing to look after, and at least one object can be used."""
+        return self.report.objects > 0 and not self.report.needs_attention
+
+    def summary(self) -> str:
+        """The lines for a person: the file, the counts, and what must be corrected."""
+        return "\n".join([f"{self.path} ({self.format}): {self.report.summary()}", *self.report.errors[:10]])
+
+
+def check_source(
+    annotations: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    *,
+    format: str = "auto",
+    split: str | None = None,
+    classes: Sequence[str | int] | None = None,
+    masks: bool = False,
+    decode: bool = True,
+    zero_based: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    num_workers: int | None = None,
+    progress: bool = False,
+) -> Checked:
+    """Open everything, and count what is wrong. Memory does not grow with the number of pictures.
+
+    Args:
+        annotations: see `sources.open_source`, as for `images`, `format`, `split`, `classes`, `zero_based`, `max_pixels`.
+        images: folder of the pictures.
+        format: of the annotations.
+        split: part of the data.
+        classes: only these.
+        masks: check masks too (COCO, YOLO: that each object's can be used; VOC: that the PNG fits picture and classes).
+        decode: decode every picture, which finds those that are damaged; off, only headers are read.
+        zero_based: VOC corners are 0-based.
+        max_pixels: larger pictures are counted and not decoded.
+        num_workers: threads; None: one per core.
+        progress: show a bar on stderr.
+
+    Raises:
+        FileNotFoundError: the annotations, or all pictures, are missing.
+        ValueError: the annotations cannot be read at all.
+    """
+    report = Report()
+    source = open_source(
+        annotations,
+        images,
+        format=format,
+        split=split,
+        classes=classes,
+        masks=masks,
+        zero_based=zero_based,
+        max_pixels=max_pixels,
+        report=report,
+    )
+    starts = range(0, len(source), TASK_SIZE)
+    with (
+        ThreadPoolExecutor(num_workers or os.cpu_count()) as pool,
+        tqdm(total=len(source), unit=" pictures", disable=not progress) as bar,
+    ):
+        for found in pool.map(lambda start: _check_some(source, start, decode), starts):
+            report.merge(found)
+            bar.update(min(TASK_SIZE, len(source) - bar.n))
+    return Checked(source.format, source.path, report)
+
+
+def _check_some(source: Source, start: int, decode: bool) -> Report:
+    total = Report()
+    for index in range(start, min(start + TASK_SIZE, len(source))):
+        for report in _check_one(source, index, decode):
+            total.merge(report)
+    return total
+
+
+def _check_one(source: Source, index: int, decode: bool) -> Iterator[Report]:
+    report = Report()
+    name = source.file_names[index]
+    try:
+        record = source.record(index, report)
+    except ValueError as error:  # A class mask that does not fit.
+        report.add("invalid_class_mask", f"{name}: {error}")
+        report.add_error(str(error))
+        record = None
+    yield report
+    if record is None or not decode:
+        return
+    damage = Report()
+    try:
+        source.image(record)
+    except (OSError, ValueError) as error:
+        damage.add("truncated_image" if "truncated" in str(error) else "unreadable_image", f"{name}: {error}")
+        damage.images, damage.objects = -1, -len(record.objects)
+    yield damage

@@ -1,0 +1,356 @@
+"""Labels of one format -> another: `lpg-hf convert-labels`.
+
+    coco    OUT.json, or OUT/annotations.json
+    voc     OUT/Annotations/NAME.xml, OUT/ImageSets/Main/SPLIT.txt, OUT/classes.txt, OUT/SegmentationClass/NAME.png
+    yolo    OUT/labels/NAME.txt, OUT/data.yaml, OUT/classes.txt
+
+Pictures are not copied: put them, or a link to them, in OUT/images (YOLO) or OUT/JPEGImages (VOC), or pass their folder when the
+labels are read. What the new format cannot hold is named in `Conversion.lost`.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from pycocotools import mask as coco_mask
+
+from lpg_hf.boxes import box_slices
+from lpg_hf.data.examples import label_map
+from lpg_hf.data.formats import coco, voc, yolo
+from lpg_hf.data.formats.records import MAX_PIXELS, BoxObject, Record, Report, fs_path, resolve_inside
+from lpg_hf.data.sources import Source, open_source, recognise_format
+from lpg_hf.label_maps import read_label_map, write_label_map
+from lpg_hf.labels import IGNORE_INDEX
+
+
+TARGETS = ("coco", "voc", "yolo")
+BOX_TOLERANCE = 1e-3
+
+
+@dataclass
+class Conversion:
+    """What was written.
+
+    Attributes:
+        out: file or folder.
+        report: of the pictures and objects that were read.
+        lost: one line for each thing that the new format does not hold, or holds differently.
+        remedy: where the pictures must be to be found.
+    """
+
+    out: str
+    report: Report
+    lost: list[str] = field(default_factory=list)
+    remedy: str = ""
+
+    def summary(self) -> str:
+        lines = [f"{self.out}: {self.report.summary()}", *(f"lost: {line}" for line in self.lost), self.remedy]
+        return "\n".join(line for line in lines if line)
+
+
+def convert_labels(
+    annotations: str | os.PathLike,
+    out: str | os.PathLike,
+    to: str,
+    *,
+    format: str = "auto",
+    images: str | os.PathLike | None = None,
+    split: str | None = None,
+    masks: bool = True,
+    zero_based: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Conversion:
+    """Write the labels of a source in another format; `out` is written completely or not at all.
+
+    Args:
+        annotations: see `sources.open_source`, as for `format`, `images`, `split`, `zero_based` and `max_pixels`.
+        out: new folder; for COCO a json file or a folder. It must not exist, or be empty.
+        to: "coco", "voc" or "yolo".
+        format: of `annotations`.
+        images: folder of the pictures.
+        split: part of the data; also the name of the list that VOC gets.
+        masks: write the masks that there are.
+        zero_based: VOC corners are 0-based.
+        max_pixels: larger pictures are left out.
+
+    Raises:
+        FileNotFoundError: annotations or all pictures are missing.
+        FileExistsError: `out` is there already.
+        ValueError: unknown format, annotations that are not valid, or no picture that can be used.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
+    target = Path(fs_path(os.path.abspath(fs_path(out))))
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(f"{out} exists already and is not empty; choose another place or remove it")
+    report = Report()
+    format = recognise_format(annotations, split) if format == "auto" else format
+    source = open_source(
+        annotations,
+        images,
+        format=format,
+        split=split,
+        masks=masks
+        and format != "voc",  # Class masks are looked for picture by picture, as few pictures may have one.
+        zero_based=zero_based,
+        max_pixels=max_pixels,
+        report=report,
+    )
+    reading = _Reading(source, to, masks, report)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        written = unfinished / "out"
+        written.mkdir()
+        _WRITERS[to](written, reading, split or "all")
+        if report.images == 0:
+            raise ValueError(f"no picture of {source.path} can be used:\n{report.summary()}")
+        if to == "coco" and target.suffix.lower() == ".json":
+            written = written / "annotations.json"
+        if target.is_dir():
+            target.rmdir()
+        os.replace(written, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Conversion(os.fspath(out), report, reading.lost(), _remedy(to))
+
+
+def _remedy(to: str) -> str:
+    folder = {"voc": voc.IMAGES_FOLDER, "yolo": yolo.IMAGES_FOLDER}.get(to)
+    if folder is None:
+        return "pictures are not copied: pass their folder (--images) with the json file"
+    return (
+        f"pictures are not copied: put them, or a link to their folder, in {folder}/, or pass their folder (--images)"
+    )
+
+
+class _Reading:
+    """The records of a source as the new format can hold them; counts what it cannot."""
+
+    def __init__(self, source: Source, to: str, masks: bool, report: Report):
+        self.source, self.to, self.report = source, to, report
+        self.names = [name for _, name in source.classes]
+        self.asked_for_masks = masks
+        self.class_masks = voc_masks_folder(source) if masks and source.format == "voc" else None
+        self.masks = source.masks or self.class_masks is not None
+        self.counts: dict[str, int] = {}
+        if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
+            self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
+            self.count('names of classes that mean "no object" in VOC: written with " class" behind')
+        if to == "voc" and self.masks and len(self.names) >= IGNORE_INDEX:
+            self.masks = False
+            self.count(f"masks: {len(self.names)} classes do not fit in an 8-bit class mask")
+
+    def count(self, what: str, number: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + number
+
+    def __iter__(self) -> Iterator[Record]:
+        taken: set[str] = set()
+        for index, name in enumerate(self.source.file_names):
+            stem = os.path.splitext(name)[0]
+            if self.to != "coco" and stem in taken:
+                self.report.add("label_name_taken", f"{name}: {stem}")
+                continue
+            taken.add(stem)
+            record = self.source.record(index, self.report)
+            if record is not None:
+                yield self._adapted(record)
+
+    def _adapted(self, record: Record) -> Record:
+        if self.class_masks is not None:
+            self._read_class_mask(record)
+        objects = record.objects
+        crowd = sum(item.iscrowd for item in objects)
+        if crowd and self.to != "coco":
+            what = "left out" + (", ignored (255) in class masks" if self.to == "voc" and self.masks else "")
+            self.count(f"crowd regions: {what}", crowd)
+        if self.to != "voc":
+            self.count("difficult flags: kept as ordinary objects", sum(item.difficult for item in objects))
+        has_mask = [item.rle is not None for item in objects]
+        if self.masks and not all(has_mask):
+            self.count("objects without a mask: written as boxes only", len(objects) - sum(has_mask))
+        if self.to == "yolo" and self.masks:
+            self.count(
+                "boxes that differ from the extent of their mask: the extent counts", sum(map(_is_loose, objects))
+            )
+        if self.to != "coco":
+            # A stated area says something of its own only if it is not the mask's and not the box's.
+            self.count("areas: recomputed from mask or box", sum(map(_has_own_area, objects)))
+            self.count("licences of pictures", bool(record.license))
+        return record
+
+    def _read_class_mask(self, record: Record) -> None:
+        """Give each object the pixels of its class in its box."""
+        try:
+            path = resolve_inside(self.class_masks, f"{record.image_id}.png")
+        except ValueError as error:
+            self.report.add("unsafe_path", f"{record.image_id}.png {error}")
+            return
+        if not os.path.isfile(fs_path(path)):
+            return
+        try:
+            voc.check_mask(path, record.file_name, record.height, record.width, len(self.names))
+        except ValueError as error:
+            self.report.add("invalid_class_mask", f"{record.file_name}: {error}")
+            return
+        record.mask_path = path
+        labels = read_label_map(path)
+        for item in record.objects:
+            region = box_slices(np.asarray(item.box), record.height, record.width)
+            mask = np.zeros(labels.shape, dtype=np.uint8, order="F")
+            mask[region] = labels[region] == item.category + 1
+            if mask.any():
+                rle = coco_mask.encode(mask)
+                item.rle = {"size": [record.height, record.width], "counts": rle["counts"].decode("ascii")}
+                item.area = float(mask.sum())
+        if self.to != "voc":
+            self.count("class masks: each object gets the pixels of its class in its box; 255 is background")
+
+    def lost(self) -> list[str]:
+        """What is lost, with numbers where they say something."""
+        source, lines = self.source, []
+        if self.to != "coco":
+            ids = [category_id for category_id, _ in source.classes]
+            first = 0 if self.to == "yolo" else 1
+            if source.format in ("coco", "yolo") and ids != list(range(first, first + len(ids))):
+                lines.append(
+                    f"category ids {ids[:10]}{'...' if len(ids) > 10 else ''}: classes are numbered from {first}"
+                )
+            if source.format in ("coco", "dataset"):
+                lines.append("ids of images and annotations")
+            header = [key for key in ("info", "licenses") if source.coco_header.get(key)]
+            if any("supercategory" in item for item in source.coco_header.get("categories", [])):
+                header.append("supercategories")
+            if header:
+                lines.append(", ".join(header))
+        if self.to == "coco":
+            lines.append("ids of annotations: numbered from 1")
+            if source.format == "coco":
+                lines.append("fields of images and annotations that are not COCO's own for detection")
+        if self.masks and self.to == "voc" and source.format != "voc":
+            lines.append("instances in masks: a class mask holds classes, the smaller object on top")
+        if source.masks and source.format in ("coco", "yolo"):
+            form = {"coco": "become RLE", "yolo": "follow the edges of the pixels, holes and parts joined in one"}
+            lines.append(f"outlines between pixels: masks {form.get(self.to, 'become pixels')}")
+        if not self.asked_for_masks:
+            lines.append("masks, if there are any: not asked for")
+        if self.masks and self.report.counts.pop("no_mask", 0):
+            self.report.places.pop("no_mask", None)  # Boxes without a mask are normal here; they are counted above.
+        return [*lines, *(f"{what} ({number})" for what, number in self.counts.items() if number)]
+
+
+def voc_masks_folder(source: Source) -> str | None:
+    """The class masks of a VOC source, or None if it has none.
+
+    Raises:
+        ValueError: there are masks, but nothing says what their values mean.
+    """
+    root = source.path if os.path.isdir(fs_path(f"{source.path}/{voc.MASKS_FOLDER}")) else os.path.dirname(source.path)
+    folder = f"{root}/{voc.MASKS_FOLDER}"
+    if not os.path.isdir(fs_path(folder)):
+        return None
+    own = voc.own_class_list(root)
+    if [name for _, name in source.classes][: len(own)] != own:
+        raise ValueError(
+            f"{folder} holds class masks, but there is no {voc.CLASSES_FILE} in {root} that says which value is which class. "
+            "Write it, in the order of the values, or leave the masks out (--no-masks)"
+        )
+    return folder
+
+
+def _is_loose(item: BoxObject) -> bool:
+    if item.rle is None:
+        return False
+    x, y, width, height = coco_mask.toBbox(item.rle).tolist()
+    return max(abs(a - b) for a, b in zip(item.box, (x, y, x + width, y + height))) > BOX_TOLERANCE
+
+
+def _has_own_area(item: BoxObject) -> bool:
+    x1, y1, x2, y2 = item.box
+    return item.rle is None and abs(item.area - (x2 - x1) * (y2 - y1)) > 1e-2 * max(item.area, 1)
+
+
+def _write_coco(out: Path, reading: _Reading, split: str) -> None:
+    def numbered() -> Iterator[Record]:
+        for number, record in enumerate(reading, start=1):
+            # COCO tools need a number as the id of an image.
+            yield record if reading.source.format == "coco" else replace(record, image_id=str(number))
+
+    classes = list(reading.source.classes)
+    if reading.source.format == "yolo":  # Class numbers from 0; COCO's category ids begin with 1.
+        classes = [(number + 1, name) for number, name in classes]
+    coco.write_coco(out / "annotations.json", numbered(), classes, header=reading.source.coco_header)
+
+
+def _write_voc(out: Path, reading: _Reading, split: str) -> None:
+    names, empty, num_masks = [], [], 0
+    for record in reading:
+        stem = os.path.splitext(record.file_name)[0]
+        names.append(stem)
+        if reading.masks and not record.objects and record.mask_path is None:
+            empty.append((stem, record.height, record.width))
+        elif record.mask_path is not None or any(item.rle is not None for item in record.objects):
+            _write_class_mask(_place(out, voc.MASKS_FOLDER, f"{stem}.png"), record)
+            num_masks += 1
+        kept = replace(record, objects=[item for item in record.objects if not item.iscrowd])
+        voc.write_voc(_place(out, voc.ANNOTATIONS_FOLDER, f"{stem}.xml"), kept, reading.names)
+    for stem, height, width in (
+        empty if num_masks else []
+    ):  # Where there are masks, no object is background everywhere.
+        write_label_map(_place(out, voc.MASKS_FOLDER, f"{stem}.png"), np.zeros((height, width), dtype=np.uint8))
+    _write_lines(_place(out, voc.SPLIT_FOLDERS[1], f"{split.replace('/', '_')}.txt"), names)
+    _write_lines(out / voc.CLASSES_FILE, reading.names)
+
+
+def _write_class_mask(path: Path, record: Record) -> None:
+    if record.mask_path is not None:
+        shutil.copyfile(fs_path(record.mask_path), path)
+        return
+    objects = record.objects
+    row = {
+        "height": record.height,
+        "width": record.width,
+        "objects": {
+            "bbox": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (item.box for item in objects)],
+            "category": [item.category for item in objects],
+            "area": [item.area for item in objects],
+            "iscrowd": [item.iscrowd for item in objects],
+            "segmentation": [item.rle or {"counts": ""} for item in objects],
+        },
+    }
+    write_label_map(path, label_map(row))
+
+
+def _write_yolo(out: Path, reading: _Reading, split: str) -> None:
+    (out / yolo.LABELS_FOLDER).mkdir()
+    for record in reading:
+        stem = os.path.splitext(record.file_name)[0]
+        kept = replace(record, objects=[item for item in record.objects if not item.iscrowd])
+        yolo.write_yolo(_place(out, yolo.LABELS_FOLDER, f"{stem}.txt"), kept, masks=reading.masks)
+    content = {
+        "train": yolo.IMAGES_FOLDER,
+        "val": yolo.IMAGES_FOLDER,
+        "names": dict(enumerate(reading.names)),
+    }
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    (out / yolo.YAML_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
+    _write_lines(out / yolo.CLASS_FILES[0], reading.names)
+
+
+def _place(out: Path, folder: str, name: str) -> Path:
+    """The path of a new file, its folders made."""
+    path = Path(fs_path(out / folder / name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{' '.join(line.splitlines())}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+_WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}

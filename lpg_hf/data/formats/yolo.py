@@ -1,0 +1,815 @@
+"""YOLO labels (one txt per picture) <-> records.
+
+    ROOT/images/a.jpg  ROOT/labels/a.txt               also with splits: images/train/a.jpg, labels/train/a.txt
+    ROOT/train/images/a.jpg  ROOT/train/labels/a.txt   splits outside
+    ROOT/a.jpg  ROOT/a.txt                             side by side
+    ROOT/data.yaml      path; train, val, test: a folder, a list of folders, or a txt list of pictures; names; nc
+    ROOT/classes.txt    class names, one a line (or obj.names; or in labels/), if data.yaml states none
+
+A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box), numbers as
+fractions of the picture shown upright. An empty txt is a picture without objects; a picture without a txt is unlabelled.
+"""
+
+import math
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+from pycocotools import mask as coco_mask
+
+from lpg_hf.data.formats.coco import segmentation_to_rle
+from lpg_hf.data.formats.records import (
+    CLIP_TOLERANCE_FRACTION,
+    IMAGE_SUFFIXES,
+    BoxObject,
+    Geometry,
+    ImageChecks,
+    ImageProblem,
+    Record,
+    Report,
+    check_missing,
+    checked_box,
+    fs_path,
+    image_size,
+    relative_name,
+    resolve_inside,
+    unicode_name,
+    unicode_path,
+    walk_files,
+)
+
+
+IMAGES_FOLDER = "images"
+LABELS_FOLDER = "labels"
+YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+CLASS_FILES = ("classes.txt", "obj.names")
+# txt files beside labels that are none; each may still be one, if a picture has its name.
+OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
+SPLITS = ("train", "val", "test")
+SPLIT_ALIASES = {"valid": "val", "validation": "val"}
+# A fraction beyond this is a number of pixels; a box may be somewhat larger than its picture.
+LARGEST_FRACTION = 2.0
+
+
+@dataclass(slots=True)
+class YoloObject:
+    """One line of a label file.
+
+    Attributes:
+        line: its number, from 1.
+        category: 0-based position in the class list.
+        box: x1, y1, x2, y2 as fractions; not yet checked.
+        polygon: x, y, x, y, ... as fractions, if the line is an outline and masks were asked for.
+    """
+
+    line: int
+    category: int
+    box: array
+    polygon: array | None
+
+
+@dataclass
+class YoloEntry:
+    """One picture of the data set, not yet checked.
+
+    Attributes:
+        file_name: of the picture, relative to the image folder.
+        path: of the picture.
+        label_name: of the label file, for messages.
+        first_id: id of the first object; the others follow.
+        objects: lines of the wanted classes.
+    """
+
+    file_name: str
+    path: str
+    label_name: str
+    first_id: int = 1
+    objects: list[YoloObject] = field(default_factory=list)
+
+
+@dataclass
+class YoloIndex:
+    """A split: `classes` are (number in the label files, name) in the order of the labels."""
+
+    classes: list[tuple[int, str]]
+    entries: list[YoloEntry]
+
+
+@dataclass
+class YoloLayout:
+    """Where pictures and labels are.
+
+    Attributes:
+        images: folder that the file names are relative to.
+        pictures: relative names.
+        label_roots: folders that mirror `images`, in the order of the search; after them a folder "labels" in the place of the
+            last "images" of a name, and the picture's own folder are searched.
+        complete: `pictures` are all of their folders, so that a txt without a picture can be told.
+        names: class names by number; None if nothing states them.
+        sources: files that state layout and names.
+        keypoints: numbers per line after the box, which are not read.
+    """
+
+    images: str
+    pictures: list[str]
+    label_roots: list[str] = field(default_factory=list)
+    complete: bool = True
+    names: list[str] | None = None
+    sources: list[str] = field(default_factory=list)
+    keypoints: int = 0
+
+
+def read_text(path: str) -> str:
+    """A text file: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    data = Path(fs_path(path)).read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: byte {error.start}") from error
+
+
+def read_yaml(path: str) -> dict:
+    """A data.yaml as a dict.
+
+    Raises:
+        ValueError: not valid, or no mapping.
+    """
+    text = read_text(path)
+    slashes = text.replace("\\", "/")
+    try:
+        try:
+            content = yaml.safe_load(text)
+        except yaml.scanner.ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
+            content = yaml.safe_load(slashes)
+        if slashes != text and isinstance(content, dict):  # and "images\train" one that is a tab.
+            paths = yaml.safe_load(slashes)
+            content.update({key: paths[key] for key in ("path", *SPLITS, *SPLIT_ALIASES) if paths.get(key)})
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no data.yaml: its top level is a {type(content).__name__}, not a mapping")
+    return content
+
+
+def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
+    names, count = content.get("names"), content.get("nc")
+    values = list(names.values()) if isinstance(names, dict) else names if isinstance(names, list) else []
+    if any(isinstance(name, (list, dict)) for name in values):  # Also keeps nested aliases from growing without end.
+        raise ValueError(f'{path}: "names" holds a list or a mapping in the place of a name')
+    if isinstance(names, dict):
+        try:
+            numbered = {int(number): str(name) for number, name in names.items()}
+        except ValueError as error:
+            raise ValueError(f'{path}: "names" has a key that is no number: {error}') from error
+        if numbered and not 0 <= min(numbered) <= max(numbered) < 1_000_000:
+            raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
+        found = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
+    elif isinstance(names, list):
+        found = [str(name) for name in names]
+    elif names is None:
+        return None
+    else:
+        raise ValueError(f'{path}: "names" is a {type(names).__name__}, not a list or a mapping of numbers to names')
+    if isinstance(count, int) and count != len(found):
+        report.add("class_count_differs", f'{path}: "nc" is {count}, "names" holds {len(found)}')
+    return found
+
+
+def _named(path: str) -> str:
+    return os.path.basename(path) or path
+
+
+def _folder(base: str, value: object) -> str | None:
+    """A folder or list that data.yaml names: an existing path inside `base`, else None."""
+    text = str(value).replace("\\", "/")
+    candidates = [text] if text.startswith("/") else [f"{base}/{text}"]
+    if text.startswith("../"):  # As exported by a well-known tool: meant from a folder that is not there.
+        candidates.append(f"{base}/{text[3:]}")
+    for candidate in candidates:
+        path = os.path.normpath(candidate)
+        inside = os.path.realpath(fs_path(path)) + "/"
+        if os.path.exists(fs_path(path)) and inside.startswith(os.path.realpath(fs_path(base)) + "/"):
+            return path
+    return None
+
+
+def _swap_last(path: str, old: str, new: str) -> str | None:
+    """`path` with its last component `old` replaced, or None if it has none."""
+    parts = path.split("/")
+    for position in range(len(parts) - 1, -1, -1):
+        if parts[position] == old:
+            return "/".join([*parts[:position], new, *parts[position + 1 :]])
+    return None
+
+
+def _listed_pictures(path: str, base: str, report: Report) -> list[str]:
+    """The pictures of a txt list, relative to `base`."""
+    names: dict[str, None] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        text = line.strip().replace("\\", "/")
+        if not text:
+            continue
+        if text.startswith(f"{base}/"):
+            text = text[len(base) + 1 :]
+        try:
+            name = relative_name(text)
+        except ValueError as error:
+            report.add("unsafe_path", f"{_named(path)}: line {number} {text!r} {error}")
+            continue
+        folder = os.path.relpath(os.path.dirname(path), base)
+        from_list = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
+        if not os.path.isfile(fs_path(f"{base}/{name}")) and os.path.isfile(fs_path(f"{base}/{from_list}")):
+            name = from_list
+        if name in names:
+            report.add("duplicate_entry", f"{_named(path)}: line {number} {name}")
+        names[name] = None
+    if not names:
+        raise ValueError(f"the list of pictures {path} is empty")
+    return list(names)
+
+
+def _yaml_layout(path: str, content: dict, split: str | None, report: Report) -> YoloLayout | None:
+    """The layout that data.yaml states; None if the places it names do not exist in its folder."""
+    folder = os.path.dirname(path)
+    stated = [key for key in (*SPLITS, *SPLIT_ALIASES) if content.get(key)]
+    if split is not None:
+        stated = [
+            key for key in stated if key == split or SPLIT_ALIASES.get(key, key) == SPLIT_ALIASES.get(split, split)
+        ]
+        if split not in stated and content.get(split):
+            stated = [split]
+    if not stated:
+        return None
+    values = [(key, v) for key in stated for v in (content[key] if isinstance(content[key], list) else [content[key]])]
+    bases = [_folder(folder, content["path"]) if content.get("path") else None, folder]
+    base = max(filter(None, bases), key=lambda base: sum(_folder(base, value) is not None for _, value in values))
+    pictures: dict[str, None] = {}
+    complete, sources = True, [path]
+    for key, value in values:
+        place = _folder(base, value)
+        if place is None:
+            report.add("yaml_path", f"{_named(path)}: {key}: {value}")
+            continue
+        if os.path.isfile(fs_path(place)):
+            complete = False
+            sources.append(place)
+            found = _listed_pictures(place, base, report)
+        else:
+            inner = os.path.relpath(place, base).replace(os.sep, "/")
+            found = [name if inner == "." else f"{inner}/{name}" for name in walk_files(place, IMAGE_SUFFIXES)]
+        pictures.update(dict.fromkeys(found))
+    if not pictures:
+        return None
+    prefix = f"{IMAGES_FOLDER}/"
+    if all(name.startswith(prefix) for name in pictures):
+        names = [name[len(prefix) :] for name in pictures]
+        return YoloLayout(f"{base}/{IMAGES_FOLDER}", names, [f"{base}/{LABELS_FOLDER}"], complete, sources=sources)
+    return YoloLayout(base, list(pictures), complete=complete, sources=sources)
+
+
+def _plain_layout(root: str, images: str | None, split: str | None, report: Report) -> YoloLayout:
+    """The layout of a folder of pictures and labels."""
+    label_roots = []
+    if images is not None:
+        swapped = _swap_last(images, IMAGES_FOLDER, LABELS_FOLDER)
+        label_roots = [f"{root}/{LABELS_FOLDER}", root, *([swapped] if swapped else [])]
+    elif next(walk_files(f"{root}/{IMAGES_FOLDER}", IMAGE_SUFFIXES), None) is not None:
+        images, label_roots = f"{root}/{IMAGES_FOLDER}", [f"{root}/{LABELS_FOLDER}"]
+    else:
+        swapped = _swap_last(root, LABELS_FOLDER, IMAGES_FOLDER)
+        if swapped and os.path.isdir(fs_path(swapped)):
+            images, label_roots = swapped, [root]
+        else:
+            images = root
+            swapped = _swap_last(root, IMAGES_FOLDER, LABELS_FOLDER)
+            label_roots = [swapped] if swapped else []
+    label_roots = [
+        folder for folder in dict.fromkeys(label_roots) if os.path.isdir(fs_path(folder)) and folder != images
+    ]
+    if split is None:
+        return YoloLayout(images, list(walk_files(images, IMAGE_SUFFIXES)), label_roots)
+
+    try:
+        split = relative_name(split)
+    except ValueError as error:
+        raise ValueError(f"the split name {split!r} {error}; pass the name of a folder or list") from error
+    if os.path.isdir(fs_path(f"{images}/{split}")):
+        names = [f"{split}/{name}" for name in walk_files(f"{images}/{split}", IMAGE_SUFFIXES)]
+        return YoloLayout(images, names, label_roots)
+    for folder in dict.fromkeys((root, images)):
+        path = f"{folder}/{split}.txt"
+        if os.path.isfile(fs_path(path)):
+            names = _listed_pictures(path, root, report)
+            return YoloLayout(root, names, [], complete=False, sources=[path])
+    there = sorted(
+        unicode_name(item.name)
+        for folder in {root, images}
+        for item in os.scandir(fs_path(folder))
+        if item.is_dir() or item.name in OTHER_TXT_FILES[1:]
+    )
+    raise FileNotFoundError(
+        f"no split {split!r} in {root} (looked for the folder {images}/{split} and the list {split}.txt). "
+        f"There are: {', '.join(there) or 'no folders'}. Pass split=None for every picture"
+    )
+
+
+def find_yaml(root: str) -> str | None:
+    """The data.yaml of a folder: by its usual names, else the only yaml file with "names" or "train"."""
+    for name in YAML_FILES:
+        if os.path.isfile(fs_path(f"{root}/{name}")):
+            return f"{root}/{name}"
+    others = [path for path in walk_files(root, (".yaml", ".yml"), deep=False)]
+    for name in others if len(others) == 1 else []:
+        try:
+            content = read_yaml(f"{root}/{name}")
+        except ValueError:
+            return None
+        return f"{root}/{name}" if "names" in content or "train" in content else None
+    return None
+
+
+def _read_names(path: str) -> list[str]:
+    """The names in classes.txt: the line is the class number, so a line without a name counts too."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    return [line or f"class {number}" for number, line in enumerate(lines)]
+
+
+def find_layout(
+    root: str | os.PathLike, split: str | None = None, images: str | os.PathLike | None = None, *, report: Report
+) -> YoloLayout:
+    """Find pictures, label folders and class names.
+
+    Args:
+        root: folder of the data set, its folder of labels, or data.yaml.
+        split: "train", "val", "test" of data.yaml; a folder inside that of the pictures; or a txt list; None: all pictures.
+        images: another folder of the pictures than the usual one.
+        report: counts problems.
+
+    Raises:
+        FileNotFoundError: no such folder or split, or no picture.
+        ValueError: data.yaml or a list is not valid.
+    """
+    root = unicode_path(root)
+    images = None if images is None else unicode_path(images)
+    for folder in filter(None, (root, images)):
+        if not os.path.exists(fs_path(folder)):
+            raise FileNotFoundError(f"YOLO folder not found: {folder}. Pass the folder with images/ and labels/")
+    yaml_path = root if os.path.isfile(fs_path(root)) else None
+    root = os.path.dirname(root) if yaml_path else root
+    above = os.path.dirname(root) if os.path.basename(root) in (LABELS_FOLDER, IMAGES_FOLDER) else root
+    yaml_path = yaml_path or find_yaml(root) or find_yaml(above)
+    content = read_yaml(yaml_path) if yaml_path else {}
+
+    layout = None
+    if yaml_path and images is None:
+        layout = _yaml_layout(yaml_path, content, split, report)
+    if layout is None:
+        layout = _plain_layout(root, images, split, report)
+    if yaml_path:
+        layout.sources = list(dict.fromkeys([yaml_path, *layout.sources]))
+        layout.names = _yaml_names(content, yaml_path, report)
+        shape = content.get("kpt_shape")
+        if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
+            layout.keypoints = shape[0] * shape[1]
+    if layout.names is None:
+        folders = [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.images]
+        for path in (f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in CLASS_FILES):
+            if os.path.isfile(fs_path(path)):
+                layout.names = _read_names(path)
+                layout.sources.append(path)
+                break
+    if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < 1_000_000:
+        layout.names = [f"class {number}" for number in range(content["nc"])]
+    if not layout.pictures:
+        hint = f" ({_named(yaml_path)} names {content['path']}, outside its folder)" if content.get("path") else ""
+        raise FileNotFoundError(
+            f"no picture in {layout.images}{hint}. Pass images=... (the folder of the pictures; suffixes {', '.join(IMAGE_SUFFIXES)})"
+        )
+    return layout
+
+
+def txt_names(folder: str) -> list[str]:
+    """Relative names of the txt files below a folder."""
+    return list(walk_files(folder, (".txt",)))
+
+
+class _LabelFiles:
+    """The txt files of the folders that were looked into."""
+
+    def __init__(self, layout: YoloLayout):
+        self.layout = layout
+        self.folders: dict[str, dict[str, str]] = {}
+        self.used: set[str] = set()
+
+    def _listing(self, folder: str) -> dict[str, str]:
+        if folder not in self.folders:
+            local = fs_path(folder)
+            names = [unicode_name(name) for name in os.listdir(local)] if os.path.isdir(local) else []
+            self.folders[folder] = {
+                os.path.splitext(name)[0]: name for name in sorted(names) if name.lower().endswith(".txt")
+            }
+        return self.folders[folder]
+
+    def places(self, picture: str) -> list[tuple[str, str]]:
+        """(root, name without suffix) of the places where the label file of a picture may be."""
+        stem = os.path.splitext(picture)[0]
+        swapped = _swap_last(stem, IMAGES_FOLDER, LABELS_FOLDER)
+        places = [(folder, stem) for folder in self.layout.label_roots]
+        return [*places, *([(self.layout.images, swapped)] if swapped else []), (self.layout.images, stem)]
+
+    def find(self, picture: str) -> str | None:
+        """The label file of a picture, or None.
+
+        Raises:
+            ValueError: it is a link that leads outside.
+        """
+        for root, stem in self.places(picture):
+            folder, _, base = f"{root}/{stem}".rpartition("/")
+            name = self._listing(folder).get(base)
+            if name is not None:
+                path = resolve_inside(root, f"{folder}/{name}"[len(root) + 1 :])
+                self.used.add(path)
+                return path
+        return None
+
+    def unused(self, everywhere: bool) -> list[str]:
+        """The txt files that belong to no picture, in the folders looked into, or `everywhere` in those of labels."""
+        if not self.layout.complete:
+            return []
+        paths = {f"{folder}/{name}" for folder, names in self.folders.items() for name in names.values()}
+        if everywhere:
+            paths.update(f"{folder}/{name}" for folder in self.layout.label_roots for name in txt_names(folder))
+        return [p for p in sorted(paths - self.used) if _named(p).lower() not in OTHER_TXT_FILES]
+
+
+def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[tuple[int, int, list[float]]]:
+    """The usable lines of a label file: (line number, class number, four or more numbers).
+
+    Args:
+        path: of the txt file.
+        name: for messages.
+        keypoints: numbers after the box that are not read.
+        report: counts lines that are no label, hold pixels, or occur twice.
+
+    Raises:
+        ValueError: no text.
+    """
+    lines = []
+    seen: set[tuple] = set()
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        place = f"{name}: line {number}"
+        try:
+            values = [float(word) for word in words]
+        except ValueError:
+            values = []
+        if keypoints and len(values) == 5 + keypoints:
+            values = values[:5]
+        valid = len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1)
+        if not valid or not all(map(math.isfinite, values)) or values[0] < 0 or not values[0].is_integer():
+            report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({len(words)} columns)")
+            continue
+        if max(map(abs, values[1:])) > LARGEST_FRACTION:
+            report.add("pixel_values", f"{place} {line.strip()[:60]!r}")
+            report.add_error(
+                f"{path}: line {number} holds pixels, not fractions of the picture: {line.strip()[:60]!r}. "
+                "Divide x and width by the picture's width, y and height by its height"
+            )
+            continue
+        if tuple(values) in seen:
+            report.add("duplicate_line", place)
+            continue
+        seen.add(tuple(values))
+        lines.append((number, int(values[0]), values[1:]))
+    return lines
+
+
+def _select_classes(
+    layout: YoloLayout, classes: str | Sequence[str | int] | None, report: Report
+) -> tuple[list[tuple[int, str]], dict[int, str]]:
+    """The wanted classes, and every class by its number."""
+    names = layout.names
+    if classes is not None and not isinstance(classes, str) and not names:
+        names, classes = [str(name) for name in classes], None
+    pairs = list(enumerate(names or []))
+    if names and len(set(names)) < len(names):
+        twice = {name for name in names if names.count(name) > 1}
+        for number, name in pairs:
+            if name in twice:
+                report.add("duplicate_category_name", f"{name} (class {number})")
+        pairs = [(number, f"{name} ({number})" if name in twice else name) for number, name in pairs]
+    if classes is None or classes == "all":
+        return pairs, dict(pairs)
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names or numbers, 'all' or None, got {classes!r}")
+    keys = {name: number for number, name in pairs}
+    chosen = {keys.get(item, item if item in dict(pairs) else None) for item in classes}
+    unknown = [item for item in classes if item not in keys and item not in dict(pairs)]
+    if unknown or not chosen:
+        raise ValueError(f"classes {unknown} are not in the class list: {', '.join(names or [])}")
+    return [pair for pair in pairs if pair[0] in chosen], dict(pairs)
+
+
+def read_index(
+    root: str | os.PathLike,
+    split: str | None = None,
+    classes: str | Sequence[str | int] | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    masks: bool = False,
+    keep_empty: bool = False,
+    allow_missing: bool = False,
+    keep_unknown: bool = False,
+    report: Report,
+) -> YoloIndex:
+    """Find the pictures of a split and read their label files.
+
+    Args:
+        root: folder of the data set, its folder of labels, or data.yaml.
+        split: see `find_layout`; None takes every picture.
+        classes: None or "all" (the class list of the data set), or names and numbers of it; without a class list, its names.
+        images: another folder of the pictures than the usual one.
+        masks: keep outlines.
+        keep_empty: keep pictures whose label file holds no object of the classes.
+        allow_missing: go on (and count) when pictures of a list do not exist.
+        keep_unknown: class numbers beyond the list are appended to it and counted; off, they are an error of the report.
+        report: counts problems; `report.errors` names each line with pixels or an unknown class.
+
+    Returns:
+        The classes and one entry per picture that has a label file.
+
+    Raises:
+        FileNotFoundError: no such folder or split; no picture, or none with a label file; listed pictures are missing.
+        ValueError: data.yaml, class list or list of pictures not valid; no class list; no object of the classes at all.
+    """
+    layout = find_layout(root, split, images, report=report)
+    selected, named = _select_classes(layout, classes, report)
+    if not selected and not keep_unknown:
+        stated = f"{layout.sources[-1]} holds no class names" if layout.names is not None else "there is no class list"
+        raise ValueError(
+            f"{stated} for the YOLO labels of {unicode_path(root)}. "
+            'Write classes.txt or data.yaml with "names", or pass classes=[...] in the order of the class numbers'
+        )
+    everything = classes is None or classes == "all"
+    position = {number: index for index, (number, _) in enumerate(selected)}
+
+    present, missing, refused = [], [], []
+    for name in layout.pictures:
+        try:
+            path = resolve_inside(layout.images, name)
+        except ValueError as error:
+            report.add("unsafe_path", f"{name} {error}")
+            refused.append(name)
+            continue
+        (present if layout.complete or os.path.isfile(fs_path(path)) else missing).append((name, path))
+    names = [name for name, _ in missing]
+    check_missing("missing_image", names, len(layout.pictures), layout.images, "pictures", allow_missing, report)
+
+    labels = _LabelFiles(layout)
+    stems: dict[str, list[str]] = {}
+    for name, _ in present:
+        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+    entries: list[YoloEntry] = []
+    num_labelled, next_id = 0, 1
+    unknown: dict[int, list[YoloObject]] = {}
+    for name, path in present:
+        try:
+            label_path = labels.find(name)
+        except ValueError as error:
+            report.add("unsafe_path", f"label file of {name} {error}")
+            continue
+        if label_path is None:
+            report.add("image_without_annotation", name)
+            continue
+        same_name = stems[os.path.splitext(name)[0]]
+        num_labelled += 1
+        if len(same_name) > 1:
+            if name == same_name[0]:
+                report.add("ambiguous_image", f"{_named(label_path)}: {', '.join(same_name)}")
+            continue
+        label_name = f"{os.path.splitext(name)[0]}{os.path.splitext(label_path)[1]}"
+        try:
+            lines = read_label_lines(label_path, label_name, layout.keypoints, report)
+        except ValueError as error:
+            report.add("unreadable_annotation", f"{label_name}: {error}")
+            continue
+        entry = YoloEntry(name, path, label_name, next_id)
+        for number, category, values in lines:
+            place = f"{label_name}: line {number}"
+            if category not in position and category in named:
+                report.add("other_class", place, named[category])
+                continue
+            if category not in position and not (keep_unknown and everything):
+                report.add("unknown_class", place, f"class {category}")
+                if everything and not keep_unknown:
+                    report.add_error(
+                        f"{label_path}: line {number} has the class number {category}, but the class list holds "
+                        f"{len(named)} names (numbers 0 to {len(named) - 1}). Correct the line or complete the list"
+                    )
+                continue
+            made = _read_object(number, position.get(category, -1), values, masks)
+            if made.category < 0:
+                report.add("unlisted_class", place, f"class {category}")
+                unknown.setdefault(category, []).append(made)
+            entry.objects.append(made)
+        next_id += len(entry.objects)
+        if entry.objects or keep_empty:
+            entries.append(entry)
+        else:
+            report.add("image_without_object", name)
+    for category in sorted(unknown):
+        for made in unknown[category]:
+            made.category = len(selected)
+        selected.append((category, f"class {category}"))
+    report.classes = [f"{label} {name} (class {number})" for label, (number, name) in enumerate(selected, start=1)]
+    for name in refused:  # Counted already; their label files are not without a picture.
+        with suppress(ValueError):
+            labels.find(name)
+    for path in labels.unused(everywhere=split is None):
+        report.add("label_without_image", os.path.relpath(path, unicode_path(root)))
+    if present and not num_labelled:
+        looked = " and ".join(f"{folder}/{stem}.txt" for folder, stem in labels.places(present[0][0]))
+        raise FileNotFoundError(
+            f"none of the {len(present)} pictures in {layout.images} has a label file (looked for {looked}). "
+            "Pass the folder that holds images/ and labels/"
+        )
+    if not keep_empty and not any(entry.objects for entry in entries) and not report.errors:
+        chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
+        raise ValueError(f"no picture of {layout.images} has an object of the classes {chosen}.\n{report.summary()}")
+    return YoloIndex(selected, entries)
+
+
+def _read_object(line: int, category: int, values: list[float], masks: bool) -> YoloObject:
+    if len(values) == 4:
+        x, y, width, height = values
+        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        return YoloObject(line, category, array("d", box), None)
+    x, y = values[0::2], values[1::2]
+    polygon = array("d", values) if masks else None
+    return YoloObject(line, category, array("d", (min(x), min(y), max(x), max(y))), polygon)
+
+
+def make_record(
+    entry: YoloEntry, checks: ImageChecks, report: Report, *, masks: bool = False, keep_empty: bool = False
+) -> Record | None:
+    """Check one picture and its objects.
+
+    Args:
+        entry: from `read_index`.
+        checks: how to check the picture; its header is always read, as fractions need its size.
+        report: counts problems.
+        masks: turn outlines into RLE.
+        keep_empty: keep the picture if no object is left.
+
+    Returns:
+        The record, or None (and counted) if the picture cannot be used.
+    """
+    try:
+        height, width = image_size(entry.path, entry.file_name, checks.max_pixels)
+    except ImageProblem as problem:
+        report.add(problem.kind, str(problem))
+        return None
+    objects = []
+    for number, item in enumerate(entry.objects):
+        place = f"{entry.label_name}: line {item.line}"
+        made = _make_object(item, place, height, width, masks, report)
+        if made is not None:
+            made.id = entry.first_id + number
+            objects.append(made)
+    if not objects:
+        report.add("empty_image" if keep_empty else "image_without_object", entry.file_name)
+        if not keep_empty:
+            return None
+    report.images += 1
+    report.objects += len(objects)
+    image_id = os.path.splitext(entry.file_name)[0]
+    return Record(entry.path, entry.file_name, image_id, height, width, objects)
+
+
+def _make_object(
+    item: YoloObject, place: str, height: int, width: int, masks: bool, report: Report
+) -> BoxObject | None:
+    x1, y1, x2, y2 = item.box
+    centre = (x1 + x2) / 2, (y1 + y2) / 2
+    if min(centre) < -CLIP_TOLERANCE_FRACTION or max(centre) > 1 + CLIP_TOLERANCE_FRACTION:
+        report.add("centre_outside", f"{place}: centre ({centre[0]:g}, {centre[1]:g})")
+        return None
+    box = checked_box((x1 * width, y1 * height, x2 * width, y2 * height), height, width, place, report)
+    if box is None:
+        return None
+    rle = None
+    if masks and item.polygon is None:
+        report.add("no_mask", place)
+    elif masks:
+        points = (np.asarray(item.polygon).reshape(-1, 2) * (width, height)).ravel().tolist()
+        rle = segmentation_to_rle([points], Geometry(height, width), place, report)
+    area = float(coco_mask.area(rle)) if rle is not None else (box[2] - box[0]) * (box[3] - box[1])
+    return BoxObject(box, item.category, area, rle=rle)
+
+
+def read_yolo(
+    root: str | os.PathLike,
+    split: str | None = None,
+    classes: str | Sequence[str | int] | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    masks: bool = False,
+    keep_empty: bool = False,
+    allow_missing: bool = False,
+    keep_unknown: bool = False,
+    checks: ImageChecks | None = None,
+    report: Report | None = None,
+) -> Iterator[Record]:
+    """All records of a YOLO split, one at a time; arguments as in `read_index` and `make_record`.
+
+    Lines with pixels or an unknown class are left out and named in `report.errors`; `builders.YoloBoxes` refuses such data.
+    """
+    report = Report() if report is None else report
+    index = read_index(
+        root,
+        split,
+        classes,
+        images=images,
+        masks=masks,
+        keep_empty=keep_empty,
+        allow_missing=allow_missing,
+        keep_unknown=keep_unknown,
+        report=report,
+    )
+    for entry in index.entries:
+        record = make_record(entry, checks or ImageChecks(), report, masks=masks, keep_empty=keep_empty)
+        if record is not None:
+            yield record
+
+
+def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+    """The outlines of a mask along the edges of its pixels: filled by the even-odd rule they give the mask again.
+
+    Args:
+        mask: (H, W) bool or integer, nonzero is the object.
+
+    Returns:
+        x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the picture; one for each connected part, and one for each
+        hole, which turns the other way round.
+    """
+    doubled = np.repeat(np.repeat(np.asarray(mask, dtype=bool).astype(np.uint8), 2, axis=0), 2, axis=1)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    polygons = []
+    for contour in contours:
+        # Half pixels 2i and 2i + 1 belong to pixel i, whose edges are i and i + 1: the outer half pixel is the edge's.
+        points = (contour[:, 0] + 1) // 2
+        points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
+        before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+        points = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]  # No corner, no point.
+        polygons.append(points.ravel().astype(float).tolist())
+    return polygons
+
+
+def join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
+    """Several outlines as one, joined by lines that run there and back and so enclose nothing: a YOLO line holds only one."""
+    first, *others = polygons
+    joined = list(first)
+    for other in others:
+        joined += [*first[:2], *other, *other[:2]]
+    return joined
+
+
+def write_yolo(path: str | os.PathLike, record: Record, *, masks: bool = False) -> None:
+    """Write one record as a label file; the class number is the position in the class list.
+
+    Args:
+        path: of the new txt file.
+        record: its picture's size makes fractions of the numbers (12 digits).
+        masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a mask is
+            written as the outline of its box if another one has a mask.
+    """
+    with_outlines = masks and any(item.rle is not None for item in record.objects)
+    lines = []
+    for item in record.objects:
+        x1, y1, x2, y2 = item.box
+        if not with_outlines:
+            values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+        elif item.rle is None:
+            values = [x1, y1, x2, y1, x2, y2, x1, y2]
+        else:
+            values = join_polygons(mask_to_polygons(coco_mask.decode(item.rle)))
+        fractions = (
+            f"{value / size:.12g}" for value, size in zip(values, (record.width, record.height) * len(values))
+        )
+        lines.append(" ".join([str(item.category), *fractions]))
+    Path(fs_path(path)).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")

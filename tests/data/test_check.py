@@ -1,0 +1,123 @@
+"""`check_source`: what is wrong is counted with its place; pictures are decoded."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import HEIGHT, WIDTH, picture
+
+from lpg_hf.data.check import check_source
+
+
+def test_good_data_pass(coco_tree, voc_tree, yolo_tree):
+    voc_tree.add_mask("a")
+    for path, format in ((coco_tree.write(), "coco"), (voc_tree.root, "voc"), (yolo_tree.root, "yolo")):
+        checked = check_source(path, masks=format != "yolo")
+        assert checked.passed and checked.format == format and checked.report.counts == {}
+        assert checked.summary() == f"{path} ({format}): 1 images, 1 objects, 1 classes"
+
+
+def cut(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+
+
+def test_r_f5_cut_jpeg_among_good_ones_is_named_for_every_format(coco_tree, voc_tree, yolo_tree):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    for number in range(5):
+        coco_tree.add_image(f"{number}.jpg", number + 2)
+        coco_tree.content["annotations"].append(coco_tree.annotation(id=number + 2, image_id=number + 2))
+        voc_tree.add(str(number), image=f"{number}.jpg")
+        yolo_tree.add(str(number), yolo_tree.LINE, f"{number}.jpg")
+    for path, folder in (
+        (coco_tree.write(), coco_tree.images),
+        (voc_tree.root, voc_tree.root / "JPEGImages"),
+        (yolo_tree.root, yolo_tree.root / "images"),
+    ):
+        noise.save(folder / "3.jpg")
+        cut(folder / "3.jpg")
+        checked = check_source(path)
+        assert not checked.passed and checked.report.counts == {"truncated_image": 1}
+        assert (checked.report.images, checked.report.objects) == (5, 5)
+        assert checked.report.places["truncated_image"][0].startswith("the picture 3.jpg is cut off")
+        assert check_source(path, decode=False).report == checked.report  # its end is missing: headers are enough
+
+
+def test_damage_inside_a_picture_is_found_by_decoding(coco_tree):
+    data = bytearray((coco_tree.images / "a.png").read_bytes())
+    start = data.index(b"IDAT") + 12
+    data[start : start + 8] = b"\xff" * 8
+    (coco_tree.images / "a.png").write_bytes(data)
+    path = coco_tree.write()
+    assert check_source(path, decode=False).passed
+    checked = check_source(path)
+    assert checked.report.counts == {"unreadable_image": 1} and checked.report.images == 0
+    assert checked.report.places["unreadable_image"][0].startswith("a.png: cannot decode the picture")
+
+
+def test_pictures_of_a_refused_kind_are_named(coco_tree):
+    Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, dtype=np.float32)).save(coco_tree.images / "a.tif")
+    coco_tree.content["images"][0]["file_name"] = "a.tif"
+    checked = check_source(coco_tree.write())
+    assert checked.report.counts == {"unreadable_image": 1} and checked.report.images == 0
+    assert "a.tif holds floats" in checked.summary()
+
+
+def test_class_masks_are_checked_on_request_and_stop_nothing(voc_tree):
+    voc_tree.add("b")
+    voc_tree.add_mask("a", np.full((HEIGHT, WIDTH), 7, dtype=np.uint8))
+    voc_tree.add_mask("b")
+    assert check_source(voc_tree.root).passed
+    checked = check_source(voc_tree.root, masks=True)
+    assert checked.report.counts == {"invalid_class_mask": 1} and checked.report.images == 1
+    assert "holds the value 7, but there are 1 classes" in checked.summary()
+
+
+def test_masks_of_objects_are_checked_on_request(coco_tree):
+    coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=[[1, 2, 3, 4]])]
+    assert check_source(coco_tree.write()).passed
+    assert check_source(coco_tree.write(), masks=True).report.counts == {"invalid_mask": 1}
+
+
+def test_workers_do_not_change_the_report(coco_tree):
+    for number in range(2, 60):
+        coco_tree.add_image(f"{number:02d}.png", number)
+        box = [10, 8, 20, 16] if number % 3 else [10, 8, 0, 16]
+        coco_tree.content["annotations"].append(coco_tree.annotation(id=number, image_id=number, bbox=box))
+    path = coco_tree.write()
+    one, many = check_source(path, num_workers=1).report, check_source(path, num_workers=5).report
+    assert one == many and one.counts["degenerate_box"] == 19
+    assert [place[:6] for place in one.places["degenerate_box"][:3]] == ["03.png", "06.png", "09.png"]
+
+
+def test_lines_that_stop_a_training_are_printed(yolo_tree):
+    yolo_tree.add("a", "0 320 240 100 80\n0 0.5 0.5 0.2 0.2\n")
+    checked = check_source(yolo_tree.root)
+    assert not checked.passed and "labels/a.txt: line 1 holds pixels" in checked.summary()
+
+
+def test_nothing_usable_is_no_pass_and_nothing_readable_is_an_error(coco_tree):
+    coco_tree.content["images"][0] |= {"width": 10, "height": 10}
+    assert not check_source(coco_tree.write()).passed
+    (coco_tree.images / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists"):
+        check_source(coco_tree.write())
+
+
+def test_r_f6_a_huge_picture_is_counted_and_not_decoded(coco_tree):
+    Image.new("1", (20_000, 10_000)).save(coco_tree.images / "b.png")
+    coco_tree.content["images"].append({"id": 2, "file_name": "b.png", "width": 20_000, "height": 10_000})
+    report = check_source(coco_tree.write()).report
+    assert report.counts == {"image_too_large": 1} and report.images == 1
+    assert "max_pixels" in report.places["image_too_large"][0]
+
+
+def test_report_can_be_saved_as_json(coco_tree, tmp_path):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, bbox=[0, 0, 0, 0]))
+    checked = check_source(coco_tree.write())
+    checked.report.save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["counts"] == {"degenerate_box": 1} and content["images"] == 1
+    assert content["places"]["degenerate_box"] == ["a.png: annotation 2 [0, 0, 0, 0]"]
+    assert picture().size == (WIDTH, HEIGHT)

@@ -1,0 +1,297 @@
+"""`convert_labels`: the same boxes and masks in another format, and a list of what is lost."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from trees import HEIGHT, WIDTH
+
+from lpg_hf.data.convert import convert_labels
+from lpg_hf.data.formats.records import Report
+from lpg_hf.data.sources import open_source
+from lpg_hf.label_maps import read_label_map
+
+
+TARGETS = ("coco", "voc", "yolo")
+
+
+def everything(path, images, format="auto", masks=False):
+    """file name -> objects as (class name, box, mask or None), as read back."""
+    report = Report()
+    source = open_source(path, images, format=format, masks=masks and format != "voc", report=report)
+    found = {}
+    for index in range(len(source)):
+        record = source.record(index, report)
+        found[record.file_name] = [
+            (source.classes[o.category][1], o.box, None if o.rle is None else coco_mask.decode(o.rle).tobytes())
+            for o in record.objects
+        ]
+    assert not set(report.counts) - {"empty_image", "no_mask"}, report.summary()
+    return found
+
+
+def same_boxes(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert [o[0] for o in one[name]] == [o[0] for o in other[name]]
+        assert np.allclose([o[1] for o in one[name]], [o[1] for o in other[name]], atol=1e-4, rtol=0)
+    return True
+
+
+@pytest.fixture
+def many(coco_tree):
+    """Pictures in folders, whole and broken coordinates, sparse ids, an empty picture, other scripts."""
+    random = np.random.default_rng(0)
+    coco_tree.content["categories"] = [
+        {"id": i, "name": n, "supercategory": "s"} for i, n in ((3, "thing"), (90, "犬 č"))
+    ]
+    coco_tree.content["annotations"] = [coco_tree.annotation(category_id=90, segmentation=...)]
+    for number, name in enumerate(("set1/a.png", "set2/données 1.jpg", "empty.png"), start=2):
+        coco_tree.add_image(name, number)
+        for _ in range(0 if name == "empty.png" else 4):
+            x, y, w, h = (random.random(4) * (25, 15, 30, 20) + (0, 0, 2, 2)).tolist()
+            coco_tree.content["annotations"].append(
+                coco_tree.annotation(
+                    id=len(coco_tree.content["annotations"]) + 1,
+                    image_id=number,
+                    category_id=3,
+                    bbox=[x, y, w, h],
+                    segmentation=...,
+                )
+            )
+    return coco_tree
+
+
+@pytest.mark.parametrize("first", TARGETS)
+@pytest.mark.parametrize("second", TARGETS)
+def test_boxes_survive_two_conversions(many, tmp_path, first, second):
+    path = many.write()
+    done = convert_labels(path, tmp_path / "one", first, images=many.images)
+    assert not done.report.needs_attention and (done.report.images, done.report.objects) == (4, 9)
+    convert_labels(tmp_path / "one", tmp_path / "two", second, images=many.images)
+    assert same_boxes(everything(path, many.images), everything(tmp_path / "two", many.images))
+
+
+def test_coco_ids_and_header_come_back(many, tmp_path):
+    many.content |= {"info": {"year": 1}, "licenses": [{"id": 1, "name": "x"}]}
+    many.content["images"][0]["id"] = 77
+    many.content["annotations"][0]["image_id"] = 77
+    convert_labels(many.write(), tmp_path / "new.json", "coco", images=many.images)
+    content = json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))
+    assert content["categories"] == many.content["categories"] and content["info"] == {"year": 1}
+    assert content["images"][0] == {"id": 77, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}
+    assert [a["category_id"] for a in content["annotations"]] == [90] + [3] * 8
+    assert [a["id"] for a in content["annotations"]] == list(range(1, 10))
+
+
+def test_voc_to_coco_numbers_images_and_categories(voc_tree, tmp_path):
+    convert_labels(voc_tree.root, tmp_path / "out", "coco")
+    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert content["images"][0]["id"] == 1 and content["categories"] == [{"id": 1, "name": "thing"}]
+    assert content["annotations"][0]["bbox"] == [10, 8, 20, 16]
+
+
+def test_voc_files_are_one_based_and_keep_broken_numbers(coco_tree, tmp_path):
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(segmentation=...),
+        coco_tree.annotation(id=2, bbox=[0.25, 0.5, 10.5, 20.125], segmentation=...),
+    ]
+    convert_labels(coco_tree.write(), tmp_path / "out", "voc", split="val", images=coco_tree.images)
+    text = (tmp_path / "out" / "Annotations" / "a.xml").read_text()
+    assert "<xmin>11</xmin>" in text and "<ymax>24</ymax>" in text and "<xmin>1.25</xmin>" in text
+    assert (tmp_path / "out" / "ImageSets" / "Main" / "val.txt").read_text() == "a\n"
+    assert (tmp_path / "out" / "classes.txt").read_text() == "thing\n"
+
+
+def masked(tree):
+    ring = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    ring[5:20, 35:55] = 1
+    ring[8:12, 40:50] = 0
+    ring[30:34, 36:40] = 1
+    rle = coco_mask.encode(ring)
+    rle["counts"] = rle["counts"].decode()
+    tree.content["annotations"].append(tree.annotation(id=2, bbox=[35, 5, 20, 29], segmentation=rle))
+    return tree.write()
+
+
+@pytest.mark.parametrize("target", ["coco", "yolo"])
+def test_masks_with_holes_and_parts_survive(coco_tree, tmp_path, target):
+    path = masked(coco_tree)
+    done = convert_labels(path, tmp_path / "one", target, images=coco_tree.images)
+    convert_labels(tmp_path / "one", tmp_path / "two.json", "coco", images=coco_tree.images)
+    before = everything(path, coco_tree.images, masks=True)
+    after = everything(tmp_path / "two.json", coco_tree.images, masks=True)
+    assert same_boxes(before, after) and [o[2] for o in before["a.png"]] == [o[2] for o in after["a.png"]]
+    assert any("outlines between pixels" in line for line in done.lost)
+
+
+def test_masks_become_a_class_png_and_come_back(coco_tree, tmp_path):
+    path = masked(coco_tree)
+    coco_tree.content["categories"].append({"id": 2, "name": "other"})
+    coco_tree.content["annotations"][1]["category_id"] = 2
+    coco_tree.write()
+    done = convert_labels(path, tmp_path / "new" / "voc", "voc", images=coco_tree.images)
+    labels = read_label_map(tmp_path / "new" / "voc" / "SegmentationClass" / "a.png")
+    assert (labels[8:24, 10:30] == 1).all() and (labels == 2).sum() == 15 * 20 - 40 + 16
+    assert any("instances in masks" in line for line in done.lost)
+    before = everything(path, coco_tree.images, masks=True)
+    for target in ("coco", "yolo"):
+        done = convert_labels(tmp_path / "new" / "voc", tmp_path / "new" / target, target, images=coco_tree.images)
+        after = everything(tmp_path / "new" / target, coco_tree.images, masks=True)
+        assert same_boxes(before, after) and [o[2] for o in before["a.png"]] == [o[2] for o in after["a.png"]]
+        assert any("pixels of its class in its box" in line for line in done.lost)
+    convert_labels(tmp_path / "new" / "voc", tmp_path / "again", "voc", images=coco_tree.images)
+    assert (read_label_map(tmp_path / "again" / "SegmentationClass" / "a.png") == labels).all()
+
+
+def test_no_masks_writes_boxes_only(coco_tree, tmp_path):
+    for target in TARGETS:
+        done = convert_labels(
+            masked(coco_tree), tmp_path / "new" / target, target, images=coco_tree.images, masks=False
+        )
+        assert any("not asked for" in line for line in done.lost)
+    assert not (tmp_path / "new" / "voc" / "SegmentationClass").exists()
+    assert (tmp_path / "new" / "yolo" / "labels" / "a.txt").read_text().split()[:2] == ["0", "0.333333333333"]
+    assert "segmentation" not in (tmp_path / "new" / "coco" / "annotations.json").read_text()
+
+
+def test_boxes_without_masks_are_normal_and_said(coco_tree, tmp_path):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, segmentation=...))
+    for target in TARGETS:
+        done = convert_labels(coco_tree.write(), tmp_path / "new" / target, target, images=coco_tree.images)
+        assert not done.report.needs_attention
+        assert "objects without a mask: written as boxes only (1)" in done.lost
+    assert len((tmp_path / "new" / "yolo" / "labels" / "a.txt").read_text().splitlines()[1].split()) == 9
+
+
+def test_what_is_lost_is_said(coco_tree, voc_tree, tmp_path):
+    coco_tree.content |= {"info": "x", "licenses": [{"id": 1, "name": "CC"}]}
+    coco_tree.content["images"][0]["license"] = 1
+    coco_tree.content["categories"] = [{"id": 7, "name": "thing", "supercategory": "s"}]
+    crowd = {"size": [HEIGHT, WIDTH], "counts": [0, 20, WIDTH * HEIGHT - 20]}
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(category_id=7, segmentation=..., area=5),
+        coco_tree.annotation(id=2, category_id=7, iscrowd=1, segmentation=crowd, bbox=[0, 0, 1, 20]),
+        coco_tree.annotation(id=3, category_id=7, bbox=[5, 5, 30, 30]),
+    ]
+    for target in ("voc", "yolo"):
+        lost = "\n".join(
+            convert_labels(coco_tree.write(), tmp_path / "new" / target, target, images=coco_tree.images).lost
+        )
+        for text in ("category ids [7]", "ids of images and annotations", "info, licenses, supercategories",
+                     "crowd regions: left out", "licences of pictures (1)", "areas: recomputed from mask or box (1)"):  # fmt: skip
+            assert text in lost
+        assert ("boxes that differ from the extent of their mask" in lost) == (target == "yolo")
+    assert (read_label_map(tmp_path / "new" / "voc" / "SegmentationClass" / "a.png")[:20, 0] == 255).all()
+    assert (tmp_path / "new" / "voc" / "Annotations" / "a.xml").read_text().count("<object>") == 2
+    voc_tree.add("a", voc_tree.xml(objects=[voc_tree.object(flags="<difficult>1</difficult>")]))
+    lost = convert_labels(voc_tree.root, tmp_path / "from_voc", "coco").lost
+    assert "difficult flags: kept as ordinary objects (1)" in lost
+    convert_labels(voc_tree.root, tmp_path / "same", "voc")
+    assert "<difficult>1</difficult>" in (tmp_path / "same" / "Annotations" / "a.xml").read_text()
+
+
+def test_problems_on_the_way_are_counted(coco_tree, tmp_path):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, bbox=[0, 0, 0, 0]))
+    coco_tree.add_image("a.jpg", 2)
+    done = convert_labels(coco_tree.write(), tmp_path / "out", "yolo", images=coco_tree.images)
+    assert done.report.counts == {"degenerate_box": 1, "label_name_taken": 1} and done.report.images == 1
+    assert "a.jpg: a" in done.summary() and "images/" in done.remedy
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_existing_result_is_never_touched(coco_tree, tmp_path, target):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("x")
+    with pytest.raises(FileExistsError, match="out exists already and is not empty; choose another"):
+        convert_labels(coco_tree.write(), out, target, images=coco_tree.images)
+    (out / "mine").unlink()
+    convert_labels(coco_tree.write(), out, target, images=coco_tree.images)
+    with pytest.raises(FileExistsError):
+        convert_labels(coco_tree.write(), out, target, images=coco_tree.images)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_failure_leaves_nothing_behind(many, tmp_path, target, monkeypatch):
+    from lpg_hf.data.sources import Source
+
+    path, made = many.write(), Source.record
+
+    def fail(self, index, report):
+        if index == 3:
+            raise OSError("disk gone")
+        return made(self, index, report)
+
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr(Source, "record", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        convert_labels(path, place / "out", target, images=many.images)
+    assert list(place.iterdir()) == []
+
+
+def test_nothing_usable_writes_nothing(coco_tree, tmp_path):
+    coco_tree.content["images"][0] |= {"width": 10, "height": 10}
+    with pytest.raises(ValueError, match="no picture of .*annotations.json can be used"):
+        convert_labels(coco_tree.write(), tmp_path / "out", "voc", images=coco_tree.images)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="unknown format 'csv' to write.*--to"):
+        convert_labels(coco_tree.write(), tmp_path / "out", "csv")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_r_m2_nothing_is_written_outside(coco_tree, tmp_path, target):
+    for number, name in enumerate(("../evil.png", "/tmp/evil.png", "x/../../evil.png", "C:\\evil.png"), start=2):
+        coco_tree.content["images"].append({"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT})
+    path = coco_tree.write()
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    done = convert_labels(path, tmp_path / "deep" / "out", target, images=coco_tree.images)
+    new = [p for p in sorted(str(p) for p in tmp_path.rglob("*")) if p not in before]
+    assert all(p.startswith(str(tmp_path / "deep")) for p in new) and done.report.counts == {"unsafe_path": 4}
+    assert os.listdir(tmp_path / "deep") == ["out"]
+
+
+def test_written_labels_name_no_path_of_this_machine(many, tmp_path):
+    path = many.write()
+    for target in TARGETS:
+        convert_labels(path, tmp_path / "new" / target, target, images=many.images)
+        for file in (p for p in (tmp_path / "new" / target).rglob("*") if p.is_file()):
+            assert str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_yolo_result_with_its_pictures_is_a_yolo_folder(many, tmp_path):
+    path = many.write()
+    convert_labels(path, tmp_path / "out", "yolo", images=many.images)
+    shutil.copytree(many.images, tmp_path / "out" / "images")
+    assert same_boxes(everything(path, many.images), everything(tmp_path / "out" / "data.yaml", None))
+
+
+def test_class_masks_without_a_class_list_are_refused(voc_tree, tmp_path):
+    voc_tree.add_mask("a")
+    (voc_tree.root / "classes.txt").unlink()
+    with pytest.raises(ValueError, match="no classes.txt .*--no-masks"):
+        convert_labels(voc_tree.root, tmp_path / "out", "coco")
+    assert convert_labels(voc_tree.root, tmp_path / "out", "coco", masks=False).report.objects == 1
+
+
+def test_class_masks_are_written_where_there_are_masks(many, tmp_path):
+    many.content["annotations"][0]["segmentation"] = []
+    convert_labels(many.write(), tmp_path / "boxes", "voc", images=many.images)
+    assert not (tmp_path / "boxes" / "SegmentationClass").exists()
+    many.content["annotations"][0] = many.annotation(category_id=90)
+    convert_labels(many.write(), tmp_path / "masks", "voc", images=many.images)
+    folder = tmp_path / "masks" / "SegmentationClass"
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png")) == ["a.png", "empty.png"]
+    assert read_label_map(folder / "empty.png").max() == 0 and read_label_map(folder / "a.png").max() == 2
+
+
+def test_a_class_named_background_does_not_shift_the_others(coco_tree, tmp_path):
+    coco_tree.content["categories"] = [{"id": 0, "name": "background"}, {"id": 1, "name": "thing"}]
+    done = convert_labels(coco_tree.write(), tmp_path / "out", "voc", images=coco_tree.images)
+    assert (tmp_path / "out" / "classes.txt").read_text() == "background class\nthing\n"
+    assert (read_label_map(tmp_path / "out" / "SegmentationClass" / "a.png")[8:24, 10:30] == 2).all()
+    assert any('" class" behind' in line for line in done.lost)

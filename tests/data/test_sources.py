@@ -1,0 +1,338 @@
+import json
+import os
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from trees import HEIGHT, RED, WIDTH, picture
+
+from lpg_hf.data.export import write_card, write_shards
+from lpg_hf.data.formats.records import Report
+from lpg_hf.data.load import load_boxes
+from lpg_hf.data.sources import open_source, recognise_format
+
+
+BASE_BOX = (10, 8, 30, 24)
+
+
+def opened(path, images=None, **options):
+    """(source, records, report)"""
+    report = Report()
+    source = open_source(path, images, report=report, **options)
+    return source, [source.record(i, report) for i in range(len(source))], report
+
+
+def exported(tree, out, format="coco", with_images=True, **options):
+    dataset = load_boxes(format, root=tree.root, **options)
+    dataset = dataset if with_images else dataset.remove_columns("image")
+    (out / "data").mkdir(parents=True)
+    write_shards(dataset, out / "data", "train", 100)
+    write_card(out, {"train": dataset}, "made by a test", "COCO")
+    return out
+
+
+@pytest.fixture
+def places(coco_tree, voc_tree, yolo_tree, tmp_path):
+    """Every way to name the base data set: (format, path)."""
+    json_path = coco_tree.write()
+    yolo_tree.write("other/data.yaml", "names: [thing]\ntrain: images\n")
+    shutil.copytree(yolo_tree.root / "images", yolo_tree.root / "other" / "images")
+    shutil.copytree(yolo_tree.root / "labels", yolo_tree.root / "other" / "labels")
+    other = shutil.move(yolo_tree.root / "other", tmp_path / "with_yaml")
+    return {
+        "coco json": ("coco", json_path),
+        "coco folder": ("coco", coco_tree.root),
+        "voc root": ("voc", voc_tree.root),
+        "voc annotations": ("voc", voc_tree.root / "Annotations"),
+        "yolo root": ("yolo", yolo_tree.root),
+        "yolo labels": ("yolo", yolo_tree.root / "labels"),
+        "yolo yaml": ("yolo", other / "data.yaml"),
+        "yolo folder with yaml": ("yolo", other),
+        "exported folder": ("dataset", exported(coco_tree, tmp_path / "exported")),
+    }
+
+
+@pytest.mark.parametrize("kind", ["coco json", "coco folder", "voc root", "voc annotations", "yolo root", "yolo labels",
+                                  "yolo yaml", "yolo folder with yaml", "exported folder"])  # fmt: skip
+def test_every_format_gives_the_same_box_and_picture(places, kind):
+    format, path = places[kind]
+    source, (record,), report = opened(path)
+    assert (source.format, source.file_names, len(source)) == (format, ["a.png"], 1)
+    assert [name for _, name in source.classes] == ["thing"]
+    assert record.objects[0].box == pytest.approx(BASE_BOX, abs=1e-3) and record.file_name == "a.png"
+    assert (report.images, report.objects) == (1, 1) and not report.needs_attention
+    image = source.image(record)
+    assert image.shape == (HEIGHT, WIDTH, 3) and (image[8:24, 10:30] == RED).all()
+    assert ("categories" in source.coco_header) == (format == "coco")
+    assert opened(path, format=format)[0].format == format
+
+
+def test_coco_header_is_the_files_own(coco_tree):
+    coco_tree.content |= {"info": "text", "licenses": [{"id": 1, "name": "x"}]}
+    coco_tree.content["categories"] = [{"id": 7, "name": "thing", "supercategory": "s"}]
+    coco_tree.content["annotations"] = [coco_tree.annotation(category_id=7)]
+    source, _, _ = opened(coco_tree.write())
+    assert source.coco_header == {k: coco_tree.content[k] for k in ("info", "licenses", "categories")}
+    assert source.classes == [(7, "thing")]
+
+
+def test_pictures_without_boxes_are_listed(coco_tree, voc_tree, yolo_tree):
+    coco_tree.add_image("b.png", 2)
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[]))
+    yolo_tree.add("b", "")
+    for path in (coco_tree.write(), voc_tree.root, yolo_tree.root):
+        source, records, report = opened(path)
+        assert source.file_names == ["a.png", "b.png"] and [len(r.objects) for r in records] == [1, 0]
+        assert report.counts == {"empty_image": 1}
+
+
+def test_r_d8_r_e3_objects_of_unlisted_classes_are_kept_and_counted(coco_tree, voc_tree, yolo_tree):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=9))
+    voc_tree.add("a", voc_tree.xml(objects=[voc_tree.object(), voc_tree.object("foo")]))
+    yolo_tree.add("a", f"{yolo_tree.LINE}\n9 0.5 0.5 0.2 0.2\n")
+    expected = {
+        coco_tree.write(): [(1, "thing"), (9, "category 9")],
+        voc_tree.root: [(1, "thing"), (2, "foo")],
+        yolo_tree.root: [(0, "thing"), (9, "class 9")],
+    }
+    for path, classes in expected.items():
+        source, (record,), report = opened(path)
+        assert source.classes == classes and [o.category for o in record.objects] == [0, 1]
+        assert report.counts == {"unlisted_class": 1} and report.needs_attention and len(report.classes) == 2
+        source, (record,), report = opened(path, classes=["thing"])
+        assert len(record.objects) == len(source.classes) == 1
+        assert sum(report.counts.get(k, 0) for k in ("unknown_class", "unknown_category")) == 1
+
+
+def test_voc_without_a_class_list(voc_tree):
+    (voc_tree.root / "classes.txt").unlink()
+    assert opened(voc_tree.root)[0].classes == [(1, "thing")] and opened(voc_tree.root)[2].counts == {}
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object("person")]))
+    source, _, report = opened(voc_tree.root)
+    assert len(source.classes) == 21 and source.classes[-1] == (21, "thing")
+    assert report.details["unlisted_class"] == {"thing": 1}
+
+
+def test_voc_with_classes_asked_for_that_no_list_names(voc_tree):
+    source, (record,), report = opened(voc_tree.root, classes=["thing", "new"])
+    assert source.classes == [(1, "thing"), (2, "new")] and report.counts == {}
+
+
+def test_yolo_without_a_class_list(yolo_tree):
+    (yolo_tree.root / "classes.txt").unlink()
+    source, (record,), report = opened(yolo_tree.root)
+    assert source.classes == [(0, "class 0")] and len(record.objects) == 1 and report.counts == {"unlisted_class": 1}
+
+
+def test_xml_beside_pictures(voc_tree, tmp_path):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    shutil.copy(voc_tree.root / "Annotations" / "a.xml", folder)
+    shutil.copy(voc_tree.root / "JPEGImages" / "a.png", folder)
+    source, (record,), _ = opened(folder)
+    assert source.format == "voc" and record.objects[0].box == BASE_BOX
+
+
+def test_lower_case_folders_of_voc_files(voc_tree):
+    (voc_tree.root / "Annotations").rename(voc_tree.root / "annotations")
+    (voc_tree.root / "JPEGImages").rename(voc_tree.root / "images")
+    source, (record,), _ = opened(voc_tree.root)
+    assert source.format == "voc" and record.objects[0].box == BASE_BOX
+    assert opened(voc_tree.root / "annotations")[0].file_names == ["a.png"]
+
+
+def test_split_of_voc_and_zero_based(voc_tree):
+    voc_tree.add("b")
+    voc_tree.add_list("train", "b")
+    source, (record,), _ = opened(voc_tree.root, split="train", zero_based=True)
+    assert source.file_names == ["b.png"] and record.objects[0].box == (11, 9, 30, 24)
+    with pytest.raises(FileNotFoundError, match="no split list 'val'"):
+        opened(voc_tree.root, split="val")
+
+
+def test_other_image_folder(coco_tree, voc_tree, yolo_tree, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture().save(photos / "a.png")
+    for folder in (coco_tree.images, voc_tree.root / "JPEGImages", yolo_tree.root / "images"):
+        shutil.rmtree(folder)
+    for path in (coco_tree.write(), voc_tree.root, yolo_tree.root):
+        source, (record,), _ = opened(path, photos)
+        assert record.path == f"{photos}/a.png" and source.image(record).shape == (HEIGHT, WIDTH, 3)
+        with pytest.raises(FileNotFoundError, match="gone"):
+            opened(path, tmp_path / "gone")
+
+
+def test_masks_of_every_format(coco_tree, voc_tree, yolo_tree, tmp_path):
+    coco_tree.write()
+    voc_tree.add_mask("a")
+    yolo_tree.add("a", "0 0.166667 0.2 0.5 0.2 0.5 0.6 0.166667 0.6")
+    for path in (coco_tree.root, yolo_tree.root, exported(coco_tree, tmp_path / "exported", masks=True)):
+        source, (record,), report = opened(path, masks=True)
+        assert source.masks and coco_mask.decode(record.objects[0].rle).sum() == 320 and not report.needs_attention
+        assert opened(path)[1][0].objects[0].rle is None
+    assert opened(voc_tree.root, masks=True)[1][0].mask_path == f"{voc_tree.root}/SegmentationClass/a.png"
+    assert opened(voc_tree.root)[1][0].mask_path is None
+
+
+def test_exported_data_set_without_pictures_needs_their_folder(coco_tree, tmp_path):
+    coco_tree.add_image("b.png", 2)
+    coco_tree.write()
+    out = exported(coco_tree, tmp_path / "exported", with_images=False, keep_empty=True)
+    with pytest.raises(ValueError, match="exported without pictures"):
+        opened(out)
+    source, records, _ = opened(out, coco_tree.images)
+    assert source.file_names == ["a.png", "b.png"] and source.image(records[1]).shape == (HEIGHT, WIDTH, 3)
+    (coco_tree.images / "b.png").unlink()
+    source, _, report = opened(out, coco_tree.images)
+    assert source.file_names == ["a.png"] and report.counts == {"missing_image": 1}
+    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are missing"):
+        opened(out, coco_tree.images, allow_missing=False)
+
+
+def test_classes_of_an_exported_data_set(coco_tree, tmp_path):
+    coco_tree.content["categories"].append({"id": 2, "name": "other"})
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=2))
+    coco_tree.write()
+    out = exported(coco_tree, tmp_path / "exported")
+    source, (record,), report = opened(out, classes=["other"])
+    assert source.classes == [(1, "other")] and [o.category for o in record.objects] == [0]
+    assert report.details["other_class"] == {"thing": 1}
+    with pytest.raises(ValueError, match=r"\['gone'\] are not in .*it holds: thing, other"):
+        opened(out, classes=["gone"])
+
+
+def test_r_m2_file_names_of_a_data_set_that_lead_outside_are_refused(tmp_path):
+    picture().save(tmp_path / "a.png")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "file_name": datasets.Value("string"),
+            "height": datasets.Value("int32"),
+            "width": datasets.Value("int32"),
+            "objects": {
+                "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+                "category": datasets.List(datasets.ClassLabel(names=["thing"])),
+            },
+        }
+    )
+    objects = {"bbox": [[10, 8, 20, 16]], "category": [0]}
+    rows = [
+        {"image": str(tmp_path / "a.png"), "file_name": name, "height": 40, "width": 60, "objects": objects}
+        for name in ("../evil.png", "/etc/passwd", "fine/a..b.png")
+    ]
+    (tmp_path / "data").mkdir()
+    write_shards(datasets.Dataset.from_list(rows, features=features), tmp_path / "data", "train", 100)
+    source, (record,), report = opened(tmp_path / "data")
+    assert source.file_names == ["fine/a..b.png"] and report.counts == {"unsafe_path": 2}
+    assert record.objects[0].box == BASE_BOX and source.image(record).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_two_formats_in_one_folder_are_an_error_that_names_the_flag(voc_tree, yolo_tree):
+    shutil.copytree(yolo_tree.root, voc_tree.root, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="more than one format: voc, yolo.*--format voc or --format yolo"):
+        opened(voc_tree.root)
+    assert opened(voc_tree.root, format="yolo")[0].format == "yolo"
+    assert opened(voc_tree.root, format="voc")[0].format == "voc"
+
+
+@pytest.mark.parametrize(
+    "name, error, text",
+    [
+        ("gone.json", FileNotFoundError, "annotations not found: .*gone.json"),
+        ("gone", FileNotFoundError, "annotations not found"),
+        ("empty", FileNotFoundError, "no annotations recognised in .*empty"),
+        ("a.csv", ValueError, "a.csv is no annotation file that is known by its suffix.*--format"),
+        ("a.zip", ValueError, "a.zip is an archive; archives are not read. Unpack"),
+        ("a.tar.gz", ValueError, "archives are not read"),
+    ],
+)
+def test_what_is_no_source_is_one_error_that_names_it(tmp_path, name, error, text):
+    (tmp_path / "empty").mkdir()
+    for file in ("a.csv", "a.zip", "a.tar.gz"):
+        (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(error, match=text):
+        opened(tmp_path / name)
+
+
+def test_errors_of_arguments(coco_tree):
+    path = coco_tree.write()
+    for options, text in (
+        ({"format": "pascal"}, "unknown format 'pascal'.*--format"),
+        ({"size_mismatch": "stretch"}, "size_mismatch must be one of skip, error, rescale"),
+        ({"zero_based": True}, "zero_based .* is for VOC"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            opened(path, **options)
+
+
+def test_a_text_like_owner_name_is_a_hub_id_and_a_file_name_is_not():
+    assert recognise_format("owner/name") == "dataset"
+    for text in ("owner/name.json", "a/b/c", "name", "../name", "/owner/name"):
+        with pytest.raises(FileNotFoundError):
+            recognise_format(text)
+
+
+def test_r_f7_missing_pictures_are_counted_or_an_error(coco_tree):
+    coco_tree.add_image("b.png", 2)
+    (coco_tree.images / "b.png").unlink()
+    source, _, report = opened(coco_tree.write())
+    assert source.file_names == ["a.png"] and report.counts == {"missing_image": 1}
+    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are missing"):
+        opened(coco_tree.write(), allow_missing=False)
+
+
+def test_r_a11_size_mismatch_options(coco_tree):
+    coco_tree.content["images"][0] |= {"width": 120, "height": 80}
+    coco_tree.content["annotations"] = [coco_tree.annotation(bbox=[20, 16, 40, 32])]
+    path = coco_tree.write()
+    assert opened(path)[1] == [None]
+    assert opened(path, size_mismatch="rescale")[1][0].objects[0].box == BASE_BOX
+    with pytest.raises(ValueError, match="stated 120 x 80, picture 60 x 40"):
+        opened(path, size_mismatch="error")
+
+
+def test_r_f6_max_pixels_is_for_the_record_and_for_the_picture(coco_tree, tmp_path):
+    coco_tree.write()
+    for path in (coco_tree.root, exported(coco_tree, tmp_path / "exported")):
+        _, records, report = opened(path, max_pixels=100)
+        assert records == [None] and report.counts == {"image_too_large": 1}
+
+
+def test_many_boxes_in_one_picture_take_no_longer_each(coco_tree, voc_tree):
+    import time
+
+    def seconds(count):
+        boxes = np.random.default_rng(0).random((count, 2)) * (40, 20)
+        coco_tree.content["annotations"] = [
+            coco_tree.annotation(id=i, bbox=[x, y, 5, 5], segmentation=...) for i, (x, y) in enumerate(boxes.tolist())
+        ]
+        objects = [voc_tree.object(box=(x + 1, y + 1, x + 5, y + 5)) for x, y in boxes.tolist()]
+        voc_tree.add("a", voc_tree.xml(objects=objects))
+        path, times = coco_tree.write(), []
+        for source in (path, voc_tree.root):
+            start = time.thread_time()
+            assert len(opened(source)[1][0].objects) == count
+            times.append(time.thread_time() - start)
+        return times
+
+    seconds(500)
+    for few, many in zip(seconds(1000), seconds(20_000)):
+        assert many < 100 * max(few, 0.02)  # 400 times if each box were compared with each
+
+
+def test_relative_paths_work(coco_tree, monkeypatch):
+    monkeypatch.chdir(coco_tree.root)
+    assert opened(os.path.basename(coco_tree.write()))[0].file_names == ["a.png"]
+    assert json.loads((coco_tree.root / "annotations.json").read_text())["images"]
+
+
+def test_a_json_file_beside_a_voc_folder_does_not_make_it_ambiguous(voc_tree):
+    root = voc_tree.root
+    (root / "instances_derived.json").write_text("{}", encoding="utf-8")
+    assert recognise_format(root) == "voc"
+    (root / "annotations.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="more than one format: coco, voc"):
+        recognise_format(root)
