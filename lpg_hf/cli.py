@@ -449,6 +449,34 @@ def _compare(
     raise typer.Exit(1 if any(row.error for row in rows) else 0)
 
 
+@app.command("demo")
+def demo(
+    model: Annotated[str | None, typer.Option(help="LPG stage: Hub id or folder. Default: only what needs no model.")] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.", min=1, max=65535)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Larger pictures are refused; default: 50000000.", min=1)] = None,
+) -> None:
+    """Show a page that makes masks of the boxes that you draw, offline. Needs the extra `demo`.
+
+    Example: `lpg-hf demo --model runs/demo/aux/stage1/lpg`
+    """
+    from lpg_hf.demo import MAX_PIXELS, serve
+
+    serve(
+        model,
+        segmenter,
+        host=host,
+        port=port,
+        device=device,
+        max_pixels=max_pixels or MAX_PIXELS,
+        log=typer.echo,
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; a user's mistake becomes one line and exit status 2."""
     try:

@@ -55,6 +55,7 @@ def draw_boxes(
     boxes: np.ndarray,
     labels: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    font_size: int | None = None,
 ) -> np.ndarray:
     """The image with boxes, coloured by label and, with `names`, titled.
 
@@ -63,6 +64,7 @@ def draw_boxes(
         boxes: (N, 4) xyxy in pixels, 0-based, end exclusive.
         labels: N labels, 1-based; all 1 if absent.
         names: class names, the first for label 1.
+        font_size: of the titles in pixels; None: a sixteenth of the image.
 
     Returns:
         (H, W, 3) uint8 RGB, a copy.
@@ -70,7 +72,7 @@ def draw_boxes(
     picture = Image.fromarray(np.ascontiguousarray(image))
     draw = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 160))
-    font = ImageFont.load_default(max(9, round(max(picture.size) / 16)))
+    font = ImageFont.load_default(font_size or max(9, round(max(picture.size) / 16)))
     palette = voc_palette()
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
     labels = [1] * len(boxes) if labels is None else [int(label) for label in labels]

@@ -108,9 +108,12 @@ class Hourglass(nn.Module):
         if region is None:
             x = self.neck(self.hourglass(x))
             return self.head(x), (x,)
-        # Everything after the lower levels is local: two convolutions a block, the neck and the head see `reach` pixels.
+        # Everything after the lower levels is local: two convolutions a block, the neck and the head see `reach` pixels. Cuts
+        # at multiples of 16 keep the number of different shapes small, for each of which a CPU compiles kernels of its own.
         reach = 2 * len(self.hourglass.up1) + 2
-        rows, columns = (slice(max(part.start - reach, 0), part.stop + reach) for part in region)
+        starts = (max(part.start - reach, 0) // 16 * 16 for part in region)
+        stops = (-(-(part.stop + reach) // 16) * 16 for part in region)
+        rows, columns = (slice(start, stop) for start, stop in zip(starts, stops))
         x = self.neck(self.hourglass(x, rows, columns))
         wanted = self.head(x)
         logits = wanted.new_zeros(*wanted.shape[:2], image.shape[2] // 4, image.shape[3] // 4)

@@ -1,0 +1,587 @@
+"""The demo page: boxes on a picture in the browser, masks back. `lpg-hf demo` and the Space of hub_cards/space show it.
+
+The boxes are lines of text, which clicks on the picture write too, so that drawn and pasted boxes are the same thing. A
+visitor's picture and files live as long as the session; the page asks no server but this one for anything.
+"""
+
+import functools
+import html
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lpg_hf.assembly import ImageMasks, assemble
+from lpg_hf.boxes import box_slices
+from lpg_hf.data.examples import decode_image
+from lpg_hf.data.formats.coco import write_coco
+from lpg_hf.data.formats.records import BoxObject, Record
+from lpg_hf.generators import load_generator
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator
+from lpg_hf.label_maps import write_label_map
+from lpg_hf.pipeline import checked_boxes
+from lpg_hf.visualize import colorize, colour_index, draw_boxes, overlay
+
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    if error.name != "gradio":
+        raise
+    raise ImportError("the demo needs gradio, which is not installed: pip install 'lpg_hf[demo]'") from None
+
+
+MAX_PIXELS = 50_000_000  # a visitor's picture stays in memory
+MAX_BOXES = 100
+MAX_LABEL = 60  # characters
+SHOWN_SIDE = 960  # pixels of the picture in the page
+TILE_SIDE = 320  # pixels of a box in the gallery
+FONT_SIZE = 28  # of the shown picture's pixels
+DEFAULT_LABEL = "object"
+# How the page is served, here and in the Space. Of more sessions than that, those that were used last keep their pictures.
+LAUNCH = {"max_file_size": "100mb", "state_session_capacity": 20, "ssr_mode": False, "footer_links": []}
+BOX_FORMAT = "x1 y1 x2 y2 label"
+
+_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_LINE = re.compile(r"[\[(]?\s*" + r"[\s,;]+".join([_NUMBER] * 4) + r"(?:\s*[\])])?(?:[\s,;]+(.*))?")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A visitor's picture.
+
+    Attributes:
+        name: of the file, without folders.
+        pixels: (H, W, 3) uint8 RGB, upright.
+    """
+
+    name: str
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a generator made of a picture.
+
+    Attributes:
+        picture: the visitor's.
+        image: with its boxes; their labels are 1-based positions in `names`.
+        names: class names.
+        masks: one per box, and the label map.
+    """
+
+    picture: Picture
+    image: BoxedImage
+    names: list[str]
+    masks: ImageMasks
+
+
+def parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[float], str]]:
+    """Boxes as people write them, one a line: `x1 y1 x2 y2 [label]`, with spaces or commas between.
+
+    Args:
+        text: empty lines are skipped; brackets around the four numbers are allowed.
+        label: of lines without one.
+
+    Returns:
+        Per box: number of its line, counted from 1; xyxy in pixels of the upright picture; label.
+
+    Raises:
+        ValueError: a line that is no box, or too many of them.
+    """
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise ValueError(
+                f"Line {number} is no box: {_shortened(line, 80)!r}. Write four numbers and, if you like, a label: "
+                f"{BOX_FORMAT}, for example 10 20 110 140 cat."
+            )
+        *corners, own = match.groups()
+        own = " ".join((own or label).split()) or DEFAULT_LABEL
+        if len(own) > MAX_LABEL:
+            raise ValueError(f"The label in line {number} has {len(own)} characters; at most {MAX_LABEL} are allowed.")
+        found.append((number, [float(value) for value in corners], own))
+    if len(found) > MAX_BOXES:
+        raise ValueError(f"{len(found)} boxes are more than the {MAX_BOXES} of this page; lpg-hf masks takes any number.")
+    return found
+
+
+def boxed_image(
+    picture: Picture, boxes: list[tuple[int, list[float], str]], classes: Sequence[str] | None = None
+) -> tuple[BoxedImage, list[str]]:
+    """Checks boxes against their picture and numbers their labels.
+
+    Args:
+        boxes: from `parse_boxes`; reaching over the border is allowed.
+        classes: the only labels allowed, upper or lower case; None: any, in the order of their first box.
+
+    Returns:
+        The picture with its boxes, and the class names in the order of the labels.
+
+    Raises:
+        ValueError: a box is empty or outside the picture, or a label is none of `classes`.
+    """
+    height, width = picture.pixels.shape[:2]
+    names = list(classes or dict.fromkeys(label for _, _, label in boxes))
+    label_of = {name.casefold() if classes else name: label for label, name in enumerate(names, start=1)}
+    labels = []
+    for number, box, label in boxes:
+        try:
+            checked_boxes([box], None, "xyxy", height, width)
+        except ValueError:
+            raise ValueError(
+                f"The box in line {number} is empty or outside the picture of {width} x {height} pixels: {_line(box)}. "
+                f"Write {BOX_FORMAT} with x1 < x2 and y1 < y2."
+            ) from None
+        key = label.casefold() if classes else label
+        if key not in label_of:
+            raise ValueError(
+                f"The segmenter knows no class {label!r} (line {number}). Its classes are: {', '.join(names[:40])}."
+            )
+        labels.append(label_of[key])
+    return BoxedImage(picture.pixels, *checked_boxes([box for _, box, _ in boxes], labels, "xyxy", height, width)), names
+
+
+def box_of_clicks(picture: Picture, first: Sequence[int], second: Sequence[int]) -> list[float]:
+    """The box of which two clicked pixels of the shown picture are opposite corners; both belong to it.
+
+    Args:
+        first: x, y in the shown picture, see `shown`.
+        second: the same.
+
+    Returns:
+        xyxy in whole pixels of the picture itself.
+    """
+    scale = np.array(picture.pixels.shape[1::-1]) / shown(picture.pixels).size
+    corners = np.array([first, second])
+    low, high = np.floor(corners.min(axis=0) * scale), np.ceil((corners.max(axis=0) + 1) * scale)
+    return [float(value) for value in (*low, *np.minimum(high, picture.pixels.shape[1::-1]))]
+
+
+def shown(pixels: np.ndarray, side: int = SHOWN_SIDE, *, smooth: bool = True) -> Image.Image:
+    """A picture or label map at the size in which the page shows it; small ones are enlarged by a whole number.
+
+    Args:
+        pixels: (H, W, 3) or (H, W) uint8.
+        side: at most this many pixels high and wide.
+        smooth: mix pixels when scaling down, which labels must not be.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    scale = side / max(picture.size)
+    scale = int(scale) if scale >= 1 else scale
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    kind = Image.Resampling.BOX if smooth and scale < 1 else Image.Resampling.NEAREST
+    return picture.resize(size, kind)
+
+
+def draw(picture: Picture, text: str, label: str = DEFAULT_LABEL, corner: Sequence[int] | None = None) -> np.ndarray:
+    """The shown picture with the boxes of `text`, and a mark where the first corner of the next one is."""
+    image, names = boxed_image(picture, parse_boxes(text, label))
+    canvas = np.asarray(shown(picture.pixels))
+    canvas = _with_boxes(canvas, image, names)
+    if corner is None:
+        return canvas
+    x, y = corner
+    return draw_boxes(canvas, np.array([[x - 8, y - 8, x + 9, y + 9]]), [len(names) + 1])
+
+
+def find_masks(
+    picture: Picture | None,
+    text: str,
+    generator: MaskGenerator,
+    *,
+    label: str = DEFAULT_LABEL,
+    classes: Sequence[str] | None = None,
+    per: str = "instance",
+    threshold: float = 0.5,
+) -> Found:
+    """The masks of the boxes of `text`; arguments as of `parse_boxes`, `boxed_image` and `assemble`.
+
+    Raises:
+        ValueError: no picture, no boxes, or boxes that are not right; the message is for the visitor.
+    """
+    if picture is None:
+        raise ValueError("There is no picture yet: drop one on the field above, or click it to choose one.")
+    boxes = parse_boxes(text, label)
+    if not boxes:
+        raise ValueError("There is no box yet: click two opposite corners on the picture, or write a line of numbers.")
+    image, names = boxed_image(picture, boxes, classes)
+    patches = (patch for _, patch in generator.patches([image], per))
+    return Found(picture, image, names, assemble(image, patches, per, threshold=threshold))
+
+
+def result_pictures(found: Found) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:
+    """What is shown of a result.
+
+    Returns:
+        The picture with label map and boxes, the coloured label map, and per box its part of the picture, with its own mask
+        tinted, and its title.
+    """
+    picture = np.asarray(shown(found.picture.pixels))
+    label_map = np.asarray(shown(colour_index(found.masks.label_map).astype(np.uint8), smooth=False))
+    tinted = _with_boxes(overlay(picture, label_map), found.image, found.names)
+    tiles = []
+    for number, (box, label, mask) in enumerate(zip(found.image.boxes, found.image.labels, found.masks.masks), start=1):
+        window = box_slices(box, *found.image.image.shape[:2])
+        part = mask.decode()[window] * colour_index(label).astype(np.uint8)
+        tile = overlay(
+            np.asarray(shown(found.image.image[window], TILE_SIDE)), np.asarray(shown(part, TILE_SIDE, smooth=False))
+        )
+        tiles.append((tile, f"{number} {found.names[label - 1]}"))
+    return tinted, colorize(label_map), tiles
+
+
+def result_rows(found: Found) -> list[list]:
+    """The table: number, score, fill rate, label and corners of every box."""
+    return [
+        [number, round(mask.score, 3), round(mask.fill_rate, 3), found.names[label - 1], _line(box)]
+        for number, (box, label, mask) in enumerate(
+            zip(found.image.boxes.tolist(), found.image.labels.tolist(), found.masks.masks), start=1
+        )
+    ]
+
+
+def write_files(found: Found, folder: str | os.PathLike) -> tuple[Path, Path]:
+    """Write a result as the files that `lpg-hf masks` makes of a data set.
+
+    Returns:
+        The label map, a palette PNG; and a COCO json with a mask, `score` and `fill_rate` for every box.
+    """
+    stem = Path(found.picture.name).stem
+    png, coco = Path(folder) / f"{stem}_label_map.png", Path(folder) / f"{stem}_coco.json"
+    write_label_map(png, found.masks.label_map)
+    height, width = found.picture.pixels.shape[:2]
+    objects = [
+        BoxObject(tuple(box), label - 1, mask.area, rle=mask.rle)
+        for box, label, mask in zip(found.image.boxes.tolist(), found.image.labels.tolist(), found.masks.masks)
+    ]
+    write_coco(
+        coco,
+        [Record(found.picture.name, found.picture.name, "1", height, width, objects)],
+        list(enumerate(found.names, start=1)),
+    )
+    content = json.loads(coco.read_text(encoding="utf-8"))
+    for annotation, mask in zip(content["annotations"], found.masks.masks):
+        annotation |= {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
+    coco.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return png, coco
+
+
+class Page:
+    """What the parts of the page do; one for all visitors. What belongs to a visitor comes in and goes out.
+
+    Args:
+        model: LPG stage, a Hub id or a folder; None: the page offers the generators that need none.
+        segmenter: Hub id or folder, for an LPG that uses its class probability. Labels are then its class names.
+        device: see `load_generator`.
+        max_pixels: a larger picture is refused.
+
+    Attributes:
+        generators: names of the generators that can be chosen, the best first.
+        classes: the only labels that the LPG takes, or None.
+
+    Raises:
+        OSError: a folder or Hub id that does not exist.
+        ValueError: the model is no LPG, or it and the segmenter do not go together.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike | None = None,
+        segmenter: str | os.PathLike | None = None,
+        *,
+        device: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        if segmenter is not None and model is None:
+            raise ValueError(f"the segmenter {segmenter} is for an LPG: pass --model ID_OR_DIR (model=...) too.")
+        self.max_pixels = max_pixels
+        self.generators = ["grabcut", "box"]
+        self.classes: list[str] | None = None
+        if importlib.util.find_spec("pydensecrf") is not None:
+            self.generators.insert(1, "densecrf")
+        self.generator: Callable[[str], MaskGenerator] = functools.cache(
+            lambda name: load_generator(
+                name,
+                model=model if name == "lpg" else None,
+                segmenter=segmenter if name == "lpg" else None,
+                device=device,
+            )
+        )
+        if model is not None:
+            self.generators.insert(0, "lpg")
+            lpg = self.generator("lpg")
+            if lpg.network.config.use_class_prob and lpg.segmenter is None:
+                raise ValueError(
+                    f"the LPG {model} was trained with a segmenter's class probability: pass --segmenter ID_OR_DIR "
+                    "(segmenter=...), or choose a stage without it."
+                )
+            if lpg.segmenter is not None:
+                names = lpg.segmenter.model.config.id2label
+                self.classes = [names[label] for label in range(1, len(names))]
+
+    def load(self, path: str | None, picture: Picture | None, text: str, label: str) -> tuple:
+        """A new picture, or none. Boxes of an earlier picture go with it; boxes that were there first stay."""
+        text = text if picture is None else ""
+        picture, message = None, ""
+        if path is not None:
+            try:
+                picture = Picture(Path(path).name, decode_image({"image": {"path": path}}, self.max_pixels))
+            except (OSError, ValueError) as error:
+                reason = str(error).replace(path, Path(path).name)
+                message = _problem(f"This picture cannot be used: {reason}.")
+        try:
+            canvas = None if picture is None else draw(picture, text, label)
+        except ValueError as error:
+            canvas, message = np.asarray(shown(picture.pixels)), _problem(error)
+        return picture, None, text, canvas, message, gr.update(visible=False)
+
+    def click(
+        self, picture: Picture | None, corner: list[int] | None, text: str, label: str, event: gr.SelectData
+    ) -> tuple:
+        """The first corner of a box is remembered; the second writes a line."""
+        try:
+            if picture is None:
+                return corner, text, gr.skip(), ""
+            draw(picture, text, label)  # refuses the click while a line is wrong
+            if corner is None:
+                corner = list(event.index)
+            else:
+                line = _line(box_of_clicks(picture, corner, event.index))
+                own = " ".join(label.split())
+                text = "\n".join([*filter(str.strip, text.splitlines()), f"{line} {own}".strip()])
+                corner = None
+            return corner, text, draw(picture, text, label, corner), ""
+        except ValueError as error:
+            return None, text, gr.skip(), _problem(error)
+
+    def undo(self, picture: Picture | None, corner: list[int] | None, text: str, label: str) -> tuple:
+        """Takes back the last click or line."""
+        lines = [line for line in text.splitlines() if line.strip()]
+        text = "\n".join(lines if corner is not None else lines[:-1])
+        return None, text, *self.redraw(picture, text, label)
+
+    def clear(self, picture: Picture | None) -> tuple:
+        """Takes back all boxes."""
+        return None, "", *self.redraw(picture, "", "")
+
+    def redraw(self, picture: Picture | None, text: str, label: str) -> tuple:
+        """The picture with the boxes that the text now says."""
+        try:
+            return gr.skip() if picture is None else draw(picture, text, label), ""
+        except ValueError as error:
+            return gr.skip(), _problem(error)
+
+    def run(
+        self, picture: Picture | None, text: str, label: str, name: str, per: str, threshold: float, folder: str | None
+    ) -> tuple:
+        """The masks, or a message that says what is missing."""
+        start = time.perf_counter()
+        try:
+            found = find_masks(
+                picture,
+                text,
+                self.generator(name),
+                label=label,
+                classes=self.classes if name == "lpg" else None,
+                per=per,
+                threshold=threshold,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            return _problem(error), gr.update(visible=False), *[None] * 6, folder
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix="lpg_hf_demo_")
+        png, coco = write_files(found, folder)
+        tinted, coloured, tiles = result_pictures(found)
+        empty = [str(number) for number, mask in enumerate(found.masks.masks, start=1) if mask.area == 0]
+        count = len(found.image.boxes)
+        message = f"{count} mask{'s' * (count > 1)} by {name} in {time.perf_counter() - start:.2f} s." + (
+            f" Without a pixel: box {', '.join(empty)}; try a lower threshold or another generator." if empty else ""
+        )
+        return (
+            f"<p>{html.escape(message)}</p>",
+            gr.update(visible=True),
+            tinted,
+            result_rows(found),
+            tiles,
+            coloured,
+            str(png),
+            str(coco),
+            folder,
+        )
+
+
+class _PictureField(gr.Image):
+    """A picture field whose value comes as the path of the file, whatever is in it: gradio would open it without our limits."""
+
+    is_template = True  # the browser shows it as the parent
+
+    def preprocess(self, payload):
+        return None if payload is None else payload.path
+
+
+def build_demo(
+    model: str | os.PathLike | None = None,
+    segmenter: str | os.PathLike | None = None,
+    *,
+    device: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> gr.Blocks:
+    """The page; arguments and errors as of `Page`. `.launch(**LAUNCH)` serves it."""
+    page = Page(model, segmenter, device=device, max_pixels=max_pixels)
+    hint = "" if page.classes is None else f" The model `lpg` knows these labels: {', '.join(page.classes[:40])}."
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    with gr.Blocks(title="Masks from boxes", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        picture, corner = gr.State(None), gr.State(None)
+        folder = gr.State(None, delete_callback=lambda path: path and shutil.rmtree(path, ignore_errors=True))
+        gr.Markdown(
+            "# Masks from boxes\nChoose a picture, click two opposite corners of every object's box (or write the boxes down), "
+            f"and press *Make masks*.{hint}"
+        )
+        with gr.Row():
+            with gr.Column(scale=3):
+                canvas = _PictureField(
+                    label="Picture",
+                    show_label=False,  # it would lie over a corner
+                    sources=["upload", "clipboard"],
+                    buttons=[],
+                    elem_id="picture",
+                )
+                with gr.Row():
+                    undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
+                    clear = gr.Button("Clear boxes", size="sm", min_width=80, elem_id="clear")
+            with gr.Column(scale=2):
+                label = gr.Textbox(
+                    page.classes[0] if page.classes else DEFAULT_LABEL,
+                    label="Label of the next box",
+                    max_length=MAX_LABEL,
+                    elem_id="label",
+                )
+                boxes = gr.Textbox(
+                    label="Boxes, one a line",
+                    info=f"{BOX_FORMAT} (pixels from the upper left corner; without a label, the one above)",
+                    placeholder="10 20 110 140 cat\n60 30 90 70 dog",
+                    lines=4,
+                    max_lines=12,
+                    elem_id="boxes",
+                )
+                generator = gr.Radio(page.generators, value=page.generators[0], label="Generator", elem_id="generator")
+                per = gr.Radio(
+                    list(GRANULARITIES[::-1]),
+                    value="instance",
+                    label="Granularity",
+                    info="instance: every box on its own; class: boxes of one label share their foreground",
+                    elem_id="per",
+                )
+                threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Threshold of the foreground probability")
+                run = gr.Button("Make masks", variant="primary", elem_id="run")
+        message = gr.HTML(elem_id="message")
+        with gr.Column(visible=False, elem_id="results") as results:
+            with gr.Row():
+                tinted = gr.Image(label="Masks and boxes", interactive=False, elem_id="overlay", buttons=["fullscreen"])
+                label_map = gr.Image(
+                    label="Label map", interactive=False, format="png", elem_id="label_map", buttons=["fullscreen"]
+                )
+            table = gr.Dataframe(
+                headers=["box", "score", "fill rate", "label", "x1 y1 x2 y2"],
+                datatype=["number", "number", "number", "str", "str"],
+                label="Score: mean foreground probability of the mask. Fill rate: share of the box that is mask",
+                interactive=False,
+                elem_id="table",
+            )
+            tiles = gr.Gallery(
+                label="The mask of each box", columns=4, fit_columns=False, height=340, object_fit="contain", elem_id="tiles", buttons=[]
+            )
+            with gr.Row():
+                png = gr.DownloadButton("Label map (PNG)", elem_id="png")
+                coco = gr.DownloadButton("COCO json", elem_id="coco")
+
+        edited = [corner, boxes, canvas, message]
+        replaced = [picture, corner, boxes, canvas, message, results]
+        # Shows its progress, so that nobody clicks on the browser's own copy, whose pixels may be others than `shown`'s.
+        canvas.upload(page.load, [canvas, picture, boxes, label], replaced, api_visibility="private")
+        canvas.clear(functools.partial(page.load, None), [picture, boxes, label], replaced, **private)
+        # "multiple": a click while an earlier one is under way counts too (only a third within one round trip is lost).
+        canvas.select(page.click, [picture, corner, boxes, label], edited, trigger_mode="multiple", **private)
+        undo.click(page.undo, [picture, corner, boxes, label], edited, trigger_mode="multiple", **private)
+        clear.click(page.clear, [picture], edited, **private)
+        boxes.blur(page.redraw, [picture, boxes, label], [canvas, message], **private)
+        run.click(
+            page.run,
+            [picture, boxes, label, generator, per, threshold, folder],
+            [message, results, tinted, table, tiles, label_map, png, coco, folder],
+            api_visibility="private",
+            show_progress_on=[message],
+        )
+    return demo
+
+
+def serve(
+    model: str | os.PathLike | None = None,
+    segmenter: str | os.PathLike | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    device: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Serve the page until the process is told to stop; its temporary files go with it.
+
+    Args:
+        host: "0.0.0.0" lets other machines in.
+        port: None: the first free one from 7860 on.
+        log: gets the address.
+
+    Raises:
+        OSError: the port is taken, or as of `Page`.
+        ValueError: as of `Page`.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="lpg_hf_demo_") as folder:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+        demo = build_demo(model, segmenter, device=device, max_pixels=max_pixels)
+        _, address, _ = demo.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            **LAUNCH,
+        )
+        log(f"the demo is at {address} (stop it with Ctrl-C)")
+        demo.block_thread()
+
+
+def _with_boxes(canvas: np.ndarray, image: BoxedImage, names: Sequence[str]) -> np.ndarray:
+    """The shown picture with the boxes drawn in."""
+    factors = np.array(canvas.shape[1::-1]) / image.image.shape[1::-1]
+    titles = [_shortened(name, 20) for name in names]
+    return draw_boxes(canvas, image.boxes * np.tile(factors, 2), image.labels, titles, FONT_SIZE)
+
+
+def _line(box: Sequence[float]) -> str:
+    return " ".join(f"{value:.10g}" for value in box)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _problem(error: object) -> str:
+    return f'<p role="alert" style="color: #b91c1c; font-weight: 600">{html.escape(str(error))}</p>'
