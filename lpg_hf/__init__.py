@@ -36,6 +36,7 @@ _MODULE_OF = {
     "YoloBoxes": "lpg_hf.data.builders",
     "load_boxes": "lpg_hf.data.load",
     "BoxToMaskPipeline": "lpg_hf.pipeline",
+    "bundled": "lpg_hf.bundle",
     "load_generator": "lpg_hf.generators",
     "ConfusionMatrix": "lpg_hf.metrics.mean_iou",
     "MeanIoU": "lpg_hf.metrics.mean_iou",

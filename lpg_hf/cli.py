@@ -34,7 +34,9 @@ def masks(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the masks; a run that was cut off goes on there.")],
     images: Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
-    model: Annotated[str | None, typer.Option(help="LPG stage: Hub id or folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
+    ] = None,
     generator: Annotated[str, typer.Option(help="lpg, grabcut, densecrf, box, or sam:ID.")] = "lpg",
     format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
     write: Annotated[str, typer.Option(help="What to write, with commas between: png, coco, yolo.")] = "png",
@@ -79,7 +81,7 @@ def masks(
     Exit status: 0, 1 if pictures were left out (OUT/report.json names them), 2 if nothing could be done. Under
     `accelerate launch` the processes share the pictures.
 
-    Example: `lpg-hf masks instances.json --images photos --model org/lpg-stage1 --out masks --write png,coco --overlay`
+    Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
     from lpg_hf.data.formats.records import MAX_PIXELS, Report
     from lpg_hf.data.sources import open_source
@@ -96,6 +98,8 @@ def masks(
         min_score=min_score,
         batch_size=batch_size,
     )
+    if generator == "lpg" and model is None:
+        typer.echo("no --model: using lpg-small, which comes with the package")
     found = Report()
     source = open_source(
         annotations,
@@ -395,11 +399,11 @@ def _compare(
     images: Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
     generators: Annotated[
         str | None,
-        typer.Option(
-            help="With commas: box, grabcut, densecrf, lpg, sam:ID. Default: all but SAM; lpg if there is --model."
-        ),
+        typer.Option(help="With commas: box, grabcut, densecrf, lpg, sam:ID. Default: all but SAM."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="LPG stage: Hub id or folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
+    ] = None,
     segmenter: Annotated[
         str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
     ] = None,
@@ -451,14 +455,20 @@ def _compare(
 
 @app.command("demo")
 def demo(
-    model: Annotated[str | None, typer.Option(help="LPG stage: Hub id or folder. Default: only what needs no model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: only what needs no model.")
+    ] = None,
     segmenter: Annotated[
         str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.", min=1, max=65535)] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Default: the first free one from 7860 on.", min=1, max=65535)
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Larger pictures are refused; default: 50000000.", min=1)] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger pictures are refused; default: 50000000.", min=1)
+    ] = None,
 ) -> None:
     """Show a page that makes masks of the boxes that you draw, offline. Needs the extra `demo`.
 

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from lpg_hf.assembly import assemble
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.records import BoxObject, Record, Report, fs_path
+from lpg_hf.data.formats.records import BoxObject, Record, Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation import BOX_TOLERANCE, LabelPairs, default_ignore, write_json
+from lpg_hf.files import fs_path, write_atomically
 from lpg_hf.generators import GENERATORS, load_generator
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage
-from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map, write_atomically
+from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
 from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
 from lpg_hf.visualize import draw_boxes, overlay, panel
 
@@ -54,7 +55,7 @@ class Job:
         split: the same.
         indices: pictures of the source.
         shown: those of them whose label maps are wanted for the panel.
-        model: LPG stage.
+        model: LPG stage; None: the bundled one.
         segmenter: of the LPG.
         device: None: a GPU if there is one.
         dtype: as of `load_generator`.
@@ -113,7 +114,7 @@ def compare(
 
     Args:
         job: `indices` and `shown` are chosen here.
-        generators: names as of `load_generator`; None: box, grabcut, densecrf, and lpg if there is a model.
+        generators: names as of `load_generator`; None: box, grabcut, densecrf and lpg.
         limit: at most this many pictures, evenly over the source.
         num_shown: pictures for the panel.
 
@@ -121,15 +122,13 @@ def compare(
         One row per generator, in order, and the job with the pictures that were chosen.
 
     Raises:
-        ValueError: an unknown generator or `per`, "lpg" without a model, or no picture with ground truth.
+        ValueError: an unknown generator or `per`, or no picture with ground truth.
         FileNotFoundError: annotations or ground truth that do not exist.
     """
-    names = list(generators or ["box", "grabcut", "densecrf", *(["lpg"] if job.model else [])])
+    names = list(generators or ("box", "grabcut", "densecrf", "lpg"))
     for name in names:
         if name not in GENERATORS and not (name.startswith("sam:") and len(name) > len("sam:")):
             raise ValueError(f"generator {name!r} is unknown. Choose from {', '.join(GENERATORS)}.")
-    if "lpg" in names and job.model is None:
-        raise ValueError("the generator 'lpg' needs a trained stage: pass --model ID_OR_DIR (model=... in Python).")
     if job.per not in GRANULARITIES:
         raise ValueError(f"per={job.per!r} is unknown. Choose one of {', '.join(GRANULARITIES)}.")
     source = _open(job)

@@ -17,9 +17,10 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lpg_hf.data.formats.coco import _checked_rle, _key, read_categories, segmentation_to_rle
-from lpg_hf.data.formats.records import Geometry, Report, finite_numbers, fs_path, stated_size
+from lpg_hf.data.formats.records import Geometry, Report, finite_numbers, stated_size
 from lpg_hf.data.formats.voc import read_class_list
-from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map, write_atomically
+from lpg_hf.files import fs_path, write_atomically
+from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores
 

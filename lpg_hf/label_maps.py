@@ -5,20 +5,17 @@ More than 254 classes do not fit beside the ignored value 255: such maps are uin
 
 import io
 import os
-import tempfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from .data.formats.records import fs_path
+from lpg_hf.files import fs_path, write_atomically
+
 from .labels import IGNORE_INDEX, voc_palette
 
 
 IGNORE_INDEX_16 = 65535
-# Reading the umask means setting it, which is not safe beside other threads; so once, on import.
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 
 
 def label_map_type(num_classes: int) -> tuple[type, int]:
@@ -59,25 +56,6 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray, scratch: str
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue(), scratch)
-
-
-def write_atomically(path: str | os.PathLike, content: bytes, scratch: str | os.PathLike | None = None) -> None:
-    """Write a file that is complete or absent at every moment; folders are created.
-
-    Args:
-        scratch: folder on the same disk for the unfinished file, which a killed process leaves there; None: the file's own.
-    """
-    path = Path(fs_path(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".unfinished.", dir=scratch or path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that only the owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def mask_name(file_name: str) -> str:

@@ -34,12 +34,13 @@ from tqdm import tqdm
 import lpg_hf
 from lpg_hf.assembly import ImageMasks, assemble, by_position
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.records import Record, Report, fs_path, walk_files
+from lpg_hf.data.formats.records import Record, Report, walk_files
 from lpg_hf.data.formats.yolo import write_yolo
 from lpg_hf.data.sources import Source
+from lpg_hf.files import fs_path, write_atomically
 from lpg_hf.fusion import OVERLAP_RULES
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator
-from lpg_hf.label_maps import label_map_type, mask_name, write_atomically, write_label_map
+from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.visualize import colour_index, draw_boxes, overlay
 

@@ -19,6 +19,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from lpg_hf.assembly import ImageMasks, assemble, by_position
 from lpg_hf.boxes import clip_boxes, convert_boxes
+from lpg_hf.bundle import bundled
 from lpg_hf.class_probs import SegmenterProbs
 from lpg_hf.data.examples import decode_image
 from lpg_hf.fusion import OVERLAP_RULES
@@ -242,4 +243,10 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
 
 # A second import finds the task registered already: transformers would warn.
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
-    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=BoxToMaskPipeline, pt_model=LPGModel, type="image")
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK,
+        pipeline_class=BoxToMaskPipeline,
+        pt_model=LPGModel,
+        default={"model": (str(bundled()), "main")},
+        type="image",
+    )

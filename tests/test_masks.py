@@ -450,7 +450,7 @@ def test_very_many_boxes_in_one_picture(data: Path, lpg_folder: Path):
     [
         (["--write", "png,svg"], "choose one or more of png, coco, yolo"),
         (["--generator", "mcg"], "generator 'mcg' is unknown"),
-        (["--generator", "lpg"], "needs a trained stage"),
+        (["--model", "no/such/model"], "no/such/model is no folder and no id"),
         (["--generator", "box", "--per", "image"], "per='image' is unknown"),
         (["--generator", "box", "--threshold", 1.5], "threshold=1.5 is a probability"),
         (["--generator", "box", "--overlap-rule", "top"], "overlap_rule='top' is unknown"),

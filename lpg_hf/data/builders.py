@@ -46,15 +46,8 @@ from datasets import (
 )
 
 from lpg_hf.data.formats import coco, voc, yolo
-from lpg_hf.data.formats.records import (
-    MAX_PIXELS,
-    SIZE_MISMATCH_CHOICES,
-    ImageChecks,
-    Record,
-    Report,
-    fs_path,
-    unicode_path,
-)
+from lpg_hf.data.formats.records import MAX_PIXELS, SIZE_MISMATCH_CHOICES, ImageChecks, Record, Report
+from lpg_hf.files import fs_path, unicode_path
 
 
 # Part of the cache path, which holds no hash of the code: raise it when the same files give other rows.

@@ -22,8 +22,9 @@ from pycocotools import mask as coco_mask
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import coco, voc, yolo
-from lpg_hf.data.formats.records import MAX_PIXELS, BoxObject, Record, Report, fs_path, resolve_inside
+from lpg_hf.data.formats.records import MAX_PIXELS, BoxObject, Record, Report, resolve_inside
 from lpg_hf.data.sources import Source, open_source, recognise_format
+from lpg_hf.files import fs_path
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 

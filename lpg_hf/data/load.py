@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datasets import Dataset, Image, load_dataset
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, split_name
-from lpg_hf.data.formats.records import Report, check_missing, fs_path, relative_name, resolve_inside, unicode_path
+from lpg_hf.data.formats.records import Report, check_missing, relative_name, resolve_inside
+from lpg_hf.files import fs_path, unicode_path
 
 
 logger = logging.getLogger(__name__)

@@ -35,13 +35,11 @@ from lpg_hf.data.formats.records import (
     Report,
     checked_box,
     finite_numbers,
-    fs_path,
     relative_name,
-    unicode_name,
-    unicode_path,
     walk_files,
 )
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.files import fs_path, unicode_name, unicode_path
 
 
 FORMATS = ("coco", "voc", "yolo", "dataset")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from lpg_hf.bundle import bundled
 from lpg_hf.generators.base import MaskGenerator
 
 
@@ -29,7 +30,7 @@ def load_generator(
     Args:
         name: "lpg", "grabcut", "densecrf", "box", or "sam:ID" with the Hub id or folder of a SAM, SAM 2 or HQ-SAM model. Or a
             function `(image (H, W, 3) uint8 RGB, boxes (N, 4) float32 xyxy) -> (N, H, W)` masks, bool or probabilities.
-        model: LPG stage, a Hub id or a folder; only for "lpg".
+        model: LPG stage, a Hub id or a folder; only for "lpg". None: the bundled lpg-small.
         segmenter: Hub id or folder of the segmenter whose class probability the LPG takes; only for "lpg".
         class_names: of the boxes in the order of their labels; they are looked up in the segmenter.
         batch_size: views (LPG) or boxes (SAM) per forward pass.
@@ -38,7 +39,7 @@ def load_generator(
         revision: of the Hub repository of `model`.
 
     Raises:
-        ValueError: unknown name, a setting that the generator does not have, or an LPG without `model`.
+        ValueError: unknown name, or a setting that the generator does not have.
         OSError: a folder or Hub id that does not exist.
     """
     if callable(name):
@@ -69,12 +70,10 @@ def load_generator(
         )
     if name != "lpg":
         raise ValueError(f"generator {name!r} is unknown. Choose one of {', '.join(GENERATORS)}.")
-    if model is None:
-        raise ValueError("the generator 'lpg' needs a trained stage: pass --model ID_OR_DIR (model=... in Python).")
     from lpg_hf.generators.lpg import LPGGenerator
 
     return LPGGenerator.from_pretrained(
-        model,
+        bundled() if model is None else model,
         segmenter=segmenter,
         class_names=class_names,
         batch_size=batch_size,

@@ -59,8 +59,10 @@ def write_card(folder: str | os.PathLike) -> Path:
     results = _results(known)
     task = "mask-generation" if kind == "lpg" else "image-segmentation"
 
-    # The baseline is in the table, but it is no result of this model.
-    evaluated = [(name, value, measured_on) for name, value in results if not name.startswith("box_fill")]
+    # Baselines are in the table, but they are no results of this model.
+    evaluated = [
+        (name, value, measured_on) for name, value in results if not name.startswith(("box_fill", "baseline_"))
+    ]
     evaluated += [(name, value, run.get("dataset") or "target") for name, value in _target_results(kind, known)]
 
     data = ModelCardData(

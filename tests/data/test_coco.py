@@ -166,7 +166,7 @@ def test_r_a11_rescale_takes_rle_masks_along(coco_tree):
 LOCALE_SCRIPT = """
 import sys
 from lpg_hf.data.formats.coco import read_coco, write_coco
-from lpg_hf.data.formats.records import Report, unicode_path
+from lpg_hf.data.formats.records import (Report)
 root = unicode_path(sys.argv[1])
 report = Report()
 records = list(read_coco(root + "/annotations.json", root + "/images", report=report))

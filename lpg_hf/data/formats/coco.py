@@ -30,12 +30,11 @@ from lpg_hf.data.formats.records import (
     check_missing,
     checked_box,
     finite_numbers,
-    fs_path,
     relative_name,
     resolve_inside,
     stated_size,
-    unicode_path,
 )
+from lpg_hf.files import fs_path, unicode_path
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
 

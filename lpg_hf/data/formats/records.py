@@ -17,6 +17,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from lpg_hf.files import fs_path, unicode_name
+
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Pillow's own limit for an error (twice its limit for a warning), 178,956,970 pixels.
@@ -225,22 +227,6 @@ class Report:
                 line += ", ..." if len(values) > MAX_PLACES else ""
             lines.append(f"{line}, e.g. {'; '.join(self.places[kind][:3])}")
         return "\n".join(lines)
-
-
-def fs_path(path: str | os.PathLike) -> str:
-    """A path as the operating system's calls need it: UTF-8 on the disk, whatever the locale says (a C locale says ASCII)."""
-    return os.fsdecode(os.fspath(path).encode("utf-8", "surrogateescape"))
-
-
-def unicode_path(path: str | os.PathLike) -> str:
-    """The opposite of `fs_path`: an absolute path as true Unicode text, fit for a dataset."""
-    path = os.path.abspath(fs_path(path))
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
-
-
-def unicode_name(name: str) -> str:
-    """A name that the operating system gave, as true Unicode text (see `fs_path`)."""
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Iterator[str]:

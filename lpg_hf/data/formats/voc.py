@@ -33,15 +33,13 @@ from lpg_hf.data.formats.records import (
     check_missing,
     checked_box,
     finite_numbers,
-    fs_path,
     open_image,
     relative_name,
     resolve_inside,
     stated_size,
-    unicode_name,
-    unicode_path,
     walk_files,
 )
+from lpg_hf.files import fs_path, unicode_name, unicode_path
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
 
 

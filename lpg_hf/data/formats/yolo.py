@@ -35,14 +35,12 @@ from lpg_hf.data.formats.records import (
     Report,
     check_missing,
     checked_box,
-    fs_path,
     image_size,
     relative_name,
     resolve_inside,
-    unicode_name,
-    unicode_path,
     walk_files,
 )
+from lpg_hf.files import fs_path, unicode_name, unicode_path
 
 
 IMAGES_FOLDER = "images"

@@ -1,0 +1,134 @@
+"""The bundled generator, lpg-small: its training data, and its folder in the package.
+
+    python benchmarks/lpg_small.py data ../shared/data runs/lpg_small.json
+    accelerate launch training/em.py --config training/configs/lpg_small.yaml
+    lpg-hf compare ... --model runs/lpg_small/aux/stage1/lpg --json voc.json      # and the same for COCO, and for the twins
+    python benchmarks/lpg_small.py bundle runs/lpg_small/aux/stage1/lpg --measured "VOC val_mix=voc.json" ...
+
+`data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix into one COCO
+file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of the picture, which training
+leaves out.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from lpg_hf import LPGImageProcessor, LPGModel
+from lpg_hf.boxes import box_slices
+from lpg_hf.data.formats.voc import read_voc
+from lpg_hf.hub import write_card
+from lpg_hf.labels import COCO_CLASSES, IGNORE_INDEX, VOC_CLASSES
+
+
+COCO_NAME_OF_VOC = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+BUNDLE = Path(__file__).parents[1] / "lpg_hf" / "weights" / "lpg-small"
+
+
+def joined(root: Path) -> dict:
+    """COCO content of both training parts; file names are relative to `root`."""
+    coco = json.loads((root / "coco/instances.json").read_text(encoding="utf-8"))
+    part = json.loads((root / "coco/instances_nonvoc_train.json").read_text(encoding="utf-8"))
+    train = {image["id"] for image in part["images"]}
+    images = [image | {"file_name": f"coco/images/{image['file_name']}"} for image in coco["images"]]
+    images = [image for image in images if image["id"] in train]
+    annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] in train]
+    next_image = max(image["id"] for image in coco["images"]) + 1
+    next_id = max(annotation["id"] for annotation in coco["annotations"]) + 1
+    id_of_name = {name: category_id for category_id, name in COCO_CLASSES}
+    for number, record in enumerate(read_voc(root / "voc", "train_mix", masks=True)):
+        with Image.open(record.mask_path) as picture:
+            labels = np.array(picture)
+        image_id, regions = next_image + number, []
+        for item in record.objects:
+            mask = np.zeros(labels.shape, dtype=bool)
+            inside = box_slices(item.box, *labels.shape)
+            mask[inside] = labels[inside] == item.category + 1
+            regions.append((item.category, item.box, mask, 0))
+        void = labels == IGNORE_INDEX
+        for category in sorted({category for category, _, mask, _ in regions if mask.any()}):
+            regions.append((category, (0, 0, record.width, record.height), void, 1))
+        size = {"width": record.width, "height": record.height}
+        images.append({"id": image_id, "file_name": f"voc/JPEGImages/{record.file_name}"} | size)
+        for category, (x1, y1, x2, y2), mask, iscrowd in regions:
+            if not mask.any():
+                continue
+            name = VOC_CLASSES[category]
+            rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            annotations.append(
+                {
+                    "id": next_id,
+                    "image_id": image_id,
+                    "category_id": id_of_name[COCO_NAME_OF_VOC.get(name, name)],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": int(mask.sum()),
+                    "iscrowd": iscrowd,
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                }
+            )
+            next_id += 1
+    categories = [{"id": category_id, "name": name} for category_id, name in COCO_CLASSES]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def bundle(stage: Path, measured: dict[str, Path], twins: dict[str, Path], out: Path) -> None:
+    """Save a stage as fp16 with a card; its numbers are those of `lpg-hf compare --json` files.
+
+    Args:
+        measured: what was measured on -> file.
+        twins: the same of generators that have not seen the classes they were measured on.
+    """
+    LPGModel.from_pretrained(stage, dtype=torch.float16).save_pretrained(out)
+    LPGImageProcessor.from_pretrained(stage).save_pretrained(out)
+    metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
+    metrics["dataset"] = "COCO train (481 photographs) and VOC train_mix (2,877 photographs)"
+    metrics["measured_on"] = " and ".join(measured)
+    for key in ("foreground_iou", "mean_box_iou"):
+        for where, file in measured.items():
+            for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
+                name = key if row["generator"] == "lpg" else f"baseline_{row['generator']}_{key}"
+                metrics.setdefault(name, {})[where] = round(row["scores"][key], 4)
+        for where, file in twins.items():
+            rows = {row["generator"]: row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
+            metrics.setdefault(f"baseline_unseen_classes_twin_{key}", {})[where] = round(rows["lpg"]["scores"][key], 4)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(out)
+
+
+def _named_files(values: list[str]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in (value.split("=", 1) for value in values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", help="write the joined COCO file")
+    data.add_argument("root", type=Path, help="folder with coco/ and voc/")
+    data.add_argument("out", type=Path, help="the new json file")
+    pack = commands.add_parser("bundle", help="write the folder in the package")
+    pack.add_argument("stage", type=Path)
+    pack.add_argument("--measured", action="append", default=[], metavar="NAME=FILE")
+    pack.add_argument("--twin", action="append", default=[], metavar="NAME=FILE")
+    pack.add_argument("--out", type=Path, default=BUNDLE)
+    arguments = parser.parse_args()
+    if arguments.command == "data":
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(joined(arguments.root)), encoding="utf-8")
+    else:
+        bundle(arguments.stage, _named_files(arguments.measured), _named_files(arguments.twin), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

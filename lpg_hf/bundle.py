@@ -1,0 +1,20 @@
+"""Generators that come with the package, so that the first call needs no download."""
+
+from pathlib import Path
+
+
+BUNDLED = ("lpg-small",)
+
+
+def bundled(name: str = "lpg-small") -> Path:
+    """The folder of a bundled generator, for every place that takes a stage folder.
+
+    Args:
+        name: "lpg-small": 3.1 M parameters, a window per box, no segmenter needed; its card is README.md in the folder.
+
+    Raises:
+        ValueError: there is no such generator.
+    """
+    if name not in BUNDLED:
+        raise ValueError(f"no generator {name!r} comes with the package. There is: {', '.join(BUNDLED)}.")
+    return Path(__file__).parent / "weights" / name
