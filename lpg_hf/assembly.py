@@ -7,8 +7,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices
+from lpg_hf.data.formats.records import Record
 from lpg_hf.fusion import fuse_classes
-from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class ImageMasks:
     label_map: np.ndarray
 
 
+def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
+    """A picture, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are no objects."""
+    objects = [item for item in record.objects if not item.iscrowd]
+    return BoxedImage(
+        image,
+        np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4),
+        np.array([item.category + 1 for item in objects], dtype=np.int64),
+    )
+
+
 def assemble(
     image: BoxedImage,
     patches: Iterable[Patch],
@@ -70,8 +81,7 @@ def assemble(
     Raises:
         ValueError: unknown `per` or `overlap_rule`.
     """
-    if per not in GRANULARITIES:
-        raise ValueError(f"per={per!r} is unknown. Choose one of {', '.join(GRANULARITIES)}.")
+    check_choice("per", per, GRANULARITIES)
     height, width = image.image.shape[:2]
     classes = list(dict.fromkeys(image.labels.tolist()))
     position = {label: k for k, label in enumerate(classes)}

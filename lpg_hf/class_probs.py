@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from lpg_hf.hub import fetch_stage
+
 
 CLASS_PROB_STRIDE = 8  # pixels per stored probability
 
@@ -66,14 +68,11 @@ class SegmenterProbs:
 
         Raises:
             OSError: neither exists.
+            ValueError: it is an LPG, or does not know one of the classes.
         """
-        text = os.fspath(source)
-        if not os.path.isdir(text) and (text[:1] in "./~" or text.count("/") > 1):  # no Hub id, so ask no Hub
-            raise FileNotFoundError(
-                f"the segmenter folder {text} does not exist; pass a folder or a Hub id (org/name)."
-            )
-        model = AutoModelForSemanticSegmentation.from_pretrained(source, dtype=dtype)
-        return cls(model, AutoImageProcessor.from_pretrained(source), class_names, device)
+        folder = fetch_stage(source, kind="segmenter")
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype)
+        return cls(model, AutoImageProcessor.from_pretrained(folder), class_names, device)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[dict[int, np.ndarray]]:

@@ -3,6 +3,7 @@
 Everything heavy is imported inside the commands, so that `lpg-hf --help` answers at once.
 """
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def _root() -> None:
 def masks(
     annotations: Annotated[
         str,
-        typer.Argument(help="COCO json, VOC folder, YOLO folder or data.yaml, or a data set of the Hub or a folder."),
+        typer.Argument(
+            help="COCO json, VOC folder or xml, YOLO folder or data.yaml, or a data set of the Hub or a folder."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the masks; a run that was cut off goes on there.")],
     images: Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
@@ -64,9 +67,13 @@ def masks(
     size_mismatch: Annotated[
         str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
     ] = "skip",
-    max_pixels: Annotated[int | None, typer.Option(help="Larger pictures are left out; default: 178956970.")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures, views and boxes that a forward pass may combine.")] = 8,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode and write; default: one per core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that decode and write; default: one per core, at most 8.", min=1)
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware has it.")
@@ -86,7 +93,7 @@ def masks(
     from lpg_hf.data.formats.records import MAX_PIXELS, Report
     from lpg_hf.data.sources import open_source
     from lpg_hf.generators import load_generator
-    from lpg_hf.masks import MaskSettings, write_masks
+    from lpg_hf.masks import MaskSettings, left_out, write_masks
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
     settings = MaskSettings(
@@ -135,13 +142,13 @@ def masks(
     if report is not None:
         typer.echo(report.summary())
         typer.echo(f"written to {out}")
-        raise typer.Exit(1 if report.images < len(source) else 0)
+        raise typer.Exit(1 if left_out(report) else 0)
 
 
 @app.command("check")
 def check(
     annotations: Annotated[
-        str, typer.Argument(help="COCO json, VOC or YOLO folder, data.yaml, exported folder or Hub id.")
+        str, typer.Argument(help="COCO json, VOC folder or xml, YOLO folder, data.yaml, exported folder or Hub id.")
     ],
     images: Annotated[str | None, typer.Option(help="Folder of the pictures, if it is not the usual one.")] = None,
     format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
@@ -149,16 +156,22 @@ def check(
     masks: Annotated[bool, typer.Option("--masks", help="Check the masks too.")] = False,
     decode: Annotated[bool, typer.Option(help="Decode every picture, or read headers only.")] = True,
     zero_based: Annotated[bool, typer.Option("--zero-based", help="VOC corners are 0-based, end exclusive.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger pictures are counted, not decoded; default: 178956970.", min=1)
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.", min=1)] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the report to this file.")] = None,
 ) -> None:
     """Look at every picture and object of a data set, and count what is wrong.
+
+    Where pictures do not exist, the annotations are checked all the same, boxes against the stated sizes.
 
     Exit status: 0 nothing to look after, 1 problems found, 2 cannot be read at all.
 
     Example: `lpg-hf check instances.json --images photos --masks --json report.json`
     """
     from lpg_hf.data.check import check_source
+    from lpg_hf.data.formats.records import MAX_PIXELS
 
     checked = check_source(
         annotations,
@@ -168,6 +181,7 @@ def check(
         masks=masks,
         decode=decode,
         zero_based=zero_based,
+        max_pixels=max_pixels or MAX_PIXELS,
         num_workers=workers,
         progress=sys.stderr.isatty(),
     )
@@ -187,6 +201,9 @@ def convert_labels(
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
     masks: Annotated[bool, typer.Option(help="Write the masks that there are.")] = True,
     zero_based: Annotated[bool, typer.Option("--zero-based", help="VOC corners are 0-based, end exclusive.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)
+    ] = None,
 ) -> None:
     """Write labels in another format, and say what it cannot hold. Pictures are not copied.
 
@@ -195,9 +212,18 @@ def convert_labels(
     Example: `lpg-hf convert-labels instances.json labels_yolo --to yolo --images photos`
     """
     from lpg_hf.data.convert import convert_labels as convert_all
+    from lpg_hf.data.formats.records import MAX_PIXELS
 
     done = convert_all(
-        annotations, out, to, format=format, images=images, split=split, masks=masks, zero_based=zero_based
+        annotations,
+        out,
+        to,
+        format=format,
+        images=images,
+        split=split,
+        masks=masks,
+        zero_based=zero_based,
+        max_pixels=max_pixels or MAX_PIXELS,
     )
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)
@@ -243,35 +269,87 @@ def pull(
     pull_run(run_id, out, revision, log=typer.echo)
 
 
+_Format = Annotated[str, typer.Option(help="coco, voc or yolo.")]
+_Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
+_Annotations = Annotated[
+    list[str] | None,
+    typer.Option(help="COCO: json file, one for each --split. VOC: other folder of xml files. YOLO: data.yaml."),
+]
+_Images = Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")]
+_Splits = Annotated[list[str] | None, typer.Option(help="Name of a split; may be repeated. Default: train.")]
+_Classes = Annotated[
+    str | None, typer.Option(help="COCO: nonvoc60, voc20, all80. Every format: all, or names with commas between.")
+]
+_Masks = Annotated[bool, typer.Option("--masks", help="Write the masks too.")]
+_WithImages = Annotated[
+    bool, typer.Option("--with-images", help="Embed the picture files. Publish them only if their licences allow it.")
+]
+_KeepEmpty = Annotated[bool, typer.Option("--keep-empty", help="Keep pictures without an object of the classes.")]
+_AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without pictures that do not exist.")]
+_NumProc = Annotated[int, typer.Option(help="Processes that check the pictures.", min=1)]
+_Title = Annotated[str | None, typer.Option(help="Title of the card. Default: the name of folder or repository.")]
+
+
+@app.command("export-data")
+def export_data(
+    out: Annotated[Path, typer.Argument(help="New folder; it must not exist, or be empty.")],
+    format: _Format,
+    root: _Root = None,
+    annotations: _Annotations = None,
+    images: _Images = None,
+    split: _Splits = None,
+    classes: _Classes = None,
+    masks: _Masks = False,
+    with_images: _WithImages = False,
+    keep_empty: _KeepEmpty = False,
+    allow_missing: _AllowMissing = False,
+    num_proc: _NumProc = 1,
+    title: _Title = None,
+) -> None:
+    """Write annotations as Parquet files with a card, which `load_dataset` reads without this package.
+
+    Example: `lpg-hf export-data voc_boxes --format voc --root VOC2012 --split train --split val --masks`
+    """
+    from lpg_hf.data.export import write_dataset
+
+    num_rows = write_dataset(
+        out,
+        format,
+        root=root,
+        annotations=annotations,
+        images=images,
+        splits=split,
+        classes=classes,
+        masks=masks,
+        with_images=with_images,
+        keep_empty=keep_empty,
+        allow_missing=allow_missing,
+        num_proc=num_proc,
+        title=title,
+    )
+    typer.echo(f"wrote {num_rows} rows to {out}")
+
+
 @app.command("push-data")
 def push_data(
     repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The data set on the Hub.")],
-    format: Annotated[str, typer.Option(help="coco or voc.")],
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
-    annotations: Annotated[
-        list[str] | None, typer.Option(help="COCO: json file, one for each --split. VOC: other folder of xml files.")
-    ] = None,
-    images: Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Name of a split; may be repeated. Default: train.")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="COCO: nonvoc60, voc20, all80. Both: all, or names with commas between.")
-    ] = None,
-    masks: Annotated[bool, typer.Option("--masks", help="Push the masks too.")] = False,
-    with_images: Annotated[
-        bool, typer.Option("--with-images", help="Push the picture files too; only if their licences allow it.")
-    ] = False,
-    keep_empty: Annotated[
-        bool, typer.Option("--keep-empty", help="Keep pictures without an object of the classes.")
-    ] = False,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Go on without pictures that do not exist.")
-    ] = False,
-    title: Annotated[str | None, typer.Option(help="Title of the card. Default: NAME.")] = None,
+    format: _Format,
+    root: _Root = None,
+    annotations: _Annotations = None,
+    images: _Images = None,
+    split: _Splits = None,
+    classes: _Classes = None,
+    masks: _Masks = False,
+    with_images: _WithImages = False,
+    keep_empty: _KeepEmpty = False,
+    allow_missing: _AllowMissing = False,
+    num_proc: _NumProc = 1,
+    title: _Title = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing, and list what would be sent.")] = False,
 ) -> None:
-    """Push COCO or VOC annotations as a Parquet data set with a card, which `load_dataset` reads without this package.
+    """Push COCO, VOC or YOLO annotations as the data set that `lpg-hf export-data` writes.
 
     Example: `lpg-hf push-data my-name/voc-boxes --format voc --root VOC2012 --split train --split val --masks`
     """
@@ -289,6 +367,7 @@ def push_data(
         with_images=with_images,
         keep_empty=keep_empty,
         allow_missing=allow_missing,
+        num_proc=num_proc,
         title=title,
         private=private,
         revision=revision,
@@ -456,7 +535,7 @@ def _compare(
 @app.command("demo")
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: only what needs no model.")
+        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
     ] = None,
     segmenter: Annotated[
         str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
@@ -472,7 +551,7 @@ def demo(
 ) -> None:
     """Show a page that makes masks of the boxes that you draw, offline. Needs the extra `demo`.
 
-    Example: `lpg-hf demo --model runs/demo/aux/stage1/lpg`
+    Example: `lpg-hf demo --model org/lpg-stage1`
     """
     from lpg_hf.demo import MAX_PIXELS, serve
 
@@ -489,6 +568,9 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; a user's mistake becomes one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A file name may hold bytes, or letters that the terminal lacks.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except (OSError, ValueError, ImportError) as error:

@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lpg_hf.assembly import assemble
+from lpg_hf.assembly import assemble, boxed_image
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats.records import BoxObject, Record, Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation import BOX_TOLERANCE, LabelPairs, default_ignore, write_json
 from lpg_hf.files import fs_path, write_atomically
 from lpg_hf.generators import GENERATORS, load_generator
-from lpg_hf.generators.base import GRANULARITIES, BoxedImage
+from lpg_hf.generators.base import GRANULARITIES, check_choice
 from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
+from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
-from lpg_hf.visualize import draw_boxes, overlay, panel
+from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
 
 
 COLUMNS = {
@@ -107,7 +108,7 @@ class Row:
 def compare(
     job: Job, generators: Sequence[str] | None = None, *, limit: int | None = None, num_shown: int = 6
 ) -> tuple[list[Row], Job]:
-    """Measure some generators on the pictures that have ground truth.
+    """Measure some generators on the pictures that have ground truth; a script that calls it needs `if __name__ == "__main__"`.
 
     A box's truth is its object's mask or, of a label map, the pixels of its class inside the box. The time is that from the
     decoded picture to its masks, one picture at a time, without loading the model. Memory is the peak of the process.
@@ -129,8 +130,7 @@ def compare(
     for name in names:
         if name not in GENERATORS and not (name.startswith("sam:") and len(name) > len("sam:")):
             raise ValueError(f"generator {name!r} is unknown. Choose from {', '.join(GENERATORS)}.")
-    if job.per not in GRANULARITIES:
-        raise ValueError(f"per={job.per!r} is unknown. Choose one of {', '.join(GRANULARITIES)}.")
+    check_choice("per", job.per, GRANULARITIES)
     source = _open(job)
     truth = open_truth(job, source)
     with_truth = [index for index, name in enumerate(source.file_names) if truth.has(name)]
@@ -147,8 +147,9 @@ def compare(
         with ProcessPoolExecutor(1, mp_context=context) as process:
             try:
                 rows.append(process.submit(measure, chosen, name).result())
-            except (ImportError, OSError, ValueError, RuntimeError, MemoryError) as error:  # or the process was killed
-                rows.append(Row(name, error=str(error).splitlines()[0] if str(error) else type(error).__name__))
+            except Exception as error:  # whatever a generator or its library raises, or the end of its process
+                reason = str(error).splitlines()[0] if str(error) else ""
+                rows.append(Row(name, error=": ".join(filter(None, (type(error).__name__, reason)))))
     return rows, chosen
 
 
@@ -204,16 +205,6 @@ def measure(job: Job, name: str) -> Row:
         "peak_gpu_memory_mb": peak_gpu_memory_mb(),
     }
     return row
-
-
-def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
-    """A picture with the boxes of its single objects; crowd regions are no objects."""
-    objects = [item for item in record.objects if not item.iscrowd]
-    return BoxedImage(
-        image,
-        np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4),
-        np.array([item.category + 1 for item in objects], dtype=np.int64),
-    )
 
 
 def peak_memory_mb() -> float | None:
@@ -323,7 +314,8 @@ class CocoTruth:
         self.report = Report()
         self.source = open_source(path, images, format="coco", masks=True, report=self.report)
         self.index = {name: index for index, name in enumerate(self.source.file_names)}
-        self.target = source
+        self.names = [name for _, name in self.source.classes]
+        self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
 
     def has(self, file_name: str) -> bool:
         return file_name in self.index
@@ -336,9 +328,7 @@ class CocoTruth:
         true = self.source.record(self.index[record.file_name], self.report)
         if true is None or (true.height, true.width) != (record.height, record.width):
             raise ValueError(f"{record.file_name} in {self.source.path} cannot be used or has another size")
-        # Classes that no list names are appended while records are made, so names are looked up here.
-        label_of = {name: label for label, (_, name) in enumerate(self.target.classes, start=1)}
-        names = [name for _, name in self.source.classes]
+        names, label_of = self.names, self.label_of
         objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
         single = [pair for pair in objects if not pair[0].iscrowd]
         return PictureTruth(_painted(objects, true.height, true.width), IGNORE_INDEX_16, single)
@@ -418,10 +408,10 @@ def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
         record = source.record(index, report)
         image = boxed_image(source.image(record), record)
         true = truth.of(record)
-        colours = np.where(true.label_map == true.ignored, 255, true.label_map % 255)
+        colours = np.where(true.label_map == true.ignored, IGNORE_INDEX, colour_index(true.label_map))
         lines.append(
-            [draw_boxes(image.image, image.boxes, (image.labels - 1) % 254 + 1), overlay(image.image, colours)]
-            + [overlay(image.image, row.label_maps[index] % 255) for row in ran]
+            [draw_boxes(image.image, image.boxes, image.labels), overlay(image.image, colours)]
+            + [overlay(image.image, colour_index(row.label_maps[index])) for row in ran]
         )
     figure = panel(["boxes", "ground truth", *(row.generator for row in ran)], lines)
     path = Path(fs_path(out), "panel.jpg")

@@ -24,6 +24,7 @@ from PIL import Image
 
 from lpg_hf.assembly import ImageMasks, assemble
 from lpg_hf.boxes import box_slices
+from lpg_hf.bundle import bundled
 from lpg_hf.data.examples import decode_image
 from lpg_hf.data.formats.coco import write_coco
 from lpg_hf.data.formats.records import BoxObject, Record
@@ -116,7 +117,9 @@ def parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[f
             raise ValueError(f"The label in line {number} has {len(own)} characters; at most {MAX_LABEL} are allowed.")
         found.append((number, [float(value) for value in corners], own))
     if len(found) > MAX_BOXES:
-        raise ValueError(f"{len(found)} boxes are more than the {MAX_BOXES} of this page; lpg-hf masks takes any number.")
+        raise ValueError(
+            f"{len(found)} boxes are more than the {MAX_BOXES} of this page; lpg-hf masks takes any number."
+        )
     return found
 
 
@@ -153,7 +156,9 @@ def boxed_image(
                 f"The segmenter knows no class {label!r} (line {number}). Its classes are: {', '.join(names[:40])}."
             )
         labels.append(label_of[key])
-    return BoxedImage(picture.pixels, *checked_boxes([box for _, box, _ in boxes], labels, "xyxy", height, width)), names
+    return BoxedImage(
+        picture.pixels, *checked_boxes([box for _, box, _ in boxes], labels, "xyxy", height, width)
+    ), names
 
 
 def box_of_clicks(picture: Picture, first: Sequence[int], second: Sequence[int]) -> list[float]:
@@ -235,7 +240,9 @@ def result_pictures(found: Found) -> tuple[np.ndarray, np.ndarray, list[tuple[np
     label_map = np.asarray(shown(colour_index(found.masks.label_map).astype(np.uint8), smooth=False))
     tinted = _with_boxes(overlay(picture, label_map), found.image, found.names)
     tiles = []
-    for number, (box, label, mask) in enumerate(zip(found.image.boxes, found.image.labels, found.masks.masks), start=1):
+    for number, (box, label, mask) in enumerate(
+        zip(found.image.boxes, found.image.labels, found.masks.masks), start=1
+    ):
         window = box_slices(box, *found.image.image.shape[:2])
         part = mask.decode()[window] * colour_index(label).astype(np.uint8)
         tile = overlay(
@@ -285,7 +292,7 @@ class Page:
     """What the parts of the page do; one for all visitors. What belongs to a visitor comes in and goes out.
 
     Args:
-        model: LPG stage, a Hub id or a folder; None: the page offers the generators that need none.
+        model: LPG stage, a Hub id or a folder; None: the bundled one, if the package has it.
         segmenter: Hub id or folder, for an LPG that uses its class probability. Labels are then its class names.
         device: see `load_generator`.
         max_pixels: a larger picture is refused.
@@ -309,6 +316,8 @@ class Page:
     ):
         if segmenter is not None and model is None:
             raise ValueError(f"the segmenter {segmenter} is for an LPG: pass --model ID_OR_DIR (model=...) too.")
+        if model is None and bundled().is_dir():
+            model = bundled()
         self.max_pixels = max_pixels
         self.generators = ["grabcut", "box"]
         self.classes: list[str] | None = None
@@ -344,30 +353,21 @@ class Page:
             except (OSError, ValueError) as error:
                 reason = str(error).replace(path, Path(path).name)
                 message = _problem(f"This picture cannot be used: {reason}.")
-        try:
-            canvas = None if picture is None else draw(picture, text, label)
-        except ValueError as error:
-            canvas, message = np.asarray(shown(picture.pixels)), _problem(error)
-        return picture, None, text, canvas, message, gr.update(visible=False)
+        return picture, None, text, *self.redraw(picture, text, label), message, gr.update(visible=False)
 
     def click(
         self, picture: Picture | None, corner: list[int] | None, text: str, label: str, event: gr.SelectData
     ) -> tuple:
-        """The first corner of a box is remembered; the second writes a line."""
-        try:
-            if picture is None:
-                return corner, text, gr.skip(), ""
-            draw(picture, text, label)  # refuses the click while a line is wrong
-            if corner is None:
-                corner = list(event.index)
-            else:
-                line = _line(box_of_clicks(picture, corner, event.index))
-                own = " ".join(label.split())
-                text = "\n".join([*filter(str.strip, text.splitlines()), f"{line} {own}".strip()])
-                corner = None
-            return corner, text, draw(picture, text, label, corner), ""
-        except ValueError as error:
-            return None, text, gr.skip(), _problem(error)
+        """The first corner of a box is remembered; the second writes a line. While a line is wrong, neither."""
+        canvas, hint = self.redraw(picture, text, label)
+        if picture is None or hint:
+            return None, text, canvas, hint
+        if corner is None:
+            corner = list(event.index)
+        else:
+            line = f"{_line(box_of_clicks(picture, corner, event.index))} {' '.join(label.split())}".strip()
+            corner, text = None, "\n".join([*filter(str.strip, text.splitlines()), line])
+        return corner, text, *self.redraw(picture, text, label, corner)
 
     def undo(self, picture: Picture | None, corner: list[int] | None, text: str, label: str) -> tuple:
         """Takes back the last click or line."""
@@ -379,12 +379,16 @@ class Page:
         """Takes back all boxes."""
         return None, "", *self.redraw(picture, "", "")
 
-    def redraw(self, picture: Picture | None, text: str, label: str) -> tuple:
-        """The picture with the boxes that the text now says."""
+    def redraw(
+        self, picture: Picture | None, text: str, label: str, corner: Sequence[int] | None = None
+    ) -> tuple[np.ndarray | None, str]:
+        """The picture with the boxes that the text says, or without them and a hint what is wrong with the text."""
+        if picture is None:
+            return None, ""
         try:
-            return gr.skip() if picture is None else draw(picture, text, label), ""
+            return draw(picture, text, label, corner), ""
         except ValueError as error:
-            return gr.skip(), _problem(error)
+            return np.asarray(shown(picture.pixels)), _problem(error)
 
     def run(
         self, picture: Picture | None, text: str, label: str, name: str, per: str, threshold: float, folder: str | None
@@ -426,15 +430,6 @@ class Page:
         )
 
 
-class _PictureField(gr.Image):
-    """A picture field whose value comes as the path of the file, whatever is in it: gradio would open it without our limits."""
-
-    is_template = True  # the browser shows it as the parent
-
-    def preprocess(self, payload):
-        return None if payload is None else payload.path
-
-
 def build_demo(
     model: str | os.PathLike | None = None,
     segmenter: str | os.PathLike | None = None,
@@ -455,13 +450,16 @@ def build_demo(
         )
         with gr.Row():
             with gr.Column(scale=3):
-                canvas = _PictureField(
+                canvas = gr.Image(
                     label="Picture",
                     show_label=False,  # it would lie over a corner
                     sources=["upload", "clipboard"],
                     buttons=[],
                     elem_id="picture",
                 )
+                # gradio would open the file without our limits and messages; `load` takes its path, whatever is in it.
+                # An update of its properties (gr.update, gr.skip) would make gradio build the field anew, without this.
+                canvas.preprocess = _path_of
                 with gr.Row():
                     undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
                     clear = gr.Button("Clear boxes", size="sm", min_width=80, elem_id="clear")
@@ -480,6 +478,8 @@ def build_demo(
                     max_lines=12,
                     elem_id="boxes",
                 )
+                # Beside `message`, because leaving the text for the button draws and runs at the same time.
+                hint = gr.HTML(elem_id="hint", padding=False)
                 generator = gr.Radio(page.generators, value=page.generators[0], label="Generator", elem_id="generator")
                 per = gr.Radio(
                     list(GRANULARITIES[::-1]),
@@ -493,7 +493,9 @@ def build_demo(
         message = gr.HTML(elem_id="message")
         with gr.Column(visible=False, elem_id="results") as results:
             with gr.Row():
-                tinted = gr.Image(label="Masks and boxes", interactive=False, elem_id="overlay", buttons=["fullscreen"])
+                tinted = gr.Image(
+                    label="Masks and boxes", interactive=False, elem_id="overlay", buttons=["fullscreen"]
+                )
                 label_map = gr.Image(
                     label="Label map", interactive=False, format="png", elem_id="label_map", buttons=["fullscreen"]
                 )
@@ -505,14 +507,21 @@ def build_demo(
                 elem_id="table",
             )
             tiles = gr.Gallery(
-                label="The mask of each box", columns=4, fit_columns=False, height=340, object_fit="contain", elem_id="tiles", buttons=[]
+                label="The mask of each box",
+                columns=4,
+                fit_columns=False,
+                height=340,
+                object_fit="contain",
+                show_label=False,  # it would lie over the first
+                elem_id="tiles",
+                buttons=[],
             )
             with gr.Row():
                 png = gr.DownloadButton("Label map (PNG)", elem_id="png")
                 coco = gr.DownloadButton("COCO json", elem_id="coco")
 
-        edited = [corner, boxes, canvas, message]
-        replaced = [picture, corner, boxes, canvas, message, results]
+        edited = [corner, boxes, canvas, hint]
+        replaced = [picture, corner, boxes, canvas, hint, message, results]
         # Shows its progress, so that nobody clicks on the browser's own copy, whose pixels may be others than `shown`'s.
         canvas.upload(page.load, [canvas, picture, boxes, label], replaced, api_visibility="private")
         canvas.clear(functools.partial(page.load, None), [picture, boxes, label], replaced, **private)
@@ -520,7 +529,7 @@ def build_demo(
         canvas.select(page.click, [picture, corner, boxes, label], edited, trigger_mode="multiple", **private)
         undo.click(page.undo, [picture, corner, boxes, label], edited, trigger_mode="multiple", **private)
         clear.click(page.clear, [picture], edited, **private)
-        boxes.blur(page.redraw, [picture, boxes, label], [canvas, message], **private)
+        boxes.blur(page.redraw, [picture, boxes, label], [canvas, hint], **private)
         run.click(
             page.run,
             [picture, boxes, label, generator, per, threshold, folder],
@@ -556,16 +565,20 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="lpg_hf_demo_") as folder:
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
         demo = build_demo(model, segmenter, device=device, max_pixels=max_pixels)
-        _, address, _ = demo.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            **LAUNCH,
-        )
+        try:
+            _, address, _ = demo.launch(
+                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, **LAUNCH
+            )
+        except OSError as error:
+            if "empty port" not in str(error):
+                raise
+            raise OSError(f"no free port: {port or 'all from 7860 on'} is taken. Choose one with --port.") from None
         log(f"the demo is at {address} (stop it with Ctrl-C)")
         demo.block_thread()
+
+
+def _path_of(payload: "gr.components.image.ImageData | None") -> str | None:
+    return None if payload is None else payload.path
 
 
 def _with_boxes(canvas: np.ndarray, image: BoxedImage, names: Sequence[str]) -> np.ndarray:

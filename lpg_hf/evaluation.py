@@ -3,7 +3,6 @@
 Nothing is left out in silence: what has no partner is counted and named, and so is every file or mask that cannot be used.
 """
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,10 +15,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from lpg_hf.data.formats.coco import _checked_rle, _key, read_categories, segmentation_to_rle
+from lpg_hf.data.formats.coco import id_text, read_categories, read_json
 from lpg_hf.data.formats.records import Geometry, Report, finite_numbers, stated_size
+from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.voc import read_class_list
-from lpg_hf.files import fs_path, write_atomically
+from lpg_hf.files import fs_path, json_text, write_atomically
 from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores
@@ -161,7 +161,7 @@ def class_list(classes: str | os.PathLike | Sequence[str] | None) -> list[str] |
 
 def write_json(path: str | os.PathLike, content: dict) -> None:
     """Write a json file that is complete or absent; folders are created."""
-    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+    write_atomically(path, (json_text(content, indent=2) + "\n").encode("utf-8"))
 
 
 def map_in_threads(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:
@@ -424,12 +424,7 @@ def evaluate_coco(
 
 def _read_coco_json(path: str | os.PathLike) -> dict | list:
     """A whole COCO file, or the bare list of results that COCO's own tools write."""
-    try:
-        content = json.loads(Path(fs_path(path)).read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not valid json: {error}. Pass a COCO file, or two folders of label maps."
-        ) from error
+    content = read_json(path, bare_list=True)
     annotations = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(annotations, list):
         raise ValueError(f'{path} is not a COCO annotation file: it has no list "annotations".')
@@ -449,7 +444,7 @@ def _read_instances(path: str | os.PathLike, content: dict, names: dict[str, str
     """Images are known by their file names where the file has them, so that files with other ids meet."""
     images, sizes = {}, {}
     for image in content.get("images") or []:
-        key = _key(image.get("id")) if isinstance(image, dict) else None
+        key = id_text(image.get("id")) if isinstance(image, dict) else None
         if key is not None:
             images[key] = str(image.get("file_name") or key).replace("\\", "/")
             size = stated_size(image.get("height"), image.get("width"))
@@ -462,10 +457,10 @@ def _read_instances(path: str | os.PathLike, content: dict, names: dict[str, str
         if annotation.get("iscrowd") in (1, True, "1"):
             num_crowd += 1
             continue
-        image, category = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+        image, category = id_text(annotation.get("image_id")), id_text(annotation.get("category_id"))
         instances.append(
             _Instance(
-                _key(annotation.get("id")),
+                id_text(annotation.get("id")),
                 images.get(image, str(image)),
                 names.get(category, str(category)),
                 finite_numbers(annotation.get("bbox"), 4),
@@ -487,11 +482,17 @@ def _match(predicted: list[_Instance], true: list[_Instance]) -> tuple[list[tupl
     for key in here.keys() & there.keys():
         boxes, targets = (np.array([instance.box for instance in group[key]]) for group in (here, there))
         corners = [np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1) for array in (boxes, targets)]
-        distance = np.abs(corners[0][:, None] - corners[1][None]).max(axis=2)
-        while distance.size and distance.min() <= BOX_TOLERANCE:
-            i, j = np.unravel_index(distance.argmin(), distance.shape)
-            pairs.append((here[key][i], there[key][j]))
-            distance[i], distance[:, j] = np.inf, np.inf
+        distance = np.zeros((len(boxes), len(targets)))
+        for side in range(4):
+            np.maximum(distance, np.abs(np.subtract.outer(corners[0][:, side], corners[1][:, side])), out=distance)
+        close_here, close_there = np.nonzero(distance <= BOX_TOLERANCE)
+        free_here, free_there = set(range(len(boxes))), set(range(len(targets)))
+        for number in np.argsort(distance[close_here, close_there], kind="stable"):
+            i, j = int(close_here[number]), int(close_there[number])
+            if i in free_here and j in free_there:
+                pairs.append((here[key][i], there[key][j]))
+                free_here.remove(i)
+                free_there.remove(j)
     order = {id(instance): i for i, instance in enumerate(true)}
     return sorted(pairs, key=lambda pair: order[id(pair[1])]), "image and box (the annotation ids differ)"
 
@@ -516,7 +517,7 @@ def _mask_of(
         ValueError: no mask that can be used, or one of another size.
     """
     segmentation = instance.content.get("segmentation")
-    own = _checked_rle(segmentation) if isinstance(segmentation, dict) else None
+    own = checked_rle(segmentation) if isinstance(segmentation, dict) else None
     if own is not None and size is not None and tuple(own["size"]) != size:
         raise ValueError(
             f"{path}: {instance.place}: the mask has (height, width) {tuple(own['size'])}, but the ground truth's "

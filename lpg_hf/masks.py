@@ -9,7 +9,7 @@
 
 NAME keeps the folders of the picture's name. The pictures are worked off in fixed blocks. A block is finished when its part file
 exists, which is written after all of the block's other files; each file is complete or absent. So a killed run goes
-on where it was and ends with the same bytes as an undisturbed one, and processes can share the blocks out among them without
+on where it was and ends with the same masks and annotations to the byte, and processes can share the blocks out among them without
 talking to each other: whoever finishes the last block joins the parts.
 """
 
@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -32,14 +32,15 @@ from PIL import Image
 from tqdm import tqdm
 
 import lpg_hf
-from lpg_hf.assembly import ImageMasks, assemble, by_position
+from lpg_hf.assembly import ImageMasks, assemble, boxed_image, by_position
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.records import Record, Report, walk_files
-from lpg_hf.data.formats.yolo import write_yolo
+from lpg_hf.data.formats import coco
+from lpg_hf.data.formats.records import PROBLEMS, Record, Report
+from lpg_hf.data.formats.yolo import yolo_text
 from lpg_hf.data.sources import Source
-from lpg_hf.files import fs_path, write_atomically
+from lpg_hf.files import atomic_file, fs_path, write_atomically
 from lpg_hf.fusion import OVERLAP_RULES
-from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
 from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.visualize import colour_index, draw_boxes, overlay
@@ -48,8 +49,7 @@ from lpg_hf.visualize import colour_index, draw_boxes, overlay
 logger = logging.getLogger(__name__)
 
 OUTPUTS = ("png", "coco", "yolo")
-BLOCK_SIZE = 32  # pictures
-PAD_MULTIPLE = 32  # pixels; pictures whose padded sizes agree share a forward pass
+BLOCK_SIZE = 8  # pictures: what a killed run does again at most, per thread
 PARTS = ".parts"
 
 
@@ -80,10 +80,8 @@ class MaskSettings:
         unknown = [name for name in self.write if name not in OUTPUTS]
         if unknown or not self.write:
             raise ValueError(f"write={','.join(self.write)!r}: choose one or more of {', '.join(OUTPUTS)}.")
-        choices = (("per", self.per, GRANULARITIES), ("overlap_rule", self.overlap_rule, OVERLAP_RULES))
-        for name, value, allowed in choices:
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
+        check_choice("per", self.per, GRANULARITIES)
+        check_choice("overlap_rule", self.overlap_rule, OVERLAP_RULES)
         for name in ("threshold", "min_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
@@ -121,15 +119,22 @@ def write_masks(
         What was found, over all pictures; None if other processes still have blocks to do.
 
     Raises:
-        ValueError: `out` holds a run with other settings, or other files; `overwrite` with several processes.
+        ValueError: `out` holds a run with other settings, other files, or the annotations; `overwrite` with several
+            processes; `rank` that is none of theirs.
     """
     out = Path(fs_path(out))
+    if not 0 <= rank < num_processes:
+        raise ValueError(f"rank={rank} (RANK) is no number of one of {num_processes} processes (WORLD_SIZE).")
+    inside = next((path for path in source.files() if out.resolve() in Path(fs_path(path)).resolve().parents), None)
+    if inside is not None:
+        raise ValueError(f"{out} holds annotations that are read ({inside}). Choose another folder for the masks.")
     if overwrite and num_processes > 1:
         raise ValueError(f"--overwrite is for one process; delete {out} before you start {num_processes} of them.")
     identity = {
         "version": lpg_hf.__version__,
         "annotations": source.path,
-        "annotations_sha256": _digest(source, out),
+        "annotations_sha256": _digest(source),
+        **source.options,
         "generator": generator_name,
         **generator.settings(),
         **asdict(settings),
@@ -145,7 +150,7 @@ def write_masks(
     total = sum(min(BLOCK_SIZE, len(source) - block * BLOCK_SIZE) for block in mine)
     to_do = sum(min(BLOCK_SIZE, len(source) - block * BLOCK_SIZE) for block in waiting)
     bar = tqdm(total=total, initial=total - to_do, unit="image", desc="masks", disable=rank != 0, mininterval=1)
-    num_workers = num_workers or min(8, os.cpu_count() or 1)
+    num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
     with bar, ThreadPoolExecutor(num_workers) as pool:
         jobs = [pool.submit(job.run, block, bar) for block in waiting]
         try:
@@ -156,6 +161,11 @@ def write_masks(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return _join(job, num_blocks)
+
+
+def left_out(report: Report) -> bool:
+    """Whether any picture was left out."""
+    return any(PROBLEMS[kind][0] == "image left out" for kind in report.counts)
 
 
 class _Job:
@@ -201,12 +211,13 @@ class _Job:
                 bar.update()
             else:
                 records[index] = record
-        for members in _same_size(records, self.settings.batch_size):
+        sizes = {index: (record.height, record.width) for index, record in records.items()}
+        for members in batches_of_one_size(sizes, self.settings.batch_size):
             if self.stop.is_set():
                 return
             start = time.perf_counter()
             images = self._images(members, records, entries, report)
-            boxed = [BoxedImage(image, *_boxes(records[index])) for index, image in images]
+            boxed = [boxed_image(image, records[index]) for index, image in images]
             patches = self.generator.patches(boxed, self.settings.per)
             for (index, _), image, of_image in zip(images, boxed, by_position(patches, len(boxed))):
                 masks = assemble(
@@ -222,7 +233,7 @@ class _Job:
                 entries[index]["seconds"] = round((time.perf_counter() - start) / len(images), 4)
             bar.update(len(members))
         part = {"report": asdict(report), "images": [entries[index] for index in sorted(entries)]}
-        write_atomically(self.part(block), json.dumps(part, ensure_ascii=False).encode(), self.scratch)
+        write_atomically(self.part(block), json.dumps(part).encode(), self.scratch)
 
     def _record(self, index: int, report: Report) -> Record | None:
         if index in self.same_name:
@@ -242,7 +253,8 @@ class _Job:
                 report.images -= 1
                 report.objects -= len(records[index].objects)
                 report.add("unreadable_image", f"{records[index].file_name}: {error}")
-                entries[index] |= {"left_out": True, "problems": {"unreadable_image": [str(error)]}}
+                entries[index]["left_out"] = True
+                entries[index].setdefault("problems", {})["unreadable_image"] = [str(error)]
         return images
 
     def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
@@ -280,11 +292,8 @@ class _Job:
         }
 
     def _write_outlines(self, record: Record) -> None:
-        unfinished = self.scratch / f"{os.getpid()}.{threading.get_ident()}.txt"
-        write_yolo(unfinished, record, masks=True)
-        path = Path(fs_path(self.out / "labels" / PurePosixPath(record.file_name).with_suffix(".txt")))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(unfinished, path)
+        path = self.out / "labels" / PurePosixPath(record.file_name).with_suffix(".txt")
+        write_atomically(path, yolo_text(record, masks=True).encode(), self.scratch)
 
     def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
         shown = np.where(label_map == self.ignored, IGNORE_INDEX, colour_index(label_map))
@@ -297,36 +306,13 @@ class _Job:
         )
 
 
-def _digest(source: Source, out: Path) -> str:
-    """Tells changed annotations: the bytes of a single file, or names, sizes and times of the files of a folder."""
+def _digest(source: Source) -> str:
+    """Tells changed annotations: the classes and pictures, and the sizes and times of the files that they came from."""
     digest = hashlib.sha256(json.dumps([source.classes, source.file_names]).encode())
-    path = fs_path(source.path)
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    elif os.path.isdir(path):
-        for name in walk_files(source.path, (".xml", ".txt", ".yaml", ".yml", ".parquet")):
-            file = Path(fs_path(f"{source.path}/{name}"))
-            if out.absolute() not in file.absolute().parents:
-                state = file.stat()
-                digest.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    for path in source.files():
+        state = os.stat(fs_path(path))
+        digest.update(json.dumps([path, state.st_size, state.st_mtime_ns]).encode())
     return digest.hexdigest()
-
-
-def _boxes(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4) float32 xyxy and (N,) int64 labels of the single objects; crowd regions are no objects."""
-    objects = [item for item in record.objects if not item.iscrowd]
-    boxes = np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4)
-    return boxes, np.array([item.category + 1 for item in objects], dtype=np.int64)
-
-
-def _same_size(records: dict[int, Record], batch_size: int) -> list[list[int]]:
-    """The pictures of a block in batches of one padded size."""
-    sizes: dict[tuple[int, int], list[int]] = {}
-    for index, record in records.items():
-        sizes.setdefault((-(-record.height // PAD_MULTIPLE), -(-record.width // PAD_MULTIPLE)), []).append(index)
-    return [members[i : i + batch_size] for members in sizes.values() for i in range(0, len(members), batch_size)]
 
 
 def _is_finished(out: Path, identity: dict, overwrite: bool) -> bool:
@@ -335,26 +321,42 @@ def _is_finished(out: Path, identity: dict, overwrite: bool) -> bool:
     Raises:
         ValueError: it holds a run with other settings, or files that no run has written.
     """
-    report, started = out / "report.json", out / PARTS / "settings.json"
-    if overwrite and (report.is_file() or started.is_file()):  # never the folders of anybody else
+    finished, started = out / "report.json", out / PARTS / "settings.json"
+    before = _run_settings(finished) or _run_settings(started)
+    if overwrite and before is not None:
         for name in ("masks", "labels", "overlays", PARTS):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("report.json", "instances.json", "classes.txt", "data.yaml"):
             (out / name).unlink(missing_ok=True)
-    for path in (report, started):
-        if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            other = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key]))]
-            if other:
-                raise ValueError(
-                    f"{out} holds masks made with other settings: {other[0]} was {before.get(other[0])!r} and is now "
-                    f"{identity[other[0]]!r}. Choose another folder, or start anew with --overwrite."
-                )
-            return path == report
+        before = None
+    if before is not None:
+        now = json.loads(json.dumps(identity))
+        other = next((key for key in now if before.get(key) != now[key]), None)
+        if other == "annotations_sha256":
+            raise ValueError(
+                f"the annotations or the pictures have changed since the masks in {out} were made. Choose another folder, or "
+                "start anew with --overwrite."
+            )
+        if other is not None:
+            raise ValueError(
+                f"{out} holds masks made with other settings: {other} was {before.get(other)!r} and is now {now[other]!r}. "
+                "Choose another folder, or start anew with --overwrite."
+            )
+        return _run_settings(finished) is not None
     if out.is_dir() and any(item.name != PARTS for item in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
-    write_atomically(started, json.dumps({"settings": identity}, ensure_ascii=False).encode())
+    write_atomically(started, json.dumps({"settings": identity}).encode())
     return False
+
+
+def _run_settings(path: Path) -> dict | None:
+    """The settings in a file of a run; None if it is absent, or some other program's."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    settings = content.get("settings") if isinstance(content, dict) else None
+    return settings if isinstance(settings, dict) and "annotations_sha256" in settings else None
 
 
 def _finished_report(out: Path) -> Report:
@@ -372,13 +374,13 @@ def _join(job: _Job, num_blocks: int) -> Report | None:
         for block in range(num_blocks):
             yield json.loads(job.part(block).read_text(encoding="utf-8"))
 
+    report = Report(classes=[f"{label} {name}" for label, (_, name) in enumerate(source.classes, start=1)])
+    report.merge(job.index_report)
     try:
-        report = Report(classes=[f"{label} {name}" for label, (_, name) in enumerate(source.classes, start=1)])
-        report.merge(job.index_report)
         for part in parts():
             report.merge(Report(**part["report"]))
         names = "".join(f"{name}\n" for _, name in source.classes)
-        write_atomically(out / "classes.txt", names.encode(), job.scratch)
+        write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), job.scratch)
         if "coco" in settings.write:
             _write_coco(job, parts)
         if "yolo" in settings.write:
@@ -387,19 +389,24 @@ def _join(job: _Job, num_blocks: int) -> Report | None:
                 {"path": ".", "train": "images", "val": "images", "names": names}, allow_unicode=True
             )
             write_atomically(out / "data.yaml", text.encode(), job.scratch)
-        images = (
-            {k: v for k, v in image.items() if k != "objects"} | {"boxes": len(image.get("objects", ()))}
-            for part in parts()
-            for image in part["images"]
-        )
         head = {"settings": job.identity, "report": asdict(report), "summary": report.summary().splitlines()}
-        _write_json(out / "report.json", head, {"images": images}, job.scratch)
+        _write_json(out / "report.json", head, {"images": _report_entries(source, parts)}, job.scratch)
     except FileNotFoundError:
+        # Another process joins them too, and deletes the parts when it has written the report.
         if not (out / "report.json").is_file():
             raise
-        return _finished_report(out)  # another process was faster and has deleted the parts
+        return _finished_report(out)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return report
+
+
+def _report_entries(source: Source, parts: Callable[[], Iterator[dict]]) -> Iterator[dict]:
+    """One entry per picture: what was found, or why it was left out; last those that were dropped when the source was opened."""
+    for part in parts():
+        for image in part["images"]:
+            yield {k: v for k, v in image.items() if k != "objects"} | {"boxes": len(image.get("objects", ()))}
+    for name, kind in source.left_out:
+        yield {"file_name": name, "left_out": True, "problems": {kind: []}}
 
 
 def _write_coco(job: _Job, parts) -> None:
@@ -412,8 +419,7 @@ def _write_coco(job: _Job, parts) -> None:
             for image in part["images"]:
                 number += 1
                 if "objects" in image:
-                    text = image["image_id"]
-                    yield (int(text) if text.lstrip("-").isdecimal() else text) if kept_ids else number, image
+                    yield coco.id_of(image["image_id"]) if kept_ids else number, image
 
     def images() -> Iterator[dict]:
         for image_id, image in pictures():
@@ -435,20 +441,17 @@ def _write_coco(job: _Job, parts) -> None:
                     "fill_rate": item["fill_rate"],
                 }
 
-    categories = [{"id": category_id, "name": name} for category_id, name in source.classes]
-    head = {"categories": categories} | source.coco_header
+    head = coco.header_with(source.coco_header, source.classes)
     _write_json(job.out / "instances.json", head, {"images": images(), "annotations": annotations()}, job.scratch)
 
 
 def _write_json(path: Path, head: dict, lists: dict[str, Iterable[dict]], scratch: Path) -> None:
     """A json object with long lists, which are written one item at a time."""
-    unfinished = scratch / path.name
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(head, ensure_ascii=False)[:-1])
+    with atomic_file(path, scratch) as file:
+        file.write(json.dumps(head)[:-1].encode())
         for key, items in lists.items():
-            file.write(f',\n"{key}": [')
+            file.write(f',\n"{key}": ['.encode())
             for number, item in enumerate(items):
-                file.write((",\n" if number else "\n") + json.dumps(item, ensure_ascii=False))
-            file.write("]")
-        file.write("}\n")
-    os.replace(unfinished, path)
+                file.write(((",\n" if number else "\n") + json.dumps(item)).encode())
+            file.write(b"]")
+        file.write(b"}\n")

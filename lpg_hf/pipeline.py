@@ -23,8 +23,9 @@ from lpg_hf.bundle import bundled
 from lpg_hf.class_probs import SegmenterProbs
 from lpg_hf.data.examples import decode_image
 from lpg_hf.fusion import OVERLAP_RULES
-from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
 from lpg_hf.generators.lpg import LPGGenerator
+from lpg_hf.label_maps import IGNORE_INDEX_16
 from lpg_hf.models.modeling_lpg import LPGModel
 
 
@@ -123,10 +124,11 @@ class BoxToMaskPipeline(Pipeline):
         threshold: float | None = None,
         output_rle: bool | None = None,
     ) -> tuple[dict, dict, dict]:
-        choices = (("per", per, GRANULARITIES), ("overlap_rule", overlap_rule, OVERLAP_RULES))
-        for name, value, allowed in choices:
-            if value is not None and value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
+        for name, value, allowed in (("per", per, GRANULARITIES), ("overlap_rule", overlap_rule, OVERLAP_RULES)):
+            if value is not None:
+                check_choice(name, value, allowed)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} is a probability: it must lie in [0, 1].")
         preprocess = {"box_format": box_format}
         forward = {"per": per}
         postprocess = {"per": per, "overlap_rule": overlap_rule, "threshold": threshold, "output_rle": output_rle}
@@ -142,9 +144,7 @@ class BoxToMaskPipeline(Pipeline):
         image = as_pixels(inputs["image"])
         boxes, labels = checked_boxes(inputs["boxes"], inputs.get("labels"), box_format, *image.shape[:2])
         probs = inputs.get("class_probs")
-        if probs is not None:
-            probs = {label: np.asarray(probs[label], dtype=np.float32) for label in dict.fromkeys(labels.tolist())}
-        return BoxedImage(image, boxes, labels, probs)
+        return BoxedImage(image, boxes, labels, None if probs is None else checked_class_probs(probs, labels))
 
     def _forward(self, images: list[BoxedImage], per: str = "instance") -> Iterator[tuple[int, Patch]]:
         return self.generator.patches(images, per)
@@ -236,9 +236,33 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
         )
     ids = np.ones(len(inside), dtype=np.int64) if labels is None else np.asarray(labels)
     ids = ids.astype(np.int64) if ids.size == 0 else ids
-    if ids.shape != (len(inside),) or ids.dtype.kind not in "iu" or (ids.size and ids.min() < 1):
-        raise ValueError(f"labels must be one integer from 1 on for each of the {len(inside)} boxes, got {labels!r}.")
+    in_range = ids.size == 0 or (ids.dtype.kind in "iu" and 1 <= ids.min() <= ids.max() < IGNORE_INDEX_16)
+    if ids.shape != (len(inside),) or not in_range:
+        raise ValueError(
+            f"labels must be one integer from 1 to {IGNORE_INDEX_16 - 1} for each of the {len(inside)} boxes, got {labels!r}."
+        )
     return inside, ids.astype(np.int64)
+
+
+def checked_class_probs(probs: Any, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """The probabilities of the classes that have boxes.
+
+    Args:
+        probs: (num_labels, h, w) in [0, 1], numpy or torch.
+        labels: (N,) class ids.
+
+    Raises:
+        ValueError: another shape, values outside [0, 1], or a label that has no map.
+    """
+    maps = np.asarray(probs.detach().float().cpu() if hasattr(probs, "detach") else probs, dtype=np.float32)
+    if maps.ndim != 3 or (len(labels) and labels.max() >= len(maps)):
+        raise ValueError(
+            f"class_probs have shape {maps.shape}; labels up to {labels.max(initial=0)} need (num_labels, h, w) with a map "
+            "for each label, the background first."
+        )
+    if maps.size and not (maps.min() >= 0 and maps.max() <= 1 + 1e-3):
+        raise ValueError(f"class_probs lie in {maps.min()}..{maps.max()}; pass the softmax of the logits, in [0, 1].")
+    return {label: maps[label] for label in dict.fromkeys(labels.tolist())}
 
 
 # A second import finds the task registered already: transformers would warn.

@@ -7,10 +7,19 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 
+# Starts a program with two given descriptors as 3, where the browser reads commands, and 4, where it writes answers.
+LAUNCHER = """
+import fcntl, os, sys
+read, write = (fcntl.fcntl(int(descriptor), fcntl.F_DUPFD, 10) for descriptor in sys.argv[1:3])
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -25,9 +34,8 @@ class Browser:
 
     def __init__(self, profile: Path, size: tuple[int, int] = (1280, 900), mobile: bool = False):
         (read_end, self._write), (self._read, write_end) = os.pipe(), os.pipe()
-        # The browser reads commands from descriptor 3 and writes answers to 4.
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{read_end} 4>&{write_end}', "sh", CHROMIUM]
+            [sys.executable, "-c", LAUNCHER, str(read_end), str(write_end), CHROMIUM]
             + ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
             + ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-background-networking"]
             + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-proxy-server", "about:blank"],
@@ -44,9 +52,7 @@ class Browser:
         for domain in ("Page", "Network", "Runtime", "DOM"):
             self.send(f"{domain}.enable")
         width, height = size
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def __enter__(self) -> "Browser":
         return self
@@ -112,18 +118,36 @@ class Browser:
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
+    def download(self, selector: str, folder: Path, name: str, seconds: float = 30) -> Path:
+        """Clicks a button that saves a file, and waits for the file."""
+        self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self.click(selector)
+        end = time.monotonic() + seconds
+        while not (folder / name).is_file():
+            if time.monotonic() > end:
+                raise TimeoutError(f"{name} did not come within {seconds} seconds, but {os.listdir(folder)}")
+            time.sleep(0.1)
+        return folder / name
+
     def click(self, selector: str, at: tuple[float, float] = (0.5, 0.5)) -> None:
-        """A mouse click on an element, at a place given as shares of its width and height."""
-        x, y = self.run(
-            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center'}});"
-            f" const r = e.getBoundingClientRect(); return [r.x + r.width * {at[0]}, r.y + r.height * {at[1]}]; }})()"
-        )
+        """A mouse click on an element, at a place given as shares of its width and height, once the layout is at rest."""
+        find = f"document.querySelector({selector!r})"
+        place = f"JSON.stringify({find}.getBoundingClientRect())"
+        self.run(f"{find}.scrollIntoView({{block: 'center'}})")
+        before = None
+        while before != (now := self.wait(f"[...document.images].every(image => image.complete) && {place}")):
+            before = now
+            time.sleep(0.1)
+        box = json.loads(now)
+        x, y = box["x"] + box["width"] * at[0], box["y"] + box["height"] * at[1]
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, selector: str, text: str) -> None:
         """Replaces the text of a field as a paste would, and leaves it."""
         self.run(f"(() => {{ const e = document.querySelector({selector!r}); e.focus(); e.select(); }})()")
+        for kind in ("rawKeyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key="Delete", code="Delete", windowsVirtualKeyCode=46)
         self.send("Input.insertText", text=text)
         self.run("document.activeElement.blur()")
 

@@ -1,6 +1,7 @@
 """`lpg-hf check` and `lpg-hf convert-labels`."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -63,6 +64,28 @@ def test_what_cannot_be_read_is_one_line_and_status_two(data, tmp_path, capsys):
     assert status == 2 and "broken.json is not valid or not complete json" in err
 
 
+def test_check_goes_on_without_pictures_and_takes_one_xml_file(data, tmp_path, capsys):
+    path = data([10, 8, 20, 16], [5, 5, 0, 0])
+    (tmp_path / "a.png").unlink()
+    status, out, err = run(capsys, "check", path)
+    assert status == 1 and err == "" and "degenerate_box: 1" in out and "missing_image: 1" in out and "a.png" in out
+    assert f"1 of 1 pictures do not exist in {tmp_path}: " in out
+    xml = tmp_path / "b.xml"
+    box = "<bndbox><xmin>0</xmin><ymin>9</ymin><xmax>90</xmax><ymax>24</ymax></bndbox>"
+    xml.write_text(
+        f"<annotation><size><width>60</width><height>40</height></size><object><name>x</name>{box}</object></annotation>"
+    )
+    status, out, err = run(capsys, "check", xml)
+    assert status == 1 and "(voc): 1 images, 1 objects" in out and "clipped_box: 1" in out and "--zero-based" in out
+
+
+def test_check_says_and_takes_max_pixels(data, tmp_path, capsys):
+    path = data([10, 8, 20, 16])
+    status, out, _ = run(capsys, "check", path, "--max-pixels", 2000)
+    assert status == 1 and "image_too_large: 1" in out and "--max-pixels" in out
+    assert run(capsys, "convert-labels", path, tmp_path / "new", "--to", "voc", "--max-pixels", 2000)[0] == 2
+
+
 def test_headers_only(data, tmp_path, capsys):
     path = data([10, 8, 20, 16])
     picture = bytearray((tmp_path / "a.png").read_bytes())
@@ -95,3 +118,51 @@ def test_help_shows_a_call(command):
         [sys.executable, "-m", "lpg_hf.cli", command, "--help"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and f"lpg-hf {command} instances.json" in done.stdout
+
+
+def test_the_report_goes_to_a_new_folder_and_is_complete_or_absent(data, tmp_path, capsys, monkeypatch):
+    path = data([10, 8, 20, 16])
+    assert run(capsys, "check", path, "--json", tmp_path / "new" / "folder" / "r.json")[0] == 0
+    assert json.loads((tmp_path / "new" / "folder" / "r.json").read_text())["images"] == 1
+
+    def stop(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("lpg_hf.files.os.replace", stop)
+    assert run(capsys, "check", path, "--json", tmp_path / "new" / "folder" / "s.json")[0] == 2
+    assert [file.name for file in (tmp_path / "new" / "folder").iterdir()] == ["r.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a file name may be any bytes")
+def test_file_names_that_are_no_utf8_and_letters_that_the_terminal_lacks(tmp_path):
+    root = tmp_path / "yolo"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    (root / "classes.txt").write_text("犬\n", encoding="utf-8")
+    for stem in (b"caf\xe9", "犬".encode()):
+        with open(os.path.join(os.fsencode(root / "images"), stem + b".png"), "wb") as file:
+            Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(file, "PNG")
+        with open(os.path.join(os.fsencode(root / "labels"), stem + b".txt"), "wb") as file:
+            file.write(b"0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0 0\n")
+
+    def command(*arguments, encoding):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        line = [sys.executable, "-m", "lpg_hf.cli", *map(str, arguments)]
+        return subprocess.run(line, capture_output=True, env=environment, timeout=120)
+
+    for encoding, dog in (("utf-8", "犬".encode()), ("cp1252", b"\\u72ac")):
+        done = command("check", root, "--json", tmp_path / "report.json", encoding=encoding)
+        assert done.returncode == 1 and b"caf\\udce9.txt: line 2" in done.stdout, done.stderr
+        assert dog + b".txt: line 2" in done.stdout
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text)["counts"] == {"degenerate_box": 2}
+    assert "犬.txt" in text and "caf\\udce9.txt: line 2" in text
+    done = command("convert-labels", root, tmp_path / "new.json", "--to", "coco", encoding="utf-8")
+    assert done.returncode == 1, done.stderr
+    text = (tmp_path / "new.json").read_text(encoding="utf-8")
+    assert "犬.png" in text and {i["file_name"] for i in json.loads(text)["images"]} == {"caf\udce9.png", "犬.png"}
+    done = command("check", tmp_path / "new.json", "--images", root / "images", encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr  # the json file names the picture's true bytes
+    done = command("convert-labels", root, tmp_path / "voc", "--to", "voc", encoding="utf-8")
+    assert done.returncode == 2 and b"VOC files cannot hold the name 'caf\\udce9'" in done.stderr
+    assert not (tmp_path / "voc").exists()

@@ -237,7 +237,6 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
     [
         (["boxes"], {}, "generator 'boxes' is unknown"),
         (["sam:"], {}, "generator 'sam:' is unknown"),
-        (["lpg"], {}, "needs a trained stage"),
         (["box"], {"per": "picture"}, "per='picture' is unknown"),
         (["box"], {"truth": "images/other.json"}, "does not exist"),
         (["box"], {"truth": "empty"}, "none of the 3 pictures .* has ground truth"),

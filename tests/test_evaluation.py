@@ -1,6 +1,7 @@
 """`lpg-hf eval`: known scores, what has no partner, bad files, and how COCO masks find each other."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf.cli import app
-from lpg_hf.evaluation import Evaluation, class_list, evaluate
+from lpg_hf.evaluation import Evaluation, _Instance, _match, class_list, evaluate
 from lpg_hf.label_maps import write_label_map
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
@@ -281,7 +282,7 @@ def test_crowd_regions_take_no_part_and_classes_can_be_chosen(files):
     [
         (lambda p, t: (p, t.parent), "is a file, but"),
         (lambda p, t: (p.parent / "absent", t), "absent does not exist"),
-        (lambda p, t: (p, (t.write_text("{"), t)[1]), "not valid json"),
+        (lambda p, t: (p, (t.write_text("{"), t)[1]), "not valid or not complete json"),
         (lambda p, t: (p, (t.write_text("[]"), t)[1]), "bare list"),
         (lambda p, t: ((p.write_text('{"a": 1}'), p)[1], t), 'no list "annotations"'),
         (lambda p, t: ((p.write_text('{"annotations": []}'), p)[1], t), "has a partner"),
@@ -300,3 +301,44 @@ def test_unknown_classes_and_folders_that_share_no_path_are_explained(files, fol
         write_label_map(folder / f"{i}.png", np.zeros((2, 2), np.uint8))
     with pytest.raises(ValueError, match="0.png there, 1.png here"):
         evaluate(*folders)
+
+
+def instances(boxes: np.ndarray) -> list[_Instance]:
+    """Objects of one image and category; boxes (N, 4) xywh."""
+    return [_Instance(None, "a.jpg", "cat", box, {}) for box in boxes.tolist()]
+
+
+def closest_first(predicted: np.ndarray, true: np.ndarray) -> set[tuple[int, int]]:
+    """Pairs by the definition: the closest boxes of all, then the closest of the others."""
+    corners = [np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) for boxes in (predicted, true)]
+    distance, pairs = np.abs(corners[0][:, None] - corners[1][None]).max(axis=2), set()
+    while distance.min() <= 1:
+        i, j = np.unravel_index(distance.argmin(), distance.shape)
+        pairs.add((int(i), int(j)))
+        distance[i], distance[:, j] = np.inf, np.inf
+    return pairs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_closest_boxes_are_partners_first(seed):
+    generator = np.random.default_rng(seed)
+    true = np.concatenate([generator.integers(0, 6, (40, 2)), np.full((40, 2), 5)], axis=1).astype(float)
+    predicted = true[generator.permutation(40)[:30]] + generator.choice([0, 0.25, 0.5], (30, 4))
+    here, there = instances(predicted), instances(true)
+    pairs, _ = _match(here, there)
+    found = {
+        (next(i for i, o in enumerate(here) if o is a), next(j for j, o in enumerate(there) if o is b))
+        for a, b in pairs
+    }
+    assert found == closest_first(predicted, true) and len(found) > 10
+
+
+def test_partners_of_many_boxes_in_one_image_are_found_in_the_time_of_one_comparison():
+    boxes = np.random.default_rng(0).random((2500, 4)) * 1000 + 10
+    here, there = instances(boxes), instances(boxes + 0.1)
+    start = time.thread_time()
+    np.abs(boxes[:, None] - boxes[None]).max(axis=2)
+    one_comparison = time.thread_time() - start
+    start = time.thread_time()
+    assert len(_match(here, there)[0]) == len(boxes)
+    assert time.thread_time() - start < 4 * one_comparison

@@ -186,6 +186,7 @@ def test_revisions(hub: HubServer, run: Path, other_run: Path, tmp_path: Path):
     weights = {"v2": other_run, report.repos[0].commit: other_run, "main": run, None: run}
     for i, (revision, source) in enumerate(weights.items()):
         folder = fetch_stage(REPOS[0], revision, kind="lpg", api=api)
+        assert revision is None or fetch_stage(f"{REPOS[0]}@{revision}", api=api) == folder
         stage = "aux/stage1/lpg/model.safetensors"
         assert (folder / "model.safetensors").read_bytes() == (source / stage).read_bytes(), revision
         if revision != report.repos[0].commit:  # a commit belongs to one repository
@@ -210,6 +211,18 @@ def test_the_cache_serves_without_a_network(hub: HubServer, run: Path, monkeypat
     assert fetch_stage(REPOS[0], api=api) == folder and len(hub.requests) == sent
     with pytest.raises(OSError, match="segmenter-stage0 is not in the cache, and the Hub is switched off"):
         fetch_stage("org/lpg-segmenter-stage0", api=api)
+
+
+def test_weights_of_other_frameworks_stay_on_the_hub(hub: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch):
+    api = client(hub)
+    push_run(run, "org", api=api)
+    for name in ("tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "rust_model.ot", "model.tflite"):
+        api.upload_file(path_or_fileobj=b"large", path_in_repo=name, repo_id=REPOS[0])
+    folder = fetch_stage(REPOS[0], api=api)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names - {".gitattributes"} == set(hub.files(REPOS[0])) - {
+        "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "rust_model.ot", "model.tflite"
+    }  # fmt: skip
 
 
 def test_an_unfinished_push_is_pulled_as_far_as_it_goes_and_said_to_be_unfinished(hub: HubServer, tmp_path: Path):
@@ -429,8 +442,8 @@ def test_data_bad_input_and_faults(hub: HubServer, boxes: dict):
     assert push_data("org/boxes", "coco", dry_run=True, api=api, **boxes).commit is None and not hub.requests
     with pytest.raises(ValueError, match="'boxes' is not ORG/NAME"):
         push_data("boxes", "coco", api=api, **boxes)
-    with pytest.raises(ValueError, match="--format must be coco or voc"):
-        push_data("org/boxes", "yolo", api=api, **boxes)
+    with pytest.raises(ValueError, match="--format must be one of coco, voc, yolo"):
+        push_data("org/boxes", "csv", api=api, **boxes)
     assert not hub.repos
     with (
         hub.fail("507", "PUT", times=1000),

@@ -185,3 +185,15 @@ def test_templates_are_found_in_a_checkout_or_an_installed_package():
 
 def _snippets(card: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_a_card_that_cannot_be_written_leaves_nothing(stage: Path, monkeypatch: pytest.MonkeyPatch):
+    before = sorted(path.name for path in stage.iterdir())
+
+    def stop(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", stop)
+    with pytest.raises(OSError, match="disk full"):
+        write_card(stage)
+    assert sorted(path.name for path in stage.iterdir()) == before

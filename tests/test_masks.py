@@ -309,9 +309,72 @@ def test_other_settings_do_not_mix(data: Path, capsys):
     content = coco_content()
     content["annotations"][0]["bbox"] = [0, 0, 9, 9]
     (data / "coco.json").write_text(json.dumps(content), encoding="utf-8")
-    assert run(*command) == 2 and "annotations_sha256" in capsys.readouterr().err
+    assert run(*command) == 2 and "the annotations or the pictures have changed" in capsys.readouterr().err
     assert run(*command, "--overwrite", "--write", "coco") == 0
     assert sorted(path.name for path in (data / "out").iterdir()) == ["classes.txt", "instances.json", "report.json"]
+
+
+def test_changed_labels_and_reading_options_do_not_mix_either(data: Path, capsys):
+    (data / "yolo/data.yaml").write_text("train: images\nnames: [cat, dog, 犬]\n", encoding="utf-8")
+    command = ["masks", data / "yolo/data.yaml", "--out", data / "out", "--generator", "box"]
+    assert run(*command) == 0 and run(*command) == 0
+    (data / "yolo/labels/f.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    assert run(*command) == 2 and "the annotations or the pictures have changed" in capsys.readouterr().err
+    command = ["masks", data / "voc", "--out", data / "voc_out", "--generator", "box"]
+    assert run(*command) == 0
+    assert run(*command, "--zero-based") == 2 and "zero_based was False" in capsys.readouterr().err
+
+
+def test_a_missing_picture_alone_is_told_by_the_exit_status(data: Path):
+    (data / "images/f.jpg").unlink()
+    assert (
+        run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 1
+    )
+    report = json.loads((data / "out/report.json").read_text(encoding="utf-8"))
+    assert report["images"][-1] == {"file_name": "f.jpg", "left_out": True, "problems": {"missing_image": []}}
+
+
+def test_two_processes_may_join_at_the_same_time(data: Path, lpg_folder: Path, monkeypatch):
+    write_coco, inside = lpg_hf.masks._write_coco, []
+
+    def twice(job, parts):
+        inside.append(1)
+        if len(inside) == 1:  # the other process joins the same parts, and has not ended when this one goes on
+            write_coco(job, parts)
+        write_coco(job, parts)
+
+    monkeypatch.setattr(lpg_hf.masks, "_write_coco", twice)
+    assert masks_of(data, data / "out", lpg_folder).images == 6
+    assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["annotations"]) == 9
+
+
+def test_file_names_that_are_no_utf_8(data: Path, capsys):
+    raw = os.fsencode(data / "voc")
+    os.rename(raw + b"/JPEGImages/f.jpg", raw + b"/JPEGImages/caf\xe9.jpg")
+    os.rename(raw + b"/Annotations/f.xml", raw + b"/Annotations/caf\xe9.xml")
+    assert run("masks", data / "voc", "--out", data / "out", "--generator", "box", "--write", "png,coco,yolo") == 0
+    assert b"caf\xe9.png" in os.listdir(os.fsencode(data / "out/masks"))
+    assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["images"]) == 6
+
+
+def test_categories_that_no_list_names_are_written_too(data: Path):
+    content = coco_content()
+    content["annotations"][0]["category_id"] = 77
+    (data / "unlisted.json").write_text(json.dumps(content), encoding="utf-8")
+    command = [
+        "masks",
+        data / "unlisted.json",
+        "--images",
+        data / "images",
+        "--out",
+        data / "out",
+        "--generator",
+        "box",
+    ]
+    assert run(*command, "--write", "coco") == 0
+    written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert {a["category_id"] for a in written["annotations"]} == {3, 7, 77, 90}
+    assert {c["id"] for c in written["categories"]} == {3, 7, 77, 90}
 
 
 def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):
@@ -344,7 +407,12 @@ def test_r_f5_r_f6_bad_pictures_are_named_and_the_rest_goes_on(name: str, data: 
     )
     report = json.loads((data / "out/report.json").read_text(encoding="utf-8"))
     left_out = {image["file_name"]: image["problems"] for image in report["images"] if image.get("left_out")}
-    assert set(left_out) == {"d.png", "e.jpg"} and "truncated_image" in left_out["e.jpg"]
+    named = {name for name in left_out if not name.startswith("f")}
+    assert named == {"d.png", "e.jpg"} and "truncated_image" in left_out["e.jpg"]
+    if name == "yolo":  # a label file without a picture says no more than its own name
+        assert "f.txt" in printed
+    else:
+        assert any(left.startswith("f.") for left in left_out)
     assert {path.name for path in (data / "out/masks").rglob("*.png")} == {"a.png", "b c.png", "图片.png"}
     assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["images"]) == 3
 
@@ -466,7 +534,23 @@ def test_bad_flags_give_one_line_and_leave_nothing(flags: list, message: str, da
     assert not (data / "out").exists()
 
 
-def test_overwrite_never_deletes_the_folders_of_others(data: Path, capsys):
-    command = ["masks", data / "yolo", "--out", data / "yolo", "--generator", "box", "--overwrite"]
+@pytest.mark.parametrize("report", ['{"images": 6}', "[1]", "", '{"settings": {}}'])
+def test_overwrite_never_deletes_what_no_run_has_written(report: str, data: Path, capsys):
+    (data / "yolo/report.json").write_text(report)
+    command = ["masks", data / "coco.json", "--images", data / "images", "--out", data / "yolo", "--generator", "box"]
+    assert run(*command, "--overwrite") == 2 and "is not empty" in capsys.readouterr().err
     assert run(*command) == 2 and "is not empty" in capsys.readouterr().err
     assert (data / "yolo/labels/set1/a.txt").is_file()
+
+
+def test_masks_are_never_written_into_the_annotations(data: Path, capsys):
+    command = ["masks", data / "yolo", "--out", data / "yolo", "--generator", "box", "--overwrite"]
+    assert run(*command) == 2 and "holds annotations that are read" in capsys.readouterr().err
+    assert (data / "yolo/labels/set1/a.txt").is_file()
+
+
+def test_a_process_that_does_not_exist_is_refused(data: Path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("masks", data / "yolo", "--out", data / "out", "--generator", "box") == 2
+    assert "rank=5 (RANK) is no number of one of 2 processes" in capsys.readouterr().err

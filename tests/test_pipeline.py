@@ -147,6 +147,17 @@ def test_segmenter_of_a_later_stage(segmenter_folder, pixels):
     assert not equal(found, given)
     with pytest.raises(ValueError, match="the label 9 is none of the segmenter's 4"):
         pipe(pixels, boxes=BOXES, labels=[1, 9])
+    with pytest.raises(ValueError, match=r"class_probs have shape \(4, 5, 6\); labels up to 9"):
+        pipe(pixels, boxes=BOXES, labels=[1, 9], class_probs=probs)
+    with pytest.raises(ValueError, match="class_probs lie in 0.0..255.0; pass the softmax"):
+        pipe(
+            pixels,
+            boxes=BOXES,
+            labels=[1, 3],
+            class_probs=np.full((4, 5, 6), 255, np.uint8) * (probs == 0)[0] * (np.arange(4) > 0)[:, None, None],
+        )
+    with pytest.raises(ValueError, match="threshold=2 is a probability"):
+        pipe(pixels, boxes=BOXES, labels=[1, 3], class_probs=probs, threshold=2)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +171,10 @@ def test_segmenter_of_a_later_stage(segmenter_folder, pixels):
         ({"boxes": [[100, 100, 120, 130]]}, "outside the picture of 61 x 45"),
         ({"boxes": [[1, 1, float("nan"), 9]]}, "box 0 holds a number that is not finite"),
         ({"boxes": [[1, 2, 3]]}, r"\(N, 4\) numbers, got shape \(1, 3\)"),
-        ({"boxes": BOXES, "labels": [1]}, "one integer from 1 on for each of the 2 boxes"),
-        ({"boxes": BOXES, "labels": [0, 1]}, "one integer from 1 on"),
-        ({"boxes": BOXES, "labels": [1.5, 1]}, "one integer from 1 on"),
+        ({"boxes": BOXES, "labels": [1]}, "one integer from 1 to 65534 for each of the 2 boxes"),
+        ({"boxes": BOXES, "labels": [0, 1]}, "one integer from 1 to 65534"),
+        ({"boxes": BOXES, "labels": [70000, 1]}, "one integer from 1 to 65534"),
+        ({"boxes": BOXES, "labels": [1.5, 1]}, "one integer from 1 to 65534"),
         ({"boxes": BOXES, "per": "image"}, "per='image' is unknown. Choose one of class, instance"),
         ({"boxes": BOXES, "overlap_rule": "top"}, "overlap_rule='top' is unknown"),
         ({"boxes": BOXES, "box_format": "ltrb"}, "unknown box format 'ltrb'"),

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lpg_hf.class_probs import CLASS_PROB_STRIDE, resize_logits
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.fusion import fuse_classes
+from lpg_hf.generators.base import PAD_MULTIPLE, batches_of_one_size
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
@@ -26,15 +27,9 @@ from training.samples import BOX_COLUMNS
 from training.steps import to_device
 
 
-PAD_MULTIPLE = 32  # pixels; images whose padded sizes agree share a batch
-
-
 def size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
-    """Row indices in batches of one padded size; the same batches on every run, so results repeat to the bit."""
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for index, (height, width) in enumerate(zip(rows["height"][:], rows["width"][:])):
-        buckets.setdefault((-(-height // PAD_MULTIPLE), -(-width // PAD_MULTIPLE)), []).append(index)
-    return [bucket[i : i + batch_size] for bucket in buckets.values() for i in range(0, len(bucket), batch_size)]
+    """Row indices in batches of one padded size."""
+    return batches_of_one_size(dict(enumerate(zip(rows["height"][:], rows["width"][:]))), batch_size)
 
 
 def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:

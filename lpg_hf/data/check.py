@@ -22,12 +22,14 @@ class Checked:
     Attributes:
         format: of the annotations.
         path: of the annotations.
-        report: counts and places.
+        report: counts and places. Pictures that do not exist count too: their annotations were checked.
+        note: what was checked of pictures that do not exist, if there are any.
     """
 
     format: str
     path: str
     report: Report
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -36,7 +38,9 @@ class Checked:
 
     def summary(self) -> str:
         """The lines for a person: the file, the counts, and what must be corrected."""
-        return "\n".join([f"{self.path} ({self.format}): {self.report.summary()}", *self.report.errors[:10]])
+        outcomes = {"missing_mask": "boxes checked"} | ({"missing_image": "annotations checked"} if self.note else {})
+        lines = [f"{self.path} ({self.format}): {self.report.summary(outcomes)}", self.note, *self.report.errors[:10]]
+        return "\n".join(line for line in lines if line)
 
 
 def check_source(
@@ -55,6 +59,8 @@ def check_source(
 ) -> Checked:
     """Open everything, and count what is wrong. Memory does not grow with the number of pictures.
 
+    Where pictures of annotation files do not exist, the annotations are checked all the same, against the stated sizes.
+
     Args:
         annotations: see `sources.open_source`, as for `images`, `format`, `split`, `classes`, `zero_based`, `max_pixels`.
         images: folder of the pictures.
@@ -69,7 +75,7 @@ def check_source(
         progress: show a bar on stderr.
 
     Raises:
-        FileNotFoundError: the annotations, or all pictures, are missing.
+        FileNotFoundError: the annotations are missing, or all pictures of a data set.
         ValueError: the annotations cannot be read at all.
     """
     report = Report()
@@ -82,6 +88,7 @@ def check_source(
         masks=masks,
         zero_based=zero_based,
         max_pixels=max_pixels,
+        keep_missing=True,
         report=report,
     )
     starts = range(0, len(source), TASK_SIZE)
@@ -92,7 +99,18 @@ def check_source(
         for found in pool.map(lambda start: _check_some(source, start, decode), starts):
             report.merge(found)
             bar.update(min(TASK_SIZE, len(source) - bar.n))
-    return Checked(source.format, source.path, report)
+    return Checked(source.format, source.path, report, _note(source, report))
+
+
+def _note(source: Source, report: Report) -> str:
+    num_missing = report.counts.get("missing_image", 0)
+    if not num_missing or source.image_folder is None:
+        return ""
+    sizes = "as fractions" if source.format == "yolo" else "against the stated sizes"
+    return (
+        f"{num_missing} of {len(source)} pictures do not exist in {source.image_folder}: of these only the annotations were "
+        f"checked, boxes {sizes}. Pass the right folder (--images) to check the pictures too"
+    )
 
 
 def _check_some(source: Source, start: int, decode: bool) -> Report:
@@ -113,12 +131,12 @@ def _check_one(source: Source, index: int, decode: bool) -> Iterator[Report]:
         report.add_error(str(error))
         record = None
     yield report
-    if record is None or not decode:
+    if record is None or record.path is None or not decode:
         return
     damage = Report()
     try:
         source.image(record)
     except (OSError, ValueError) as error:
-        damage.add("truncated_image" if "truncated" in str(error) else "unreadable_image", f"{name}: {error}")
+        damage.add("truncated_image" if "truncated" in str(error).lower() else "unreadable_image", f"{name}: {error}")
         damage.images, damage.objects = -1, -len(record.objects)
     yield damage

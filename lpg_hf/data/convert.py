@@ -19,11 +19,11 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
-from lpg_hf.boxes import box_slices
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import coco, voc, yolo
 from lpg_hf.data.formats.records import MAX_PIXELS, BoxObject, Record, Report, resolve_inside
-from lpg_hf.data.sources import Source, open_source, recognise_format
+from lpg_hf.data.formats.rle import class_in_box_to_rle
+from lpg_hf.data.sources import Source, open_source, recognise_format, voc_places
 from lpg_hf.files import fs_path
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
@@ -118,6 +118,8 @@ def convert_labels(
         os.replace(written, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    if reading.masks and report.counts.pop("no_mask", 0):
+        report.places.pop("no_mask")  # Boxes without a mask are normal here; `lost` has their number.
     return Conversion(os.fspath(out), report, reading.lost(), _remedy(to))
 
 
@@ -150,6 +152,11 @@ class _Reading:
     def count(self, what: str, number: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + number
 
+    def finds_a_mask(self) -> bool:
+        """Whether an object that is written has a mask; reads until there is one, and counts nothing."""
+        look = _Reading(self.source, self.to, self.asked_for_masks, Report())
+        return any(item.rle is not None and not item.iscrowd for record in look for item in record.objects)
+
     def __iter__(self) -> Iterator[Record]:
         taken: set[str] = set()
         for index, name in enumerate(self.source.file_names):
@@ -166,15 +173,22 @@ class _Reading:
         if self.class_masks is not None:
             self._read_class_mask(record)
         objects = record.objects
+        if self.source.has_class_masks or (record.mask_path is not None and self.to != "voc"):
+            self.count("class masks: each object gets the pixels of its class in its box; 255 is background")
         crowd = sum(item.iscrowd for item in objects)
         if crowd and self.to != "coco":
             what = "left out" + (", ignored (255) in class masks" if self.to == "voc" and self.masks else "")
             self.count(f"crowd regions: {what}", crowd)
-        if self.to != "voc":
+        if self.to == "voc":
+            # Crowd regions are left out, so their boxes are not written.
+            thin = sum(voc.is_thin(item.box) for item in objects if not item.iscrowd)
+            self.count("boxes thinner than a pixel: widened to one", thin)
+        else:
             self.count("difficult flags: kept as ordinary objects", sum(item.difficult for item in objects))
         has_mask = [item.rle is not None for item in objects]
         if self.masks and not all(has_mask):
-            self.count("objects without a mask: written as boxes only", len(objects) - sum(has_mask))
+            what = "the outline of their box, if any has a mask" if self.to == "yolo" else "boxes only"
+            self.count(f"objects without a mask: written as {what}", len(objects) - sum(has_mask))
         if self.to == "yolo" and self.masks:
             self.count(
                 "boxes that differ from the extent of their mask: the extent counts", sum(map(_is_loose, objects))
@@ -202,15 +216,9 @@ class _Reading:
         record.mask_path = path
         labels = read_label_map(path)
         for item in record.objects:
-            region = box_slices(np.asarray(item.box), record.height, record.width)
-            mask = np.zeros(labels.shape, dtype=np.uint8, order="F")
-            mask[region] = labels[region] == item.category + 1
-            if mask.any():
-                rle = coco_mask.encode(mask)
-                item.rle = {"size": [record.height, record.width], "counts": rle["counts"].decode("ascii")}
-                item.area = float(mask.sum())
-        if self.to != "voc":
-            self.count("class masks: each object gets the pixels of its class in its box; 255 is background")
+            rle = class_in_box_to_rle(labels, item.category + 1, item.box)
+            if rle is not None:
+                item.rle, item.area = rle, float(coco_mask.area(rle))
 
     def lost(self) -> list[str]:
         """What is lost, with numbers where they say something."""
@@ -230,18 +238,17 @@ class _Reading:
             if header:
                 lines.append(", ".join(header))
         if self.to == "coco":
-            lines.append("ids of annotations: numbered from 1")
+            if source.format not in ("coco", "dataset"):
+                lines.append("ids of annotations: numbered from 1")
             if source.format == "coco":
                 lines.append("fields of images and annotations that are not COCO's own for detection")
         if self.masks and self.to == "voc" and source.format != "voc":
             lines.append("instances in masks: a class mask holds classes, the smaller object on top")
-        if source.masks and source.format in ("coco", "yolo"):
-            form = {"coco": "become RLE", "yolo": "follow the edges of the pixels, holes and parts joined in one"}
+        if source.masks and source.format in ("coco", "yolo") and self.to != "coco":
+            form = {"yolo": "follow the edges of the pixels, holes and parts joined in one"}
             lines.append(f"outlines between pixels: masks {form.get(self.to, 'become pixels')}")
         if not self.asked_for_masks:
             lines.append("masks, if there are any: not asked for")
-        if self.masks and self.report.counts.pop("no_mask", 0):
-            self.report.places.pop("no_mask", None)  # Boxes without a mask are normal here; they are counted above.
         return [*lines, *(f"{what} ({number})" for what, number in self.counts.items() if number)]
 
 
@@ -251,7 +258,7 @@ def voc_masks_folder(source: Source) -> str | None:
     Raises:
         ValueError: there are masks, but nothing says what their values mean.
     """
-    root = source.path if os.path.isdir(fs_path(f"{source.path}/{voc.MASKS_FOLDER}")) else os.path.dirname(source.path)
+    root, _, _ = voc_places(source.path, None)
     folder = f"{root}/{voc.MASKS_FOLDER}"
     if not os.path.isdir(fs_path(folder)):
         return None
@@ -285,13 +292,25 @@ def _write_coco(out: Path, reading: _Reading, split: str) -> None:
     classes = list(reading.source.classes)
     if reading.source.format == "yolo":  # Class numbers from 0; COCO's category ids begin with 1.
         classes = [(number + 1, name) for number, name in classes]
-    coco.write_coco(out / "annotations.json", numbered(), classes, header=reading.source.coco_header)
+    coco.write_coco(
+        out / "annotations.json",
+        numbered(),
+        classes,
+        header=reading.source.coco_header,
+        keep_ids=reading.source.format in ("coco", "dataset"),
+    )
 
 
 def _write_voc(out: Path, reading: _Reading, split: str) -> None:
     names, empty, num_masks = [], [], 0
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]
+        try:
+            stem.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"VOC files cannot hold the name {stem!r}, which is no UTF-8. Rename the picture, or choose another format (--to)"
+            ) from error
         names.append(stem)
         if reading.masks and not record.objects and record.mask_path is None:
             empty.append((stem, record.height, record.width))
@@ -329,10 +348,13 @@ def _write_class_mask(path: Path, record: Record) -> None:
 
 def _write_yolo(out: Path, reading: _Reading, split: str) -> None:
     (out / yolo.LABELS_FOLDER).mkdir()
+    # Trainers drop all outlines of a data set that holds boxes too, so one mask decides for all files.
+    outlines = reading.masks and reading.finds_a_mask()
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]
         kept = replace(record, objects=[item for item in record.objects if not item.iscrowd])
-        yolo.write_yolo(_place(out, yolo.LABELS_FOLDER, f"{stem}.txt"), kept, masks=reading.masks)
+        path = _place(out, yolo.LABELS_FOLDER, f"{stem}.txt")
+        yolo.write_yolo(path, kept, masks=outlines, only_outlines=outlines)
     content = {
         "train": yolo.IMAGES_FOLDER,
         "val": yolo.IMAGES_FOLDER,

@@ -1,29 +1,34 @@
 """Write a data set as Parquet with a card, so that ``load_dataset(FOLDER)`` reads it without this package.
 
-    python -m lpg_hf.data.export OUT --format voc --root VOC2012 --split train_aug --split val --masks --with-images
-    python -m lpg_hf.data.export OUT --format coco --annotations instances_train2017.json --images train2017 --classes nonvoc60
+    lpg-hf export-data OUT --format voc --root VOC2012 --split train_aug --split val --masks --with-images
+    lpg-hf export-data OUT --format coco --annotations instances_train2017.json --images train2017 --classes nonvoc60
 
     OUT/README.md                                the card: YAML `configs:`, counts, columns, classes
     OUT/data/SPLIT-00000-of-00001.parquet        rows as in `lpg_hf.data.builders`
 
 Without ``--with-images`` the column `image` is left out, and `file_name` says which picture of your own copy belongs to a row:
 ``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together again. Class masks are always embedded. No path of this
-machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
+machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes; ``python -m lpg_hf.data.export``
+is ``lpg-hf export-data``.
 """
 
+import os
+import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow.parquet as pq
-import typer
 from datasets import Dataset
 from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from lpg_hf.data.formats.coco import NAMED_CLASS_SETS
 from lpg_hf.data.load import class_names, load_boxes
-from lpg_hf.hub.cards import render_card, write_text
+from lpg_hf.files import fs_path, write_atomically
+from lpg_hf.hub.cards import render_card
 
 
+TITLES = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}  # of the formats that can be exported
 ROWS_PER_SHARD = 1000
 ROWS_PER_SHARD_WITHOUT_IMAGES = 50_000
 ROW_GROUP_SIZE = 100
@@ -120,7 +125,7 @@ def write_card(
         licenses=licenses,
     )
     DatasetCard(content)  # parses the front matter
-    write_text(folder / "README.md", content)
+    write_atomically(folder / "README.md", content.encode("utf-8"))
 
 
 def write_dataset(
@@ -140,14 +145,14 @@ def write_dataset(
     title: str | None = None,
     repo_id: str | None = None,
 ) -> int:
-    """Write a COCO or VOC data set as Parquet with a card.
+    """Write a COCO, VOC or YOLO data set as Parquet with a card; `out` is written completely or not at all.
 
     Args:
-        out: folder to write; it must not hold a data set yet.
-        format: "coco" or "voc".
+        out: new folder; it must not exist, or be empty.
+        format: "coco", "voc" or "yolo".
         annotations: one file for all splits, or one for each.
         splits: names of the splits; None: one, "train".
-        classes: a list of names, or a text: names with commas between, or one of "all", "nonvoc60", "voc20", "all80".
+        classes: a list of names, or a text: names with commas between, "all", or of COCO one of `coco.NAMED_CLASS_SETS`.
         title: of the card; default: the name of the repository or the folder.
         repo_id: where it will be on the Hub.
         root, images, masks, keep_empty, allow_missing, num_proc: as in `load_boxes`.
@@ -159,18 +164,19 @@ def write_dataset(
         ValueError: settings that do not fit together, `out` is in use, or the annotations cannot be used.
         OSError: a file cannot be read or written.
     """
-    if isinstance(classes, str) and classes not in ("all", "nonvoc60", "voc20", "all80"):
+    if isinstance(classes, str) and classes not in ("all", *(NAMED_CLASS_SETS if format == "coco" else ())):
         classes = [name.strip() for name in classes.split(",")]
     names: list[str | None] = list(splits or [None])
     files: list[str | None] = list(annotations or [None])
     if len(files) == 1:
         files = files * len(names)
-    if format not in ("coco", "voc"):
-        raise ValueError(f"--format must be coco or voc, got {format!r}")
+    if format not in TITLES:
+        raise ValueError(f"--format must be one of {', '.join(TITLES)}, got {format!r}")
     if len(files) != len(names):
         raise ValueError(f"{len(files)} --annotations for {len(names)} --split: give one for all or one for each")
-    if (out / "data").exists() or (out / "README.md").exists():
-        raise ValueError(f"{out} holds a data set already; choose another folder or remove it")
+    target = Path(fs_path(os.path.abspath(fs_path(out))))
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(f"{out} exists already and is not empty; choose another folder or remove it")
     loaded = {}
     for name, file in zip(names, files):
         dataset = load_boxes(
@@ -189,56 +195,22 @@ def write_dataset(
     if len({tuple(class_names(dataset)) for dataset in loaded.values()}) > 1:
         raise ValueError("the splits have different classes; pass --classes to fix them")
 
-    (out / "data").mkdir(parents=True)
     rows = ROWS_PER_SHARD if with_images else ROWS_PER_SHARD_WITHOUT_IMAGES
-    for name, dataset in loaded.items():
-        write_shards(dataset, out / "data", name, rows)
-    default_title = repo_id.split("/")[-1] if repo_id else out.name
-    write_card(out, loaded, title or default_title, {"coco": "COCO", "voc": "Pascal VOC"}[format], repo_id)
+    default_title = repo_id.split("/")[-1] if repo_id else target.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as unfinished:
+        written = Path(unfinished) / target.name
+        (written / "data").mkdir(parents=True)
+        for name, dataset in loaded.items():
+            write_shards(dataset, written / "data", name, rows)
+        write_card(written, loaded, title or default_title, TITLES[format], repo_id)
+        if target.is_dir():
+            target.rmdir()
+        os.replace(written, target)
     return sum(len(dataset) for dataset in loaded.values())
 
 
-def export(
-    out: Annotated[Path, typer.Argument(help="Folder to write; it must not hold a data set yet.")],
-    format: Annotated[str, typer.Option(help="coco or voc.")],
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
-    annotations: Annotated[
-        list[str] | None, typer.Option(help="COCO: json file, one for each --split. VOC: other folder of xml files.")
-    ] = None,
-    images: Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Name of a split; may be repeated. Default: train.")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="COCO: nonvoc60, voc20, all80. Both: all, or names with commas between.")
-    ] = None,
-    masks: Annotated[bool, typer.Option(help="Write the masks too.")] = False,
-    with_images: Annotated[bool, typer.Option(help="Embed the picture files.")] = False,
-    keep_empty: Annotated[bool, typer.Option(help="Keep pictures without an object of the classes.")] = False,
-    allow_missing: Annotated[bool, typer.Option(help="Go on without pictures that do not exist.")] = False,
-    num_proc: Annotated[int, typer.Option(help="Processes that check the pictures.")] = 1,
-    title: Annotated[str | None, typer.Option(help="Title of the card. Default: the name of the folder.")] = None,
-) -> None:
-    """Write a COCO or VOC data set as Parquet with a card."""
-    try:
-        num_rows = write_dataset(
-            out,
-            format,
-            root=root,
-            annotations=annotations,
-            images=images,
-            splits=split,
-            classes=classes,
-            masks=masks,
-            with_images=with_images,
-            keep_empty=keep_empty,
-            allow_missing=allow_missing,
-            num_proc=num_proc,
-            title=title,
-        )
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
-    typer.echo(f"wrote {num_rows} rows to {out}")
-
-
 if __name__ == "__main__":
-    typer.run(export)
+    from lpg_hf.cli import main
+
+    main(["export-data", *sys.argv[1:]])

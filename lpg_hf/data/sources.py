@@ -15,14 +15,16 @@ boxes.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Image
+from pycocotools import mask as coco_mask
 
-from lpg_hf.data.examples import decode_image
+from lpg_hf.data.examples import decode_image, label_map
 from lpg_hf.data.formats import coco, voc, yolo
 from lpg_hf.data.formats.records import (
     IMAGE_SUFFIXES,
@@ -38,6 +40,7 @@ from lpg_hf.data.formats.records import (
     relative_name,
     walk_files,
 )
+from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.files import fs_path, unicode_name, unicode_path
 
@@ -59,6 +62,13 @@ class Source:
         coco_header: "info", "licenses" and "categories" of a COCO file, as they are in the file.
         masks: whether records hold masks.
         max_pixels: a picture with more is refused.
+        rows: of a data set, else None.
+        annotation_files: absolute paths of the files that were read; none for a data set of the Hub.
+        options: what the records depend on besides these files, fit for json: zero_based, size_mismatch, max_pixels, images
+            (absolute path or None), split, classes, and for a data set of the Hub its fingerprint.
+        left_out: (file name, kind of problem) of all pictures that opening left out; the kinds are those of `PROBLEMS`. The
+            name is the annotation file's, or the place in it, where the picture's is not known.
+        image_folder: that the file names are relative to; None for a data set.
     """
 
     format: str
@@ -70,6 +80,19 @@ class Source:
     masks: bool = False
     max_pixels: int = MAX_PIXELS
     rows: Dataset | None = None
+    annotation_files: Sequence[str] = ()
+    options: dict = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    image_folder: str | None = None
+
+    @property
+    def has_class_masks(self) -> bool:
+        """Whether it is a data set whose masks hold classes, not objects."""
+        return self.masks and self.rows is not None and "mask" in self.rows.features
+
+    def files(self) -> Iterator[str]:
+        """Absolute paths of the annotation files that were read: the lists of classes and pictures, and every file of labels."""
+        return iter(self.annotation_files)
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -113,23 +136,28 @@ def open_source(
     zero_based: bool = False,
     size_mismatch: str = "skip",
     max_pixels: int = MAX_PIXELS,
+    keep_missing: bool = False,
     report: Report,
 ) -> Source:
     """Open annotations of any format.
 
     Args:
-        annotations: a COCO json (or a folder in which `coco.find_annotations` finds one); a VOC folder or its Annotations; a
-            YOLO folder, its labels, or data.yaml; a folder or Hub id that `datasets.load_dataset` reads, as
-            `lpg_hf.data.export` writes it.
+        annotations: a COCO json (or a folder in which `coco.find_annotations` finds one); a VOC folder, its Annotations, or one
+            xml file, whose pictures are in JPEGImages beside its folder Annotations, or beside it; a YOLO folder, its labels,
+            or data.yaml; a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export` writes it.
         images: folder of the pictures, where the usual place is not meant.
         format: one of `FORMATS`, or "auto": by what is there.
         split: see the formats.
         classes: None: all, and those that no list names; else only these, the others are left out and counted.
-        masks: read the masks too (VOC: `Record.mask_path`).
+        masks: read the masks too (VOC: `Record.mask_path`; a data set with class masks: the pixels of an object's class in
+            its box).
         allow_missing: go on (and count) when some files do not exist.
         zero_based: VOC: corners are 0-based and end exclusive.
-        size_mismatch: stated size is not the picture's: "skip", "error" or "rescale".
+        size_mismatch: stated size is not the picture's: "skip", "error" or "rescale"; not for a data set, whose sizes were
+            checked when it was written.
         max_pixels: a picture with more pixels is left out.
+        keep_missing: annotation files: pictures and class masks that do not exist are counted, and their records kept, so that
+            the annotations can be checked: `Record.path` is None, and the size is the stated one.
         report: counts problems.
 
     Raises:
@@ -144,27 +172,38 @@ def open_source(
         format = recognise_format(annotations, split)
     if zero_based and format != "voc":
         raise ValueError(f"zero_based (--zero-based) is for VOC xml files; {annotations} is read as {format}")
-    checks = ImageChecks(size_mismatch=size_mismatch, max_pixels=max_pixels)
-    if format == "dataset":
-        return _open_dataset(annotations, images, split, classes, masks, allow_missing, max_pixels, report)
-    path = unicode_path(annotations)
-    if images is not None and not os.path.isdir(fs_path(images)):
+    if size_mismatch != "skip" and format == "dataset":
+        raise ValueError(
+            f"size_mismatch={size_mismatch!r} (--size-mismatch) is for annotation files; {annotations} is a data set, whose sizes "
+            "were checked when it was written. Leave it out"
+        )
+    if format != "dataset" and images is not None and not os.path.isdir(fs_path(images)):
         raise FileNotFoundError(
             f"image folder not found: {images}. Pass the folder that the file names are relative to"
         )
-    options = {"masks": masks, "keep_empty": True, "allow_missing": allow_missing, "keep_unknown": True}
-    if format == "coco":
-        return _open_coco(path, images, split, classes, options, checks, report)
-    if format == "voc":
-        return _open_voc(path, images, split, classes, options, checks, zero_based, report)
-    index = yolo.read_index(path, split, classes, images=images, report=report, **options)
-    entries = index.entries
-
-    def make(number: int, to: Report) -> Record | None:
-        return yolo.make_record(entries[number], checks, to, masks=masks, keep_empty=True)
-
-    names = [entry.file_name for entry in entries]
-    return Source("yolo", path, index.classes, names, make, masks=masks, max_pixels=max_pixels)
+    num_before = len(report.left_out)
+    path = unicode_path(annotations)
+    checks = ImageChecks(size_mismatch=size_mismatch, max_pixels=max_pixels)
+    reading = {"masks": masks, "keep_empty": True, "allow_missing": allow_missing, "keep_unknown": True}
+    reading["keep_missing"] = keep_missing
+    if format == "dataset":
+        source = _open_dataset(annotations, images, split, classes, masks, allow_missing, max_pixels, report)
+    elif format == "coco":
+        source = _open_coco(path, images, split, classes, reading, checks, report)
+    elif format == "voc":
+        source = _open_voc(path, images, split, classes, reading, checks, zero_based, report)
+    else:
+        source = _open_yolo(path, images, split, classes, reading, checks, report)
+    source.left_out = report.left_out[num_before:]
+    source.options |= {
+        "zero_based": zero_based,
+        "size_mismatch": size_mismatch,
+        "max_pixels": max_pixels,
+        "images": None if images is None else unicode_path(images),
+        "split": split,
+        "classes": list(classes) if classes is not None and not isinstance(classes, str) else classes,
+    }
+    return source
 
 
 def _is_hub_id(text: str) -> bool:
@@ -184,12 +223,12 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if suffix in ARCHIVE_SUFFIXES and not os.path.isdir(local):
         raise ValueError(f"{text} is an archive; archives are not read. Unpack it and pass the folder")
     if os.path.isfile(local):
-        by_suffix = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+        by_suffix = {".json": "coco", ".xml": "voc", ".yaml": "yolo", ".yml": "yolo"}
         if suffix in by_suffix:
             return by_suffix[suffix]
         raise ValueError(
-            f"{text} is no annotation file that is known by its suffix (.json COCO, .yaml YOLO). "
-            "Pass the folder for VOC xml and YOLO txt files, or the format (--format)"
+            f"{text} is no annotation file that is known by its suffix (.json COCO, .xml VOC, .yaml YOLO). "
+            "Pass the folder for YOLO txt files, or the format (--format)"
         )
     if not os.path.isdir(local):
         if _is_hub_id(text) and suffix not in (".json", ".yaml", ".yml", ".xml", ".txt"):
@@ -285,12 +324,32 @@ def _open_coco(path, images, split, classes, options: dict, checks: ImageChecks,
         return coco.make_record(entries[number], checks, to, masks=masks, keep_empty=True)
 
     names = [entry.file_name for entry in entries]
-    return Source("coco", file, index.classes, names, make, index.header, masks, checks.max_pixels)
+    limit = checks.max_pixels
+    return Source(
+        "coco",
+        file,
+        index.classes,
+        names,
+        make,
+        index.header,
+        masks,
+        limit,
+        annotation_files=[file],
+        image_folder=folder,
+    )
 
 
-def _voc_places(path: str, images: str | None) -> tuple[str, str, str]:
-    """(root, annotation folder, image folder) of a VOC root, of its Annotations, or of xml files beside pictures."""
-    inner = _voc_folder(path)
+def voc_places(path: str, images: str | None) -> tuple[str, str, str]:
+    """(root, annotation folder, image folder) of a VOC root, of its Annotations, of xml files beside pictures, or of an xml."""
+    if os.path.isfile(fs_path(path)):
+        folders = [os.path.dirname(path)]
+        while os.path.dirname(folders[-1]) != folders[-1]:
+            folders.append(os.path.dirname(folders[-1]))
+        named = (f for f in folders if os.path.basename(f).lower() == voc.ANNOTATIONS_FOLDER.lower())
+        path = next(named, folders[0])
+        inner = None
+    else:
+        inner = _voc_folder(path)
     if inner is not None:
         root, annotations = path, inner
     else:
@@ -304,9 +363,13 @@ def _voc_places(path: str, images: str | None) -> tuple[str, str, str]:
 
 
 def _open_voc(path, images, split, classes, options: dict, checks: ImageChecks, zero_based: bool, report) -> Source:
-    if not os.path.isdir(fs_path(path)):
+    if not os.path.exists(fs_path(path)):
         raise FileNotFoundError(f"VOC folder not found: {path}. Pass the folder with Annotations/ and JPEGImages/")
-    root, annotations, images = _voc_places(path, images)
+    root, annotations, images = voc_places(path, images)
+    if os.path.isfile(fs_path(path)):
+        if split is not None:
+            raise ValueError(f"split={split!r} (--split) is for a folder; {path} is one annotation file. Leave it out")
+        options = {**options, "only": os.path.splitext(path[len(annotations) + 1 :])[0]}
     index = voc.read_index(root, split, classes, annotations=annotations, images=images, report=report, **options)
     entries = index.entries
 
@@ -317,7 +380,32 @@ def _open_voc(path, images, split, classes, options: dict, checks: ImageChecks, 
 
     names = [entry.file_name for entry in entries]
     pairs = list(enumerate(index.classes, start=1))
-    return Source("voc", path, pairs, names, make, masks=options["masks"], max_pixels=checks.max_pixels)
+    masks, limit, files = options["masks"], checks.max_pixels, index.files
+    return Source(
+        "voc", path, pairs, names, make, masks=masks, max_pixels=limit, annotation_files=files, image_folder=images
+    )
+
+
+def _open_yolo(path, images, split, classes, options: dict, checks: ImageChecks, report: Report) -> Source:
+    index = yolo.read_index(path, split, classes, images=images, report=report, **options)
+    entries, masks, limit, files = index.entries, options["masks"], checks.max_pixels, index.files
+
+    def make(number: int, to: Report) -> Record | None:
+        return yolo.make_record(entries[number], checks, to, masks=masks, keep_empty=True)
+
+    names = [entry.file_name for entry in entries]
+    return Source(
+        "yolo",
+        path,
+        index.classes,
+        names,
+        make,
+        {},
+        masks,
+        limit,
+        annotation_files=files,
+        image_folder=index.image_folder,
+    )
 
 
 def _open_dataset(
@@ -350,6 +438,8 @@ def _open_dataset(
         )
     names = class_names(dataset)
     chosen = names
+    if isinstance(classes, str) and classes != "all":
+        raise ValueError(f"classes must be a list of names, 'all' or None for a data set, got {classes!r}")
     if classes is not None and classes != "all":
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -364,12 +454,23 @@ def _open_dataset(
             file_names.append(relative_name(name))
             numbers.append(number)
         except ValueError as error:
-            report.add("unsafe_path", f"{name!r}: row {number} {error}")
-    rows = dataset.cast_column("image", Image(decode=False))
-    light = dataset.remove_columns([name for name in ("image", "mask") if name in dataset.features])
+            report.add("unsafe_path", f"{name!r}: row {number} {error}", picture=str(name))
+    pictures = [name for name in ("image", "mask") if name in dataset.features]
+    rows = dataset
+    for name in pictures:
+        rows = rows.cast_column(name, Image(decode=False))
+    label_maps = rows.select_columns(["mask"]) if masks and "mask" in pictures else None
+    light = dataset.remove_columns(pictures)
+    first_ids = None if "id" in dataset.features["objects"] else _first_ids(light)
 
     def make(index: int, to: Report) -> Record | None:
-        record = _row_record(light[numbers[index]], numbers[index], file_names[index], names, position, masks, to)
+        number = numbers[index]
+        row = light[number]
+        if first_ids is not None:
+            row["objects"]["id"] = list(range(first_ids[number], first_ids[number + 1]))
+        if label_maps is not None:
+            row["mask"] = label_maps[number]["mask"]
+        record = _row_record(row, number, file_names[index], names, position, masks, to)
         if record.height * record.width > max_pixels:
             to.add("image_too_large", f"{record.file_name}: {record.width} x {record.height}")
             return None
@@ -377,17 +478,31 @@ def _open_dataset(
         to.objects += len(record.objects)
         return record
 
+    path = os.fspath(annotations)
+    files, options = [], {}
+    if os.path.isdir(fs_path(annotations)):
+        path = unicode_path(annotations)
+        files = [f"{path}/{name}" for name in walk_files(path, (".parquet",))]
+    else:
+        options["fingerprint"] = dataset._fingerprint  # Tells the revision; `datasets` has no public name for it.
     pairs = list(enumerate(chosen, start=1))
-    return Source("dataset", os.fspath(annotations), pairs, file_names, make, {}, masks, max_pixels, rows)
+    return Source("dataset", path, pairs, file_names, make, {}, masks, max_pixels, rows, files, options)
+
+
+def _first_ids(dataset: Dataset) -> list[int]:
+    """Ids from 1 through all rows: that of the first object of each row, and one more at the end."""
+    boxes = pc.struct_field(dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"], "bbox")
+    return (1 + np.cumsum([0, *pc.list_value_length(boxes).to_pylist()])).tolist()
 
 
 def _row_record(
     row: dict, number: int, file_name: str, names: list[str], position: dict[int, int], masks: bool, report: Report
 ) -> RowRecord:
     columns, height, width = row["objects"], row["height"], row["width"]
+    labels = label_map(row) if row.get("mask") is not None else None
     objects = []
     for i, (bbox, category) in enumerate(zip(columns["bbox"], columns["category"])):
-        object_id = columns["id"][i] if "id" in columns else i + 1
+        object_id = columns["id"][i]
         place = f"{file_name}: annotation {object_id}"
         if category not in position:
             report.add("other_class", place, names[category])
@@ -402,9 +517,16 @@ def _row_record(
             continue
         segmentation = columns["segmentation"][i] if masks and "segmentation" in columns else None
         rle = None
-        if segmentation and segmentation["counts"]:
-            rle = coco.segmentation_to_rle(segmentation, Geometry(height, width), place, report)
-        area = columns["area"][i] if "area" in columns else (box[2] - box[0]) * (box[3] - box[1])
+        if "mask" in row:
+            rle = None if labels is None else class_in_box_to_rle(labels, category + 1, box)
+            if rle is None:
+                report.add("no_mask", place)
+        elif segmentation and segmentation["counts"]:
+            rle = segmentation_to_rle(segmentation, Geometry(height, width), place, report)
+        if labels is not None and rle is not None:
+            area = float(coco_mask.area(rle))
+        else:
+            area = columns["area"][i] if "area" in columns else (box[2] - box[0]) * (box[3] - box[1])
         flags = [bool(columns[name][i]) if name in columns else False for name in ("iscrowd", "difficult")]
         objects.append(BoxObject(box, position[category], area, *flags, object_id, rle))
     if not objects:

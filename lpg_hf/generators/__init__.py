@@ -39,16 +39,22 @@ def load_generator(
         revision: of the Hub repository of `model`.
 
     Raises:
-        ValueError: unknown name, or a setting that the generator does not have.
+        ValueError: unknown name, a setting that the generator does not have, or a device that is not there.
         OSError: a folder or Hub id that does not exist.
     """
     if callable(name):
         from lpg_hf.generators.function import FunctionGenerator
 
         return FunctionGenerator(name)
-    for setting, value in (("model", model), ("segmenter", segmenter)):
-        if value is not None and name != "lpg":
-            raise ValueError(f"{setting}={value} is for the generator 'lpg', not for {name!r}; leave it out.")
+    for setting, value, users in (
+        ("model", model, ("lpg",)),
+        ("segmenter", segmenter, ("lpg",)),
+        ("revision", revision, ("lpg", "sam")),
+    ):
+        if value is not None and name.partition(":")[0] not in users:
+            raise ValueError(
+                f"{setting}={value} is for the generator {' or '.join(users)}, not for {name!r}; leave it out."
+            )
     if name == "box":
         from lpg_hf.generators.box import BoxGenerator
 
@@ -64,30 +70,48 @@ def load_generator(
     if name.startswith("sam:") and len(name) > len("sam:"):
         from lpg_hf.generators.sam import SAMGenerator
 
-        device = device or default_device()
+        device = usable_device(device)
         return SAMGenerator(
-            name[len("sam:") :], device=device, dtype=resolve_dtype(dtype, device), batch_size=batch_size
+            name[len("sam:") :],
+            device=device,
+            dtype=resolve_dtype(dtype, device),
+            batch_size=batch_size,
+            revision=revision,
         )
     if name != "lpg":
         raise ValueError(f"generator {name!r} is unknown. Choose one of {', '.join(GENERATORS)}.")
     from lpg_hf.generators.lpg import LPGGenerator
 
+    device = usable_device(device)
     return LPGGenerator.from_pretrained(
         bundled() if model is None else model,
         segmenter=segmenter,
         class_names=class_names,
         batch_size=batch_size,
-        device=device or default_device(),
-        dtype=resolve_dtype(dtype, device or default_device()),
+        device=device,
+        dtype=resolve_dtype(dtype, device),
         revision=revision,
     )
 
 
-def default_device() -> str:
-    """A GPU if torch sees one, else the CPU."""
+def usable_device(device: "str | torch.device | None" = None) -> str:
+    """A device that torch can compute on; None: a GPU if there is one, each process of a launch its own.
+
+    Raises:
+        ValueError: torch does not know it, or it is not there.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device is None and torch.cuda.is_available():
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    if device is None:
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the device {device} cannot be used: {reason}. Choose cpu, cuda, cuda:N or mps.") from error
+    return str(device)
 
 
 def resolve_dtype(dtype: str, device: "str | torch.device") -> "torch.dtype":

@@ -4,14 +4,26 @@ A generator turns pictures with boxes into patches of foreground probability, an
 a picture with very many boxes does not fill the memory.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 
+if TYPE_CHECKING:
+    from torch import nn
+
 GRANULARITIES = ("class", "instance")
+PAD_MULTIPLE = 32  # pixels; pictures whose padded sizes agree share a forward pass
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError if a setting has none of its values."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
 
 
 @dataclass(frozen=True)
@@ -70,4 +82,28 @@ class MaskGenerator(ABC):
 
     def settings(self) -> dict:
         """What the masks depend on, as json values: an unfinished job goes on only with the same."""
-        return {}
+        return {name: value for name, value in vars(self).items() if isinstance(value, (bool, int, float, str))}
+
+
+def weights_digest(*networks: "nn.Module") -> str:
+    """Tells other weights apart."""
+    import torch
+
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(f"{name} {tensor.dtype}".encode())
+            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def batches_of_one_size(sizes: Mapping[int, tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """The pictures in batches whose padded sizes agree; the same batches on every run, so results repeat to the bit.
+
+    Args:
+        sizes: number of the picture -> (height, width).
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in sizes.items():
+        groups.setdefault((-(-height // PAD_MULTIPLE), -(-width // PAD_MULTIPLE)), []).append(index)
+    return [members[i : i + batch_size] for members in groups.values() for i in range(0, len(members), batch_size)]

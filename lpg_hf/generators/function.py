@@ -19,6 +19,9 @@ class FunctionGenerator(MaskGenerator):
     def __init__(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray]):
         self.function = function
 
+    def settings(self) -> dict:
+        return {"function": getattr(self.function, "__qualname__", type(self.function).__qualname__)}
+
     def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
         """See `MaskGenerator.patches`; both granularities give the function's own masks.
 

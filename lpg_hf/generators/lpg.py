@@ -1,7 +1,7 @@
 """The learned generator (Sec. III-B), run as its image processor's view says: whole images per class, or a window per box."""
 
 import copy
-import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lpg_hf.class_probs import SegmenterProbs
-from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
+from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch, weights_digest
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
@@ -99,17 +99,11 @@ class LPGGenerator(MaskGenerator):
                 yield position, Patch(view.label, members, rows, columns, foreground)
 
     def settings(self) -> dict:
-        """A digest of the weights of the LPG and its segmenter, the view, the type, and the views per forward pass."""
-        digest = hashlib.sha256()
-        for network in filter(None, (self.network, self.segmenter and self.segmenter.model)):
-            for name, tensor in network.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
-        return {
-            "weights_sha256": digest.hexdigest(),
-            "view": self.processor.view,
-            "dtype": str(self.network.dtype).removeprefix("torch."),
-            "views_per_pass": self.batch_size,
+        """See `MaskGenerator.settings`; weights as a digest."""
+        networks = [self.network] if self.segmenter is None else [self.network, self.segmenter.model]
+        return super().settings() | {
+            "weights_sha256": weights_digest(*networks),
+            "processor": json.loads(self.processor.to_json_string()),
         }
 
     def _views(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, tuple[int, ...], View]]:

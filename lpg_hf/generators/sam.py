@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
+from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch, weights_digest
 
 
 # The checkpoints of SAM 2 on the Hub are of the video model, whose picture part is `Sam2Model`.
@@ -71,6 +71,10 @@ class SAMGenerator(MaskGenerator):
         self.batch_size = batch_size
         self.multimask_output = multimask_output
         self._one_at_a_time = threading.Lock()
+
+    def settings(self) -> dict:
+        """See `MaskGenerator.settings`; weights as a digest."""
+        return super().settings() | {"weights_sha256": weights_digest(self.network)}
 
     def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
         """See `MaskGenerator.patches`; one patch per box in both cases.

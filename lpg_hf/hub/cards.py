@@ -13,6 +13,8 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from lpg_hf.files import write_atomically
+
 
 # Installed, the templates are package data; in a checkout they lie beside the package.
 TEMPLATES = [Path(__file__).parents[1] / "hub_cards", Path(__file__).parents[2] / "hub_cards"]
@@ -115,7 +117,9 @@ def write_card(folder: str | os.PathLike) -> Path:
         has_metrics=metrics is not None,
     )
     ModelCard(content)  # parses the front matter: a broken card is an error here, not at the push
-    return write_text(folder / "README.md", content)
+    path = folder / "README.md"
+    write_atomically(path, content.encode("utf-8"))
+    return path
 
 
 def render_card(template: str, **values: object) -> str:
@@ -127,14 +131,6 @@ def render_card(template: str, **values: object) -> str:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader([str(path) for path in TEMPLATES], encoding="utf-8")
     return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-
-
-def write_text(path: Path, content: str) -> Path:
-    """Write a file that appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def read_json(path: Path) -> dict | None:

@@ -20,6 +20,10 @@ from .client import HUB_ERRORS, reason
 from .stages import stage_repo_id
 
 
+# Copies of the weights for other frameworks, which repositories of other people's models hold beside those for PyTorch.
+OTHER_WEIGHTS = ["*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
+
+
 def fetch_stage(
     source: str | os.PathLike, revision: str | None = None, *, kind: str | None = None, api: HfApi | None = None
 ) -> Path:
@@ -29,7 +33,7 @@ def fetch_stage(
     snapshot is used.
 
     Args:
-        source: folder, or ORG/NAME on the Hub.
+        source: folder, or on the Hub ORG/NAME or ORG/NAME@REVISION.
         revision: branch, tag or commit on the Hub.
         kind: "lpg" or "segmenter": what the stage must be.
 
@@ -37,6 +41,8 @@ def fetch_stage(
         ValueError: the stage is of another kind, or `revision` is given with a folder.
         OSError: no such folder, repository or revision, or the Hub cannot be reached.
     """
+    if revision is None and not Path(source).exists() and "@" in str(source):
+        source, revision = str(source).split("@", 1)
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"{source} is a folder, so it has no revision {revision!r}. Leave the revision out.")
@@ -131,13 +137,15 @@ def _why(error: Exception, repo_id: str, revision: str | None) -> str:
 
 def _snapshot(api: HfApi, repo_id: str, revision: str | None) -> Path:
     try:
-        return Path(api.snapshot_download(repo_id, revision=revision))
+        return Path(api.snapshot_download(repo_id, revision=revision, ignore_patterns=OTHER_WEIGHTS))
     except HTTPError as error:
         if isinstance(error, HfHubHTTPError):
             raise
         # The client looks into its cache where nothing answers, but not where a connection breaks.
         try:
-            return Path(api.snapshot_download(repo_id, revision=revision, local_files_only=True))
+            return Path(
+                api.snapshot_download(repo_id, revision=revision, ignore_patterns=OTHER_WEIGHTS, local_files_only=True)
+            )
         except LocalEntryNotFoundError:
             raise error from None
 

@@ -117,7 +117,7 @@ def push_data(
 
     Args:
         repo_id: ORG/NAME of the data set.
-        format: "coco" or "voc".
+        format: "coco", "voc" or "yolo".
         with_images: push the picture files too. Only do so if their licences allow it.
         private, revision, dry_run, api: as in `push_run`.
         **options: of `lpg_hf.data.export.write_dataset`: root, annotations, images, splits, classes, masks, ...

@@ -487,6 +487,8 @@ def _write_folder(out: Path, model: PreTrainedModel, processor: object, record: 
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (folder / "metrics.json").write_text(text, encoding="utf-8")
         write_card(folder)
+        if out.is_dir():
+            out.rmdir()  # Only an empty one came this far; Windows replaces no folder.
         os.replace(folder, out)
 
 

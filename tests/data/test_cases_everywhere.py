@@ -196,8 +196,9 @@ def test_r_c7_outlines_far_outside_are_bounded(yolo_tree, line):
 LOCALE_SCRIPT = """
 import sys
 from lpg_hf.data.convert import convert_labels
-from lpg_hf.data.formats.records import (Report)
+from lpg_hf.data.formats.records import Report
 from lpg_hf.data.sources import open_source
+from lpg_hf.files import unicode_path
 root, report = unicode_path(sys.argv[1]), Report()
 source = open_source(root, report=report)
 records = [source.record(i, report) for i in range(len(source))]

@@ -17,7 +17,7 @@ CASES = Path(__file__).parents[3] / "shared" / "cases"
 # file -> (pictures, objects, classes, counts)
 DIAGNOSES = {
     "coco_crowd_rle_gap_ids.json": (6, 36, 80, {"empty_image": 1}),
-    "coco_taco_dup_ids_negative_xy.json": (11, 11, 60, {"duplicate_annotation_id": 2, "clipped_box": 1}),
+    "coco_taco_dup_ids_negative_xy.json": (11, 11, 60, {"duplicate_annotation_id": 2, "clipped_box": 6}),
     "coco_voc2coco_cat0_emptyseg.json": (18, 164, 3, {"no_mask": 164}),
     "voc_2011_003353_float_no_truncated.xml": (1, 1, 20, {}),
     "voc_bccd_degenerate_BloodImage_00338.xml": (1, 14, 2, {"one_pixel_box": 1}),
@@ -55,6 +55,21 @@ def test_diagnosis(name, tmp_path):
     annotations, images = blank_data(name, tmp_path / "data")
     report = check_source(annotations, images, masks=name.endswith(".json")).report
     assert (report.images, report.objects, len(report.classes), report.counts) == DIAGNOSES[name]
+
+
+@pytest.mark.parametrize("name", DIAGNOSES)
+def test_diagnosis_of_the_file_as_it_lies_there_without_its_pictures(name):
+    path = CASES / name
+    if not path.is_file():
+        pytest.skip(f"needs the file {name} in ../shared/cases")
+    checked = check_source(path, masks=name.endswith(".json"))
+    images, objects, classes, counts = DIAGNOSES[name]
+    counts = {{"size_from_image": "size_unknown"}.get(kind, kind): count for kind, count in counts.items()}
+    counts["missing_image"] = images
+    found = checked.report
+    assert not checked.passed and (found.images, found.objects, len(found.classes)) == (images, objects, classes)
+    assert found.counts == counts
+    assert f"{images} of {images} pictures do not exist in {CASES}" in checked.summary()
 
 
 @pytest.mark.parametrize("target", ["coco", "voc", "yolo"])

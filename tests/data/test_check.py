@@ -1,6 +1,7 @@
 """`check_source`: what is wrong is counted with its place; pictures are decoded."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -100,9 +101,95 @@ def test_lines_that_stop_a_training_are_printed(yolo_tree):
 def test_nothing_usable_is_no_pass_and_nothing_readable_is_an_error(coco_tree):
     coco_tree.content["images"][0] |= {"width": 10, "height": 10}
     assert not check_source(coco_tree.write()).passed
+    with pytest.raises(FileNotFoundError, match="annotations not found"):
+        check_source(coco_tree.root / "gone.json")
+
+
+def test_without_pictures_coco_annotations_are_checked_against_the_stated_sizes(coco_tree):
+    boxes = ([10, 8, 20, 16], [50, 30, 30, 30], [5, 5, 0, 0], [10, 8, -5, 5])
+    coco_tree.content["annotations"] = [coco_tree.annotation(id=i, bbox=box) for i, box in enumerate(boxes, start=1)]
+    coco_tree.content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+    coco_tree.add_image("b.png", 2)
+    coco_tree.content["images"].append({"id": 3, "file_name": "no_size.png"})
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=5, image_id=3, bbox=[-9, 0, 5000, 20]))
     (coco_tree.images / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists"):
-        check_source(coco_tree.write())
+    checked = check_source(coco_tree.write(), masks=True)
+    assert not checked.passed and (checked.report.images, checked.report.objects) == (3, 4)
+    assert checked.report.counts == {"missing_image": 2, "clipped_box": 2, "degenerate_box": 1, "corners_swapped": 1,
+                                     "invalid_mask": 1, "empty_image": 1, "size_unknown": 1}  # fmt: skip
+    assert checked.report.places["missing_image"] == ["a.png", "no_size.png"]
+    assert f"2 of 3 pictures do not exist in {coco_tree.images}" in checked.summary()
+    assert "missing_image: 2 (picture that does not exist; annotations checked), e.g. a.png" in checked.summary()
+    assert "against the stated sizes" in checked.summary() and "--images" in checked.summary()
+
+
+def test_without_pictures_voc_annotations_are_checked_against_the_stated_sizes(voc_tree):
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(box=(1, 1, 90, 20))]))
+    voc_tree.add("c", voc_tree.xml("c.png", size=None, objects=[voc_tree.object(box=(3, 3, 3000, 20))]))
+    for path in (voc_tree.root / "JPEGImages").iterdir():
+        path.unlink()
+    checked = check_source(voc_tree.root)
+    assert (checked.report.images, checked.report.objects) == (3, 3)
+    assert checked.report.counts == {"missing_image": 3, "clipped_box": 1, "size_unknown": 1}
+    assert f"3 of 3 pictures do not exist in {voc_tree.root}/JPEGImages" in checked.summary()
+
+
+def test_without_pictures_yolo_labels_are_checked_as_fractions(yolo_tree):
+    yolo_tree.add("sub.1/b", "0 0.5 0.5 1.2 0.2\n3 0.5 0.5 0.2 0.2\n0 320 240 10 10\n0 0.5 0.5 0.2 0\n")
+    shutil.rmtree(yolo_tree.root / "images")
+    checked = check_source(yolo_tree.root)
+    assert (checked.report.images, checked.report.objects) == (2, 3)
+    assert checked.report.counts == {"missing_image": 2, "clipped_box": 1, "unlisted_class": 1, "pixel_values": 1,
+                                     "degenerate_box": 1}  # fmt: skip
+    assert checked.report.places["missing_image"] == ["a.*", "sub.1/b.*"] and "as fractions" in checked.summary()
+    yolo_tree.write("train.txt", "images/a.png\nimages/gone.png\n")
+    yolo_tree.write("data.yaml", "names: [thing]\ntrain: train.txt\n")
+    yolo_tree.write("labels/gone.txt", "0 0.5 0.5 0.2 0\n")
+    assert check_source(yolo_tree.root).report.counts == {"missing_image": 2, "degenerate_box": 1, "empty_image": 1}
+
+
+@pytest.mark.parametrize("place", ["Annotations/a.xml", "Annotations/sub/a.xml", "alone/a.xml"])
+def test_one_xml_file_can_be_checked_alone(voc_tree, place):
+    voc_tree.add("other", "no xml")
+    voc_tree.add("more")
+    file = voc_tree.root / place
+    file.parent.mkdir(exist_ok=True)
+    (voc_tree.root / "Annotations" / "a.xml").rename(file)
+    picture_file = {"alone": file.parent}.get(file.parent.name, voc_tree.root / "JPEGImages") / file.relative_to(
+        voc_tree.root / place.split("/")[0]
+    ).with_suffix(".png")
+    picture_file.parent.mkdir(exist_ok=True)
+    (voc_tree.root / "JPEGImages" / "a.png").rename(picture_file)
+    checked = check_source(file)
+    assert checked.passed and checked.format == "voc" and checked.report.counts == {}, checked.summary()
+    assert (checked.report.images, checked.report.objects) == (1, 1)
+    picture_file.unlink()
+    assert check_source(file).report.counts == {"missing_image": 1}
+    assert check_source(file, voc_tree.root / "JPEGImages").report.counts == {"missing_image": 1}
+    with pytest.raises(ValueError, match="--split.* is for a folder.*a.xml is one annotation file"):
+        check_source(file, split="train")
+
+
+def test_a_folder_without_class_masks_gets_a_full_report(voc_tree):
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(box=(1, 1, 90, 20))]))
+    (voc_tree.root / "SegmentationClass").rmdir()
+    checked = check_source(voc_tree.root, masks=True)
+    assert checked.report.counts == {"missing_mask": 2, "clipped_box": 1} and checked.report.objects == 2
+    voc_tree.root.joinpath("SegmentationClass").mkdir()
+    voc_tree.add_mask("a", np.full((HEIGHT, WIDTH), 7, dtype=np.uint8))
+    counts = check_source(voc_tree.root, masks=True).report.counts
+    assert counts == {"missing_mask": 1, "clipped_box": 1, "invalid_class_mask": 1}
+
+
+@pytest.mark.parametrize("percent", [2, 20, 40, 60, 80])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_cut_picture_counts_as_cut_wherever_it_is_cut(coco_tree, suffix, percent):
+    path = coco_tree.images / f"a.{suffix}"
+    picture().save(path)
+    coco_tree.content["images"][0]["file_name"] = path.name
+    data = path.read_bytes()
+    path.write_bytes(data[: max(len(data) * percent // 100, 8)])
+    assert check_source(coco_tree.write()).report.counts == {"truncated_image": 1}
 
 
 def test_r_f6_a_huge_picture_is_counted_and_not_decoded(coco_tree):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats.coco import read_coco, read_index, segmentation_to_rle, write_coco
+from lpg_hf.data.formats.coco import header_with, id_of, make_record, read_coco, read_index, write_coco
 from lpg_hf.data.formats.records import Geometry, ImageChecks, Report
+from lpg_hf.data.formats.rle import segmentation_to_rle
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
 
@@ -166,7 +167,8 @@ def test_r_a11_rescale_takes_rle_masks_along(coco_tree):
 LOCALE_SCRIPT = """
 import sys
 from lpg_hf.data.formats.coco import read_coco, write_coco
-from lpg_hf.data.formats.records import (Report)
+from lpg_hf.data.formats.records import Report
+from lpg_hf.files import unicode_path
 root = unicode_path(sys.argv[1])
 report = Report()
 records = list(read_coco(root + "/annotations.json", root + "/images", report=report))
@@ -271,6 +273,17 @@ def test_r_b5_tiny_excess_is_clipped_without_a_word(coco_tree):
     assert item.box[2] == 60 and report.counts == {}
 
 
+def test_a_pixel_over_the_border_of_a_large_picture_is_counted(coco_tree):
+    coco_tree.add_image("large.png", 2, width=4000)
+    coco_tree.add_picture("large.png", width=4000)
+    boxes = ([-1, 8, 20, 16], [-0.5, 8, 20, 16], [3990, 8, 10.5000001, 16], [3990, 8, 11, 16])
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(id=i, image_id=2, bbox=box) for i, box in enumerate(boxes, start=1)
+    ]
+    report = read(coco_tree)[1]
+    assert [place.split(" [")[0][-1] for place in report.places["clipped_box"]] == ["1", "4"]
+
+
 @pytest.mark.parametrize(
     "box",
     [
@@ -367,7 +380,7 @@ def test_r_c5_two_polygons_are_one_object(coco_tree):
 LARGE_POLYGON_SCRIPT = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
-from lpg_hf.data.formats.coco import segmentation_to_rle
+from lpg_hf.data.formats.rle import segmentation_to_rle
 from lpg_hf.data.formats.records import Geometry, Report
 report = Report()
 polygon = [[-164, -221, 208543216, 352186880, 226, 236, 272, 384]]
@@ -573,3 +586,65 @@ def test_r_m2_names_that_lead_outside_are_refused(coco_tree, tmp_path, name):
     records, report = read(coco_tree)
     assert [record.file_name for record in records] == ["a..b.png"]
     assert report.counts == {"unsafe_path": 1} and "image 1" in report.places["unsafe_path"][0]
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("0", 0), ("12", 12), ("-3", -3), ("007", "007"), ("000", "000"), ("-0", "-0"), ("--3", "--3"), ("²", "²"),
+        ("٣", "٣"), ("1_0", "1_0"), ("+1", "+1"), (" 1", " 1"), ("1\n", "1\n"), ("", ""), ("9" * 5000, "9" * 5000),
+    ],
+)  # fmt: skip
+def test_only_a_number_written_as_one_is_an_id_that_is_a_number(text, wanted):
+    assert id_of(text) == wanted and type(id_of(text)) is type(wanted)
+
+
+def test_ids_that_look_like_numbers_stay_apart_and_come_back(coco_tree, tmp_path):
+    coco_tree.content["categories"] = [{"id": i, "name": f"c{i}"} for i in ("--3", "000", "1", "01")]
+    coco_tree.add_image("b.png", "01")
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(id=n, image_id=image, category_id=category)
+        for n, (image, category) in enumerate([(1, "--3"), (1, "000"), ("01", "1"), ("01", "01")], start=1)
+    ]
+    records, report = read(coco_tree)
+    assert [len(record.objects) for record in records] == [2, 2]
+    index = read_index(coco_tree.write(), coco_tree.images, report=Report())
+    assert index.classes == [(1, "c1"), ("--3", "c--3"), ("000", "c000"), ("01", "c01")]
+    write_coco(tmp_path / "new.json", records, index.classes, header=index.header)
+    content = json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))
+    assert [image["id"] for image in content["images"]] == [1, "01"]
+    assert [item["category_id"] for item in content["annotations"]] == ["--3", "000", 1, "01"]
+
+
+def test_written_polygons_areas_licences_and_ids_are_those_that_were_read(coco_tree, tmp_path):
+    rle = {"size": [40, 60], "counts": [0, 20, 60 * 40 - 20]}
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(id=9, area=319.5),
+        coco_tree.annotation(id=4, segmentation=rle, bbox=[0, 0, 1, 20], area=20),
+        coco_tree.annotation(id=7, segmentation=[[1, 2, 3, 4], [10, 8, 30, 8, 30, 24, 10, 24]]),
+    ]
+    coco_tree.content["images"][0]["license"] = 5
+    coco_tree.content["licenses"] = [{"id": 5, "name": "CC", "url": "here"}]
+    report = Report()
+    index = read_index(coco_tree.write(), coco_tree.images, masks=True, report=report)
+    (record,) = (make_record(entry, ImageChecks(), report, masks=True) for entry in index.entries)
+    write_coco(tmp_path / "new.json", [record], index.classes, header=index.header, keep_ids=True)
+    content = json.loads((tmp_path / "new.json").read_text())
+    assert content["annotations"][:2] == coco_tree.content["annotations"][:2]
+    assert content["annotations"][2]["segmentation"]["size"] == [40, 60]  # one of its polygons cannot be used
+    assert [item["id"] for item in content["annotations"]] == [9, 4, 7]
+    assert content["images"][0]["license"] == 5 and content["licenses"] == coco_tree.content["licenses"]
+    record.objects[1].id = record.objects[2].id = 9
+    record.license = "MIT"
+    write_coco(tmp_path / "new.json", [record], index.classes, header=index.header, keep_ids=True)
+    content = json.loads((tmp_path / "new.json").read_text())
+    assert content["annotations"][0]["id"] == 9 and len({item["id"] for item in content["annotations"]}) == 3
+    assert content["images"][0]["license"] == 6 and content["licenses"][1] == {"id": 6, "name": "MIT"}
+
+
+def test_header_with_keeps_what_is_stated_and_adds_the_other_classes():
+    header = {"info": "x", "categories": [{"id": 7, "name": "thing", "supercategory": "s"}]}
+    made = header_with(header, [(7, "thing"), (9, "category 9")])
+    assert made == {"info": "x", "categories": [*header["categories"], {"id": 9, "name": "category 9"}]}
+    assert len(header["categories"]) == 1  # the given one stays as it is
+    assert header_with({}, [(1, "a")]) == {"categories": [{"id": 1, "name": "a"}]}

@@ -9,7 +9,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH
 
-from lpg_hf.data.convert import convert_labels
+from lpg_hf.data.check import check_source
+from lpg_hf.data.convert import _Reading, convert_labels
+from lpg_hf.data.export import write_dataset
 from lpg_hf.data.formats.records import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
@@ -84,7 +86,7 @@ def test_coco_ids_and_header_come_back(many, tmp_path):
     assert content["categories"] == many.content["categories"] and content["info"] == {"year": 1}
     assert content["images"][0] == {"id": 77, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}
     assert [a["category_id"] for a in content["annotations"]] == [90] + [3] * 8
-    assert [a["id"] for a in content["annotations"]] == list(range(1, 10))
+    assert [a["id"] for a in content["annotations"]] == [a["id"] for a in many.content["annotations"]]
 
 
 def test_voc_to_coco_numbers_images_and_categories(voc_tree, tmp_path):
@@ -125,7 +127,58 @@ def test_masks_with_holes_and_parts_survive(coco_tree, tmp_path, target):
     before = everything(path, coco_tree.images, masks=True)
     after = everything(tmp_path / "two.json", coco_tree.images, masks=True)
     assert same_boxes(before, after) and [o[2] for o in before["a.png"]] == [o[2] for o in after["a.png"]]
-    assert any("outlines between pixels" in line for line in done.lost)
+    assert any("outlines between pixels" in line for line in done.lost) == (target == "yolo")
+
+
+def test_coco_to_coco_keeps_what_both_hold(coco_tree, tmp_path):
+    masked(coco_tree)
+    coco_tree.content["annotations"][0] |= {"id": 70, "area": 319.5}
+    coco_tree.content |= {"licenses": [{"id": 3, "name": "CC"}]}
+    coco_tree.content["images"][0]["license"] = 3
+    done = convert_labels(coco_tree.write(), tmp_path / "new.json", "coco", images=coco_tree.images)
+    content = json.loads((tmp_path / "new.json").read_text())
+    coco_tree.content["annotations"][1]["area"] = 320
+    assert content == coco_tree.content
+    assert done.lost == ["fields of images and annotations that are not COCO's own for detection"]
+
+
+def test_yolo_outlines_stay_polygons_in_coco(yolo_tree, tmp_path):
+    yolo_tree.add("a", "0 0.25 0.25 0.75 0.25 0.5 0.75\n")
+    done = convert_labels(yolo_tree.root, tmp_path / "new.json", "coco")
+    (item,) = json.loads((tmp_path / "new.json").read_text())["annotations"]
+    assert item["segmentation"] == [[15, 10, 45, 10, 30, 30]] and not any("outlines" in line for line in done.lost)
+
+
+def test_files_with_and_without_masks_all_get_outlines_in_yolo(coco_tree, tmp_path):
+    coco_tree.add_image("0.png", 2)
+    coco_tree.content["images"].reverse()
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2, segmentation=...))
+    convert_labels(coco_tree.write(), tmp_path / "out", "yolo", images=coco_tree.images)
+    lines = [(tmp_path / "out" / "labels" / f"{name}.txt").read_text().split() for name in "0a"]
+    assert [len(line) for line in lines] == [9, 9]
+    coco_tree.content["annotations"].pop(0)
+    convert_labels(coco_tree.write(), tmp_path / "boxes", "yolo", images=coco_tree.images)
+    assert len((tmp_path / "boxes" / "labels" / "0.txt").read_text().split()) == 5
+
+
+def test_boxes_thinner_than_a_pixel_are_widened_for_voc_and_said(coco_tree, tmp_path):
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(bbox=[10.38, 8.3, 0.93, 0.5], segmentation=...),
+        coco_tree.annotation(id=2, segmentation=...),
+    ]
+    done = convert_labels(coco_tree.write(), tmp_path / "out", "voc", images=coco_tree.images)
+    assert "boxes thinner than a pixel: widened to one (1)" in done.lost
+    back = check_source(tmp_path / "out", coco_tree.images).report
+    assert back.counts == {"one_pixel_box": 1} and back.objects == 2
+
+
+def test_one_xml_file_can_be_converted_with_its_class_mask(voc_tree, tmp_path):
+    voc_tree.add("b")
+    voc_tree.add_mask("a")
+    convert_labels(voc_tree.root / "Annotations" / "a.xml", tmp_path / "new.json", "coco")
+    content = json.loads((tmp_path / "new.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png"]
+    assert coco_mask.area(content["annotations"][0]["segmentation"]) == 320
 
 
 def test_masks_become_a_class_png_and_come_back(coco_tree, tmp_path):
@@ -163,7 +216,8 @@ def test_boxes_without_masks_are_normal_and_said(coco_tree, tmp_path):
     for target in TARGETS:
         done = convert_labels(coco_tree.write(), tmp_path / "new" / target, target, images=coco_tree.images)
         assert not done.report.needs_attention
-        assert "objects without a mask: written as boxes only (1)" in done.lost
+        what = "the outline of their box, if any has a mask" if target == "yolo" else "boxes only"
+        assert f"objects without a mask: written as {what} (1)" in done.lost
     assert len((tmp_path / "new" / "yolo" / "labels" / "a.txt").read_text().splitlines()[1].split()) == 9
 
 
@@ -295,3 +349,23 @@ def test_a_class_named_background_does_not_shift_the_others(coco_tree, tmp_path)
     assert (tmp_path / "out" / "classes.txt").read_text() == "background class\nthing\n"
     assert (read_label_map(tmp_path / "out" / "SegmentationClass" / "a.png")[8:24, 10:30] == 2).all()
     assert any('" class" behind' in line for line in done.lost)
+
+
+def test_what_is_lost_can_be_asked_twice(coco_tree):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, segmentation=...))
+    report = Report()
+    source = open_source(coco_tree.write(), coco_tree.images, masks=True, report=report)
+    reading = _Reading(source, "yolo", True, report)
+    assert len(list(reading)) == 1
+    lost = reading.lost()
+    assert any("without a mask" in line and line.endswith("(1)") for line in lost) and reading.lost() == lost
+    assert report.counts == {"no_mask": 1}
+
+
+def test_class_masks_of_an_exported_data_set_become_masks_of_objects(voc_tree, tmp_path):
+    voc_tree.add_mask("a")
+    write_dataset(tmp_path / "exported", "voc", root=voc_tree.root, masks=True, with_images=True)
+    done = convert_labels(tmp_path / "exported", tmp_path / "new.json", "coco")
+    assert any("pixels of its class in its box" in line for line in done.lost) and not done.report.needs_attention
+    (item,) = json.loads((tmp_path / "new.json").read_text())["annotations"]
+    assert item["area"] == 320 == coco_mask.area(item["segmentation"])

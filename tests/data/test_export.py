@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
-import typer.testing
 
+from lpg_hf.cli import main
 from lpg_hf.data.examples import class_mask, decode_image
-from lpg_hf.data.export import export
+from lpg_hf.data.export import write_dataset
 from lpg_hf.data.load import class_names, load_boxes
 
 
@@ -29,10 +30,22 @@ print(json.dumps(found))
 """
 
 
-def run(*arguments):
-    app = typer.Typer()
-    app.command()(export)
-    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+@dataclass
+class Ended:
+    exit_code: int
+    output: str
+
+
+@pytest.fixture
+def run(capsys):
+    """`lpg-hf export-data` with these arguments."""
+
+    def run_command(*arguments) -> Ended:
+        with pytest.raises(SystemExit) as end:
+            main(["export-data", *map(str, arguments)])
+        return Ended(end.value.code, "".join(capsys.readouterr()))
+
+    return run_command
 
 
 def read_elsewhere(folder, tmp_path) -> dict:
@@ -49,7 +62,7 @@ def read_elsewhere(folder, tmp_path) -> dict:
     return json.loads(process.stdout)
 
 
-def test_export_round_trip_without_importing_lpg_hf(voc_tree, tmp_path):
+def test_export_round_trip_without_importing_lpg_hf(run, voc_tree, tmp_path):
     voc_tree.add("b")
     for name in "ab":
         voc_tree.add_mask(name)
@@ -84,7 +97,7 @@ def test_export_round_trip_without_importing_lpg_hf(voc_tree, tmp_path):
         assert (decode_image(one) == decode_image(two)).all() and (class_mask(one, 1) == class_mask(two, 1)).all()
 
 
-def test_export_without_pictures_is_joined_with_a_folder_again(coco_tree, tmp_path):
+def test_export_without_pictures_is_joined_with_a_folder_again(run, coco_tree, tmp_path):
     coco_tree.write()
     out = tmp_path / "out"
     result = run(out, "--format", "coco", "--root", coco_tree.root, "--masks", "--title", "A: title")
@@ -102,7 +115,7 @@ def test_export_without_pictures_is_joined_with_a_folder_again(coco_tree, tmp_pa
         load_boxes("parquet", root=out, split="val")
 
 
-def test_no_path_of_the_machine_is_written(coco_tree, voc_tree, tmp_path):
+def test_no_path_of_the_machine_is_written(run, coco_tree, voc_tree, tmp_path):
     coco_tree.write()
     voc_tree.add_mask("a")
     for name, tree, options in (("coco", coco_tree, []), ("voc", voc_tree, ["--with-images", "--masks"])):
@@ -112,7 +125,7 @@ def test_no_path_of_the_machine_is_written(coco_tree, voc_tree, tmp_path):
             assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_large_splits_are_written_in_shards(coco_tree, tmp_path, monkeypatch):
+def test_large_splits_are_written_in_shards(run, coco_tree, tmp_path, monkeypatch):
     for i in range(2, 6):
         coco_tree.add_image(f"{i}.png", i)
         coco_tree.content["annotations"].append(coco_tree.annotation(id=i, image_id=i))
@@ -124,7 +137,7 @@ def test_large_splits_are_written_in_shards(coco_tree, tmp_path, monkeypatch):
     assert load_boxes("parquet", root=tmp_path / "out")["image_id"][:] == ["1", "2", "3", "4", "5"]
 
 
-def test_card_has_configs_counts_and_category_ids(coco_tree, tmp_path):
+def test_card_has_configs_counts_and_category_ids(run, coco_tree, tmp_path):
     import yaml
 
     coco_tree.write()
@@ -140,24 +153,48 @@ def test_card_has_configs_counts_and_category_ids(coco_tree, tmp_path):
 @pytest.mark.parametrize(
     "options, text",
     [
-        (["--format", "yolo"], "--format must be coco or voc"),
+        (["--format", "csv"], "--format must be one of coco, voc, yolo"),
         (["--format", "coco", "--annotations", "missing.json"], "missing.json"),
         (["--format", "coco", "--annotations", "a", "--annotations", "b"], "2 --annotations for 1 --split"),
         (["--format", "coco", "--classes", "dog,cat"], r"classes ['dog', 'cat'] are not in"),
     ],
 )
-def test_errors_are_one_line_and_exit_one(coco_tree, tmp_path, options, text):
+def test_errors_are_one_line_and_exit_two(run, coco_tree, tmp_path, options, text):
     coco_tree.write()
     result = run(tmp_path / "out", "--root", coco_tree.root, *options)
-    assert result.exit_code == 1 and not (tmp_path / "out").exists()
-    assert text in result.output and result.output.startswith("Error: ")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert text in result.output and len(result.output.splitlines()) == 1
 
 
-def test_an_existing_data_set_is_not_overwritten(coco_tree, tmp_path):
+def test_an_existing_data_set_is_not_overwritten(run, coco_tree, tmp_path):
     coco_tree.write()
     assert run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root).exit_code == 0
     result = run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root)
-    assert result.exit_code == 1 and "holds a data set already" in result.output
+    assert result.exit_code == 2 and "exists already and is not empty" in result.output
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", "--format", "coco", "--root", coco_tree.root).exit_code == 0
+
+
+def test_what_stops_in_the_middle_leaves_nothing(coco_tree, tmp_path, monkeypatch):
+    coco_tree.write()
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lpg_hf.data.export.write_card", stop)  # the Parquet files are written by then
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "new" / "out", "coco", root=coco_tree.root)
+    assert list((tmp_path / "new").iterdir()) == []
+    monkeypatch.undo()
+    assert write_dataset(tmp_path / "new" / "out", "coco", root=coco_tree.root) == 1
+
+
+def test_yolo_data_are_exported_too(run, yolo_tree, tmp_path):
+    result = run(tmp_path / "out", "--format", "yolo", "--root", yolo_tree.root, "--with-images")
+    assert result.exit_code == 0, result.output
+    (row,) = load_boxes("parquet", root=tmp_path / "out")
+    assert row["objects"]["bbox"][0] == pytest.approx([10, 8, 20, 16], abs=1e-3)
+    assert "YOLO" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_module_runs_as_a_command(coco_tree, tmp_path):

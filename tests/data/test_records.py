@@ -41,7 +41,7 @@ def test_bytes_after_the_end_mark_do_not_matter(tmp_path):
     assert check(tmp_path / "a.jpg")[1].counts == {"size_from_image": 1}
 
 
-@pytest.mark.parametrize("data", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+@pytest.mark.parametrize("data", [b"", b"text", b"GIF89a"])
 def test_files_that_are_no_picture_are_counted(tmp_path, data):
     (tmp_path / "a.png").write_bytes(data)
     frame, report = check(tmp_path / "a.png")

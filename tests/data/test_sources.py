@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from trees import HEIGHT, RED, WIDTH, picture
 
 from lpg_hf.data.export import write_card, write_shards
-from lpg_hf.data.formats.records import Report
+from lpg_hf.data.formats.records import PROBLEMS, Report
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.sources import open_source, recognise_format
 
@@ -257,7 +257,7 @@ def test_what_is_no_source_is_one_error_that_names_it(tmp_path, name, error, tex
         opened(tmp_path / name)
 
 
-def test_errors_of_arguments(coco_tree):
+def test_errors_of_arguments(coco_tree, tmp_path):
     path = coco_tree.write()
     for options, text in (
         ({"format": "pascal"}, "unknown format 'pascal'.*--format"),
@@ -266,6 +266,12 @@ def test_errors_of_arguments(coco_tree):
     ):
         with pytest.raises(ValueError, match=text):
             opened(path, **options)
+    out = exported(coco_tree, tmp_path / "exported")
+    with pytest.raises(ValueError, match="size_mismatch='rescale' .* is for annotation files"):
+        opened(out, size_mismatch="rescale")
+    with pytest.raises(ValueError, match="classes must be a list of names.* got 'thing'"):
+        opened(out, classes="thing")
+    assert opened(out, classes="all")[0].classes == [(1, "thing")]
 
 
 def test_a_text_like_owner_name_is_a_hub_id_and_a_file_name_is_not():
@@ -336,3 +342,134 @@ def test_a_json_file_beside_a_voc_folder_does_not_make_it_ambiguous(voc_tree):
     (root / "annotations.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="more than one format: coco, voc"):
         recognise_format(root)
+
+
+def test_files_are_those_that_were_read(places, voc_tree, yolo_tree):
+    voc_tree.add("b")
+    voc_tree.add_list("one", "a")
+    yolo_tree.write("labels/unused.txt", "")
+    folders = {kind: os.fspath(path) for kind, (_, path) in places.items()}
+    voc, yolo = folders["voc root"], folders["yolo root"]
+    with_yaml = os.path.dirname(folders["yolo yaml"])
+    expected = {
+        "coco folder": [folders["coco json"]],
+        "voc root": [f"{voc}/{name}" for name in ("classes.txt", "Annotations/a.xml", "Annotations/b.xml")],
+        "yolo root": [f"{yolo}/{name}" for name in ("classes.txt", "labels/a.txt")],
+        "yolo yaml": [f"{with_yaml}/{name}" for name in ("data.yaml", "labels/a.txt")],
+        "exported folder": [f"{folders['exported folder']}/data/train-00000-of-00001.parquet"],
+    }
+    for kind, files in expected.items():
+        assert sorted(opened(folders[kind])[0].files()) == sorted(files)
+    list_file = f"{voc}/ImageSets/Segmentation/one.txt"
+    assert set(opened(voc, split="one")[0].files()) == {f"{voc}/classes.txt", f"{voc}/Annotations/a.xml", list_file}
+
+
+def test_options_are_what_the_records_depend_on_besides_the_files(voc_tree, tmp_path):
+    source, _, _ = opened(voc_tree.root)
+    assert source.options == json.loads(json.dumps(source.options))
+    assert source.options["zero_based"] is False and source.options["images"] is None
+    changes = {
+        "zero_based": True,
+        "size_mismatch": "rescale",
+        "max_pixels": 10_000,
+        "images": f"{voc_tree.root}/JPEGImages",
+        "split": "one",
+        "classes": ["thing"],
+    }
+    voc_tree.add_list("one", "a")
+    assert source.options.keys() == changes.keys()
+    for name, value in changes.items():
+        changed = opened(voc_tree.root, **{name: tuple(value) if name == "classes" else value})[0].options
+        assert changed == source.options | {name: value}
+
+
+def test_a_data_set_of_the_hub_has_a_fingerprint_in_place_of_files(coco_tree, tmp_path, monkeypatch):
+    coco_tree.write()
+    dataset = load_boxes("coco", root=coco_tree.root)
+    monkeypatch.setattr("lpg_hf.data.sources.load_boxes", lambda *arguments, **options: dataset)
+    first, again = (opened("owner/name")[0] for _ in range(2))
+    assert list(first.files()) == [] and first.options["fingerprint"] == again.options["fingerprint"]
+    dataset = dataset.select([0, 0])
+    assert opened("owner/name")[0].options["fingerprint"] != first.options["fingerprint"]
+
+
+def list_absent_pictures(coco_tree, voc_tree, yolo_tree):
+    """Names of twelve pictures that each of the trees lists and that do not exist: more than a report names."""
+    names = [f"gone{number:02}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        coco_tree.content["images"].append({"id": 100 + number, "file_name": name, "width": 60, "height": 40})
+        (voc_tree.root / "Annotations" / f"{name[:-4]}.xml").write_text(voc_tree.xml(name), encoding="utf-8")
+    yolo_tree.write("train.txt", "\n".join(["images/a.png", *(f"images/{name}" for name in names)]))
+    yolo_tree.write("data.yaml", "names: [thing]\ntrain: train.txt\n")
+    return names
+
+
+def test_left_out_names_every_picture_that_opening_dropped(coco_tree, voc_tree, yolo_tree):
+    names = list_absent_pictures(coco_tree, voc_tree, yolo_tree)
+    coco_tree.content["images"].append({"id": 7, "file_name": "../evil.png", "width": 60, "height": 40})
+    (voc_tree.root / "Annotations" / "broken.xml").write_text("<annotation>", encoding="utf-8")
+    yolo_tree.write("train.txt", (yolo_tree.root / "train.txt").read_text() + "\n../evil.png\n")
+    more = {
+        coco_tree.write(): ("../evil.png", "unsafe_path"),
+        voc_tree.root: ("broken.xml", "unreadable_annotation"),
+        yolo_tree.root: ("../evil.png", "unsafe_path"),
+    }
+    for path, other in more.items():
+        source, _, report = opened(path)
+        found = {name.removeprefix("images/"): kind for name, kind in source.left_out}
+        assert found == dict.fromkeys(names, "missing_image") | {other[0]: other[1]}
+        counts = [count for kind, count in report.counts.items() if PROBLEMS[kind][0] == "image left out"]
+        assert len(source.left_out) == sum(counts) == 13
+        assert len(report.places["missing_image"]) == 10  # the report itself stays short
+
+
+def test_left_out_of_a_data_set(coco_tree, tmp_path):
+    for number in range(2, 14):
+        coco_tree.add_image(f"{number}.png", number)
+    coco_tree.write()
+    out = exported(coco_tree, tmp_path / "exported", with_images=False, keep_empty=True)
+    for number in range(2, 14):
+        (coco_tree.images / f"{number}.png").unlink()
+    source = opened(out, coco_tree.images)[0]
+    assert sorted(source.left_out) == sorted((f"{number}.png", "missing_image") for number in range(2, 14))
+
+
+def test_pictures_of_one_name_are_left_out_and_each_is_named(yolo_tree):
+    yolo_tree.add("a", yolo_tree.LINE, "a.jpg")
+    yolo_tree.add("b", yolo_tree.LINE)
+    source, _, report = opened(yolo_tree.root)
+    assert source.file_names == ["b.png"] and report.counts == {"ambiguous_image": 1}
+    assert source.left_out == [("a.jpg", "ambiguous_image"), ("a.png", "ambiguous_image")]
+
+
+def test_ids_of_a_data_set_without_ids_are_unique(coco_tree, tmp_path):
+    coco_tree.add_image("b.png", 2)
+    coco_tree.add_image("c.png", 3)
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(id=10 * image + n, image_id=image) for image in (1, 3) for n in range(2)
+    ]
+    coco_tree.write()
+    dataset = load_boxes("coco", root=coco_tree.root, keep_empty=True)
+    rows = [{**row, "objects": {k: v for k, v in row["objects"].items() if k != "id"}} for row in dataset]
+    features = dataset.features.copy()
+    features["objects"] = {name: value for name, value in features["objects"].items() if name != "id"}
+    (tmp_path / "data").mkdir()
+    write_shards(datasets.Dataset.from_list(rows, features=features), tmp_path / "data", "train", 100)
+    source, records, _ = opened(tmp_path / "data")
+    assert [[item.id for item in record.objects] for record in records] == [[1, 2], [], [3, 4]]
+    assert [item.id for item in source.record(2, Report()).objects] == [3, 4]  # in any order
+
+
+def test_class_masks_of_an_exported_data_set_give_each_object_its_pixels(voc_tree, tmp_path):
+    values = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    values[10:24, 10:30], values[0:4, 0:4] = 1, 255
+    voc_tree.add_mask("a", values)
+    objects = [voc_tree.object(), voc_tree.object(box=(41, 1, 50, 10))]
+    voc_tree.add("a", voc_tree.xml(objects=objects))
+    out = exported(voc_tree, tmp_path / "exported", "voc", masks=True)
+    source, (record,), report = opened(out, masks=True)
+    with_mask, without = record.objects
+    assert (coco_mask.decode(with_mask.rle) == (values == 1)).all() and with_mask.area == 14 * 20
+    assert without.rle is None and without.area == 100 and report.counts == {"no_mask": 1}
+    source, (record,), report = opened(out)
+    assert [item.rle for item in record.objects] == [None, None] and report.counts == {}

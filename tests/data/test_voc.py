@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lpg_hf.data.formats.records import ImageChecks, Report
-from lpg_hf.data.formats.voc import parse_xml, read_class_list, read_voc, write_voc
+from lpg_hf.data.formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
 from lpg_hf.labels import VOC_CLASSES
 
 
@@ -41,6 +41,24 @@ def test_r_b4_voc_one_based_round_trip(voc_tree, tmp_path):
     write_voc(voc_tree.root / "Annotations" / "a.xml", records[0], ["thing"])
     assert read(voc_tree)[0] == records
     assert parse_xml(str(voc_tree.root / "Annotations" / "a.xml"))["objects"][1]["corners"] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "box, back",
+    [
+        ((10.38, 8.3, 11.31, 8.8), (10.345, 8.05, 11.345, 9.05)),
+        ((0, 0, 0.5, 30), (0, 0, 1, 30)),
+        ((59.75, 39.5, 60, 40), (59, 39, 60, 40)),
+        ((0.1, 0.2, 1.1, 1.2), (0.1, 0.2, 1.1, 1.2)),
+    ],
+)
+def test_a_box_thinner_than_a_pixel_is_written_as_the_nearest_that_is_not(voc_tree, box, back):
+    record = read(voc_tree)[0][0]
+    record.objects[0].box = box
+    write_voc(voc_tree.root / "Annotations" / "a.xml", record, ["thing"])
+    item, report = only_object(voc_tree)
+    assert item.box == pytest.approx(back) and set(report.counts) <= {"one_pixel_box"}
+    assert is_thin(box) == (box != back)
 
 
 def test_r_b4_zero_based_switch_takes_corners_as_they_are(voc_tree):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ from trees import HEIGHT, WIDTH, picture
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import yolo
 from lpg_hf.data.formats.records import BoxObject, Record, Report
-from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo
+from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
 
 
@@ -117,6 +118,13 @@ def test_paths_of_data_yaml_that_do_not_exist_are_counted_and_the_folder_is_used
     yolo_tree.write("data.yaml", "path: C:\\Users\\me\\data\ntrain: C:\\Users\\me\\data\\images\nnames: [thing]\n")
     record, report = only(yolo_tree.root)
     assert boxes(record) == [BASE_BOX] and report.counts == {"yaml_path": 1}
+
+
+def test_places_of_data_yaml_may_lie_in_the_root_of_a_drive(yolo_tree):
+    inside = f"{yolo_tree.root}/images".lstrip("/")
+    assert os.path.samefile(yolo._folder("/", inside), yolo_tree.root / "images")
+    # A folder does not lie in another one because its name begins alike.
+    assert yolo._folder(f"{yolo_tree.root}/im", "../images") is None
 
 
 def test_r_m2_data_yaml_does_not_lead_outside_its_folder(yolo_tree, tmp_path):
@@ -293,6 +301,7 @@ def test_r_b5_tiny_excess_is_clipped_without_a_word(yolo_tree, line):
         ("0 0.5 0.5 0.5 0.5 0.9", "invalid_line"),
         ("thing 0.5 0.5 0.5 0.5", "invalid_line"),
         ("-1 0.5 0.5 0.5 0.5", "invalid_line"),
+        ("99999999999999999999 0.5 0.5 0.5 0.5", "invalid_line"),
         ("0.5 0.5 0.5 0.5 0.5", "invalid_line"),
         ("0 nan 0.5 0.5 0.5", "invalid_line"),
         ("0 inf 0.5 0.5 0.5", "invalid_line"),
@@ -463,6 +472,18 @@ def test_a_file_with_outlines_holds_no_boxes(yolo_tree):
     write_yolo(path, Record("", "a.png", "a", HEIGHT, WIDTH, objects), masks=True)
     lines = path.read_text().splitlines()
     assert len(lines[1].split()) == 9 and lines[1].startswith("1 0.166666666667 0.2 0.5 0.2")
+
+
+def test_an_outline_is_looked_for_only_where_its_mask_is(monkeypatch):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[7:12, 20:31] = mask[14, 25] = 1
+    mask[9, 22:24] = 0
+    whole = join_polygons(mask_to_polygons(mask))
+    seen = []
+    monkeypatch.setattr(yolo, "mask_to_polygons", lambda part: seen.append(part.shape) or mask_to_polygons(part))
+    record = Record("", "a.png", "a", HEIGHT, WIDTH, [BoxObject((20, 7, 31, 15), 0, 54, rle=coco_mask.encode(mask))])
+    numbers = np.array(yolo_text(record, masks=True).split()[1:], float).reshape(-1, 2) * (WIDTH, HEIGHT)
+    assert seen == [(8, 11)] and numbers.ravel() == pytest.approx(np.array(whole))
 
 
 def test_many_lines_in_one_file_take_no_longer_each(yolo_tree):

@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -6,7 +7,9 @@ import torch
 
 from lpg_hf import LPGImageProcessor, load_generator
 from lpg_hf.class_probs import SegmenterProbs
+from lpg_hf.generators import usable_device
 from lpg_hf.generators.base import BoxedImage
+from lpg_hf.generators.grabcut import GrabCutGenerator
 from lpg_hf.generators.lpg import LPGGenerator, inference_copy
 from tests.conftest import tiny_lpg
 
@@ -159,17 +162,42 @@ def test_unfitting_parts_are_refused(tmp_path, lpg_folder, segmenter_folder):
         load_generator("lpg", model=segmenter_folder)
     with pytest.raises(FileNotFoundError, match="nowhere is no folder and no id like ORG/NAME"):
         load_generator("lpg", model=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="the segmenter folder .*nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder and no id like ORG/NAME"):
         load_generator("lpg", model=lpg_folder, segmenter=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="generator 'mcg' is unknown. Choose one of lpg, grabcut"):
         load_generator("mcg")
-    with pytest.raises(ValueError, match="model=x is for the generator 'lpg', not for 'box'"):
+    with pytest.raises(ValueError, match="model=x is for the generator lpg, not for 'box'"):
         load_generator("box", model="x")
+    with pytest.raises(ValueError, match="revision=v1 is for the generator lpg or sam, not for 'grabcut'"):
+        load_generator("grabcut", revision="v1")
+    for device in ("cuda:7", "gpu"):
+        with pytest.raises(ValueError, match=f"the device {device} cannot be used: .* Choose cpu, cuda"):
+            load_generator("lpg", model=lpg_folder, device=device)
     with pytest.raises(ValueError, match="dtype 'int4' is unknown"):
         load_generator("lpg", model=lpg_folder, dtype="int4")
 
 
-def test_settings_tell_other_weights_apart(lpg_folder):
-    one, same = (load_generator("lpg", model=lpg_folder, dtype="float32") for _ in range(2))
-    other = LPGGenerator(tiny_lpg(head_size=4), LPGImageProcessor(view="box", view_size=32))
-    assert one.settings() == same.settings() != other.settings()
+def test_settings_tell_apart_what_the_masks_depend_on(lpg_folder):
+    one, same = (load_generator("lpg", model=lpg_folder, dtype="float32", device="cpu") for _ in range(2))
+    assert one.settings() == same.settings()
+    model, processor = tiny_lpg(), {"view": "box", "view_size": 32}
+    plain = LPGGenerator(model, LPGImageProcessor(**processor)).settings()
+    assert json.loads(json.dumps(plain)) == plain
+    others = [
+        LPGGenerator(tiny_lpg(head_size=4), LPGImageProcessor(**processor)),
+        LPGGenerator(model, LPGImageProcessor(**processor | {"view_context": 0.5})),
+        LPGGenerator(model, LPGImageProcessor(**processor | {"align_corners": True})),
+        LPGGenerator(model, LPGImageProcessor(**processor), dtype=torch.bfloat16),
+        LPGGenerator(model, LPGImageProcessor(**processor), batch_size=3),
+    ]
+    assert all(other.settings() != plain for other in others)
+    grabcut = GrabCutGenerator().settings()
+    for name, value in {"iterations": 2, "context": 0.3, "min_fill": 0.1, "max_side": 99, "seed": 5}.items():
+        assert GrabCutGenerator(**{name: value}).settings() != grabcut, name
+
+
+def test_every_process_of_a_launch_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert usable_device() == "cuda:2"

@@ -458,6 +458,21 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     assert (out / "config.json").read_bytes() == before
 
 
+def test_an_empty_folder_is_taken_where_folders_cannot_be_replaced(tmp_path, monkeypatch):
+    checkpoint, out = saved(tiny("lpg4"), tmp_path / "o.pth"), tmp_path / "ours"
+    out.mkdir()
+    replace = os.replace
+
+    def as_on_windows(source, target):
+        if os.path.isdir(target):
+            raise PermissionError(f"access is denied: {target}")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", as_on_windows)
+    convert(checkpoint, out)
+    assert (out / "config.json").is_file()
+
+
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     checkpoint = saved(tiny("lpg4"), tmp_path / "o.pth")
 

@@ -12,13 +12,14 @@ without `masks` (0.4 GB after), 1.1 GB and 27 s with them. The limit is the text
 """
 
 import json
+import math
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.records import (
@@ -34,7 +35,8 @@ from lpg_hf.data.formats.records import (
     resolve_inside,
     stated_size,
 )
-from lpg_hf.files import fs_path, unicode_path
+from lpg_hf.data.formats.rle import polygons_of, segmentation_to_rle
+from lpg_hf.files import fs_path, json_text, unicode_path
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
 
@@ -78,7 +80,7 @@ class CocoEntry:
     Attributes:
         image_id: text.
         file_name: safe relative name, forward slashes.
-        path: of the picture.
+        path: of the picture; None: it does not exist.
         size: (height, width) as stated, or None if the file states none that can be true.
         license: name and address.
         annotations: of the wanted classes.
@@ -86,7 +88,7 @@ class CocoEntry:
 
     image_id: str
     file_name: str
-    path: str
+    path: str | None
     size: tuple[int, int] | None
     license: str = ""
     annotations: list[CocoAnnotation] = field(default_factory=list)
@@ -101,12 +103,15 @@ class CocoIndex:
     header: dict = field(default_factory=dict)
 
 
-def read_json(path: str | os.PathLike, object_hook: Callable[[dict], object] | None = None) -> dict:
+def read_json(
+    path: str | os.PathLike, object_hook: Callable[[dict], object] | None = None, *, bare_list: bool = False
+) -> dict | list:
     """A json file as a dict.
 
     Args:
         path: of the file.
         object_hook: what to put in the place of each dict of the file, called as soon as the dict is read.
+        bare_list: a list, as COCO's own tools write results, is fine too.
 
     Raises:
         FileNotFoundError: no such file.
@@ -132,7 +137,7 @@ def read_json(path: str | os.PathLike, object_hook: Callable[[dict], object] | N
         ) from error
     except RecursionError as error:
         raise ValueError(f"{path} is not a COCO annotation file: it is nested too deeply") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) and not (bare_list and isinstance(content, list)):
         raise ValueError(f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}")
     return content
 
@@ -195,13 +200,18 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
     raise FileNotFoundError(f"image folder not found: {' or '.join(places)}. Pass images=... (a folder)")
 
 
-def _key(value: object) -> str | None:
+def id_text(value: object) -> str | None:
     """One text for an id, so that 1, 1.0 and "1" meet; None if it is no id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         return None
     return str(value).strip()
+
+
+def id_of(text: str) -> int | str:
+    """The id that a text of `id_text` stands for: a number only if it is written as one ("007", "--3" and "²" are names)."""
+    return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,99}", text, re.ASCII) else text
 
 
 def _list_of(content: dict, key: str, path: object) -> list:
@@ -219,14 +229,14 @@ def read_categories(content: dict, path: object, report: Report) -> list[tuple[i
     """
     categories: dict[str, tuple[int | str, str]] = {}
     for position, category in enumerate(_list_of(content, "categories", path)):
-        key = _key(category.get("id")) if isinstance(category, dict) else None
+        key = id_text(category.get("id")) if isinstance(category, dict) else None
         if key is None or category.get("name") in (None, ""):
             raise ValueError(f"{path}: category number {position + 1} has no id or no name: {category!r}")
         if key in categories:
             raise ValueError(
                 f"{path}: two categories have the id {key}: {categories[key][1]!r} and {category['name']!r}"
             )
-        categories[key] = (int(key) if key.lstrip("-").isdecimal() else key, str(category["name"]))
+        categories[key] = (id_of(key), str(category["name"]))
     if not categories:
         raise ValueError(f"{path} lists no categories")
     pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
@@ -297,8 +307,8 @@ def _licenses(content: dict) -> dict[str, str]:
     licenses = content.get("licenses")
     found = {}
     for entry in licenses if isinstance(licenses, list) else []:
-        if isinstance(entry, dict) and _key(entry.get("id")) is not None:
-            found[_key(entry["id"])] = " ".join(str(entry[key]) for key in ("name", "url") if entry.get(key))
+        if isinstance(entry, dict) and id_text(entry.get("id")) is not None:
+            found[id_text(entry["id"])] = " ".join(str(entry[key]) for key in ("name", "url") if entry.get(key))
     return found
 
 
@@ -309,25 +319,26 @@ def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[d
     entries: dict[str, CocoEntry] = {}
     names: set[str] = set()
     for position, image in enumerate(_list_of(content, "images", path)):
-        key = _key(image.get("id")) if isinstance(image, dict) else None
+        key = id_text(image.get("id")) if isinstance(image, dict) else None
         if key is None or not isinstance(image.get("file_name"), str):
-            report.add("invalid_image_entry", f"{path}: image number {position + 1}")
+            place = f"{path}: image number {position + 1}"
+            report.add("invalid_image_entry", place, picture=place)
             continue
         place = f"{image['file_name']!r}: image {key}"
         if key in entries:
-            report.add("duplicate_image_id", place)
+            report.add("duplicate_image_id", place, picture=image["file_name"])
             continue
         try:
             name = relative_name(image["file_name"])
             picture = resolve_inside(root, name)
         except ValueError as error:
-            report.add("unsafe_path", f"{place} {error}")
+            report.add("unsafe_path", f"{place} {error}", picture=image["file_name"])
             refused.add(key)
             continue
         if name in names:
             report.add("duplicate_file_name", place)
         names.add(name)
-        license_key = _key(image.get("license"))
+        license_key = id_text(image.get("license"))
         entries[key] = CocoEntry(
             image_id=key,
             file_name=name,
@@ -381,6 +392,7 @@ def read_index(
     keep_empty: bool = False,
     allow_missing: bool = False,
     keep_unknown: bool = False,
+    keep_missing: bool = False,
     report: Report,
 ) -> CocoIndex:
     """Read a COCO json file and find its pictures.
@@ -394,6 +406,7 @@ def read_index(
         allow_missing: go on (and count) when some pictures do not exist.
         keep_unknown: categories that the file does not list are appended to the classes and counted; off, their objects are
             left out.
+        keep_missing: pictures that do not exist are counted, and keep their entries, to check the annotations.
         report: counts problems.
 
     Returns:
@@ -430,8 +443,8 @@ def read_index(
     next_id = max(max((item.id for item in made if _is_integer(item.id)), default=0), 0) + 1
     used_ids: set[int] = set()
     for position, item in enumerate(annotation_list):
-        image_key = _key(item.image_id) if isinstance(item, CocoAnnotation) else None
-        category_key = _key(item.category_id) if isinstance(item, CocoAnnotation) else None
+        image_key = id_text(item.image_id) if isinstance(item, CocoAnnotation) else None
+        category_key = id_text(item.category_id) if isinstance(item, CocoAnnotation) else None
         if image_key is None or category_key is None:
             report.add("invalid_annotation", f"{file_name}: annotation number {position + 1}")
             continue
@@ -450,8 +463,7 @@ def read_index(
             if not keep_unknown:
                 continue
             position_of[category_key] = len(selected)
-            number = int(category_key) if category_key.lstrip("-").isdecimal() else category_key
-            selected = [*selected, (number, f"category {category_key}")]
+            selected = [*selected, (id_of(category_key), f"category {category_key}")]
         elif category_key not in name_of:
             report.add("unlisted_class", place, category_key)
         if not _is_integer(item.id) or item.id in used_ids:
@@ -473,14 +485,14 @@ def read_index(
         if entry.annotations or keep_empty:
             wanted.append(entry)
         else:
-            report.add("image_without_object", entry.file_name)
+            report.add("image_without_object", entry.file_name, picture=entry.file_name)
     missing = [entry for entry in wanted if not os.path.isfile(fs_path(entry.path))]
-    check_missing(
-        "missing_image", [e.file_name for e in missing], len(wanted), root, "pictures", allow_missing, report
-    )
-    missing_ids = {entry.image_id for entry in missing}
+    names = [entry.file_name for entry in missing]
+    check_missing("missing_image", names, len(wanted), root, "pictures", allow_missing, report, keep=keep_missing)
+    for entry in missing:
+        entry.path = None
     header = {key: content[key] for key in HEADER_KEYS if key in content}
-    return CocoIndex(selected, [entry for entry in wanted if entry.image_id not in missing_ids], header)
+    return CocoIndex(selected, [e for e in wanted if keep_missing or e.path is not None], header)
 
 
 def _is_integer(value: object) -> bool:
@@ -554,12 +566,21 @@ def _make_object(
     if box is None:
         return None
 
-    rle = segmentation_to_rle(segmentation, frame, place, report) if masks else None
+    num_invalid = report.counts.get("invalid_mask", 0)
+    # A mask has as many pixels as its picture, so none can be made where the size is not known.
+    with_mask = masks and math.isfinite(frame.height)
+    rle = segmentation_to_rle(segmentation, frame, place, report) if with_mask else None
     stated_area = finite_numbers([annotation.area], 1)
+    stated_area = stated_area[0] if stated_area and stated_area[0] > 0 else None
+    stated = {}
+    if rle is not None and report.counts.get("invalid_mask", 0) == num_invalid and frame.scale_x == frame.scale_y == 1:
+        if isinstance(segmentation, list):
+            segmentation = [list(polygon) for polygon in segmentation]
+        stated = {"segmentation": segmentation} | ({} if stated_area is None else {"area": stated_area})
     if rle is not None:
         area = float(coco_mask.area(rle))
-    elif stated_area and stated_area[0] > 0:
-        area = stated_area[0] * frame.scale_x * frame.scale_y
+    elif stated_area is not None:
+        area = stated_area * frame.scale_x * frame.scale_y
     else:
         area = (box[2] - box[0]) * (box[3] - box[1])
     return BoxObject(
@@ -569,123 +590,17 @@ def _make_object(
         iscrowd=annotation.iscrowd in (1, True, "1"),
         id=annotation.id,
         rle=rle,
+        stated=stated,
     )
 
 
-def _polygons(segmentation: object) -> Iterator[list[float] | None]:
-    """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is none."""
-    for polygon in segmentation if isinstance(segmentation, list) else []:
-        if isinstance(polygon, array):
-            numbers = polygon.tolist()
-        else:
-            numbers = finite_numbers(polygon, len(polygon)) if isinstance(polygon, list) else None
-        yield numbers if numbers and len(numbers) >= 6 and len(numbers) % 2 == 0 else None
-
-
 def _polygon_extent(segmentation: object) -> tuple[float, float, float, float] | None:
-    polygons = [polygon for polygon in _polygons(segmentation) if polygon]
+    polygons = [polygon for polygon in polygons_of(segmentation) if polygon]
     if not polygons:
         return None
     x = [value for polygon in polygons for value in polygon[0::2]]
     y = [value for polygon in polygons for value in polygon[1::2]]
     return min(x), min(y), max(x), max(y)
-
-
-def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, report: Report) -> dict | None:
-    """A COCO "segmentation" as compressed RLE of the picture's size.
-
-    Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code allocates
-    as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point further outside
-    than the picture is large is rejected, and so is an RLE whose runs do not add up to its size.
-
-    Args:
-        segmentation: the field as it is in the file.
-        frame: the true picture size, and factors if the stated size was another.
-        place: "file: object", for the report.
-        report: counts what cannot be used.
-
-    Returns:
-        {"size": [height, width], "counts": text}, or None if there is no mask that can be used.
-    """
-    if not segmentation:
-        report.add("no_mask", place)
-        return None
-    height, width = frame.height, frame.width
-    if isinstance(segmentation, dict):
-        rle = _checked_rle(segmentation)
-        if rle is not None and rle["size"] != [height, width]:
-            rle = _rescaled_rle(rle, frame)
-        if rle is None:
-            report.add("invalid_mask", f"{place}: RLE does not fit the picture ({height} x {width})")
-            return None
-    else:
-        usable = []
-        for polygon in _polygons(segmentation):
-            if polygon is not None:
-                points = np.asarray(polygon).reshape(-1, 2) * (frame.scale_x, frame.scale_y)
-                size = np.array([width, height])
-                if ((points >= -size) & (points <= 2 * size)).all():
-                    usable.append(points.ravel().tolist())
-                    continue
-            report.add("invalid_mask", f"{place}: polygon with fewer than 3 points, or far outside the picture")
-        if not usable:
-            if not isinstance(segmentation, list):
-                report.add("invalid_mask", f"{place}: segmentation is a {type(segmentation).__name__}")
-            return None
-        rle = coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
-    if coco_mask.area(rle) == 0:
-        report.add("invalid_mask", f"{place}: mask without a pixel")
-        return None
-    counts = rle["counts"]
-    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-
-
-def _rle_runs(counts: str | bytes) -> list[int] | None:
-    """The run lengths in compressed RLE text (5 bits a character, from run 3 on the difference to the last but one)."""
-    try:
-        codes = (counts if isinstance(counts, bytes) else counts.encode("ascii")).rstrip(b"\0")
-    except UnicodeEncodeError:
-        return None
-    runs: list[int] = []
-    value = shift = 0
-    for code in codes:
-        digit = code - 48
-        if not 0 <= digit < 64 or shift > 60:
-            return None
-        value |= (digit & 31) << shift
-        shift += 5
-        if digit & 32:
-            continue
-        if digit & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs if shift == 0 else None
-
-
-def _checked_rle(segmentation: dict) -> dict | None:
-    """RLE as {"size", "counts": bytes}, or None if its runs are no runs of its size."""
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    numbers = finite_numbers(size, 2)
-    if numbers is None or any(value < 1 or not value.is_integer() for value in numbers):
-        return None
-    height, width = (int(value) for value in numbers)
-    runs = _rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
-    if runs is None or any(run < 0 or run != int(run) for run in runs) or sum(runs) != height * width:
-        return None
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects({"size": [height, width], "counts": [int(run) for run in runs]}, height, width)
-    return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
-
-
-def _rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
-    """RLE of the stated size in the picture's size (nearest pixel), or None if its size is neither."""
-    height, width = rle["size"]
-    if (round(height * frame.scale_y), round(width * frame.scale_x)) != (frame.height, frame.width):
-        return None
-    rows = (np.arange(frame.height) * height) // frame.height
-    columns = (np.arange(frame.width) * width) // frame.width
-    return coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)[rows][:, columns]))
 
 
 def read_coco(
@@ -716,39 +631,82 @@ def read_coco(
             yield record
 
 
+def header_with(header: dict, classes: Sequence[tuple[int | str, str]]) -> dict:
+    """The header of a COCO file to be written: what `header` states, and a category for each class that it lacks.
+
+    Args:
+        header: `CocoIndex.header`; may be empty.
+        classes: (category id, name) in the order of the labels, as `CocoIndex.classes`.
+    """
+    stated = [item for item in header.get("categories", []) if isinstance(item, dict)]
+    known = {id_text(item.get("id")) for item in stated}
+    added = [{"id": category_id, "name": name} for category_id, name in classes if id_text(category_id) not in known]
+    return {**header, "categories": stated + added}
+
+
 def write_coco(
     path: str | os.PathLike,
     records: Iterable[Record],
     classes: Sequence[tuple[int | str, str]],
     *,
     header: dict | None = None,
+    keep_ids: bool = False,
 ) -> None:
     """Write records as a COCO json file, one at a time.
 
     Args:
         path: of the new file.
-        records: boxes become xywh, masks RLE with text counts; annotation ids are counted from 1.
+        records: boxes become xywh; masks are written as `BoxObject.stated` has them, else as RLE with text counts.
         classes: (category id, name) in the order of the labels, as `CocoIndex.classes`.
-        header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes that it lacks are added.
+        header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes and licences that it
+            lacks are added.
+        keep_ids: annotations keep their ids, but for one that an earlier annotation has; off, they are counted from 1.
     """
-    header = dict(header or {})
-    stated = [item for item in header.pop("categories", []) if isinstance(item, dict)]
-    known = {_key(item.get("id")) for item in stated}
-    categories = stated + [{"id": i, "name": name} for i, name in classes if str(i) not in known]
+    header = header_with(header or {}, classes)
+    licences = _LicenceIds(header)
     images = []
     number = 0
+    used_ids: set[int] = set()
     with open(fs_path(path), "w", encoding="utf-8", newline="\n") as file:
         file.write('{"annotations": [')
         for record in records:
-            image_id = int(record.image_id) if record.image_id.isdecimal() else record.image_id
+            image_id = id_of(record.image_id)
             size = {"width": record.width, "height": record.height}
-            images.append({"id": image_id, "file_name": record.file_name, **size})
+            license = {"license": licences.find(record.license)} if record.license else {}
+            images.append({"id": image_id, "file_name": record.file_name, **size, **license})
             for item in record.objects:
                 file.write(",\n" if number else "\n")
                 number += 1
-                file.write(json.dumps(_annotation(item, number, image_id, classes[item.category][0])))
-        rest = {**header, "images": images, "categories": categories}
-        file.write("],\n" + json.dumps(rest, ensure_ascii=False)[1:])
+                item_id = item.id if keep_ids else number
+                while keep_ids and item_id in used_ids:
+                    item_id = max(item_id, number) + 1
+                if keep_ids:
+                    used_ids.add(item_id)
+                file.write(json.dumps(_annotation(item, item_id, image_id, classes[item.category][0])))
+        file.write("],\n" + json_text({**header, **licences.header(), "images": images})[1:])
+
+
+class _LicenceIds:
+    """The licence ids of a file to be written: those of its header, and new ones for texts that it does not hold."""
+
+    def __init__(self, header: dict):
+        self.ids: dict[str, int | str] = {text: id_of(key) for key, text in _licenses(header).items()}
+        self.added: list[dict] = []
+        self.stated = header.get("licenses")
+
+    def find(self, text: str) -> int | str:
+        if text not in self.ids:
+            if isinstance(id_of(text), int):  # The id of a licence that the file does not list.
+                return id_of(text)
+            taken = {key for key in self.ids.values() if isinstance(key, int)}
+            self.ids[text] = max(taken, default=0) + 1
+            self.added.append({"id": self.ids[text], "name": text})
+        return self.ids[text]
+
+    def header(self) -> dict:
+        if not self.added:
+            return {}
+        return {"licenses": [*(self.stated if isinstance(self.stated, list) else []), *self.added]}
 
 
 def _annotation(item: BoxObject, number: int, image_id: int | str, category_id: int | str) -> dict:
@@ -761,4 +719,4 @@ def _annotation(item: BoxObject, number: int, image_id: int | str, category_id: 
         "area": item.area,
         "iscrowd": int(item.iscrowd),
     }
-    return annotation if item.rle is None else {**annotation, "segmentation": item.rle}
+    return annotation if item.rle is None else {**annotation, "segmentation": item.rle, **item.stated}

@@ -17,19 +17,19 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from lpg_hf.files import fs_path, unicode_name
+from lpg_hf.files import fs_path, json_text, unicode_name, write_atomically
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Pillow's own limit for an error (twice its limit for a warning), 178,956,970 pixels.
 MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
-# How far a box may reach over the border before it is counted as clipped: rounding of the tool that wrote it.
-CLIP_TOLERANCE_PIXELS = 0.5
-CLIP_TOLERANCE_FRACTION = 1e-3
+# How far a box may reach over the border before it is counted as clipped: rounding of the tool that wrote it, and ours.
+CLIP_TOLERANCE_PIXELS = 0.5 + 1e-6
 MIN_BOX_SIDE = 1e-3
 MAX_PLACES = 10
 MAX_ERRORS = 100
 EXIF_ORIENTATION = 0x0112
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 # kind of problem -> (what happens to the item, what was found)
 PROBLEMS = {
@@ -59,6 +59,7 @@ PROBLEMS = {
     "class_count_differs": ("names used", "data.yaml states another number of classes than names"),
     "file_name_differs": ("kept", "<filename> names another existing picture than the annotation file's own name"),
     "size_from_image": ("kept", "no valid size stated, taken from the picture"),
+    "size_unknown": ("right and lower border not checked", "neither a picture nor a valid size stated"),
     "invalid_annotation": ("object left out", "annotation that is no object with an image and a category"),
     "unknown_image": ("object left out", "annotation of an image that the file does not list"),
     "unknown_category": ("object left out", "category that the file does not list"),
@@ -80,7 +81,7 @@ PROBLEMS = {
     "box_outside": ("object left out", "box outside the picture"),
     "clipped_box": ("clipped", "box that reaches over the border of the picture"),
     "one_pixel_box": ("kept", "VOC box whose corners are one pixel: a slip of the hand?"),
-    "zero_coordinate": ("kept", "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True)"),
+    "zero_coordinate": ("kept", "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"),
     "mask_name_taken": ("image left out", "picture whose mask would have the name of an earlier one's"),
     "low_score": ("left out of the result", "mask whose score is below min_score"),
     "empty_mask": ("kept, without a pixel", "box in which the generator found no object"),
@@ -112,6 +113,8 @@ class BoxObject:
         difficult: VOC flag.
         id: unique in its dataset.
         rle: COCO mask, {"size": [height, width], "counts": text}; None if there is none or masks were not asked for.
+        stated: COCO fields that say more than `rle` and `area` do, as the file states them: "segmentation" (an outline
+            between pixels) and "area"; only beside `rle`.
     """
 
     box: tuple[float, float, float, float]
@@ -121,6 +124,7 @@ class BoxObject:
     difficult: bool = False
     id: int = 0
     rle: dict | None = None
+    stated: dict = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -128,17 +132,17 @@ class Record:
     """One picture with its objects.
 
     Attributes:
-        path: of the picture file.
+        path: of the picture file; None: it does not exist, and only its annotations are to be checked (`keep_missing`).
         file_name: relative to the image folder, forward slashes.
         image_id: the id in the annotation file, as text.
-        height: of the upright picture (EXIF orientation applied), pixels.
+        height: of the upright picture (EXIF orientation applied), pixels; without a picture as stated, infinite if not stated.
         width: the same.
         objects: in the order of the file.
         mask_path: VOC class mask (PNG of class indices), if asked for.
         license: name and address, if the file states them.
     """
 
-    path: str
+    path: str | None
     file_name: str
     image_id: str
     height: int
@@ -161,6 +165,8 @@ class Report:
         details: kind -> value (a class name, a category id) -> number, where the value matters.
         errors: messages of faults that a data set must not be built with (a mask that does not fit its picture), the first
             `MAX_ERRORS` of them.
+        left_out: (file name, kind) of all pictures that were left out before they were looked at: when an index was read. The
+            name is the annotation file's, or the place in it, where the picture's is not known.
     """
 
     images: int = 0
@@ -170,9 +176,10 @@ class Report:
     details: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, kind: str, place: str, value: str | None = None) -> None:
-        """Count one problem of a kind; `value` is counted on its own too."""
+    def add(self, kind: str, place: str, value: str | None = None, *, picture: str | None = None) -> None:
+        """Count one problem of a kind; `value` is counted on its own too, `picture` is one of `left_out`."""
         if kind not in PROBLEMS:
             raise KeyError(f"unknown kind of problem {kind!r}")
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -182,6 +189,8 @@ class Report:
         if value is not None:
             values = self.details.setdefault(kind, {})
             values[value] = values.get(value, 0) + 1
+        if picture is not None:
+            self.left_out.append((picture, kind))
 
     def add_error(self, message: str) -> None:
         """Keep the message of a fault that a data set must not be built with."""
@@ -194,6 +203,7 @@ class Report:
         self.objects += other.objects
         self.classes = self.classes or other.classes
         self.errors = (self.errors + other.errors)[:MAX_ERRORS]
+        self.left_out.extend(other.left_out)
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             places = self.places.setdefault(kind, [])
@@ -204,22 +214,30 @@ class Report:
                 mine[value] = mine.get(value, 0) + count
 
     def save(self, path: str | os.PathLike) -> None:
-        Path(path).write_text(json.dumps(asdict(self)), encoding="utf-8")
+        """Write a json file that is complete or absent; folders are created."""
+        write_atomically(path, json_text(asdict(self)).encode("utf-8"))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Report":
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        """What `save` wrote."""
+        content = json.loads(Path(fs_path(path)).read_text(encoding="utf-8"))
+        return cls(**content | {"left_out": [(name, kind) for name, kind in content.get("left_out", [])]})
 
     @property
     def needs_attention(self) -> bool:
         """Whether something was found that a good file does not have."""
         return bool(self.errors) or any(kind not in EXPECTED for kind in self.counts)
 
-    def summary(self) -> str:
-        """A line for the whole and one for each kind of problem."""
+    def summary(self, outcomes: dict[str, str] | None = None) -> str:
+        """A line for the whole and one for each kind of problem.
+
+        Args:
+            outcomes: kind -> what happened to the item, where that is not what `PROBLEMS` says.
+        """
         lines = [f"{self.images} images, {self.objects} objects, {len(self.classes)} classes"]
         for kind, count in sorted(self.counts.items()):
             outcome, meaning = PROBLEMS[kind]
+            outcome = (outcomes or {}).get(kind, outcome)
             line = f"  {kind}: {count} ({meaning}; {outcome})"
             if kind in self.details:
                 values = sorted(self.details[kind].items(), key=lambda item: (-item[1], item[0]))
@@ -318,6 +336,8 @@ def open_image(source, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+        if isinstance(source, str) and os.path.isfile(source) and _ends_early(source):
+            raise ImageProblem("truncated_image", f"the picture {name} is cut off: {reason}") from error
         raise ImageProblem("unreadable_image", f"cannot open the picture {name}: {reason}") from error
     width, height = image.size
     if width * height > max_pixels:
@@ -325,19 +345,18 @@ def open_image(source, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageProblem(
             "image_too_large",
             f"the picture {name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
-            "raise max_pixels if you trust the file",
+            "raise max_pixels (--max-pixels) if you trust the file",
         )
     return image
 
 
-def _ends_early(path: str, image_format: str | None) -> bool:
+def _ends_early(path: str) -> bool:
     """Whether the end mark of a JPEG or PNG is absent: the file may be cut off, only decoding can tell."""
-    marks = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-    if image_format not in marks:
-        return False
     with open(path, "rb") as file:
+        start = file.read(8)
         file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
-        return marks[image_format] not in file.read()
+        end = file.read()
+    return (start[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in end) or (start == PNG_START and b"IEND" not in end)
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -362,7 +381,7 @@ def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int,
     with open_image(path, name, max_pixels) as image:
         width, height = image.size
         turned = exif_orientation(image) in (5, 6, 7, 8)
-        if _ends_early(fs_path(path), image.format):
+        if _ends_early(fs_path(path)):
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError) as error:
@@ -381,10 +400,13 @@ def stated_size(height: object, width: object) -> tuple[int, int] | None:
 
 @dataclass
 class Geometry:
-    """The frame of one picture: its true size, and the factors from the stated frame to it (1 unless rescaled)."""
+    """The frame of one picture: its true size, and the factors from the stated frame to it (1 unless rescaled).
 
-    height: int
-    width: int
+    Without a picture it is the stated size, and infinite if none is stated.
+    """
+
+    height: int | float
+    width: int | float
     scale_y: float = 1.0
     scale_x: float = 1.0
 
@@ -406,14 +428,18 @@ class ImageChecks:
     size_mismatch: str = "skip"
     max_pixels: int = MAX_PIXELS
 
-    def geometry(self, path: str, name: str, stated: tuple[int, int] | None, report: Report) -> Geometry | None:
-        """The frame of a picture; None (and counted) if the picture cannot be used.
+    def geometry(self, path: str | None, name: str, stated: tuple[int, int] | None, report: Report) -> Geometry | None:
+        """The frame of a picture (`path` None: there is none); None (and counted) if the picture cannot be used.
 
         Raises:
             ValueError: the sizes differ and `size_mismatch` is "error".
         """
         if stated and not self.verify:
             return Geometry(*stated)
+        if path is None:
+            if stated is None:
+                report.add("size_unknown", name)
+            return Geometry(*(stated or (math.inf, math.inf)))
         try:
             height, width = image_size(path, name, self.max_pixels)
         except ImageProblem as problem:
@@ -441,8 +467,8 @@ def checked_box(box: object, height: int, width: int, place: str, report: Report
 
     Args:
         box: four numbers, xyxy, pixels, 0-based, end exclusive; anything else is counted.
-        height: of the picture.
-        width: of the picture.
+        height: of the picture; may be infinite.
+        width: of the picture; may be infinite.
         place: "file: object", for the report.
         report: counts what was done.
 
@@ -460,9 +486,7 @@ def checked_box(box: object, height: int, width: int, place: str, report: Report
     if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
         report.add("box_outside", f"{place} {_text(box)}, picture {width} x {height}")
         return None
-    margin_x = max(CLIP_TOLERANCE_PIXELS, CLIP_TOLERANCE_FRACTION * width)
-    margin_y = max(CLIP_TOLERANCE_PIXELS, CLIP_TOLERANCE_FRACTION * height)
-    if min(x1, width - x2) < -margin_x or min(y1, height - y2) < -margin_y:
+    if min(x1, width - x2, y1, height - y2) < -CLIP_TOLERANCE_PIXELS:
         report.add("clipped_box", f"{place} {_text(box)}, picture {width} x {height}")
     return clipped
 
@@ -483,16 +507,35 @@ def finite_numbers(values: object, count: int) -> list[float] | None:
 
 
 def check_missing(
-    kind: str, names: list[str], total: int, folder: str, what: str, allow_missing: bool, report: Report
+    kind: str,
+    names: list[str],
+    total: int,
+    folder: str,
+    what: str,
+    allow_missing: bool,
+    report: Report,
+    pictures: list[str] | None = None,
+    keep: bool = False,
 ) -> None:
     """Count missing files, and stop unless that is allowed.
 
+    Args:
+        kind: key of `PROBLEMS`.
+        names: of the missing files.
+        total: number of files that should be there.
+        folder: where.
+        what: files these are, for the message.
+        allow_missing: go on without them.
+        report: counts them.
+        pictures: the picture that each is missing for; None: `names` are pictures.
+        keep: only count: the pictures are not left out, and all may be missing.
+
     Raises:
-        FileNotFoundError: some are missing and `allow_missing` is off, or all are.
+        FileNotFoundError: some are missing and `allow_missing` is off, or all are; not with `keep`.
     """
-    for name in names:
-        report.add(kind, name)
-    if not names:
+    for name, picture in zip(names, names if pictures is None else pictures):
+        report.add(kind, name, picture=None if keep else picture)
+    if not names or keep:
         return
     first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if len(names) == total:

@@ -7,9 +7,11 @@
     ROOT/classes.txt                      class names in the order of the labels, if they are not VOC's 20
 
 VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax, ymax) here.
-`zero_based=True` is for tools that write plain 0-based corners, which are taken as they are.
+`zero_based=True` is for tools that write plain 0-based corners, which are taken as they are. No box of VOC is thinner than a
+pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into the picture.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,7 +60,7 @@ class VocEntry:
     Attributes:
         name: of the annotation file without its suffix; the image id.
         file_name: of the picture, relative to the image folder.
-        path: of the picture.
+        path: of the picture; None: it does not exist.
         size: (height, width) as stated, or None.
         objects: {"id", "category" (0-based class), "corners" (four numbers as written, or None), "difficult"}.
         mask_path: of the class mask, if asked for.
@@ -66,7 +68,7 @@ class VocEntry:
 
     name: str
     file_name: str
-    path: str
+    path: str | None
     size: tuple[int, int] | None
     objects: list[dict] = field(default_factory=list)
     mask_path: str | None = None
@@ -74,10 +76,11 @@ class VocEntry:
 
 @dataclass
 class VocIndex:
-    """A split: `classes` are names in the order of the labels, without the background."""
+    """A split: `classes` are names in the order of the labels, without the background; `files` were read for it."""
 
     classes: list[str]
     entries: list[VocEntry]
+    files: list[str] = field(default_factory=list)
 
 
 def read_class_list(path: str | os.PathLike) -> list[str]:
@@ -152,7 +155,8 @@ def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
         try:
             name = relative_name(line.strip())
         except ValueError as error:
-            report.add("unsafe_path", f"{list_name}: line {number} {line.strip()!r} {error}")
+            name = line.strip()
+            report.add("unsafe_path", f"{list_name}: line {number} {name!r} {error}", picture=name)
             continue
         if not known(name):  # A name may itself end in " 1", so the whole line has the first word.
             for shorter in (re.sub(r"\s+(-1|0|1)$", "", name), os.path.splitext(name)[0]):
@@ -240,8 +244,12 @@ class _Pictures:
             return None
         named = self._named(stem, relative_name(filename))
         if found:
-            report.add("same_name_images" if named in found else "ambiguous_image", f"{stem}.xml: {', '.join(found)}")
-            return named if named in found else None
+            place = f"{stem}.xml: {', '.join(found)}"
+            if named in found:
+                report.add("same_name_images", place)
+                return named
+            report.add("ambiguous_image", place, picture=f"{stem}.xml")
+            return None
         if named is not None:
             return named
         same_stem = self.by_stem.get(os.path.splitext(relative_name(filename))[0], [])
@@ -290,6 +298,8 @@ def read_index(
     keep_empty: bool = False,
     allow_missing: bool = False,
     keep_unknown: bool = False,
+    keep_missing: bool = False,
+    only: str | None = None,
     report: Report,
 ) -> VocIndex:
     """Read the xml files of a split and find their pictures and masks.
@@ -306,6 +316,8 @@ def read_index(
         allow_missing: go on (and count) when some pictures, xml files or masks do not exist.
         keep_unknown: with `classes=None`, names that are in no class list are appended to it and counted; off, their objects
             are left out. Without classes.txt, and if none of VOC's 20 occurs, the list is the names that occur, sorted.
+        keep_missing: pictures and masks that do not exist are counted, and their entries kept, to check the annotations.
+        only: name of the one annotation file to read, without its suffix.
         report: counts problems.
 
     Returns:
@@ -319,12 +331,16 @@ def read_index(
     annotations = unicode_path(annotations or f"{root}/{ANNOTATIONS_FOLDER}")
     images = unicode_path(images or f"{root}/{IMAGES_FOLDER}")
     check_folders(root, annotations, images)
-    if split is None:
+    files = [path for path in (f"{root}/{CLASSES_FILE}",) if os.path.isfile(fs_path(path))]
+    if only is not None:
+        names = [only]
+    elif split is None:
         names = [name[: -len(".xml")] for name in walk_files(annotations, (".xml",))]
         if not names:
             raise FileNotFoundError(f"no xml file in {annotations}. Pass the folder of the VOC annotations")
     else:
-        names = _names_of_split(find_split_list(root, split), annotations, report)
+        files.append(find_split_list(root, split))
+        names = _names_of_split(files[-1], annotations, report)
 
     parsed: dict[str, dict] = {}
     without_xml: list[str] = []
@@ -332,15 +348,16 @@ def read_index(
         try:
             path = resolve_inside(annotations, f"{name}.xml")
         except ValueError as error:
-            report.add("unsafe_path", f"{name}.xml {error}")
+            report.add("unsafe_path", f"{name}.xml {error}", picture=f"{name}.xml")
             continue
         if not os.path.isfile(fs_path(path)):
             without_xml.append(f"{name}.xml")
             continue
+        files.append(path)
         try:
             parsed[name] = parse_xml(path)
         except ValueError as error:
-            report.add("unreadable_annotation", f"{name}.xml: {error}")
+            report.add("unreadable_annotation", f"{name}.xml: {error}", picture=f"{name}.xml")
     check_missing(
         "missing_annotation", without_xml, len(names), annotations, "annotation files", allow_missing, report
     )
@@ -364,11 +381,11 @@ def read_index(
         )
 
     pictures = _Pictures(images)
-    entries, without_picture = [], []
+    entries, without_picture, lost = [], [], []
     num_wanted = 0
     for name, content in parsed.items():
         if not objects[name] and not keep_empty:
-            report.add("image_without_object", f"{name}.xml")
+            report.add("image_without_object", f"{name}.xml", picture=f"{name}.xml")
             continue
         num_wanted += 1
         num_ambiguous = report.counts.get("ambiguous_image", 0)
@@ -376,23 +393,30 @@ def read_index(
             file_name = pictures.find(name, content["filename"], report)
             path = None if file_name is None else resolve_inside(images, file_name)
         except ValueError as error:
-            report.add("unsafe_path", f"{name}.xml: picture {content['filename']!r} {error}")
+            place = f"{name}.xml: picture {content['filename']!r} {error}"
+            report.add("unsafe_path", place, picture=content["filename"] or f"{name}.xml")
             continue
         if path is None:
-            if report.counts.get("ambiguous_image", 0) == num_ambiguous:
-                without_picture.append(f"{name} ({content['filename']})" if content["filename"] else name)
-            continue
+            if report.counts.get("ambiguous_image", 0) > num_ambiguous:
+                continue
+            without_picture.append(f"{name} ({content['filename']})" if content["filename"] else name)
+            lost.append(content["filename"] or f"{name}.xml")
+            if not keep_missing:
+                continue
+            file_name = lost[-1]
         entries.append(VocEntry(name, file_name, path, content["size"], objects[name]))
-    check_missing("missing_image", without_picture, num_wanted, images, "pictures", allow_missing, report)
-    if split is None:
+    check_missing(
+        "missing_image", without_picture, num_wanted, images, "pictures", allow_missing, report, lost, keep_missing
+    )
+    if split is None and only is None:
         used = {entry.file_name for entry in entries}
         for stem in sorted(pictures.by_stem.keys() - parsed.keys()):
             for file_name in pictures.by_stem[stem]:
                 if file_name not in used:
                     report.add("image_without_annotation", file_name)
     if masks:
-        entries = _with_masks(entries, f"{root}/{MASKS_FOLDER}", allow_missing, report)
-    return VocIndex(selected, entries)
+        entries = _with_masks(entries, f"{root}/{MASKS_FOLDER}", allow_missing, keep_missing, report)
+    return VocIndex(selected, entries, files)
 
 
 def check_folders(root: str, annotations: str, images: str) -> None:
@@ -442,19 +466,26 @@ def _number_objects(
     return objects
 
 
-def _with_masks(entries: list[VocEntry], folder: str, allow_missing: bool, report: Report) -> list[VocEntry]:
-    kept, missing = [], []
+def _with_masks(
+    entries: list[VocEntry], folder: str, allow_missing: bool, keep_missing: bool, report: Report
+) -> list[VocEntry]:
+    safe, missing = [], []
     for entry in entries:
         try:
             entry.mask_path = resolve_inside(folder, f"{entry.name}.png")
         except ValueError as error:
-            report.add("unsafe_path", f"{entry.name}.png {error}")
+            report.add("unsafe_path", f"{entry.name}.png {error}", picture=entry.file_name)
             continue
-        (kept if os.path.isfile(fs_path(entry.mask_path)) else missing).append(entry)
+        safe.append(entry)
+        if not os.path.isfile(fs_path(entry.mask_path)):
+            missing.append(entry)
+    names, pictures = [f"{entry.name}.png" for entry in missing], [entry.file_name for entry in missing]
     check_missing(
-        "missing_mask", [f"{e.name}.png" for e in missing], len(entries), folder, "class masks", allow_missing, report
+        "missing_mask", names, len(entries), folder, "class masks", allow_missing, report, pictures, keep_missing
     )
-    return kept
+    for entry in missing:
+        entry.mask_path = None
+    return safe if keep_missing else [entry for entry in safe if entry.mask_path is not None]
 
 
 def make_record(
@@ -515,7 +546,7 @@ def make_record(
         report.add("empty_image" if keep_empty else "image_without_object", f"{entry.name}.xml")
         if not keep_empty:
             return None
-    if entry.mask_path is not None and checks.verify:
+    if entry.mask_path is not None and checks.verify and math.isfinite(frame.height):
         check_mask(entry.mask_path, entry.file_name, frame.height, frame.width, num_classes, checks.max_pixels)
     report.images += 1
     report.objects += len(objects)
@@ -600,8 +631,24 @@ def read_voc(
             yield record
 
 
+def is_thin(box: tuple[float, float, float, float]) -> bool:
+    """Whether VOC's corners cannot hold a box (xyxy, pixels, 0-based, end exclusive), as a side of it is below one pixel."""
+    x1, y1, x2, y2 = box
+    return min(x2 - x1, y2 - y1) < 1 - 1e-6
+
+
+def _inclusive(start: float, end: float, size: int) -> tuple[float, float]:
+    """The ends of one side of a box, 0-based and end exclusive, as VOC's: 1-based and inclusive, at least a pixel apart."""
+    if start + 1 <= end:
+        return start + 1, end
+    pixel = min(max((start + end + 1) / 2, 1), size)
+    return pixel, pixel
+
+
 def write_voc(path: str | os.PathLike, record: Record, classes: Sequence[str]) -> None:
     """Write one record as a VOC xml, 1-based and inclusive; whole numbers are written as such.
+
+    A box thinner than a pixel is widened to one, see the top of this file.
 
     Args:
         path: of the new xml file.
@@ -618,8 +665,10 @@ def write_voc(path: str | os.PathLike, record: Record, classes: Sequence[str]) -
         ElementTree.SubElement(element, "name").text = classes[item.category]
         ElementTree.SubElement(element, "difficult").text = str(int(item.difficult))
         box = ElementTree.SubElement(element, "bndbox")
-        x1, y1, x2, y2 = item.box
-        for key, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+        (xmin, xmax), (ymin, ymax) = (
+            _inclusive(*item.box[axis::2], size) for axis, size in enumerate((record.width, record.height))
+        )
+        for key, value in (("xmin", xmin), ("ymin", ymin), ("xmax", xmax), ("ymax", ymax)):
             ElementTree.SubElement(box, key).text = (
                 str(int(value)) if float(value).is_integer() else repr(float(value))
             )

@@ -23,9 +23,7 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats.coco import segmentation_to_rle
 from lpg_hf.data.formats.records import (
-    CLIP_TOLERANCE_FRACTION,
     IMAGE_SUFFIXES,
     BoxObject,
     Geometry,
@@ -40,6 +38,7 @@ from lpg_hf.data.formats.records import (
     resolve_inside,
     walk_files,
 )
+from lpg_hf.data.formats.rle import segmentation_to_rle
 from lpg_hf.files import fs_path, unicode_name, unicode_path
 
 
@@ -53,6 +52,10 @@ SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"valid": "val", "validation": "val"}
 # A fraction beyond this is a number of pixels; a box may be somewhat larger than its picture.
 LARGEST_FRACTION = 2.0
+CENTRE_TOLERANCE = 1e-3
+LARGEST_CLASS = 1_000_000
+# Labels without their picture are checked as if it had this size, in pixels: YOLO states none.
+SIZE_WITHOUT_PICTURE = (640, 640)
 
 
 @dataclass(slots=True)
@@ -78,14 +81,14 @@ class YoloEntry:
 
     Attributes:
         file_name: of the picture, relative to the image folder.
-        path: of the picture.
+        path: of the picture; None: it does not exist.
         label_name: of the label file, for messages.
         first_id: id of the first object; the others follow.
         objects: lines of the wanted classes.
     """
 
     file_name: str
-    path: str
+    path: str | None
     label_name: str
     first_id: int = 1
     objects: list[YoloObject] = field(default_factory=list)
@@ -93,10 +96,12 @@ class YoloEntry:
 
 @dataclass
 class YoloIndex:
-    """A split: `classes` are (number in the label files, name) in the order of the labels."""
+    """A split: `classes` are (number in the label files, name) in the order of the labels; `files` were read for it."""
 
     classes: list[tuple[int, str]]
     entries: list[YoloEntry]
+    files: list[str] = field(default_factory=list)
+    image_folder: str = ""
 
 
 @dataclass
@@ -170,7 +175,7 @@ def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
             numbered = {int(number): str(name) for number, name in names.items()}
         except ValueError as error:
             raise ValueError(f'{path}: "names" has a key that is no number: {error}') from error
-        if numbered and not 0 <= min(numbered) <= max(numbered) < 1_000_000:
+        if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
             raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
         found = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
     elif isinstance(names, list):
@@ -196,8 +201,8 @@ def _folder(base: str, value: object) -> str | None:
         candidates.append(f"{base}/{text[3:]}")
     for candidate in candidates:
         path = os.path.normpath(candidate)
-        inside = os.path.realpath(fs_path(path)) + "/"
-        if os.path.exists(fs_path(path)) and inside.startswith(os.path.realpath(fs_path(base)) + "/"):
+        inside, outer = (os.path.join(os.path.realpath(fs_path(folder)), "") for folder in (path, base))
+        if os.path.exists(fs_path(path)) and inside.startswith(outer):
             return path
     return None
 
@@ -223,7 +228,7 @@ def _listed_pictures(path: str, base: str, report: Report) -> list[str]:
         try:
             name = relative_name(text)
         except ValueError as error:
-            report.add("unsafe_path", f"{_named(path)}: line {number} {text!r} {error}")
+            report.add("unsafe_path", f"{_named(path)}: line {number} {text!r} {error}", picture=text)
             continue
         folder = os.path.relpath(os.path.dirname(path), base)
         from_list = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
@@ -346,7 +351,12 @@ def _read_names(path: str) -> list[str]:
 
 
 def find_layout(
-    root: str | os.PathLike, split: str | None = None, images: str | os.PathLike | None = None, *, report: Report
+    root: str | os.PathLike,
+    split: str | None = None,
+    images: str | os.PathLike | None = None,
+    *,
+    keep_missing: bool = False,
+    report: Report,
 ) -> YoloLayout:
     """Find pictures, label folders and class names.
 
@@ -354,6 +364,7 @@ def find_layout(
         root: folder of the data set, its folder of labels, or data.yaml.
         split: "train", "val", "test" of data.yaml; a folder inside that of the pictures; or a txt list; None: all pictures.
         images: another folder of the pictures than the usual one.
+        keep_missing: without any picture, there is one to each label file, named NAME.*
         report: counts problems.
 
     Raises:
@@ -389,8 +400,15 @@ def find_layout(
                 layout.names = _read_names(path)
                 layout.sources.append(path)
                 break
-    if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < 1_000_000:
+    if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < LARGEST_CLASS:
         layout.names = [f"class {number}" for number in range(content["nc"])]
+    if not layout.pictures and keep_missing:
+        for folder in dict.fromkeys((*layout.label_roots, f"{root}/{LABELS_FOLDER}", root)):
+            names = [name for name in txt_names(folder) if _named(name).lower() not in OTHER_TXT_FILES]
+            if names:
+                layout.pictures = [f"{os.path.splitext(name)[0]}.*" for name in names]
+                layout.label_roots, layout.complete = [folder], False
+                break
     if not layout.pictures:
         hint = f" ({_named(yaml_path)} names {content['path']}, outside its folder)" if content.get("path") else ""
         raise FileNotFoundError(
@@ -482,6 +500,9 @@ def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> li
         if not valid or not all(map(math.isfinite, values)) or values[0] < 0 or not values[0].is_integer():
             report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({len(words)} columns)")
             continue
+        if values[0] >= LARGEST_CLASS:
+            report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({words[0][:30]} is no class number)")
+            continue
         if max(map(abs, values[1:])) > LARGEST_FRACTION:
             report.add("pixel_values", f"{place} {line.strip()[:60]!r}")
             report.add_error(
@@ -533,6 +554,7 @@ def read_index(
     keep_empty: bool = False,
     allow_missing: bool = False,
     keep_unknown: bool = False,
+    keep_missing: bool = False,
     report: Report,
 ) -> YoloIndex:
     """Find the pictures of a split and read their label files.
@@ -546,6 +568,8 @@ def read_index(
         keep_empty: keep pictures whose label file holds no object of the classes.
         allow_missing: go on (and count) when pictures of a list do not exist.
         keep_unknown: class numbers beyond the list are appended to it and counted; off, they are an error of the report.
+        keep_missing: pictures that do not exist are counted, and their entries kept, to check the annotations; without any
+            picture there is one to each label file.
         report: counts problems; `report.errors` names each line with pixels or an unknown class.
 
     Returns:
@@ -555,7 +579,7 @@ def read_index(
         FileNotFoundError: no such folder or split; no picture, or none with a label file; listed pictures are missing.
         ValueError: data.yaml, class list or list of pictures not valid; no class list; no object of the classes at all.
     """
-    layout = find_layout(root, split, images, report=report)
+    layout = find_layout(root, split, images, keep_missing=keep_missing, report=report)
     selected, named = _select_classes(layout, classes, report)
     if not selected and not keep_unknown:
         stated = f"{layout.sources[-1]} holds no class names" if layout.names is not None else "there is no class list"
@@ -563,93 +587,160 @@ def read_index(
             f"{stated} for the YOLO labels of {unicode_path(root)}. "
             'Write classes.txt or data.yaml with "names", or pass classes=[...] in the order of the class numbers'
         )
-    everything = classes is None or classes == "all"
-    position = {number: index for index, (number, _) in enumerate(selected)}
-
-    present, missing, refused = [], [], []
-    for name in layout.pictures:
-        try:
-            path = resolve_inside(layout.images, name)
-        except ValueError as error:
-            report.add("unsafe_path", f"{name} {error}")
-            refused.append(name)
-            continue
-        (present if layout.complete or os.path.isfile(fs_path(path)) else missing).append((name, path))
-    names = [name for name, _ in missing]
-    check_missing("missing_image", names, len(layout.pictures), layout.images, "pictures", allow_missing, report)
-
+    present, refused = _find_pictures(layout, allow_missing, keep_missing, report)
     labels = _LabelFiles(layout)
-    stems: dict[str, list[str]] = {}
-    for name, _ in present:
-        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+    everything = classes is None or classes == "all"
+    wanted = _ClassNumbers(selected, named, everything, keep_unknown)
     entries: list[YoloEntry] = []
-    num_labelled, next_id = 0, 1
-    unknown: dict[int, list[YoloObject]] = {}
-    for name, path in present:
-        try:
-            label_path = labels.find(name)
-        except ValueError as error:
-            report.add("unsafe_path", f"label file of {name} {error}")
-            continue
-        if label_path is None:
-            report.add("image_without_annotation", name)
-            continue
-        same_name = stems[os.path.splitext(name)[0]]
-        num_labelled += 1
-        if len(same_name) > 1:
-            if name == same_name[0]:
-                report.add("ambiguous_image", f"{_named(label_path)}: {', '.join(same_name)}")
-            continue
+    next_id = 1
+    labelled = _find_labels(present, labels, report)
+    if present and not labels.used:
+        looked = " and ".join(f"{folder}/{stem}.txt" for folder, stem in labels.places(present[0][0]))
+        raise FileNotFoundError(
+            f"none of the {len(present)} pictures in {layout.images} has a label file (looked for {looked}). "
+            "Pass the folder that holds images/ and labels/"
+        )
+    for name, path, label_path in labelled:
         label_name = f"{os.path.splitext(name)[0]}{os.path.splitext(label_path)[1]}"
         try:
             lines = read_label_lines(label_path, label_name, layout.keypoints, report)
         except ValueError as error:
-            report.add("unreadable_annotation", f"{label_name}: {error}")
+            report.add("unreadable_annotation", f"{label_name}: {error}", picture=name)
             continue
-        entry = YoloEntry(name, path, label_name, next_id)
-        for number, category, values in lines:
-            place = f"{label_name}: line {number}"
-            if category not in position and category in named:
-                report.add("other_class", place, named[category])
-                continue
-            if category not in position and not (keep_unknown and everything):
-                report.add("unknown_class", place, f"class {category}")
-                if everything and not keep_unknown:
-                    report.add_error(
-                        f"{label_path}: line {number} has the class number {category}, but the class list holds "
-                        f"{len(named)} names (numbers 0 to {len(named) - 1}). Correct the line or complete the list"
-                    )
-                continue
-            made = _read_object(number, position.get(category, -1), values, masks)
-            if made.category < 0:
-                report.add("unlisted_class", place, f"class {category}")
-                unknown.setdefault(category, []).append(made)
-            entry.objects.append(made)
-        next_id += len(entry.objects)
-        if entry.objects or keep_empty:
+        objects = _read_objects(lines, wanted, label_path, label_name, masks, report)
+        entry = YoloEntry(name, path, label_name, next_id, objects)
+        next_id += len(objects)
+        if objects or keep_empty:
             entries.append(entry)
         else:
-            report.add("image_without_object", name)
-    for category in sorted(unknown):
-        for made in unknown[category]:
-            made.category = len(selected)
-        selected.append((category, f"class {category}"))
+            report.add("image_without_object", name, picture=name)
+    selected = wanted.complete()
     report.classes = [f"{label} {name} (class {number})" for label, (number, name) in enumerate(selected, start=1)]
     for name in refused:  # Counted already; their label files are not without a picture.
         with suppress(ValueError):
             labels.find(name)
     for path in labels.unused(everywhere=split is None):
         report.add("label_without_image", os.path.relpath(path, unicode_path(root)))
-    if present and not num_labelled:
-        looked = " and ".join(f"{folder}/{stem}.txt" for folder, stem in labels.places(present[0][0]))
-        raise FileNotFoundError(
-            f"none of the {len(present)} pictures in {layout.images} has a label file (looked for {looked}). "
-            "Pass the folder that holds images/ and labels/"
-        )
     if not keep_empty and not any(entry.objects for entry in entries) and not report.errors:
         chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
         raise ValueError(f"no picture of {layout.images} has an object of the classes {chosen}.\n{report.summary()}")
-    return YoloIndex(selected, entries)
+    files = [*layout.sources, *(label_path for _, _, label_path in labelled)]
+    return YoloIndex(selected, entries, files, layout.images)
+
+
+def _find_pictures(
+    layout: YoloLayout, allow_missing: bool, keep_missing: bool, report: Report
+) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """(name, path) of the pictures that exist (and that do not, path None), and the names of those that lead outside."""
+    present, missing, refused = [], [], []
+    for name in layout.pictures:
+        try:
+            path = resolve_inside(layout.images, name)
+        except ValueError as error:
+            report.add("unsafe_path", f"{name} {error}", picture=name)
+            refused.append(name)
+            continue
+        (present if layout.complete or os.path.isfile(fs_path(path)) else missing).append((name, path))
+    names = [name for name, _ in missing]
+    check_missing(
+        "missing_image",
+        names,
+        len(layout.pictures),
+        layout.images,
+        "pictures",
+        allow_missing,
+        report,
+        keep=keep_missing,
+    )
+    return [*present, *((name, None) for name in names if keep_missing)], refused
+
+
+def _find_labels(
+    present: list[tuple[str, str | None]], labels: _LabelFiles, report: Report
+) -> list[tuple[str, str | None, str]]:
+    """(name, path, path of the label file) of the pictures that have a label file of their own."""
+    stems: dict[str, list[str]] = {}
+    for name, _ in present:
+        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+    labelled = []
+    for name, path in present:
+        try:
+            label_path = labels.find(name)
+        except ValueError as error:
+            report.add("unsafe_path", f"label file of {name} {error}", picture=name)
+            continue
+        if label_path is None:
+            report.add("image_without_annotation", name)
+            continue
+        same_name = stems[os.path.splitext(name)[0]]
+        if len(same_name) == 1:
+            labelled.append((name, path, label_path))
+        elif name == same_name[0]:
+            report.add("ambiguous_image", f"{_named(label_path)}: {', '.join(same_name)}")
+            report.left_out.extend((picture, "ambiguous_image") for picture in same_name)
+    return labelled
+
+
+@dataclass
+class _ClassNumbers:
+    """Class number in the label files -> position in the class list.
+
+    Attributes:
+        selected: (number, name) of the wanted classes.
+        named: name of every class that the data set names.
+        everything: no class was asked for in particular.
+        keep_unknown: numbers without a name are kept.
+        unknown: their objects, which get a position at the end.
+    """
+
+    selected: list[tuple[int, str]]
+    named: dict[int, str]
+    everything: bool
+    keep_unknown: bool
+    unknown: dict[int, list[YoloObject]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.position = {number: index for index, (number, _) in enumerate(self.selected)}
+
+    def complete(self) -> list[tuple[int, str]]:
+        """The wanted classes and after them, by number, those that no list names."""
+        selected = list(self.selected)
+        for category in sorted(self.unknown):
+            for made in self.unknown[category]:
+                made.category = len(selected)
+            selected.append((category, f"class {category}"))
+        return selected
+
+
+def _read_objects(
+    lines: list[tuple[int, int, list[float]]],
+    wanted: _ClassNumbers,
+    label_path: str,
+    label_name: str,
+    masks: bool,
+    report: Report,
+) -> list[YoloObject]:
+    """The lines of a label file whose class is wanted; the others are counted."""
+    objects = []
+    for number, category, values in lines:
+        place = f"{label_name}: line {number}"
+        if category not in wanted.position and category in wanted.named:
+            report.add("other_class", place, wanted.named[category])
+            continue
+        if category not in wanted.position and not (wanted.keep_unknown and wanted.everything):
+            report.add("unknown_class", place, f"class {category}")
+            if wanted.everything and not wanted.keep_unknown:
+                report.add_error(
+                    f"{label_path}: line {number} has the class number {category}, but the class list holds "
+                    f"{len(wanted.named)} names (numbers 0 to {len(wanted.named) - 1}). Correct the line or complete the list"
+                )
+            continue
+        made = _read_object(number, wanted.position.get(category, -1), values, masks)
+        if made.category < 0:
+            report.add("unlisted_class", place, f"class {category}")
+            wanted.unknown.setdefault(category, []).append(made)
+        objects.append(made)
+    return objects
 
 
 def _read_object(line: int, category: int, values: list[float], masks: bool) -> YoloObject:
@@ -677,11 +768,13 @@ def make_record(
     Returns:
         The record, or None (and counted) if the picture cannot be used.
     """
-    try:
-        height, width = image_size(entry.path, entry.file_name, checks.max_pixels)
-    except ImageProblem as problem:
-        report.add(problem.kind, str(problem))
-        return None
+    height, width = SIZE_WITHOUT_PICTURE
+    if entry.path is not None:
+        try:
+            height, width = image_size(entry.path, entry.file_name, checks.max_pixels)
+        except ImageProblem as problem:
+            report.add(problem.kind, str(problem))
+            return None
     objects = []
     for number, item in enumerate(entry.objects):
         place = f"{entry.label_name}: line {item.line}"
@@ -704,20 +797,21 @@ def _make_object(
 ) -> BoxObject | None:
     x1, y1, x2, y2 = item.box
     centre = (x1 + x2) / 2, (y1 + y2) / 2
-    if min(centre) < -CLIP_TOLERANCE_FRACTION or max(centre) > 1 + CLIP_TOLERANCE_FRACTION:
+    if min(centre) < -CENTRE_TOLERANCE or max(centre) > 1 + CENTRE_TOLERANCE:
         report.add("centre_outside", f"{place}: centre ({centre[0]:g}, {centre[1]:g})")
         return None
     box = checked_box((x1 * width, y1 * height, x2 * width, y2 * height), height, width, place, report)
     if box is None:
         return None
-    rle = None
+    rle, stated = None, {}
     if masks and item.polygon is None:
         report.add("no_mask", place)
     elif masks:
         points = (np.asarray(item.polygon).reshape(-1, 2) * (width, height)).ravel().tolist()
         rle = segmentation_to_rle([points], Geometry(height, width), place, report)
+        stated = {"segmentation": [points]} if rle is not None else {}
     area = float(coco_mask.area(rle)) if rle is not None else (box[2] - box[0]) * (box[3] - box[1])
-    return BoxObject(box, item.category, area, rle=rle)
+    return BoxObject(box, item.category, area, rle=rle, stated=stated)
 
 
 def read_yolo(
@@ -778,6 +872,14 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     return polygons
 
 
+def _outline(rle: dict) -> list[float]:
+    """The outline of a mask of any number of parts: looked for only in the part of the picture that it covers."""
+    x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+    window = coco_mask.decode(rle)[y : y + height, x : x + width]
+    points = np.asarray(join_polygons(mask_to_polygons(window))).reshape(-1, 2) + (x, y)
+    return points.ravel().tolist()
+
+
 def join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
     """Several outlines as one, joined by lines that run there and back and so enclose nothing: a YOLO line holds only one."""
     first, *others = polygons
@@ -787,16 +889,16 @@ def join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
     return joined
 
 
-def write_yolo(path: str | os.PathLike, record: Record, *, masks: bool = False) -> None:
-    """Write one record as a label file; the class number is the position in the class list.
+def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = False) -> str:
+    """The lines of a label file; the class number is the position in the class list.
 
     Args:
-        path: of the new txt file.
         record: its picture's size makes fractions of the numbers (12 digits).
         masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a mask is
             written as the outline of its box if another one has a mask.
+        only_outlines: write those of the boxes also if none has a mask: trainers want one kind of line in all files.
     """
-    with_outlines = masks and any(item.rle is not None for item in record.objects)
+    with_outlines = masks and (only_outlines or any(item.rle is not None for item in record.objects))
     lines = []
     for item in record.objects:
         x1, y1, x2, y2 = item.box
@@ -805,9 +907,15 @@ def write_yolo(path: str | os.PathLike, record: Record, *, masks: bool = False) 
         elif item.rle is None:
             values = [x1, y1, x2, y1, x2, y2, x1, y2]
         else:
-            values = join_polygons(mask_to_polygons(coco_mask.decode(item.rle)))
+            values = _outline(item.rle)
         fractions = (
             f"{value / size:.12g}" for value, size in zip(values, (record.width, record.height) * len(values))
         )
         lines.append(" ".join([str(item.category), *fractions]))
-    Path(fs_path(path)).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write_yolo(path: str | os.PathLike, record: Record, *, masks: bool = False, only_outlines: bool = False) -> None:
+    """Write one record as a label file; arguments as of `yolo_text`."""
+    text = yolo_text(record, masks=masks, only_outlines=only_outlines)
+    Path(fs_path(path)).write_text(text, encoding="utf-8", newline="\n")

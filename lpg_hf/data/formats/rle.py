@@ -1,0 +1,137 @@
+"""COCO's masks: polygons and run lengths (RLE), checked before they reach pycocotools."""
+
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from lpg_hf.boxes import box_slices
+from lpg_hf.data.formats.records import Geometry, Report, finite_numbers
+
+
+def polygons_of(segmentation: object) -> Iterator[list[float] | None]:
+    """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is none."""
+    for polygon in segmentation if isinstance(segmentation, list) else []:
+        if isinstance(polygon, array):
+            numbers = polygon.tolist()
+        else:
+            numbers = finite_numbers(polygon, len(polygon)) if isinstance(polygon, list) else None
+        yield numbers if numbers and len(numbers) >= 6 and len(numbers) % 2 == 0 else None
+
+
+def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, report: Report) -> dict | None:
+    """A COCO "segmentation" as compressed RLE of the picture's size.
+
+    Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code allocates
+    as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point further outside
+    than the picture is large is rejected, and so is an RLE whose runs do not add up to its size.
+
+    Args:
+        segmentation: the field as it is in the file.
+        frame: the true picture size, and factors if the stated size was another.
+        place: "file: object", for the report.
+        report: counts what cannot be used.
+
+    Returns:
+        {"size": [height, width], "counts": text}, or None if there is no mask that can be used.
+    """
+    if not segmentation:
+        report.add("no_mask", place)
+        return None
+    height, width = frame.height, frame.width
+    if isinstance(segmentation, dict):
+        rle = checked_rle(segmentation)
+        if rle is not None and rle["size"] != [height, width]:
+            rle = rescaled_rle(rle, frame)
+        if rle is None:
+            report.add("invalid_mask", f"{place}: RLE does not fit the picture ({height} x {width})")
+            return None
+    else:
+        usable = []
+        for polygon in polygons_of(segmentation):
+            if polygon is not None:
+                points = np.asarray(polygon).reshape(-1, 2) * (frame.scale_x, frame.scale_y)
+                size = np.array([width, height])
+                if ((points >= -size) & (points <= 2 * size)).all():
+                    usable.append(points.ravel().tolist())
+                    continue
+            report.add("invalid_mask", f"{place}: polygon with fewer than 3 points, or far outside the picture")
+        if not usable:
+            if not isinstance(segmentation, list):
+                report.add("invalid_mask", f"{place}: segmentation is a {type(segmentation).__name__}")
+            return None
+        rle = coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
+    if coco_mask.area(rle) == 0:
+        report.add("invalid_mask", f"{place}: mask without a pixel")
+        return None
+    counts = rle["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def rle_runs(counts: str | bytes) -> list[int] | None:
+    """The run lengths in compressed RLE text (5 bits a character, from run 3 on the difference to the last but one)."""
+    try:
+        codes = (counts if isinstance(counts, bytes) else counts.encode("ascii")).rstrip(b"\0")
+    except UnicodeEncodeError:
+        return None
+    runs: list[int] = []
+    value = shift = 0
+    for code in codes:
+        digit = code - 48
+        if not 0 <= digit < 64 or shift > 60:
+            return None
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs if shift == 0 else None
+
+
+def checked_rle(segmentation: dict) -> dict | None:
+    """RLE as {"size", "counts": bytes}, or None if its runs are no runs of its size."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    numbers = finite_numbers(size, 2)
+    if numbers is None or any(value < 1 or not value.is_integer() for value in numbers):
+        return None
+    height, width = (int(value) for value in numbers)
+    runs = rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
+    if runs is None or any(run < 0 or run != int(run) for run in runs) or sum(runs) != height * width:
+        return None
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": [height, width], "counts": [int(run) for run in runs]}, height, width)
+    return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+def rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
+    """RLE of the stated size in the picture's size (nearest pixel), or None if its size is neither."""
+    height, width = rle["size"]
+    if (round(height * frame.scale_y), round(width * frame.scale_x)) != (frame.height, frame.width):
+        return None
+    rows = (np.arange(frame.height) * height) // frame.height
+    columns = (np.arange(frame.width) * width) // frame.width
+    return coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)[rows][:, columns]))
+
+
+def class_in_box_to_rle(labels: np.ndarray, label: int, box: tuple[float, float, float, float]) -> dict | None:
+    """The pixels of a class in a box, as compressed RLE.
+
+    Args:
+        labels: (H, W) label map; 255 is no class.
+        label: 1-based.
+        box: xyxy, pixels, 0-based, end exclusive.
+
+    Returns:
+        {"size": [height, width], "counts": text}, or None if there is no such pixel.
+    """
+    height, width = labels.shape
+    region = box_slices(np.asarray(box), height, width)
+    mask = np.zeros((height, width), dtype=np.uint8, order="F")
+    mask[region] = labels[region] == label
+    if not mask.any():
+        return None
+    return {"size": [height, width], "counts": coco_mask.encode(mask)["counts"].decode("ascii")}

@@ -1,0 +1,64 @@
+import json
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image, ImageDraw
+from transformers import pipeline
+
+from lpg_hf import bundled, cli, load_generator
+from lpg_hf.label_maps import read_label_map
+
+
+def ellipse_on_stripes() -> tuple[Image.Image, np.ndarray, list[int]]:
+    """A picture that no photograph resembles, the mask of its object, and the object's box."""
+    rows, columns = np.mgrid[:200, :260]
+    stripes = np.stack([120 + 40 * np.sin(columns / 3), 130 + 40 * np.sin(rows / 5), np.full(rows.shape, 90)], axis=2)
+    picture = Image.fromarray(stripes.astype(np.uint8))
+    ImageDraw.Draw(picture).ellipse([60, 40, 199, 139], fill=(210, 60, 40))
+    mask = (np.asarray(picture) == (210, 60, 40)).all(axis=2)
+    return picture, mask, [60, 40, 200, 140]
+
+
+def test_bundled_generator_finds_an_object_better_than_its_box_does():
+    picture, truth, box = ellipse_on_stripes()
+    (found,) = pipeline("box-mask-generation")(picture, boxes=[box])["masks"]
+    iou = (found & truth).sum() / (found | truth).sum()
+    box_fill = truth.sum() / (140 * 100)
+    assert box_fill < 0.8 and iou > 0.9
+
+
+def test_it_is_small_and_needs_no_segmenter():
+    folder = bundled("lpg-small")
+    assert (folder / "model.safetensors").stat().st_size <= 8e6
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["use_class_prob"] is False
+    assert load_generator("lpg").settings()["processor"]["view"] == "box"
+
+
+def test_card_holds_the_numbers_of_its_metrics():
+    folder = bundled()
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    card = ModelCard.load(folder / "README.md")
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    for where, value in metrics["foreground_iou"].items():
+        assert results[f"foreground_iou [{where}]"] == value > metrics["baseline_grabcut_foreground_iou"][where]
+    assert not any(name.startswith("baseline") for name in results)
+
+
+def test_command_without_a_model_uses_it_and_says_so(tmp_path, capsys):
+    picture, truth, box = ellipse_on_stripes()
+    (tmp_path / "images").mkdir()
+    picture.save(tmp_path / "images/a.png")
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 40, 140, 100]}
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content | {"annotations": [annotation]}))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["masks", str(tmp_path / "boxes.json"), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 0 and "using lpg-small" in capsys.readouterr().out
+    found = read_label_map(tmp_path / "out/masks/a.png") == 1
+    assert (found & truth).sum() / (found | truth).sum() > 0.9
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="no generator 'lpg-large' comes with the package. There is: lpg-small"):
+        bundled("lpg-large")
