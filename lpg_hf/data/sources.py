@@ -369,7 +369,7 @@ def _open_voc(path, images, split, classes, options: dict, checks: ImageChecks, 
     if os.path.isfile(fs_path(path)):
         if split is not None:
             raise ValueError(f"split={split!r} (--split) is for a folder; {path} is one annotation file. Leave it out")
-        options = {**options, "only": os.path.splitext(path[len(annotations) + 1 :])[0]}
+        options = {**options, "only": os.path.splitext(os.path.relpath(path, annotations).replace(os.sep, "/"))[0]}
     index = voc.read_index(root, split, classes, annotations=annotations, images=images, report=report, **options)
     entries = index.entries
 

@@ -4,11 +4,14 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from trees import HEIGHT, WIDTH, picture
 
 from lpg_hf.data.check import check_source
+from lpg_hf.data.export import write_dataset
 
 
 def test_good_data_pass(coco_tree, voc_tree, yolo_tree):
@@ -43,6 +46,22 @@ def test_r_f5_cut_jpeg_among_good_ones_is_named_for_every_format(coco_tree, voc_
         assert (checked.report.images, checked.report.objects) == (5, 5)
         assert checked.report.places["truncated_image"][0].startswith("the picture 3.jpg is cut off")
         assert check_source(path, decode=False).report == checked.report  # its end is missing: headers are enough
+
+
+@pytest.mark.parametrize("percent", [10, 60])
+def test_a_cut_picture_inside_a_data_set_counts_as_cut(coco_tree, tmp_path, percent):
+    picture().save(coco_tree.images / "a.jpg")
+    coco_tree.content["images"][0]["file_name"] = "a.jpg"
+    coco_tree.write()
+    write_dataset(tmp_path / "exported", "coco", root=coco_tree.root, with_images=True)
+    (file,) = (tmp_path / "exported").rglob("*.parquet")
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    data = rows[0]["image"]["bytes"]
+    rows[0]["image"]["bytes"] = data[: len(data) * percent // 100]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    checked = check_source(tmp_path / "exported")
+    assert checked.report.counts == {"truncated_image": 1} and checked.report.images == 0
 
 
 def test_damage_inside_a_picture_is_found_by_decoding(coco_tree):

@@ -135,6 +135,19 @@ def test_xml_beside_pictures(voc_tree, tmp_path):
     assert source.format == "voc" and record.objects[0].box == BASE_BOX
 
 
+def test_one_xml_file_is_a_source_whose_picture_must_exist(voc_tree):
+    voc_tree.add("b")
+    source, records, report = opened(voc_tree.root / "Annotations" / "b.xml")
+    assert source.file_names == ["b.png"] and records[0].objects[0].box == BASE_BOX and report.counts == {}
+    assert source.image(records[0]).shape == (HEIGHT, WIDTH, 3)
+    (voc_tree.root / "JPEGImages" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists"):
+        opened(voc_tree.root / "Annotations" / "b.xml")
+    source, records, report = opened(voc_tree.root / "Annotations" / "b.xml", keep_missing=True)
+    assert records[0].path is None and (records[0].height, records[0].width) == (HEIGHT, WIDTH)
+    assert source.left_out == [] and source.image_folder == f"{voc_tree.root}/JPEGImages"
+
+
 def test_lower_case_folders_of_voc_files(voc_tree):
     (voc_tree.root / "Annotations").rename(voc_tree.root / "annotations")
     (voc_tree.root / "JPEGImages").rename(voc_tree.root / "images")
