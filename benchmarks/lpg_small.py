@@ -84,13 +84,19 @@ def joined(root: Path) -> dict:
 
 
 def bundle(stage: Path, measured: dict[str, Path], twins: dict[str, Path], out: Path) -> None:
-    """Save a stage as fp16 with a card; its numbers are those of `lpg-hf compare --json` files.
+    """Save a stage, its convolutions as fp16, with a card; its numbers are those of `lpg-hf compare --json` files.
 
     Args:
         measured: what was measured on -> file.
         twins: the same of generators that have not seen the classes they were measured on.
     """
-    LPGModel.from_pretrained(stage, dtype=torch.float16).save_pretrained(out)
+    model = LPGModel.from_pretrained(stage, dtype=torch.float32)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):  # the variances of batch norms do not fit into fp16
+            module.half()
+    model.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}  # to compute in
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     LPGImageProcessor.from_pretrained(stage).save_pretrained(out)
     metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
     metrics["dataset"] = "COCO train (481 photographs) and VOC train_mix (2,877 photographs)"

@@ -181,7 +181,17 @@ def _box_region(box_mask: np.ndarray, stride: int = 4, margin: int = 2) -> tuple
 
 
 def inference_copy(model: LPGModel) -> LPGModel:
-    """A frozen float32 copy in channels_last whose batch normalisations are folded into the convolutions before them."""
+    """A frozen float32 copy in channels_last whose batch normalisations are folded into the convolutions before them.
+
+    Raises:
+        ValueError: a weight is not finite, as variances are that do not fit into float16.
+    """
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the model in float32; the "
+            "generator's own dtype may be lower, as it folds the batch norms first."
+        )
     network = copy.deepcopy(model).float().eval().requires_grad_(False)
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
