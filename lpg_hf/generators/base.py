@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lpg_hf.boxes import box_slices
+
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,6 +85,30 @@ class MaskGenerator(ABC):
     def settings(self) -> dict:
         """What the masks depend on, as json values: an unfinished job goes on only with the same."""
         return {name: value for name, value in vars(self).items() if isinstance(value, (bool, int, float, str))}
+
+
+class BoxByBoxGenerator(MaskGenerator):
+    """A method that looks at one box at a time; both granularities give one patch per box."""
+
+    @abstractmethod
+    def foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """The foreground inside one box.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            rows: that the box covers.
+            columns: the same.
+
+        Returns:
+            (rows, columns) float32 in [0, 1].
+        """
+
+    def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
+        """See `MaskGenerator.patches`."""
+        for position, image in enumerate(images):
+            for index, (box, label) in enumerate(zip(image.boxes, image.labels)):
+                rows, columns = box_slices(box, *image.image.shape[:2])
+                yield position, Patch(int(label), (index,), rows, columns, self.foreground(image.image, rows, columns))
 
 
 def weights_digest(*networks: "nn.Module") -> str:

@@ -1,20 +1,12 @@
 """The box itself as the mask: the baseline that every method has to beat."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
-from lpg_hf.boxes import box_slices
-from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
+from lpg_hf.generators.base import BoxByBoxGenerator
 
 
-class BoxGenerator(MaskGenerator):
+class BoxGenerator(BoxByBoxGenerator):
     """Every pixel that a box touches is foreground."""
 
-    def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
-        for position, image in enumerate(images):
-            height, width = image.image.shape[:2]
-            for index, (box, label) in enumerate(zip(image.boxes, image.labels)):
-                rows, columns = box_slices(box, height, width)
-                ones = np.ones((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
-                yield position, Patch(int(label), (index,), rows, columns, ones)
+    def foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        return np.ones((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)

@@ -4,21 +4,19 @@ The centre of a box is foreground, the outside is background, and a fully connec
 """
 
 import math
-from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
-from lpg_hf.boxes import box_slices
 from lpg_hf.crf import dense_crf
-from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
+from lpg_hf.generators.base import BoxByBoxGenerator
 
 
 # Probability of what is taken for certain; the rest keeps energies finite.
 CERTAIN = 0.99
 
 
-class DenseCRFGenerator(MaskGenerator):
+class DenseCRFGenerator(BoxByBoxGenerator):
     """A two-label CRF in a window around every box; kernel widths go with the box.
 
     WSSL runs one CRF over the picture with all its classes. Here each box has its own, also with per="class". On 24 VOC and
@@ -78,15 +76,7 @@ class DenseCRFGenerator(MaskGenerator):
         self.pos_w, self.pos_xy = pos_w, pos_xy
         self.bi_w, self.bi_xy, self.bi_rgb = bi_w, bi_xy, bi_rgb
 
-    def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
-        """See `MaskGenerator.patches`; one patch per box in both cases."""
-        for position, image in enumerate(images):
-            for index, (box, label) in enumerate(zip(image.boxes, image.labels)):
-                rows, columns = box_slices(box, *image.image.shape[:2])
-                foreground = self._foreground(image.image, rows, columns)
-                yield position, Patch(int(label), (index,), rows, columns, foreground)
-
-    def _foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    def foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """(rows, columns) float32 probability; the box itself where the CRF leaves hardly a pixel."""
         longer = max(rows.stop - rows.start, columns.stop - columns.start)
         margin = max(1, math.ceil(self.context * longer))

@@ -1,16 +1,14 @@
 """GrabCut (Rother et al. 2004) around every box: a baseline that needs no training and no weights."""
 
 import math
-from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
-from lpg_hf.boxes import box_slices
-from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
+from lpg_hf.generators.base import BoxByBoxGenerator
 
 
-class GrabCutGenerator(MaskGenerator):
+class GrabCutGenerator(BoxByBoxGenerator):
     """Colour models of inside and outside of a box, then a graph cut, in a window around the box.
 
     What lies outside the box is background for sure, what lies inside is probably foreground. The box itself is the
@@ -50,14 +48,7 @@ class GrabCutGenerator(MaskGenerator):
         self.max_side = max_side
         self.seed = seed
 
-    def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
-        for position, image in enumerate(images):
-            for index, (box, label) in enumerate(zip(image.boxes, image.labels)):
-                rows, columns = box_slices(box, *image.image.shape[:2])
-                foreground = self._foreground(image.image, rows, columns)
-                yield position, Patch(int(label), (index,), rows, columns, foreground)
-
-    def _foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    def foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """(rows, columns) float32: 1 foreground, 0 background, between only where the window was scaled."""
         height, width = rows.stop - rows.start, columns.stop - columns.start
         margin = max(1, math.ceil(self.context * max(height, width)))
