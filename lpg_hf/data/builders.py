@@ -45,7 +45,7 @@ from datasets import (
     Version,
 )
 
-from lpg_hf.data.formats import coco, voc, yolo
+from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.formats.records import MAX_PIXELS, SIZE_MISMATCH_CHOICES, ImageChecks, Record, Report
 from lpg_hf.files import fs_path, unicode_path
 
@@ -182,7 +182,7 @@ class YoloConfig(BoxesConfig):
 
     def sources(self) -> list[str]:
         root, images = self.paths()
-        layout = yolo.find_layout(root, self.split, images, report=Report())
+        layout = yolo_layout.find_layout(root, self.split, images, report=Report())
         folders = sorted({os.path.dirname(f"{layout.images}/{name}") for name in layout.pictures})
         labels = [
             f"{folder}/{name}" for folder in (*layout.label_roots, layout.images) for name in yolo.txt_names(folder)

@@ -20,7 +20,7 @@ import yaml
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import label_map
-from lpg_hf.data.formats import coco, voc, yolo
+from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.formats.records import MAX_PIXELS, BoxObject, Record, Report, resolve_inside
 from lpg_hf.data.formats.rle import class_in_box_to_rle
 from lpg_hf.data.sources import Source, open_source, recognise_format, voc_places
@@ -124,7 +124,7 @@ def convert_labels(
 
 
 def _remedy(to: str) -> str:
-    folder = {"voc": voc.IMAGES_FOLDER, "yolo": yolo.IMAGES_FOLDER}.get(to)
+    folder = {"voc": voc.IMAGES_FOLDER, "yolo": yolo_layout.IMAGES_FOLDER}.get(to)
     if folder is None:
         return "pictures are not copied: pass their folder (--images) with the json file"
     return (
@@ -347,22 +347,22 @@ def _write_class_mask(path: Path, record: Record) -> None:
 
 
 def _write_yolo(out: Path, reading: _Reading, split: str) -> None:
-    (out / yolo.LABELS_FOLDER).mkdir()
+    (out / yolo_layout.LABELS_FOLDER).mkdir()
     # Trainers drop all outlines of a data set that holds boxes too, so one mask decides for all files.
     outlines = reading.masks and reading.finds_a_mask()
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]
         kept = replace(record, objects=[item for item in record.objects if not item.iscrowd])
-        path = _place(out, yolo.LABELS_FOLDER, f"{stem}.txt")
+        path = _place(out, yolo_layout.LABELS_FOLDER, f"{stem}.txt")
         yolo.write_yolo(path, kept, masks=outlines, only_outlines=outlines)
     content = {
-        "train": yolo.IMAGES_FOLDER,
-        "val": yolo.IMAGES_FOLDER,
+        "train": yolo_layout.IMAGES_FOLDER,
+        "val": yolo_layout.IMAGES_FOLDER,
         "names": dict(enumerate(reading.names)),
     }
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-    (out / yolo.YAML_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
-    _write_lines(out / yolo.CLASS_FILES[0], reading.names)
+    (out / yolo_layout.YAML_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
+    _write_lines(out / yolo_layout.CLASS_FILES[0], reading.names)
 
 
 def _place(out: Path, folder: str, name: str) -> Path:

@@ -25,7 +25,7 @@ from datasets import Dataset, Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import decode_image, label_map
-from lpg_hf.data.formats import coco, voc, yolo
+from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.formats.records import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -270,15 +270,16 @@ def _looks_like_voc(root: str, split: str | None) -> bool:
 
 
 def _looks_like_yolo(root: str, split: str | None) -> bool:
-    if yolo.find_yaml(root) is not None:
+    if yolo_layout.find_yaml(root) is not None:
         return True
     inner = [root, *(f"{root}/{name}" for name in _folders(root))]
     if any(
-        os.path.isdir(fs_path(f"{f}/{yolo.LABELS_FOLDER}")) and _holds(f"{f}/{yolo.LABELS_FOLDER}", (".txt",))
+        os.path.isdir(fs_path(f"{f}/{yolo_layout.LABELS_FOLDER}"))
+        and _holds(f"{f}/{yolo_layout.LABELS_FOLDER}", (".txt",))
         for f in inner
     ):
         return True
-    if yolo.LABELS_FOLDER in root.split("/")[-2:] and _holds(root, (".txt",), deep=False):
+    if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds(root, (".txt",), deep=False):
         return True
     for folder in inner:
         pictures = {os.path.splitext(name)[0] for name in walk_files(folder, IMAGE_SUFFIXES, deep=False)}
@@ -356,7 +357,7 @@ def voc_places(path: str, images: str | None) -> tuple[str, str, str]:
         named = os.path.basename(path).lower() == voc.ANNOTATIONS_FOLDER.lower()
         root, annotations = os.path.dirname(path) if named else path, path
     if images is None:
-        known = (voc.IMAGES_FOLDER.lower(), yolo.IMAGES_FOLDER)
+        known = (voc.IMAGES_FOLDER.lower(), yolo_layout.IMAGES_FOLDER)
         names = sorted((n for n in _folders(root) if n.lower() in known), key=lambda n: known.index(n.lower()))
         images = f"{root}/{names[0]}" if names else annotations
     return root, annotations, unicode_path(images)

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH, picture
 
 from lpg_hf.data.examples import label_map
-from lpg_hf.data.formats import yolo
+from lpg_hf.data.formats import yolo, yolo_layout
 from lpg_hf.data.formats.records import BoxObject, Record, Report
 from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
@@ -122,9 +122,9 @@ def test_paths_of_data_yaml_that_do_not_exist_are_counted_and_the_folder_is_used
 
 def test_places_of_data_yaml_may_lie_in_the_root_of_a_drive(yolo_tree):
     inside = f"{yolo_tree.root}/images".lstrip("/")
-    assert os.path.samefile(yolo._folder("/", inside), yolo_tree.root / "images")
+    assert os.path.samefile(yolo_layout._folder("/", inside), yolo_tree.root / "images")
     # A folder does not lie in another one because its name begins alike.
-    assert yolo._folder(f"{yolo_tree.root}/im", "../images") is None
+    assert yolo_layout._folder(f"{yolo_tree.root}/im", "../images") is None
 
 
 def test_r_m2_data_yaml_does_not_lead_outside_its_folder(yolo_tree, tmp_path):

@@ -20,11 +20,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.records import (
-    IMAGE_SUFFIXES,
     BoxObject,
     Geometry,
     ImageChecks,
@@ -34,26 +32,27 @@ from lpg_hf.data.formats.records import (
     check_missing,
     checked_box,
     image_size,
-    relative_name,
     resolve_inside,
-    walk_files,
 )
 from lpg_hf.data.formats.rle import segmentation_to_rle
+from lpg_hf.data.formats.yolo_layout import (
+    IMAGES_FOLDER,
+    LABELS_FOLDER,
+    LARGEST_CLASS,
+    OTHER_TXT_FILES,
+    YoloLayout,
+    find_layout,
+    read_text,
+    swap_last,
+    txt_names,
+    without_folders,
+)
 from lpg_hf.files import fs_path, unicode_name, unicode_path
 
 
-IMAGES_FOLDER = "images"
-LABELS_FOLDER = "labels"
-YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-CLASS_FILES = ("classes.txt", "obj.names")
-# txt files beside labels that are none; each may still be one, if a picture has its name.
-OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
-SPLITS = ("train", "val", "test")
-SPLIT_ALIASES = {"valid": "val", "validation": "val"}
 # A fraction beyond this is a number of pixels; a box may be somewhat larger than its picture.
 LARGEST_FRACTION = 2.0
 CENTRE_TOLERANCE = 1e-3
-LARGEST_CLASS = 1_000_000
 # Labels without their picture are checked as if it had this size, in pixels: YOLO states none.
 SIZE_WITHOUT_PICTURE = (640, 640)
 
@@ -104,324 +103,6 @@ class YoloIndex:
     image_folder: str = ""
 
 
-@dataclass
-class YoloLayout:
-    """Where pictures and labels are.
-
-    Attributes:
-        images: folder that the file names are relative to.
-        pictures: relative names.
-        label_roots: folders that mirror `images`, in the order of the search; after them a folder "labels" in the place of the
-            last "images" of a name, and the picture's own folder are searched.
-        complete: `pictures` are all of their folders, so that a txt without a picture can be told.
-        names: class names by number; None if nothing states them.
-        sources: files that state layout and names.
-        keypoints: numbers per line after the box, which are not read.
-    """
-
-    images: str
-    pictures: list[str]
-    label_roots: list[str] = field(default_factory=list)
-    complete: bool = True
-    names: list[str] | None = None
-    sources: list[str] = field(default_factory=list)
-    keypoints: int = 0
-
-
-def read_text(path: str) -> str:
-    """A text file: UTF-8, or UTF-16 with its mark.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    data = Path(fs_path(path)).read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: byte {error.start}") from error
-
-
-def read_yaml(path: str) -> dict:
-    """A data.yaml as a dict.
-
-    Raises:
-        ValueError: not valid, or no mapping.
-    """
-    text = read_text(path)
-    slashes = text.replace("\\", "/")
-    try:
-        try:
-            content = yaml.safe_load(text)
-        except yaml.scanner.ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
-            content = yaml.safe_load(slashes)
-        if slashes != text and isinstance(content, dict):  # and "images\train" one that is a tab.
-            paths = yaml.safe_load(slashes)
-            content.update({key: paths[key] for key in ("path", *SPLITS, *SPLIT_ALIASES) if paths.get(key)})
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no data.yaml: its top level is a {type(content).__name__}, not a mapping")
-    return content
-
-
-def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
-    names, count = content.get("names"), content.get("nc")
-    values = list(names.values()) if isinstance(names, dict) else names if isinstance(names, list) else []
-    if any(isinstance(name, (list, dict)) for name in values):  # Also keeps nested aliases from growing without end.
-        raise ValueError(f'{path}: "names" holds a list or a mapping in the place of a name')
-    if isinstance(names, dict):
-        try:
-            numbered = {int(number): str(name) for number, name in names.items()}
-        except ValueError as error:
-            raise ValueError(f'{path}: "names" has a key that is no number: {error}') from error
-        if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
-            raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
-        found = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
-    elif isinstance(names, list):
-        found = [str(name) for name in names]
-    elif names is None:
-        return None
-    else:
-        raise ValueError(f'{path}: "names" is a {type(names).__name__}, not a list or a mapping of numbers to names')
-    if isinstance(count, int) and count != len(found):
-        report.add("class_count_differs", f'{path}: "nc" is {count}, "names" holds {len(found)}')
-    return found
-
-
-def _named(path: str) -> str:
-    return os.path.basename(path) or path
-
-
-def _folder(base: str, value: object) -> str | None:
-    """A folder or list that data.yaml names: an existing path inside `base`, else None."""
-    text = str(value).replace("\\", "/")
-    candidates = [text] if text.startswith("/") else [f"{base}/{text}"]
-    if text.startswith("../"):  # As exported by a well-known tool: meant from a folder that is not there.
-        candidates.append(f"{base}/{text[3:]}")
-    for candidate in candidates:
-        path = os.path.normpath(candidate)
-        inside, outer = (os.path.join(os.path.realpath(fs_path(folder)), "") for folder in (path, base))
-        if os.path.exists(fs_path(path)) and inside.startswith(outer):
-            return path
-    return None
-
-
-def _swap_last(path: str, old: str, new: str) -> str | None:
-    """`path` with its last component `old` replaced, or None if it has none."""
-    parts = path.split("/")
-    for position in range(len(parts) - 1, -1, -1):
-        if parts[position] == old:
-            return "/".join([*parts[:position], new, *parts[position + 1 :]])
-    return None
-
-
-def _listed_pictures(path: str, base: str, report: Report) -> list[str]:
-    """The pictures of a txt list, relative to `base`."""
-    names: dict[str, None] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        text = line.strip().replace("\\", "/")
-        if not text:
-            continue
-        if text.startswith(f"{base}/"):
-            text = text[len(base) + 1 :]
-        try:
-            name = relative_name(text)
-        except ValueError as error:
-            report.add("unsafe_path", f"{_named(path)}: line {number} {text!r} {error}", picture=text)
-            continue
-        folder = os.path.relpath(os.path.dirname(path), base)
-        from_list = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
-        if not os.path.isfile(fs_path(f"{base}/{name}")) and os.path.isfile(fs_path(f"{base}/{from_list}")):
-            name = from_list
-        if name in names:
-            report.add("duplicate_entry", f"{_named(path)}: line {number} {name}")
-        names[name] = None
-    if not names:
-        raise ValueError(f"the list of pictures {path} is empty")
-    return list(names)
-
-
-def _yaml_layout(path: str, content: dict, split: str | None, report: Report) -> YoloLayout | None:
-    """The layout that data.yaml states; None if the places it names do not exist in its folder."""
-    folder = os.path.dirname(path)
-    stated = [key for key in (*SPLITS, *SPLIT_ALIASES) if content.get(key)]
-    if split is not None:
-        stated = [
-            key for key in stated if key == split or SPLIT_ALIASES.get(key, key) == SPLIT_ALIASES.get(split, split)
-        ]
-        if split not in stated and content.get(split):
-            stated = [split]
-    if not stated:
-        return None
-    values = [(key, v) for key in stated for v in (content[key] if isinstance(content[key], list) else [content[key]])]
-    bases = [_folder(folder, content["path"]) if content.get("path") else None, folder]
-    base = max(filter(None, bases), key=lambda base: sum(_folder(base, value) is not None for _, value in values))
-    pictures: dict[str, None] = {}
-    complete, sources = True, [path]
-    for key, value in values:
-        place = _folder(base, value)
-        if place is None:
-            report.add("yaml_path", f"{_named(path)}: {key}: {value}")
-            continue
-        if os.path.isfile(fs_path(place)):
-            complete = False
-            sources.append(place)
-            found = _listed_pictures(place, base, report)
-        else:
-            inner = os.path.relpath(place, base).replace(os.sep, "/")
-            found = [name if inner == "." else f"{inner}/{name}" for name in walk_files(place, IMAGE_SUFFIXES)]
-        pictures.update(dict.fromkeys(found))
-    if not pictures:
-        return None
-    prefix = f"{IMAGES_FOLDER}/"
-    if all(name.startswith(prefix) for name in pictures):
-        names = [name[len(prefix) :] for name in pictures]
-        return YoloLayout(f"{base}/{IMAGES_FOLDER}", names, [f"{base}/{LABELS_FOLDER}"], complete, sources=sources)
-    return YoloLayout(base, list(pictures), complete=complete, sources=sources)
-
-
-def _plain_layout(root: str, images: str | None, split: str | None, report: Report) -> YoloLayout:
-    """The layout of a folder of pictures and labels."""
-    label_roots = []
-    if images is not None:
-        swapped = _swap_last(images, IMAGES_FOLDER, LABELS_FOLDER)
-        label_roots = [f"{root}/{LABELS_FOLDER}", root, *([swapped] if swapped else [])]
-    elif next(walk_files(f"{root}/{IMAGES_FOLDER}", IMAGE_SUFFIXES), None) is not None:
-        images, label_roots = f"{root}/{IMAGES_FOLDER}", [f"{root}/{LABELS_FOLDER}"]
-    else:
-        swapped = _swap_last(root, LABELS_FOLDER, IMAGES_FOLDER)
-        if swapped and os.path.isdir(fs_path(swapped)):
-            images, label_roots = swapped, [root]
-        else:
-            images = root
-            swapped = _swap_last(root, IMAGES_FOLDER, LABELS_FOLDER)
-            label_roots = [swapped] if swapped else []
-    label_roots = [
-        folder for folder in dict.fromkeys(label_roots) if os.path.isdir(fs_path(folder)) and folder != images
-    ]
-    if split is None:
-        return YoloLayout(images, list(walk_files(images, IMAGE_SUFFIXES)), label_roots)
-
-    try:
-        split = relative_name(split)
-    except ValueError as error:
-        raise ValueError(f"the split name {split!r} {error}; pass the name of a folder or list") from error
-    if os.path.isdir(fs_path(f"{images}/{split}")):
-        names = [f"{split}/{name}" for name in walk_files(f"{images}/{split}", IMAGE_SUFFIXES)]
-        return YoloLayout(images, names, label_roots)
-    for folder in dict.fromkeys((root, images)):
-        path = f"{folder}/{split}.txt"
-        if os.path.isfile(fs_path(path)):
-            names = _listed_pictures(path, root, report)
-            return YoloLayout(root, names, [], complete=False, sources=[path])
-    there = sorted(
-        unicode_name(item.name)
-        for folder in {root, images}
-        for item in os.scandir(fs_path(folder))
-        if item.is_dir() or item.name in OTHER_TXT_FILES[1:]
-    )
-    raise FileNotFoundError(
-        f"no split {split!r} in {root} (looked for the folder {images}/{split} and the list {split}.txt). "
-        f"There are: {', '.join(there) or 'no folders'}. Pass split=None for every picture"
-    )
-
-
-def find_yaml(root: str) -> str | None:
-    """The data.yaml of a folder: by its usual names, else the only yaml file with "names" or "train"."""
-    for name in YAML_FILES:
-        if os.path.isfile(fs_path(f"{root}/{name}")):
-            return f"{root}/{name}"
-    others = [path for path in walk_files(root, (".yaml", ".yml"), deep=False)]
-    for name in others if len(others) == 1 else []:
-        try:
-            content = read_yaml(f"{root}/{name}")
-        except ValueError:
-            return None
-        return f"{root}/{name}" if "names" in content or "train" in content else None
-    return None
-
-
-def _read_names(path: str) -> list[str]:
-    """The names in classes.txt: the line is the class number, so a line without a name counts too."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    while lines and not lines[-1]:
-        lines.pop()
-    return [line or f"class {number}" for number, line in enumerate(lines)]
-
-
-def find_layout(
-    root: str | os.PathLike,
-    split: str | None = None,
-    images: str | os.PathLike | None = None,
-    *,
-    keep_missing: bool = False,
-    report: Report,
-) -> YoloLayout:
-    """Find pictures, label folders and class names.
-
-    Args:
-        root: folder of the data set, its folder of labels, or data.yaml.
-        split: "train", "val", "test" of data.yaml; a folder inside that of the pictures; or a txt list; None: all pictures.
-        images: another folder of the pictures than the usual one.
-        keep_missing: without any picture, there is one to each label file, named NAME.*
-        report: counts problems.
-
-    Raises:
-        FileNotFoundError: no such folder or split, or no picture.
-        ValueError: data.yaml or a list is not valid.
-    """
-    root = unicode_path(root)
-    images = None if images is None else unicode_path(images)
-    for folder in filter(None, (root, images)):
-        if not os.path.exists(fs_path(folder)):
-            raise FileNotFoundError(f"YOLO folder not found: {folder}. Pass the folder with images/ and labels/")
-    yaml_path = root if os.path.isfile(fs_path(root)) else None
-    root = os.path.dirname(root) if yaml_path else root
-    above = os.path.dirname(root) if os.path.basename(root) in (LABELS_FOLDER, IMAGES_FOLDER) else root
-    yaml_path = yaml_path or find_yaml(root) or find_yaml(above)
-    content = read_yaml(yaml_path) if yaml_path else {}
-
-    layout = None
-    if yaml_path and images is None:
-        layout = _yaml_layout(yaml_path, content, split, report)
-    if layout is None:
-        layout = _plain_layout(root, images, split, report)
-    if yaml_path:
-        layout.sources = list(dict.fromkeys([yaml_path, *layout.sources]))
-        layout.names = _yaml_names(content, yaml_path, report)
-        shape = content.get("kpt_shape")
-        if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
-            layout.keypoints = shape[0] * shape[1]
-    if layout.names is None:
-        folders = [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.images]
-        for path in (f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in CLASS_FILES):
-            if os.path.isfile(fs_path(path)):
-                layout.names = _read_names(path)
-                layout.sources.append(path)
-                break
-    if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < LARGEST_CLASS:
-        layout.names = [f"class {number}" for number in range(content["nc"])]
-    if not layout.pictures and keep_missing:
-        for folder in dict.fromkeys((*layout.label_roots, f"{root}/{LABELS_FOLDER}", root)):
-            names = [name for name in txt_names(folder) if _named(name).lower() not in OTHER_TXT_FILES]
-            if names:
-                layout.pictures = [f"{os.path.splitext(name)[0]}.*" for name in names]
-                layout.label_roots, layout.complete = [folder], False
-                break
-    if not layout.pictures:
-        hint = f" ({_named(yaml_path)} names {content['path']}, outside its folder)" if content.get("path") else ""
-        raise FileNotFoundError(
-            f"no picture in {layout.images}{hint}. Pass images=... (the folder of the pictures; suffixes {', '.join(IMAGE_SUFFIXES)})"
-        )
-    return layout
-
-
-def txt_names(folder: str) -> list[str]:
-    """Relative names of the txt files below a folder."""
-    return list(walk_files(folder, (".txt",)))
-
-
 class _LabelFiles:
     """The txt files of the folders that were looked into."""
 
@@ -442,7 +123,7 @@ class _LabelFiles:
     def places(self, picture: str) -> list[tuple[str, str]]:
         """(root, name without suffix) of the places where the label file of a picture may be."""
         stem = os.path.splitext(picture)[0]
-        swapped = _swap_last(stem, IMAGES_FOLDER, LABELS_FOLDER)
+        swapped = swap_last(stem, IMAGES_FOLDER, LABELS_FOLDER)
         places = [(folder, stem) for folder in self.layout.label_roots]
         return [*places, *([(self.layout.images, swapped)] if swapped else []), (self.layout.images, stem)]
 
@@ -468,7 +149,7 @@ class _LabelFiles:
         paths = {f"{folder}/{name}" for folder, names in self.folders.items() for name in names.values()}
         if everywhere:
             paths.update(f"{folder}/{name}" for folder in self.layout.label_roots for name in txt_names(folder))
-        return [p for p in sorted(paths - self.used) if _named(p).lower() not in OTHER_TXT_FILES]
+        return [p for p in sorted(paths - self.used) if without_folders(p).lower() not in OTHER_TXT_FILES]
 
 
 def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[tuple[int, int, list[float]]]:
@@ -676,7 +357,7 @@ def _find_labels(
         if len(same_name) == 1:
             labelled.append((name, path, label_path))
         elif name == same_name[0]:
-            report.add("ambiguous_image", f"{_named(label_path)}: {', '.join(same_name)}")
+            report.add("ambiguous_image", f"{without_folders(label_path)}: {', '.join(same_name)}")
             report.left_out.extend((picture, "ambiguous_image") for picture in same_name)
     return labelled
 
