@@ -299,7 +299,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("kind, pattern, message", FAULTS)
-def test_faults_say_what_is_where_and_the_same_command_finishes(
+def test_r_j5_faults_say_what_is_where_and_the_same_command_finishes(
     hub: HubServer, run: Path, other_run: Path, kind: str, pattern: str, message: str
 ):
     old, new = expected(run), expected(other_run)

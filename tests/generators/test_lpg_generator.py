@@ -114,8 +114,7 @@ def test_folding_norms_leaves_the_model_alone_and_the_result_the_same():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_bfloat16_masks_agree_with_float32_on_more_than_99_percent_of_the_pixels():
-    # R-J7
+def test_r_j7_bfloat16_masks_agree_with_float32_on_more_than_99_percent_of_the_pixels():
     model, processor = tiny_lpg(), LPGImageProcessor()
     images = [picture(200, 240, seed=seed) for seed in range(3)]
     full = LPGGenerator(model, processor)

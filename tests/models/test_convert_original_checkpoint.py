@@ -76,7 +76,7 @@ def converted(request, tmp_path) -> tuple[str, torch.nn.Module, Path]:
 @pytest.mark.parametrize("kind", ["lpg4", "lpg5"])
 @pytest.mark.parametrize("canvas", [512, 640])
 @torch.no_grad()
-def test_lpg_from_picture_to_foreground_equals_the_official_path(kind, canvas, tmp_path):
+def test_r_l3_lpg_from_picture_to_foreground_equals_the_official_path(kind, canvas, tmp_path):
     """R-L3: 321x241, padded to the official canvas, logits brought to its size with align_corners, cut to the boxes."""
     network, image = tiny(kind), picture()
     boxes, labels = np.array([[20, 30, 120, 200], [150, 10, 241, 90], [100, 150, 230, 321]]), np.array([3, 1, 3])
@@ -129,7 +129,7 @@ def test_the_mask_generator_equals_the_official_path(tmp_path):
 
 @pytest.mark.parametrize("kind", ["largefov", "deeplab-v2"])
 @torch.no_grad()
-def test_segmenter_from_picture_to_full_size_logits_equals_the_official_path(kind, tmp_path):
+def test_r_l3_segmenter_from_picture_to_full_size_logits_equals_the_official_path(kind, tmp_path):
     """R-L3: 321x241, logits brought to the picture's size with align_corners, which the config says."""
     network, image = tiny(kind), picture()
     convert(saved(network, tmp_path / "o.pth"), tmp_path / "ours", kind)

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lpg_hf import LPGImageProcessor
 from lpg_hf.models.losses import pixel_cross_entropy
 
 
@@ -77,6 +79,20 @@ def test_at_labels_upsamples_the_logits_without_aligned_corners(batch):
     labels = torch.randint(0, 5, (2, 13, 11))
     upsampled = F.interpolate(logits, size=(13, 11), mode="bilinear", align_corners=False)
     torch.testing.assert_close(pixel_cross_entropy(logits, labels, at="labels"), F.cross_entropy(upsampled, labels))
+
+
+def test_r_l2_float16_logits_far_from_zero_give_finite_losses_and_the_masks_of_float32():
+    torch.manual_seed(0)
+    exact = torch.randn(2, 2, 128, 128) * 1e4
+    logits = exact.half().requires_grad_()
+    labels = torch.randint(0, 2, (2, 512, 512))
+    loss = pixel_cross_entropy(logits, labels)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite() and logits.grad.isfinite().all()
+    processor, boxes = LPGImageProcessor(), np.array([[10, 20, 500, 480]], dtype=np.float32)
+    (view,) = processor.views(boxes, np.array([1]), 512, 512)
+    half, full = (processor.decode_view(values, view, 512, 512)[2] for values in (logits[0].detach(), exact[0]))
+    assert np.isfinite(half).all() and ((half > 0.5) == (full > 0.5)).mean() > 0.99
 
 
 def test_loss_is_float32_also_for_bfloat16_logits_and_uint8_labels(batch):

@@ -131,7 +131,7 @@ def test_levels_of_unequal_number_are_refused(sizes):
 
 
 @pytest.mark.parametrize("height, width", [(217, 333), (800, 275), (321, 320), (1, 1), (4, 65)])
-def test_any_image_size_works(height, width):
+def test_r_l4_any_image_size_works(height, width):
     with torch.no_grad():
         logits = build()(**inputs(height, width)).logits
     assert logits.shape == (1, 2, -(-height // 4), -(-width // 4))
@@ -198,7 +198,7 @@ def test_loss_is_the_cross_entropy_at_the_logits_resolution_in_float32():
 
 
 @pytest.mark.parametrize("ignore_index", [255, 7])
-def test_ignored_pixels_add_no_loss_and_no_gradient(ignore_index):
+def test_r_h2_ignored_pixels_add_no_loss_and_no_gradient(ignore_index):
     model, values = build(semantic_loss_ignore_index=ignore_index), inputs(32, 32)
     labels = random_labels(32, 32)
     labels[:, :, 16:] = ignore_index
@@ -210,7 +210,7 @@ def test_ignored_pixels_add_no_loss_and_no_gradient(ignore_index):
     assert output.logits.grad[..., 4:].eq(0).all() and output.logits.grad[..., :4].ne(0).any()
 
 
-def test_labels_that_are_all_ignored_give_loss_and_gradients_of_zero():
+def test_r_l1_labels_that_are_all_ignored_give_loss_and_gradients_of_zero():
     model = build().train()
     loss = model(**inputs(32, 32), labels=torch.full((1, 32, 32), 255)).loss
     loss.backward()
@@ -247,7 +247,7 @@ def test_outside_box_loss_weight_is_without_effect_where_the_box_is_the_image():
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_save_and_load_is_bit_exact(backbone, tmp_path):
+def test_r_j1_save_and_load_is_bit_exact(backbone, tmp_path):
     model, values = build(backbone), inputs(45, 61)
     model.save_pretrained(tmp_path)
     loaded, info = LPGModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -283,7 +283,7 @@ def fit(model, values, labels):
 
 
 @pytest.mark.parametrize("backbone", ["hourglass", "squeezenet"])
-def test_bfloat16_agrees_on_more_than_99_percent_of_the_pixels(backbone, tmp_path):
+def test_r_j7_bfloat16_agrees_on_more_than_99_percent_of_the_pixels(backbone, tmp_path):
     values = inputs(64, 96, batch=2)
     values["box_mask"][..., 48:] = 1
     model = fit(build(backbone), values, values["box_mask"][:, 0].long())

@@ -207,7 +207,7 @@ def test_labels_keep_their_values_under_scale_padding_and_flip():
 
 
 @pytest.mark.parametrize("size", [37, 100])
-def test_labels_resized_from_64_keep_their_values_and_shares(size):
+def test_r_h4_labels_resized_from_64_keep_their_values_and_shares(size):
     """R-H4."""
     target = np.full((64, 64), 1, dtype=np.uint8)
     target[:, 32:] = 255
