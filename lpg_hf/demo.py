@@ -24,7 +24,6 @@ from PIL import Image
 
 from lpg_hf.assembly import ImageMasks, assemble
 from lpg_hf.boxes import box_slices
-from lpg_hf.bundle import bundled
 from lpg_hf.data.examples import decode_image
 from lpg_hf.data.formats.coco import write_coco
 from lpg_hf.data.formats.records import BoxObject, Record
@@ -292,7 +291,7 @@ class Page:
     """What the parts of the page do; one for all visitors. What belongs to a visitor comes in and goes out.
 
     Args:
-        model: LPG stage, a Hub id or a folder; None: the bundled one, if the package has it.
+        model: LPG stage, a Hub id or a folder; None: the bundled one.
         segmenter: Hub id or folder, for an LPG that uses its class probability. Labels are then its class names.
         device: see `load_generator`.
         max_pixels: a larger picture is refused.
@@ -316,13 +315,10 @@ class Page:
     ):
         if segmenter is not None and model is None:
             raise ValueError(f"the segmenter {segmenter} is for an LPG: pass --model ID_OR_DIR (model=...) too.")
-        if model is None and bundled().is_dir():
-            model = bundled()
         self.max_pixels = max_pixels
-        self.generators = ["grabcut", "box"]
+        has_crf = importlib.util.find_spec("pydensecrf") is not None
+        self.generators = ["lpg", "grabcut", *(["densecrf"] if has_crf else []), "box"]
         self.classes: list[str] | None = None
-        if importlib.util.find_spec("pydensecrf") is not None:
-            self.generators.insert(1, "densecrf")
         self.generator: Callable[[str], MaskGenerator] = functools.cache(
             lambda name: load_generator(
                 name,
@@ -331,17 +327,15 @@ class Page:
                 device=device,
             )
         )
-        if model is not None:
-            self.generators.insert(0, "lpg")
-            lpg = self.generator("lpg")
-            if lpg.network.config.use_class_prob and lpg.segmenter is None:
-                raise ValueError(
-                    f"the LPG {model} was trained with a segmenter's class probability: pass --segmenter ID_OR_DIR "
-                    "(segmenter=...), or choose a stage without it."
-                )
-            if lpg.segmenter is not None:
-                names = lpg.segmenter.model.config.id2label
-                self.classes = [names[label] for label in range(1, len(names))]
+        lpg = self.generator("lpg")
+        if lpg.network.config.use_class_prob and lpg.segmenter is None:
+            raise ValueError(
+                f"the LPG {model} was trained with a segmenter's class probability: pass --segmenter ID_OR_DIR "
+                "(segmenter=...), or choose a stage without it."
+            )
+        if lpg.segmenter is not None:
+            names = lpg.segmenter.model.config.id2label
+            self.classes = [names[label] for label in range(1, len(names))]
 
     def load(self, path: str | None, picture: Picture | None, text: str, label: str) -> tuple:
         """A new picture, or none. Boxes of an earlier picture go with it; boxes that were there first stay."""

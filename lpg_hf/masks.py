@@ -247,14 +247,13 @@ class _Job:
         """The decoded pictures; one that cannot be decoded is counted and left out."""
         images = []
         for index in members:
-            try:
-                images.append((index, self.source.image(records[index])))
-            except (OSError, ValueError) as error:
-                report.images -= 1
-                report.objects -= len(records[index].objects)
-                report.add("unreadable_image", f"{records[index].file_name}: {error}")
-                entries[index]["left_out"] = True
-                entries[index].setdefault("problems", {})["unreadable_image"] = [str(error)]
+            of_image = Report()
+            image = self.source.decode(records[index], of_image)
+            if image is not None:
+                images.append((index, image))
+                continue
+            report.merge(of_image)
+            entries[index] |= {"left_out": True, "problems": entries[index].get("problems", {}) | of_image.places}
         return images
 
     def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
@@ -390,7 +389,7 @@ def _join(job: _Job, num_blocks: int) -> Report | None:
             )
             write_atomically(out / "data.yaml", text.encode(), job.scratch)
         head = {"settings": job.identity, "report": asdict(report), "summary": report.summary().splitlines()}
-        _write_json(out / "report.json", head, {"images": _report_entries(source, parts)}, job.scratch)
+        _write_json(out / "report.json", head, {"images": _report_entries(job, parts)}, job.scratch)
     except FileNotFoundError:
         # Another process joins them too, and deletes the parts when it has written the report.
         if not (out / "report.json").is_file():
@@ -400,12 +399,12 @@ def _join(job: _Job, num_blocks: int) -> Report | None:
     return report
 
 
-def _report_entries(source: Source, parts: Callable[[], Iterator[dict]]) -> Iterator[dict]:
+def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[dict]:
     """One entry per picture: what was found, or why it was left out; last those that were dropped when the source was opened."""
     for part in parts():
         for image in part["images"]:
             yield {k: v for k, v in image.items() if k != "objects"} | {"boxes": len(image.get("objects", ()))}
-    for name, kind in source.left_out:
+    for name, kind in job.index_report.left_out:
         yield {"file_name": name, "left_out": True, "problems": {kind: []}}
 
 

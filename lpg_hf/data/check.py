@@ -134,9 +134,5 @@ def _check_one(source: Source, index: int, decode: bool) -> Iterator[Report]:
     if record is None or record.path is None or not decode:
         return
     damage = Report()
-    try:
-        source.image(record)
-    except (OSError, ValueError) as error:
-        damage.add("truncated_image" if "truncated" in str(error).lower() else "unreadable_image", f"{name}: {error}")
-        damage.images, damage.objects = -1, -len(record.objects)
+    source.decode(record, damage)
     yield damage

@@ -66,8 +66,6 @@ class Source:
         annotation_files: absolute paths of the files that were read; none for a data set of the Hub.
         options: what the records depend on besides these files, fit for json: zero_based, size_mismatch, max_pixels, images
             (absolute path or None), split, classes, and for a data set of the Hub its fingerprint.
-        left_out: (file name, kind of problem) of all pictures that opening left out; the kinds are those of `PROBLEMS`. The
-            name is the annotation file's, or the place in it, where the picture's is not known.
         image_folder: that the file names are relative to; None for a data set.
     """
 
@@ -82,7 +80,6 @@ class Source:
     rows: Dataset | None = None
     annotation_files: Sequence[str] = ()
     options: dict = field(default_factory=dict)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
     image_folder: str | None = None
 
     @property
@@ -115,6 +112,17 @@ class Source:
         row = {"file_name": record.file_name, "height": record.height, "width": record.width}
         row["image"] = self.rows[record.row]["image"] if isinstance(record, RowRecord) else {"path": record.path}
         return decode_image(row, self.max_pixels)
+
+    def decode(self, record: Record, report: Report) -> np.ndarray | None:
+        """As `image`; None if the picture cannot be decoded, which is counted and takes it out of the report's totals."""
+        try:
+            return self.image(record)
+        except (OSError, ValueError) as error:
+            kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"
+            report.add(kind, f"{record.file_name}: {error}")
+            report.images -= 1
+            report.objects -= len(record.objects)
+            return None
 
 
 @dataclass
@@ -181,7 +189,6 @@ def open_source(
         raise FileNotFoundError(
             f"image folder not found: {images}. Pass the folder that the file names are relative to"
         )
-    num_before = len(report.left_out)
     path = unicode_path(annotations)
     checks = ImageChecks(size_mismatch=size_mismatch, max_pixels=max_pixels)
     reading = {"masks": masks, "keep_empty": True, "allow_missing": allow_missing, "keep_unknown": True}
@@ -194,7 +201,6 @@ def open_source(
         source = _open_voc(path, images, split, classes, reading, checks, zero_based, report)
     else:
         source = _open_yolo(path, images, split, classes, reading, checks, report)
-    source.left_out = report.left_out[num_before:]
     source.options |= {
         "zero_based": zero_based,
         "size_mismatch": size_mismatch,

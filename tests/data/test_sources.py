@@ -145,7 +145,7 @@ def test_one_xml_file_is_a_source_whose_picture_must_exist(voc_tree):
         opened(voc_tree.root / "Annotations" / "b.xml")
     source, records, report = opened(voc_tree.root / "Annotations" / "b.xml", keep_missing=True)
     assert records[0].path is None and (records[0].height, records[0].width) == (HEIGHT, WIDTH)
-    assert source.left_out == [] and source.image_folder == f"{voc_tree.root}/JPEGImages"
+    assert report.left_out == [] and source.image_folder == f"{voc_tree.root}/JPEGImages"
 
 
 def test_lower_case_folders_of_voc_files(voc_tree):
@@ -428,11 +428,11 @@ def test_left_out_names_every_picture_that_opening_dropped(coco_tree, voc_tree, 
         yolo_tree.root: ("../evil.png", "unsafe_path"),
     }
     for path, other in more.items():
-        source, _, report = opened(path)
-        found = {name.removeprefix("images/"): kind for name, kind in source.left_out}
+        _, _, report = opened(path)
+        found = {name.removeprefix("images/"): kind for name, kind in report.left_out}
         assert found == dict.fromkeys(names, "missing_image") | {other[0]: other[1]}
         counts = [count for kind, count in report.counts.items() if PROBLEMS[kind][0] == "image left out"]
-        assert len(source.left_out) == sum(counts) == 13
+        assert len(report.left_out) == sum(counts) == 13
         assert len(report.places["missing_image"]) == 10  # the report itself stays short
 
 
@@ -443,8 +443,8 @@ def test_left_out_of_a_data_set(coco_tree, tmp_path):
     out = exported(coco_tree, tmp_path / "exported", with_images=False, keep_empty=True)
     for number in range(2, 14):
         (coco_tree.images / f"{number}.png").unlink()
-    source = opened(out, coco_tree.images)[0]
-    assert sorted(source.left_out) == sorted((f"{number}.png", "missing_image") for number in range(2, 14))
+    _, _, report = opened(out, coco_tree.images)
+    assert sorted(report.left_out) == sorted((f"{number}.png", "missing_image") for number in range(2, 14))
 
 
 def test_pictures_of_one_name_are_left_out_and_each_is_named(yolo_tree):
@@ -452,7 +452,7 @@ def test_pictures_of_one_name_are_left_out_and_each_is_named(yolo_tree):
     yolo_tree.add("b", yolo_tree.LINE)
     source, _, report = opened(yolo_tree.root)
     assert source.file_names == ["b.png"] and report.counts == {"ambiguous_image": 1}
-    assert source.left_out == [("a.jpg", "ambiguous_image"), ("a.png", "ambiguous_image")]
+    assert report.left_out == [("a.jpg", "ambiguous_image"), ("a.png", "ambiguous_image")]
 
 
 def test_ids_of_a_data_set_without_ids_are_unique(coco_tree, tmp_path):
