@@ -8,6 +8,10 @@
 `data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix into one COCO
 file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of the picture, which training
 leaves out.
+
+The twins on the card have not seen the classes that they are measured on: the same configuration, with the COCO part alone
+(`--aux_annotations .../instances_nonvoc_train.json --aux_images .../coco/images --aux_classes nonvoc60 --lpg_steps 1200`), and with the VOC part
+alone (aux_format voc, aux_split train_mix, 1,000 steps).
 """
 
 import argparse
