@@ -328,7 +328,7 @@ class Page:
             )
         )
         lpg = self.generator("lpg")
-        if lpg.network.config.use_class_prob and lpg.segmenter is None:
+        if lpg.network.config.requires_class_prob and lpg.segmenter is None:
             raise ValueError(
                 f"the LPG {model} was trained with a segmenter's class probability: pass --segmenter ID_OR_DIR "
                 "(segmenter=...), or choose a stage without it."

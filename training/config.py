@@ -28,7 +28,9 @@ class Settings:
     num_stages: int = 3
     stage1_class_prob: bool = True  # stage-1 LPG sees the box-trained segmenter (paper); False: image and boxes only
     stage_init: str = "previous"  # a stage's networks start from the stage before, or from the "initial" weights
-    mixed_precision: str = "no"  # no, bf16 or fp16; softmax and losses stay float32
+    mixed_precision: str = (
+        "no"  # no, bf16, fp16, or auto: bf16 where the hardware has it; softmax and losses stay float32
+    )
     channels_last: bool = True
     sync_batch_norm: bool = False  # batch statistics over all processes (GPUs only)
     num_threads: int | None = None  # CPU threads of a process; None: the cores shared out among the processes
@@ -63,6 +65,7 @@ class Settings:
     # Deployment
     stages: str | None = None  # where the LPG stages are: a run folder or a Hub prefix org/name; default: run_dir
     stages_revision: str | None = None  # branch, tag or commit of the stages on the Hub
+    fixed_stage: int | None = None  # the LPG of this stage in every round (Table II); None: each round its own
     mode: str = "weak"  # weak; semi: images of semi_split keep their ground truth; full: all do
     semi_split: str | None = "train"  # a VOC list, or a COCO file of those images with masks
     crf: bool = False  # also measure the segmenter after a dense CRF (extra: lpg_hf[crf])
@@ -74,8 +77,12 @@ class Settings:
     # LPG (E-step)
     lpg_backbone: str = "hourglass"
     lpg_config: dict = field(default_factory=dict)  # further fields of LPGConfig
-    lpg_weights: str | None = None  # ImageNet weights of a resnet or squeezenet backbone: file or org/repo:file
-    lpg_weights_channels: str = "rgb"  # or bgr: what a squeezenet file was trained on
+    # ImageNet weights of a resnet, squeezenet or vgg16 backbone: file or org/repo:file; auto: a model folder or Hub id
+    lpg_weights: str | None = None
+    lpg_init: str | None = (
+        None  # LPG that stage 1 starts from: folder, ORG/NAME, or lpg-small (which comes with the package)
+    )
+    lpg_weights_channels: str = "rgb"  # or bgr: what a squeezenet or vgg16 file was trained on
     lpg_image_mean: list[float] = field(default_factory=lambda: [0.48108, 0.45753, 0.40787])  # RGB, of 0..1
     lpg_image_std: list[float] = field(default_factory=lambda: [1 / 255, 1 / 255, 1 / 255])
     view: str = "image"  # image (paper) or box
@@ -91,11 +98,22 @@ class Settings:
     lpg_scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES))
     lpg_context_range: list[float] = field(default_factory=lambda: [0.1, 0.5])  # box views in training
     lpg_box_jitter: float = 0.05  # box views in training
+    box_encoding: str = "filled"  # or distance (to the box's edge)
     lpg_min_box_side: float = 0.0  # objects with a shorter side are not trained on
+    lpg_low_detail: float = (
+        0.0  # box views in training: share whose picture is first reduced, as if the object were small
+    )
+    lpg_color_jitter: float = 0.0  # brightness, contrast and saturation in training vary by up to this share
+    lpg_target: str = "class"  # what a box view learns: class, its class's pixels, or object (needs COCO masks)
+    lpg_class_prob_dropout: float = (
+        0.0  # share of samples without class probability; > 0: the LPG also works without one
+    )
+    lpg_ema: float = 0.0  # decay per step of averaged weights, which are then the stage's; 0: none
     lpg_pad_label: int = 255  # label of padding: 255 is ignored, 0 is background (official code)
 
     # Segmenter (M-step): largefov, deeplab-v2, or any AutoModelForSemanticSegmentation (id, folder or config.json)
-    segmenter: str = "largefov"
+    # or None: em.py trains one generator without class probability, and nothing else
+    segmenter: str | None = "largefov"
     segmenter_config: dict = field(default_factory=dict)  # fields of its config to set
     segmenter_weights: str | None = None  # ImageNet weights of largefov or deeplab-v2: file or org/repo:file
     segmenter_head: str | None = None  # sub-module with the head's learning rate; default: found
@@ -120,12 +138,14 @@ class Settings:
     def __post_init__(self):
         choices = {
             "stage_init": ("previous", "initial"),
-            "mixed_precision": ("no", "bf16", "fp16"),
+            "mixed_precision": ("no", "bf16", "fp16", "auto"),
             "aux_format": ("coco", "voc", "yolo", "parquet"),
             "target_format": ("coco", "voc", "yolo", "parquet"),
             "mode": ("weak", "semi", "full"),
             "overlap_rule": ("rate", "first", "prob", "smallest_box"),
             "view": ("image", "box"),
+            "box_encoding": ("filled", "distance"),
+            "lpg_target": ("class", "object"),
             "lpg_weights_channels": ("rgb", "bgr"),
             "lpg_optimizer": ("adam", "adamw", "sgd"),
             "segmenter_optimizer": ("adam", "adamw", "sgd"),
@@ -141,8 +161,28 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+        if self.segmenter is None and (self.num_stages > 1 or self.stage1_class_prob):
+            raise ValueError(
+                f"segmenter is null, but num_stages={self.num_stages} and stage1_class_prob={self.stage1_class_prob}: a "
+                "generator without a segmenter has one stage and no class probability. Set them to 1 and false."
+            )
         if not self.run_dir.strip():
             raise ValueError("run_dir is empty; name the folder that the run is written to.")
+        for name in ("lpg_low_detail", "lpg_class_prob_dropout", "lpg_color_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a share: it must lie in [0, 1].")
+        if not 0 <= self.lpg_ema < 1:
+            raise ValueError(f"lpg_ema={self.lpg_ema} must lie in [0, 1).")
+        if self.lpg_init is not None and self.lpg_weights is not None:
+            raise ValueError(
+                f"lpg_init={self.lpg_init} and lpg_weights={self.lpg_weights} are both set: keep one of them."
+            )
+        if self.lpg_target == "object" and self.view != "box":
+            raise ValueError(
+                "lpg_target=object needs view=box: a view of the whole image stands for all objects of a class."
+            )
+        if self.fixed_stage is not None and not 1 <= self.fixed_stage <= self.num_stages:
+            raise ValueError(f"fixed_stage={self.fixed_stage} must be one of the stages 1..{self.num_stages}.")
         if not 0 < self.aux_fraction <= 1:
             raise ValueError(f"aux_fraction={self.aux_fraction} must lie in (0, 1].")
         if self.seed < 0:
@@ -241,9 +281,11 @@ def check_same_run(settings: Settings, path: Path) -> None:
     current = json.loads(json.dumps(dataclasses.asdict(settings)))
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        differing = [k for k in current if k not in RESULT_NEUTRAL and current[k] != before.get(k)]
+        defaults = {f.name: _default(f) for f in dataclasses.fields(settings)}
+        before = defaults | before  # of a run that is older than a setting
+        differing = [k for k in current if k not in RESULT_NEUTRAL and current[k] != before[k]]
         if differing:
-            listed = "; ".join(f"{k}: {before.get(k)!r} then, {current[k]!r} now" for k in differing)
+            listed = "; ".join(f"{k}: {before[k]!r} then, {current[k]!r} now" for k in differing)
             raise ValueError(
                 f"{path.parent} was started with other settings ({listed}). Give the same ones to continue it, "
                 "another --run_dir for a new run, or delete the folder."

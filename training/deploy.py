@@ -52,11 +52,17 @@ def stage_source(settings: Settings, stage: int) -> str:
 
 def run_deploy(settings: Settings) -> dict:
     began = time.monotonic()
+    if settings.segmenter is None:
+        raise ValueError("segmenter is null: name the segmenter that is to be trained on the target set.")
     name = "target" if settings.mode == "weak" else f"target_{settings.mode}"
     target = Path(settings.run_dir) / name
     accelerator = start_run(settings, f"{name}/settings.json")
     num_rounds = settings.num_stages + 1
-    sources = [stage_source(settings, s) for s in range(1, num_rounds)] if settings.mode != "full" else []
+    sources = (
+        [stage_source(settings, settings.fixed_stage or s) for s in range(1, num_rounds)]
+        if settings.mode != "full"
+        else []
+    )
     generators = [load_lpg(source, settings.stages_revision) for source in sources]
 
     rows = load_target(accelerator, settings, masks=settings.mode == "full")

@@ -3,7 +3,8 @@
     accelerate launch training/em.py --config training/configs/quickstart.yaml
 
 Stage 0 trains a segmenter on filled boxes. Each stage s = 1..S then trains an LPG on the auxiliary masks, with the
-segmenter of stage s - 1 (E-step), writes pseudo masks with it, and trains segmenter s on them (M-step).
+segmenter of stage s - 1 (E-step), writes pseudo masks with it, and trains segmenter s on them (M-step). Without a
+segmenter (`segmenter: null`) one generator is trained that needs no class probability, and nothing else.
 Results: RUN/aux/stageK/{lpg,segmenter,pseudo_masks}, RUN/aux/metrics.json, RUN/log.jsonl. The same command continues a
 run that was stopped, to the same weights.
 """
@@ -37,10 +38,14 @@ def run_em(settings: Settings) -> None:
     accelerator = start_run(settings, "em_settings.json")
     rows = load_aux(accelerator, settings)
     num_labels = len(class_names(rows)) + 1
-    build_segmenter(settings, class_names(rows))  # settings that do not fit fail here, before any training
-    build_lpg(settings, settings.stage1_class_prob, None)
     accelerator.print(f"auxiliary set: {len(rows)} images, {num_labels - 1} classes")
     aux = Path(settings.run_dir) / "aux"
+    if settings.segmenter is None:
+        lpg_stage(accelerator, settings, rows, None, None, aux / "stage1", stage=1, part="auxiliary")
+        finish_run(accelerator)
+        return
+    build_segmenter(settings, class_names(rows))  # settings that do not fit fail here, before any training
+    build_lpg(settings, settings.stage1_class_prob, None)
 
     def box_labels(index: int, row: dict):
         return box_label_map(row)

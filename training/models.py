@@ -14,13 +14,19 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 import lpg_hf
+from lpg_hf.bundle import BUNDLED, bundled
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
-from lpg_hf.models.imagenet import load_resnet_imagenet, load_squeezenet_imagenet, load_vgg16_imagenet
+from lpg_hf.models.imagenet import (
+    load_backbone_weights,
+    load_encoder_imagenet,
+    load_resnet_imagenet,
+    load_vgg16_imagenet,
+)
 from lpg_hf.models.modeling_lpg import LPGModel
 from training.config import Settings
 
@@ -28,6 +34,14 @@ from training.config import Settings
 auto.register()
 
 OWN_SEGMENTERS = {"largefov": DeepLabLargeFOVConfig, "deeplab-v2": DeepLabV2Config}
+# Fields of LPGConfig that may change when training goes on.
+NOT_OF_THE_NETWORK = {
+    "use_class_prob",
+    "class_prob_optional",
+    "freeze_encoder_stages",
+    "outside_box_loss_weight",
+    "semantic_loss_ignore_index",
+}
 SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}
 
 
@@ -63,34 +77,79 @@ def lpg_processor(settings: Settings) -> LPGImageProcessor:
         view=settings.view,
         view_size=settings.view_size,
         view_context=settings.view_context,
+        box_encoding=settings.box_encoding,
         image_mean=settings.lpg_image_mean,
         image_std=settings.lpg_image_std,
     )
 
 
 def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -> LPGModel:
-    """The generator of a stage: continued from the previous stage's, or built with the initial weights.
+    """The generator of a stage: continued from the previous stage's, or from `lpg_init`, or built with the initial weights.
 
-    A previous stage without the class probability gets a zero-initialised input channel for it.
+    A previous stage without the class probability gets a zero-initialised input channel for it; a model that is trained
+    with `lpg_class_prob_dropout` also works without it. The backbone `auto` takes its config from `lpg_weights` if
+    `lpg_config` has no `backbone_config`. `lpg_image_mean` and `lpg_image_std` must be those of the weights.
 
     Raises:
-        ValueError: `lpg_config` has a field that LPGConfig lacks, or the weights do not fit.
+        ValueError: `lpg_config` has a field that LPGConfig or the backbone's config lacks, or the weights do not fit.
+        OSError: `lpg_weights` or `lpg_init` does not exist.
     """
-    fields = settings.lpg_config | {"backbone": settings.lpg_backbone, "use_class_prob": use_class_prob}
+    fields = settings.lpg_config | {
+        "backbone": settings.lpg_backbone,
+        "use_class_prob": use_class_prob,
+        "class_prob_optional": use_class_prob and settings.lpg_class_prob_dropout > 0,
+    }
     _check_fields(LPGConfig, fields, "lpg_config")
+    if settings.lpg_backbone == "auto" and settings.lpg_weights is not None:
+        fields.setdefault("backbone_config", read_config(settings.lpg_weights, "lpg_weights"))
+    config = LPGConfig(**fields)
+    if "backbone_config" in settings.lpg_config:
+        _check_fields(type(config.backbone_config), settings.lpg_config["backbone_config"], "backbone_config")
     torch.manual_seed(settings.seed)
-    model = LPGModel(LPGConfig(**fields))
+    model = LPGModel(config)
     if previous is not None:
         source = LPGModel.from_pretrained(previous, dtype=torch.float32)
         model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
+    elif settings.lpg_init is not None:
+        _continue_from(model, settings)
     elif settings.lpg_weights is not None:
-        if settings.lpg_backbone == "squeezenet":
-            load_squeezenet_imagenet(model.generator.encoder, settings.lpg_weights, settings.lpg_weights_channels)
+        if settings.lpg_backbone in ("squeezenet", "vgg16"):
+            load_encoder_imagenet(model.generator.encoder, settings.lpg_weights, settings.lpg_weights_channels)
+        elif settings.lpg_backbone == "auto":
+            load_backbone_weights(model.generator.encoder, settings.lpg_weights)
         elif settings.lpg_backbone.startswith("resnet"):
             load_resnet_imagenet(model.generator.trunk, settings.lpg_weights)
         else:
             raise ValueError(f"lpg_weights is set, but there are no ImageNet weights for {settings.lpg_backbone!r}.")
     return model
+
+
+def _continue_from(model: LPGModel, settings: Settings) -> None:
+    """Weights of `lpg_init`, whose network and normalisation must be those of the settings."""
+    init = settings.lpg_init
+    source, processor = load_lpg(bundled(init) if init in BUNDLED else init)
+    for name in ("image_mean", "image_std"):
+        theirs, ours = (
+            np.asarray(values, dtype=np.float64)
+            for values in (getattr(processor, name), getattr(settings, f"lpg_{name}"))
+        )
+        if not np.allclose(theirs, ours, atol=1e-4):
+            raise ValueError(
+                f"lpg_{name}={ours.tolist()}, but lpg_init={init} has {theirs.tolist()}: take its values."
+            )
+    theirs, ours = source.config.to_dict(), model.config.to_dict()
+    of_network = sorted(ours.keys() - PreTrainedConfig().to_dict().keys() - NOT_OF_THE_NETWORK)
+    differing = [
+        f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in of_network if theirs.get(key) != ours[key]
+    ]
+    if source.config.use_class_prob and not model.config.use_class_prob:
+        differing.append("use_class_prob: True there, False here")
+    if differing:
+        raise ValueError(
+            f"the network of lpg_init={init} is another than that of the settings ({'; '.join(differing)}). Set lpg_backbone, "
+            "lpg_config and stage1_class_prob to its values."
+        )
+    model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
 
 
 def widen_inputs(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,9 +12,10 @@ from zlib import crc32
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Sampler
 
-from lpg_hf.data.examples import class_mask, decode_image, row_boxes
+from lpg_hf.data.examples import class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.views_lpg import View, image_to_view, random_window
 from training.config import Settings
@@ -80,13 +81,27 @@ class LPGViews(Positions):
             scales=self.settings.lpg_scales,
             context=tuple(self.settings.lpg_context_range),
             jitter=self.settings.lpg_box_jitter,
+            low_detail=self.settings.lpg_low_detail,
         )
-        target = class_mask(row, view.label)
+        if self.settings.lpg_color_jitter > 0:
+            image = jitter_color(image, self.settings.lpg_color_jitter, rng)
+        of_object = self.settings.lpg_target == "object"
+        target = object_mask(row, view_index) if of_object else class_mask(row, view.label)
         if not (target == 1).any():
             target = np.full_like(target, 255)  # a box without any mask pixel (SBD has some) teaches nothing
         prob = None if self.class_probs is None else self.class_probs(index, view.label)
+        if prob is not None and rng.random() < self.settings.lpg_class_prob_dropout:
+            prob = np.zeros_like(prob)
         sample = self.processor.encode(image, view, prob, target, pad_label=self.settings.lpg_pad_label)
         return sample | {"name": f"{row['file_name']} class {view.label}"}
+
+
+def jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 RGB with brightness, contrast and saturation multiplied by factors in [1 - strength, 1 + strength]."""
+    picture = Image.fromarray(image)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = enhance(picture).enhance(rng.uniform(1 - strength, 1 + strength))
+    return np.asarray(picture)
 
 
 def trainable_views(rows: Dataset, processor: LPGImageProcessor, min_box_side: float) -> np.ndarray:

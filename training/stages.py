@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from transformers import AutoModelForSemanticSegmentation
 
 from lpg_hf.data.load import class_names
+from lpg_hf.generators import resolve_dtype, usable_device
 from lpg_hf.hub import write_card
 from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
@@ -42,7 +45,7 @@ def start_run(settings: Settings, record: str) -> Accelerator:
     # Some segmenters of transformers have an auxiliary head that takes no part in the loss.
     unused_parameters = settings.segmenter not in OWN_SEGMENTERS
     accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
+        mixed_precision=usable_precision(settings.mixed_precision),
         log_with=settings.log_with,
         project_dir=settings.run_dir,
         kwargs_handlers=[
@@ -59,6 +62,19 @@ def start_run(settings: Settings, record: str) -> Accelerator:
         scalars = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, (int, float, str, bool))}
         accelerator.init_trackers(Path(settings.run_dir).name, config=scalars)
     return accelerator
+
+
+def usable_precision(mixed_precision: str) -> str:
+    """`mixed_precision` with auto resolved for this process's device; bf16 on a CPU that must emulate it is warned of."""
+    device = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else usable_device()
+    native = resolve_dtype("auto", device) == torch.bfloat16
+    if mixed_precision == "bf16" and device == "cpu" and not native:
+        warnings.warn(
+            "mixed_precision=bf16, but this CPU has no bfloat16 instructions and emulates them, many times slower than "
+            "float32. Set mixed_precision to auto or no.",
+            stacklevel=2,
+        )
+    return ("bf16" if native else "no") if mixed_precision == "auto" else mixed_precision
 
 
 def finish_run(accelerator: Accelerator) -> None:
@@ -110,7 +126,7 @@ def lpg_stage(
     accelerator: Accelerator,
     settings: Settings,
     rows: Dataset,
-    segmenter: Path,
+    segmenter: Path | None,
     previous: Path | None,
     folder: Path,
     *,
@@ -122,7 +138,7 @@ def lpg_stage(
     The segmenter is frozen, so it runs once over the images before the loop and never inside it.
 
     Args:
-        segmenter: the stage before's, which gives the class probability.
+        segmenter: the stage before's, which gives the class probability; None for a generator without it.
         previous: LPG of the stage before; None in stage 1.
     """
     result, checkpoints = folder / "lpg", folder / "lpg_checkpoints"

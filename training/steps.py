@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from lpg_hf.models.losses import pixel_cross_entropy
@@ -47,6 +48,7 @@ def train_lpg(
         num_steps=settings.lpg_steps,
         batch_size=settings.lpg_batch_size,
         micro_batch_size=settings.lpg_micro_batch_size,
+        ema=settings.lpg_ema,
     )
 
 
@@ -104,10 +106,14 @@ def train(
     num_steps: int,
     batch_size: int,
     micro_batch_size: int | None,
+    ema: float = 0.0,
 ) -> dict:
     """The loop of both steps; resumes from the newest checkpoint in `folder`, exactly.
 
     Losses are means over pictures, so neither the micro-batch nor the number of processes changes the gradient.
+
+    Args:
+        ema: decay per step of an exponential average of the weights, which `model` has in the end; 0: none.
 
     Raises:
         ValueError: the batch does not divide among processes and micro-batches, or see `check_channels_last`.
@@ -139,6 +145,11 @@ def train(
     if settings.sync_batch_norm and accelerator.num_processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the parameters, so the optimiser is still right
     raw_model = model
+    average = None
+    if ema > 0:
+        average = AveragedModel(raw_model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+        if start:
+            average.load_state_dict(state["average"])
     model, optimizer = accelerator.prepare(model, optimizer)
     if start and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -177,6 +188,8 @@ def train(
             step_loss += loss.detach()
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(raw_model)
         losses.append(accelerator.reduce(step_loss, reduction="mean").item())
         bar.update()
 
@@ -193,6 +206,8 @@ def train(
                     "losses": losses,
                     "seconds": seconds_before + time.monotonic() - began,
                 }
+                if average is not None:
+                    checkpoint["average"] = average.state_dict()
                 if accelerator.scaler is not None:
                     checkpoint["scaler"] = accelerator.scaler.state_dict()
                 checkpoints.save(done, checkpoint)
@@ -200,6 +215,8 @@ def train(
     bar.close()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
+    if average is not None:
+        raw_model.load_state_dict(average.module.state_dict())
     tail = losses[-max(1, num_steps // 10) :]
     return {"loss": sum(tail) / len(tail), "seconds": seconds_before + time.monotonic() - began}
 

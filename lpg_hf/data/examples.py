@@ -190,6 +190,32 @@ def class_mask(row: dict, label: int) -> np.ndarray:
     return mask
 
 
+def object_mask(row: dict, index: int) -> np.ndarray:
+    """The pixels of one object, without those of others of its class.
+
+    Args:
+        row: of a data set built with masks of objects (COCO).
+        index: position in `row_boxes`.
+
+    Returns:
+        (H, W) uint8: 1 the object, 0 not, 255 ignored: crowd regions of its class, and all if it has no mask.
+
+    Raises:
+        ValueError: the row has no masks, or a map of classes, which does not tell objects apart.
+    """
+    if _has_class_png(row):
+        name = row.get("file_name") or row.get("image_id")
+        raise ValueError(f"{name} has a map of classes, which does not tell objects apart: use class_mask")
+    boxes, labels, crowd = _objects(row)
+    index = np.flatnonzero(~crowd)[index]
+    mask = np.zeros((row["height"], row["width"]), dtype=np.uint8)
+    if not row["objects"]["segmentation"][index]["counts"]:
+        return np.full_like(mask, IGNORE_INDEX)
+    _paint(mask, row, np.array([index]), boxes, 1)
+    _paint(mask, row, np.flatnonzero((labels == labels[index]) & crowd), boxes, IGNORE_INDEX, free=True)
+    return mask
+
+
 def label_map(row: dict) -> np.ndarray:
     """The ground truth of a row as one map.
 

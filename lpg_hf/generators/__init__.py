@@ -11,7 +11,15 @@ from lpg_hf.generators.base import MaskGenerator
 if TYPE_CHECKING:
     import torch
 
-GENERATORS = ("lpg", "grabcut", "densecrf", "box", "sam:ID")
+GENERATORS = ("lpg", "grabcut", "densecrf", "box", "sam:ID", "saliency:FILE.onnx")
+
+
+def check_generator(name: str) -> None:
+    """Raises ValueError if no generator has this name."""
+    kind, colon, which = name.partition(":")
+    kinds = {known.partition(":")[:2] for known in GENERATORS}
+    if (kind, colon) not in kinds or (colon and not which):
+        raise ValueError(f"generator {name!r} is unknown. Choose one of {', '.join(GENERATORS)}.")
 
 
 def load_generator(
@@ -21,6 +29,7 @@ def load_generator(
     segmenter: str | os.PathLike | None = None,
     class_names: Sequence[str] | None = None,
     batch_size: int = 16,
+    flip: bool = False,
     device: "str | torch.device | None" = None,
     dtype: str = "auto",
     revision: str | None = None,
@@ -28,12 +37,14 @@ def load_generator(
     """A generator by its name.
 
     Args:
-        name: "lpg", "grabcut", "densecrf", "box", or "sam:ID" with the Hub id or folder of a SAM, SAM 2 or HQ-SAM model. Or a
-            function `(image (H, W, 3) uint8 RGB, boxes (N, 4) float32 xyxy) -> (N, H, W)` masks, bool or probabilities.
+        name: "lpg", "grabcut", "densecrf", "box", "sam:ID" with the Hub id or folder of a SAM, SAM 2 or HQ-SAM model, or
+            "saliency:FILE.onnx" with a salient-object network of the U2-Net family. Or a function
+            `(image (H, W, 3) uint8 RGB, boxes (N, 4) float32 xyxy) -> (N, H, W)` masks, bool or probabilities.
         model: LPG stage, a Hub id or a folder; only for "lpg". None: the bundled lpg-small.
         segmenter: Hub id or folder of the segmenter whose class probability the LPG takes; only for "lpg".
         class_names: of the boxes in the order of their labels; they are looked up in the segmenter.
-        batch_size: views (LPG) or boxes (SAM) per forward pass.
+        batch_size: views (LPG) or boxes (SAM, saliency) per forward pass.
+        flip: whether the LPG sees each view mirrored too, and averages: better masks in twice the time; only for "lpg".
         device: "cpu", "cuda", ...; None: a GPU if there is one.
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware computes in it, else float32.
         revision: of the Hub repository of `model`.
@@ -46,8 +57,10 @@ def load_generator(
         from lpg_hf.generators.function import FunctionGenerator
 
         return FunctionGenerator(name)
+    check_generator(name)
     for setting, value, users in (
         ("model", model, ("lpg",)),
+        ("flip", flip or None, ("lpg",)),
         ("segmenter", segmenter, ("lpg",)),
         ("revision", revision, ("lpg", "sam")),
     ):
@@ -67,7 +80,7 @@ def load_generator(
         from lpg_hf.generators.densecrf import DenseCRFGenerator
 
         return DenseCRFGenerator()
-    if name.startswith("sam:") and len(name) > len("sam:"):
+    if name.startswith("sam:"):
         from lpg_hf.generators.sam import SAMGenerator
 
         device = usable_device(device)
@@ -78,8 +91,10 @@ def load_generator(
             batch_size=batch_size,
             revision=revision,
         )
-    if name != "lpg":
-        raise ValueError(f"generator {name!r} is unknown. Choose one of {', '.join(GENERATORS)}.")
+    if name.startswith("saliency:"):
+        from lpg_hf.generators.saliency import SaliencyGenerator
+
+        return SaliencyGenerator(name[len("saliency:") :], batch_size=batch_size)
     from lpg_hf.generators.lpg import LPGGenerator
 
     device = usable_device(device)
@@ -88,6 +103,7 @@ def load_generator(
         segmenter=segmenter,
         class_names=class_names,
         batch_size=batch_size,
+        flip=flip,
         device=device,
         dtype=resolve_dtype(dtype, device),
         revision=revision,

@@ -102,6 +102,7 @@ def write_card(folder: str | os.PathLike) -> Path:
         target_classes=run.get("classes") if kind == "lpg" else None,
         shared_classes=[name for name in known.get("classes") or [] if name in run.get("classes", [])],
         use_class_prob=config.get("use_class_prob", False),
+        class_prob_optional=config.get("class_prob_optional", False),
         source=known.get("repo_id", "."),
         segmenter=known.get("segmenter"),
         has_code="auto_map" in config,

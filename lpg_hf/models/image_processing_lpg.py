@@ -19,11 +19,13 @@ from .views_lpg import (
     pixel_range,
     random_box_view,
     random_image_view,
+    reduce_detail,
     view_to_image,
 )
 
 
 VIEWS = ("image", "box")
+BOX_ENCODINGS = ("filled", "distance")
 
 
 class LPGImageProcessorKwargs(ImagesKwargs, total=False):
@@ -34,6 +36,7 @@ class LPGImageProcessorKwargs(ImagesKwargs, total=False):
     view_min_size (`int`): side in pixels to which a smaller image view is padded, right and bottom; the official code: 512
         for VOC, 640 for COCO. With `align_corners` it decides where the logits lie.
     align_corners (`bool`): how stride-4 logits are brought to full size; the official code: True.
+    box_encoding (`str`): `"filled"`, 1 inside the boxes (the paper), or `"distance"`, 0.5 at their edges to 1 in their middle.
     """
 
     view: str
@@ -41,6 +44,7 @@ class LPGImageProcessorKwargs(ImagesKwargs, total=False):
     view_context: float
     view_min_size: int | None
     align_corners: bool
+    box_encoding: str
 
 
 class LPGImageProcessor(PilBackend):
@@ -63,11 +67,16 @@ class LPGImageProcessor(PilBackend):
     view_context = 0.25
     view_min_size = None
     align_corners = False
+    box_encoding = "filled"
 
     def __init__(self, **kwargs: Unpack[LPGImageProcessorKwargs]):
         super().__init__(**kwargs)
         if self.view not in VIEWS:
             raise ValueError(f"view={self.view!r} is unknown to LPGImageProcessor. Choose one of {', '.join(VIEWS)}.")
+        if self.box_encoding not in BOX_ENCODINGS:
+            raise ValueError(
+                f"box_encoding={self.box_encoding!r} is unknown to LPGImageProcessor. Choose one of {', '.join(BOX_ENCODINGS)}."
+            )
 
     # One image at a time: what the training loop, the mask writer and the pipeline use.
 
@@ -95,6 +104,7 @@ class LPGImageProcessor(PilBackend):
         scales: Sequence[float],
         context: tuple[float, float],
         jitter: float,
+        low_detail: float = 0.0,
     ) -> View:
         """An augmented view for training, of the `index`-th of `views(boxes, labels, height, width)`.
 
@@ -103,12 +113,13 @@ class LPGImageProcessor(PilBackend):
             scales: factors of which one is drawn for an image view.
             context: range of the margin of a box view, as a share of the longer box side.
             jitter: how far an edge of a box view's box may move, as a share of the box's size.
+            low_detail: share of box views whose pixels are reduced first, as those of small objects are.
         """
         if self.view == "image":
             label = list(dict.fromkeys(labels.tolist()))[index]
             scale = scales[rng.integers(len(scales))]
             return random_image_view(boxes[labels == label], label, height, width, crop_size, scale, rng)
-        return random_box_view(boxes[index], labels[index], self.view_size, rng, context, jitter)
+        return random_box_view(boxes[index], labels[index], self.view_size, rng, context, jitter, low_detail)
 
     def encode(
         self,
@@ -140,8 +151,10 @@ class LPGImageProcessor(PilBackend):
         """`pixel_values` of `encode`; views of one window and size share them."""
         mean, std = np.float32(self.image_mean), np.float32(self.image_std)
         fill = tuple(int(v) for v in np.rint(mean / self.rescale_factor))
-        pixels = image_to_view(image, view, fill).astype(np.float32)
-        pixels = (pixels * np.float32(self.rescale_factor) - mean) / std
+        pixels = image_to_view(image, view, fill)
+        if view.detail is not None:
+            pixels = reduce_detail(pixels, view.detail)
+        pixels = (pixels.astype(np.float32) * np.float32(self.rescale_factor) - mean) / std
         if self.view_min_size and view.window == (0, 0, *view.size[::-1]) and not view.flip:
             # Parity: the official padding is exactly the mean colour, which the 8-bit fill only comes near to.
             pixels[image.shape[0] :] = pixels[:, image.shape[1] :] = 0
@@ -151,7 +164,7 @@ class LPGImageProcessor(PilBackend):
         self, view: View, size: tuple[int, int], class_prob: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """`box_mask` and, if given, `class_prob` of `encode`, for an image of `size` (height, width)."""
-        encoded = {"box_mask": box_mask_of_view(view)[None]}
+        encoded = {"box_mask": box_mask_of_view(view, self.box_encoding)[None]}
         if class_prob is not None:
             scale = 1 / 255 if class_prob.dtype == np.uint8 else 1.0
             prob = Image.fromarray(class_prob.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR)
@@ -249,7 +262,7 @@ class LPGImageProcessor(PilBackend):
         )
         if boxes is None:
             return self._preprocess(images, return_tensors=return_tensors, **kwargs)
-        for name in ("view", "view_size", "view_context", "view_min_size", "align_corners"):
+        for name in ("view", "view_size", "view_context", "view_min_size", "align_corners", "box_encoding"):
             if kwargs[name] != getattr(self, name):
                 raise ValueError(
                     f"{name}={kwargs[name]!r} was given for one call, but this processor has {getattr(self, name)!r}, "

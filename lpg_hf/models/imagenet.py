@@ -1,9 +1,10 @@
-"""ImageNet weights with torchvision's names into the trunks of this package.
+"""ImageNet weights, with torchvision's or transformers' names, into the trunks and encoders of this package.
 
 Not done inside the models' constructors: from_pretrained builds them on the meta device. A pretrained trunk is loaded
 once, into a model made from its config, before training.
 """
 
+import copy
 import logging
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
+from .modeling_lpg import BackboneEncoder
 from .resnet import ResNetTrunk, pad_stem
 
 
@@ -95,8 +97,8 @@ def load_resnet_imagenet(model: nn.Module, source: str | Path) -> list[str]:
     return _copy(state_dict, trunks[0].state_dict(), source, model, unused_prefix="fc.")
 
 
-def load_squeezenet_imagenet(encoder: nn.Module, source: str | Path, channel_order: str = "rgb") -> list[str]:
-    """Fill the SqueezeNet 1.1 encoder of an LPG with ImageNet weights.
+def load_encoder_imagenet(encoder: nn.Module, source: str | Path, channel_order: str = "rgb") -> list[str]:
+    """Fill the SqueezeNet 1.1 or VGG16 encoder of an LPG with ImageNet weights.
 
     Args:
         encoder: the LPG's `generator.encoder`.
@@ -104,7 +106,7 @@ def load_squeezenet_imagenet(encoder: nn.Module, source: str | Path, channel_ord
         channel_order: of the images that the weights were trained on; `bgr` ones are turned to read RGB.
 
     Returns:
-        The names in the file that were not used: the classifier, if the file has it.
+        The names in the file that were not used: the classifier or fully connected layers, if the file has them.
 
     Raises:
         ValueError: unknown `channel_order`; or tensors are missing, have another shape, or are unknown; all are listed.
@@ -115,6 +117,45 @@ def load_squeezenet_imagenet(encoder: nn.Module, source: str | Path, channel_ord
     if channel_order == "bgr" and "features.0.weight" in state_dict:
         state_dict["features.0.weight"] = state_dict["features.0.weight"].flip(1)
     return _copy(state_dict, encoder.state_dict(), source, encoder, unused_prefix="classifier.")
+
+
+def load_backbone_weights(encoder: BackboneEncoder, source: str | Path) -> list[str]:
+    """Fill the backbone of an LPG with the weights of a transformers model of the same family.
+
+    Args:
+        encoder: the LPG's `generator.encoder`.
+        source: folder or Hub id, of a backbone or of a model with such a backbone, e.g. an image classifier.
+
+    Returns:
+        The names that the source lacks and that keep their initial values: the norms that some backbones put on their
+        feature maps.
+
+    Raises:
+        ValueError: other tensors are missing or have another shape; all are listed, and nothing is loaded.
+        OSError: no such folder or Hub repository, or one without weights.
+    """
+    backbone = encoder.backbone
+    loaded, info = type(backbone).from_pretrained(
+        source,
+        config=copy.deepcopy(backbone.config),
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    initial = sorted(name for name in info["missing_keys"] if name.startswith("hidden_states_norms."))
+    problems = [f"missing {name}" for name in sorted(info["missing_keys"]) if name not in initial]
+    problems += [
+        f"shape of {name}: {tuple(there)} in the weights, {tuple(here)} here"
+        for name, there, here in sorted(info["mismatched_keys"])
+    ]
+    if problems:
+        raise ValueError(
+            f"{source} does not fit {type(backbone).__name__} ({len(problems)} problems; nothing was loaded). "
+            "Check the family, depths and sizes in backbone_config:\n  " + "\n  ".join(problems)
+        )
+    backbone.load_state_dict(loaded.state_dict())
+    logger.info("loaded the backbone from %s; not in it: %s", source, initial or "none")
+    return initial
 
 
 def _copy(

@@ -3,20 +3,25 @@
 Source: Sec. III-B and Fig. 1 of the paper; the layers of the hourglass are those of the official code.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from .configuration_lpg import LPGConfig
+from .configuration_lpg import ENCODERS, LPGConfig
 from .losses import pixel_cross_entropy
 from .resnet import ResNetTrunk
+
+
+DECODER_STRIDES = (4, 8, 16, 32, 64)
+PROBED_SIDE = 128  # pixels; a multiple of the coarsest stride, as all pictures are after padding
 
 
 @dataclass
@@ -180,6 +185,9 @@ class SqueezeNetEncoder(nn.Module):
             *(pool(), Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
         )
 
+    def stages(self) -> list[nn.Module]:
+        return [self.features[:2], self.features[2:5], self.features[5:8], self.features[8:]]
+
     def forward(self, image: Tensor) -> list[Tensor]:
         at_4 = self.features[:5](image)
         at_8 = self.features[5:8](at_4)
@@ -187,22 +195,122 @@ class SqueezeNetEncoder(nn.Module):
         return [at_4, at_8, at_16]
 
 
-class SqueezeNetGenerator(nn.Module):
+class VGG16Encoder(nn.Module):
+    """VGG16 up to conv5_3 with torchvision's names, so that its ImageNet weights load as they are: strides 4, 8 and 16."""
+
+    hidden_sizes = (256, 512, 512)
+
+    def __init__(self):
+        super().__init__()
+        layers, channels = [], 3
+        for depth, size in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(depth):
+                layers += [nn.Conv2d(channels, size, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = size
+        self.features = nn.Sequential(*layers)
+
+    def stages(self) -> list[nn.Module]:
+        return [self.features[start:stop] for start, stop in ((0, 4), (4, 9), (9, 16), (16, 23), (23, 30))]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        at_4 = self.features[:16](image)
+        at_8 = self.features[16:23](at_4)
+        at_16 = self.features[23:](at_8)
+        return [at_4, at_8, at_16]
+
+
+class BackboneEncoder(nn.Module):
+    """An `AutoBackbone` of transformers, of whose feature maps those of strides 4, 8, ... are used, at most 64.
+
+    Strides and channels are found by passing a picture through a copy on the meta device, as configs do not state them.
+    Of several maps with the same stride the deepest is used.
+
+    Raises:
+        ValueError: `config` is none of a backbone of transformers, or the backbone cannot take a picture, or has other
+            strides.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        if getattr(config, "stage_names", None) is None:
+            raise ValueError(
+                f"backbone_config is a {type(config).__name__}, which names no stages: it is none of a backbone of "
+                "transformers. Choose a family with an AutoBackbone, such as resnet, convnext or swin."
+            )
+        config = copy.deepcopy(config)
+        if list(config.out_features) == config.stage_names[-1:]:
+            config.out_features = list(config.stage_names)
+        shapes = _feature_map_shapes(config)
+        deepest = {PROBED_SIDE / shape[-1]: name for name, shape in shapes.items()}
+        used = {stride: deepest[stride] for stride in DECODER_STRIDES if stride in deepest}
+        if not used or tuple(used) != DECODER_STRIDES[: len(used)]:
+            found = ", ".join(f"{name} {PROBED_SIDE / shape[-1]:g}" for name, shape in shapes.items())
+            raise ValueError(
+                f"the feature maps of the {config.model_type} backbone have the strides {found}, but the LPG's decoder needs "
+                "4, 8, 16, ... without a gap. Choose a hierarchical backbone whose finest stride is 4 (or 2), and the "
+                "out_features that have these strides."
+            )
+        config.out_features = list(used.values())
+        self.backbone = AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
+        self.hidden_sizes = tuple(shapes[name][1] for name in used.values())
+
+    def stages(self) -> list[nn.Module]:
+        """Embeddings, then the encoder's stages.
+
+        Raises:
+            ValueError: the backbone names its parts in another way.
+        """
+        network = getattr(self.backbone, self.backbone.base_model_prefix, self.backbone)
+        embeddings = getattr(network, "embeddings", getattr(network, "embedder", None))
+        encoder = getattr(network, "encoder", None)
+        stages = getattr(encoder, "stages", getattr(encoder, "layers", None))
+        if embeddings is None or stages is None:
+            raise ValueError(
+                f"{type(self.backbone).__name__} has no embeddings and encoder stages to be told apart: set "
+                "freeze_encoder_stages to 0."
+            )
+        return [embeddings, *stages]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return list(self.backbone(image).feature_maps)
+
+
+def _feature_map_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
+    """Names of a backbone's feature maps -> their shapes (1, C, h, w) for a square picture of PROBED_SIDE pixels."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            backbone = AutoBackbone.from_config(config, dtype=torch.get_default_dtype()).eval()
+            feature_maps = backbone(torch.empty(1, 3, PROBED_SIDE, PROBED_SIDE)).feature_maps
+    except Exception as error:  # from the code of any family of transformers
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"the {config.model_type} backbone cannot be built from its config, or cannot take an RGB picture of {PROBED_SIDE} "
+            f"x {PROBED_SIDE} pixels ({type(error).__name__}: {reason}). Correct backbone_config, or choose a backbone that "
+            "takes pictures of any size."
+        ) from error
+    return {name: feature_map.shape for name, feature_map in zip(config.out_features, feature_maps)}
+
+
+class EncoderDecoder(nn.Module):
     """Our generator for few auxiliary images: a pretrained encoder that sees the image alone, a decoder that is told
     at every level where the boxes are and what the segmenter thinks.
 
-    Two context levels (strides 32 and 64) cover large objects. The prompt (box map, class probability) is resized by
-    area and concatenated at every level; it also enters through a small strided stem beside the image, which gives the
-    decoder sharp edges at stride 4.
+    Context levels, down to stride 64, cover large objects. The prompt (box map, class probability) is resized by area
+    and concatenated at every level; it also enters through a small strided stem beside the image, which gives the decoder
+    sharp edges at stride 4.
     """
 
     def __init__(self, config: LPGConfig):
         super().__init__()
         num_prompts = config.in_channels - 3
-        self.encoder = SqueezeNetEncoder()
+        self.encoder = _encoder(config)
+        self.num_frozen = config.freeze_encoder_stages
+        self._freeze()
         self.context = nn.ModuleList()
         channels = list(self.encoder.hidden_sizes)
-        for _ in range(2):
+        while len(channels) < len(DECODER_STRIDES):
             self.context.append(conv_norm_relu(channels[-1] + num_prompts, config.context_size, 3, stride=2))
             channels.append(config.context_size)
         self.stem = nn.Sequential(
@@ -218,23 +326,46 @@ class SqueezeNetGenerator(nn.Module):
             nn.Conv2d(config.head_size, 2, 1),
         )
 
+    def train(self, mode: bool = True) -> "EncoderDecoder":
+        """Frozen stages stay in eval mode, and stay frozen where from_pretrained has put in new parameters."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        stages = self.encoder.stages() if self.num_frozen else []
+        if self.num_frozen > len(stages):
+            raise ValueError(
+                f"freeze_encoder_stages={self.num_frozen}, but this encoder has {len(stages)} stages. Choose at most that."
+            )
+        for stage in stages[: self.num_frozen]:
+            stage.requires_grad_(False).eval()
+
     def forward(self, prompt: Tensor, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        features = self.encoder(image)  # strides 4, 8, 16
+        features = self.encoder(image)  # strides 4, 8, ...
         prompts = [F.avg_pool2d(prompt, 4)]
-        for _ in range(4):
+        while len(prompts) < len(DECODER_STRIDES):
             prompts.append(F.avg_pool2d(prompts[-1], 2))
-        for level, context in enumerate(self.context, start=2):  # strides 32, 64
-            features.append(context(torch.cat([features[-1], prompts[level]], dim=1)))
+        for context in self.context:  # ... 32, 64
+            level = len(features) - 1
+            features.append(context(torch.cat([features[level], prompts[level]], dim=1)))
         stem = self.stem(torch.cat([prompt, image], dim=1))
         features[0] = torch.cat([features[0], stem], dim=1)
 
         x = None
-        for level in reversed(range(len(features))):
+        for level in reversed(range(len(DECODER_STRIDES))):
             lateral = self.lateral[level](torch.cat([features[level], prompts[level]], dim=1))
             if x is not None:
                 lateral = lateral + F.interpolate(x, scale_factor=2.0, mode="nearest")
             x = self.merge[level](lateral)
         return self.head(x), tuple(features)
+
+
+def _encoder(config: LPGConfig) -> nn.Module:
+    """A module of an image -> feature maps of the strides 4, 8, ...; `hidden_sizes` are their channels."""
+    if config.backbone == "auto":
+        return BackboneEncoder(config.backbone_config)
+    return {"squeezenet": SqueezeNetEncoder, "vgg16": VGG16Encoder}[config.backbone]()
 
 
 class LPGPreTrainedModel(PreTrainedModel):
@@ -247,7 +378,7 @@ class LPGPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """PyTorch's own initialisation, as in the official code."""
+        """PyTorch's own initialisation, as in the official code; a backbone of transformers has its own."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -264,7 +395,7 @@ class LPGModel(LPGPreTrainedModel):
 
     def __init__(self, config: LPGConfig):
         super().__init__(config)
-        generators = {"hourglass": Hourglass, "squeezenet": SqueezeNetGenerator}
+        generators = {"hourglass": Hourglass} | dict.fromkeys(ENCODERS, EncoderDecoder)
         self.generator = generators.get(config.backbone, ResNetGenerator)(config)
         self.post_init()
 
@@ -281,9 +412,9 @@ class LPGModel(LPGPreTrainedModel):
         """
         Args:
             pixel_values: (B, 3, H, W) float RGB, normalised by the image processor; any H and W.
-            box_mask: (B, 1, H, W) float, 1 inside any box of the class, else 0. Required.
-            class_prob: (B, 1, H, W) float in [0, 1], the segmenter's softmax probability of the class; given if and
-                only if `config.use_class_prob`.
+            box_mask: (B, 1, H, W) float, 0 outside the boxes, above 0 inside; 1 in the encoding "filled". Required.
+            class_prob: (B, 1, H, W) float in [0, 1], the segmenter's softmax probability of the class; only if
+                `config.use_class_prob`. None, if `config.class_prob_optional`, is the same as 0 everywhere.
             labels: (B, H, W) integer, 0 rest, 1 object, `config.semantic_loss_ignore_index` ignored.
             region: rows and columns of the logits that are wanted; logits elsewhere are then unspecified. An hourglass
                 computes its last layers there only, which is up to half of its work.
@@ -296,6 +427,8 @@ class LPGModel(LPGPreTrainedModel):
             ValueError: an input is missing, is given to a model built without it, or has another size.
         """
         self._check_inputs(pixel_values, box_mask, class_prob)
+        if self.config.use_class_prob and class_prob is None:
+            class_prob = torch.zeros_like(box_mask)
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -310,7 +443,7 @@ class LPGModel(LPGPreTrainedModel):
         loss = None
         if labels is not None:
             outside = self.config.outside_box_loss_weight
-            weight = None if outside == 1 else outside + (1 - outside) * box_mask[:, 0].float()
+            weight = None if outside == 1 else outside + (1 - outside) * (box_mask[:, 0] > 0).float()
             loss = pixel_cross_entropy(
                 logits, labels, weight=weight, ignore_index=self.config.semantic_loss_ignore_index
             )
@@ -325,10 +458,10 @@ class LPGModel(LPGPreTrainedModel):
     def _check_inputs(self, pixel_values: Tensor, box_mask: Tensor | None, class_prob: Tensor | None) -> None:
         if box_mask is None:
             raise ValueError("LPGModel needs box_mask (B, 1, H, W): LPGImageProcessor(images, boxes=...) makes it.")
-        if self.config.use_class_prob and class_prob is None:
+        if self.config.requires_class_prob and class_prob is None:
             raise ValueError(
                 "This LPGModel was built with use_class_prob=True: pass class_prob (B, 1, H, W), the segmenter's "
-                "probability of the class, or use a stage trained with use_class_prob=False."
+                "probability of the class, or use a stage trained with use_class_prob=False or class_prob_optional=True."
             )
         if not self.config.use_class_prob and class_prob is not None:
             raise ValueError("class_prob was given to an LPGModel built with use_class_prob=False: leave it out.")

@@ -17,6 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 
+LEAST_DETAIL = 16  # pixels; the window of an object of about 10 pixels
+
+
 @dataclass(frozen=True)
 class View:
     """One forward pass of the generator.
@@ -27,6 +30,8 @@ class View:
         window: x1, y1, x2, y2 in image pixels; may reach outside the image.
         size: (height, width) of the view in pixels.
         flip: whether the view is mirrored horizontally.
+        detail: training; pixels per side to which the picture is reduced before it is brought to `size`, so that a large
+            object looks as a small one does. None: not reduced.
     """
 
     label: int
@@ -34,6 +39,7 @@ class View:
     window: tuple[int, int, int, int]
     size: tuple[int, int]
     flip: bool = False
+    detail: int | None = None
 
 
 def image_views(boxes: np.ndarray, labels: np.ndarray, height: int, width: int, min_size: int = 0) -> list[View]:
@@ -73,16 +79,28 @@ def box_window(box: np.ndarray, context: float) -> tuple[int, int, int, int]:
 
 
 def random_box_view(
-    box: np.ndarray, label: int, size: int, rng: np.random.Generator, context: tuple[float, float], jitter: float
+    box: np.ndarray,
+    label: int,
+    size: int,
+    rng: np.random.Generator,
+    context: tuple[float, float],
+    jitter: float,
+    low_detail: float = 0.0,
 ) -> View:
-    """A training view of one box: random context, box edges moved by up to `jitter` of the box's size, random flip."""
+    """A training view of one box: random context, box edges moved by up to `jitter` of the box's size, random flip.
+
+    A share `low_detail` of the views is reduced to a side between `LEAST_DETAIL` pixels and `size`, log-uniformly.
+    """
     box = np.asarray(box, dtype=np.float32)
     extent = np.array([box[2] - box[0], box[3] - box[1]] * 2, dtype=np.float32)
     drawn = box + rng.uniform(-jitter, jitter, 4).astype(np.float32) * extent
     if drawn[2] <= drawn[0] or drawn[3] <= drawn[1]:
         drawn = box
     window = box_window(drawn, rng.uniform(*context))
-    return View(int(label), drawn[None], window, (size, size), bool(rng.random() < 0.5))
+    flip, detail = bool(rng.random() < 0.5), None
+    if low_detail > 0 and rng.random() < low_detail:
+        detail = round(size * (LEAST_DETAIL / size) ** rng.random())
+    return View(int(label), drawn[None], window, (size, size), flip, detail)
 
 
 def random_window(
@@ -147,11 +165,21 @@ def image_to_view(array: np.ndarray, view: View, fill: int | float | tuple = 0) 
     return inside[:, ::-1] if view.flip else inside
 
 
-def box_mask_of_view(view: View) -> np.ndarray:
+def reduce_detail(pixels: np.ndarray, side: int) -> np.ndarray:
+    """(h, w, 3) uint8 picture of a view, reduced to `side` x `side` and enlarged again."""
+    reduced = Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(reduced.resize(pixels.shape[1::-1], Image.Resampling.BILINEAR))
+
+
+def box_mask_of_view(view: View, encoding: str = "filled") -> np.ndarray:
     """The box map as the network sees it.
 
+    Args:
+        encoding: "filled" (the paper): 1 at every pixel that a box of the view touches. "distance": 0.5 at a box's edge,
+            rising to 1 on its middle line.
+
     Returns:
-        `view.size` float32, 1 at every pixel that a box of the view touches, else 0.
+        `view.size` float32 in [0, 1], 0 outside the boxes and nowhere else.
     """
     x1, y1, x2, y2 = view.window
     height, width = view.size
@@ -160,7 +188,12 @@ def box_mask_of_view(view: View) -> np.ndarray:
     mask = np.zeros(view.size, dtype=np.float32)
     for left, top, right, bottom in corners:
         rows, columns = pixel_range(top, bottom, height), pixel_range(left, right, width)
-        mask[rows, columns] = 1
+        value = 1.0
+        if encoding == "distance":
+            y, x = np.arange(rows.start, rows.stop)[:, None] + 0.5, np.arange(columns.start, columns.stop) + 0.5
+            to_edge = np.minimum(np.minimum(y - top, bottom - y), np.minimum(x - left, right - x))
+            value = 0.5 + np.clip(to_edge / max(min(bottom - top, right - left), 1e-3), 0, 0.5)
+        mask[rows, columns] = np.maximum(mask[rows, columns], value)
     return mask[:, ::-1] if view.flip else mask
 
 
@@ -217,5 +250,6 @@ __all__ = [
     "random_box_view",
     "random_image_view",
     "random_window",
+    "reduce_detail",
     "view_to_image",
 ]

@@ -31,10 +31,13 @@ def foreground(patches, height: int = 45, width: int = 61) -> dict[int, np.ndarr
 
 
 @pytest.mark.parametrize("view", ["image", "box"])
-@pytest.mark.parametrize("backbone", ["hourglass", "squeezenet", "resnet18"])
+@pytest.mark.parametrize("backbone", ["hourglass", "squeezenet", "resnet18", "vgg16", "auto"])
 def test_per_class_equals_the_processors_own_way(view: str, backbone: str):
     torch.manual_seed(0)
     fields = {"backbone": backbone, "decoder_size": 8, "context_size": 8, "stem_size": 8}
+    if backbone == "auto":
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+        fields["backbone_config"] = {"model_type": "resnet", "layer_type": "basic", **sizes}
     model = tiny_lpg(**fields) if backbone == "hourglass" else tiny_lpg_of(backbone, fields)
     processor = LPGImageProcessor(view=view, view_size=64)
     image = picture()
@@ -93,6 +96,24 @@ def test_batches_do_not_change_the_result(view: str, batch_size: int):
         np.testing.assert_allclose(a.foreground, b.foreground, atol=1e-5)
 
 
+@pytest.mark.parametrize("view", ["image", "box"])
+def test_flip_averages_with_what_the_mirrored_picture_gives(view: str):
+    torch.manual_seed(0)
+    model, processor = tiny_lpg(), LPGImageProcessor(view=view, view_size=64, view_context=0.25)
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    box = np.array(
+        [[10, 12, 42, 44]], dtype=np.float32
+    )  # its window is 48 pixels wide and lies the same in the mirror
+    pair = [
+        BoxedImage(image, box, np.array([1])),
+        BoxedImage(image[:, ::-1], box * [-1, 1, -1, 1] @ np.eye(4)[[2, 1, 0, 3]] + [64, 0, 64, 0], np.array([1])),
+    ]
+    plain, mirrored = (foreground(LPGGenerator(model, processor).patches([one], "class"), 64, 64)[1] for one in pair)
+    both = foreground(LPGGenerator(model, processor, flip=True).patches(pair[:1], "class"), 64, 64)[1]
+    np.testing.assert_allclose(both, (plain + mirrored[:, ::-1]) / 2, atol=1e-5)
+    assert np.abs(both - plain).max() > 1e-3
+
+
 def test_threads_get_what_one_thread_gets():
     generator = LPGGenerator(tiny_lpg(), LPGImageProcessor(view="box", view_size=32), batch_size=2)
     images = [picture(seed=seed) for seed in range(8)]
@@ -101,6 +122,21 @@ def test_threads_get_what_one_thread_gets():
         found = list(pool.map(lambda image: foreground(generator.patches([image], "class")), images))
     for a, b in zip(expected, found):
         assert all(np.array_equal(a[label], b[label]) for label in a)
+
+
+def test_norms_behind_a_convolution_of_another_kind_are_not_folded():
+    class Doubled(torch.nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = tiny_lpg()
+    size = model.config.neck_size
+    model.generator.neck = torch.nn.Sequential(Doubled(size, size, 1), torch.nn.BatchNorm2d(size)).eval()
+    model.generator.neck[1].running_var.fill_(0.5)
+    pixels, box_mask = torch.randn(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
+    with torch.inference_mode():
+        expected = model(pixels, box_mask).logits
+        torch.testing.assert_close(inference_copy(model)(pixels, box_mask).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_folding_norms_leaves_the_model_alone_and_the_result_the_same():
@@ -143,6 +179,29 @@ def test_class_probability_comes_from_the_segmenter_or_from_the_caller(segmenter
     different = foreground(LPGGenerator(model, processor).patches([other], "class"))
     assert all(np.array_equal(seen[label], same[label]) for label in seen)
     assert not np.array_equal(seen[1], different[1])
+
+
+def test_optional_class_probability_works_with_a_segmenter_and_without_one(segmenter_folder):
+    model, processor = tiny_lpg(use_class_prob=True, class_prob_optional=True), LPGImageProcessor()
+    image, other = picture(), picture(seed=1)
+    segmenter = SegmenterProbs.from_pretrained(segmenter_folder, ["cat", "DOG"])
+    (probs,) = segmenter([image.image], [image.labels])
+    nothing = {label: np.zeros_like(prob) for label, prob in probs.items()}
+    alone = LPGGenerator(model, processor)
+
+    without = foreground(alone.patches([image], "class"))
+    zero = foreground(alone.patches([BoxedImage(image.image, image.boxes, image.labels, nothing)], "class"))
+    assert all(np.array_equal(without[label], zero[label]) for label in without)
+    seen = foreground(LPGGenerator(model, processor, segmenter).patches([image], "class"))
+    assert not np.array_equal(seen[1], without[1])
+
+    with_probs = BoxedImage(image.image, image.boxes, image.labels, probs)
+    mixed = list(alone.patches([other, with_probs], "class"))  # one batch, of which only some views have a probability
+    expected = foreground(alone.patches([other], "class"))
+    for position, masks in ((0, expected), (1, seen)):
+        found = foreground([patch for patch in mixed if patch[0] == position])
+        for label in masks:
+            np.testing.assert_allclose(found[label], masks[label], atol=1e-5)
 
 
 def test_segmenter_probabilities_are_those_of_the_named_class(segmenter_folder):

@@ -2,14 +2,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification
 
 from lpg_hf.models import imagenet
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
-from lpg_hf.models.imagenet import load_resnet_imagenet, load_vgg16_imagenet, read_state_dict
+from lpg_hf.models.configuration_lpg import LPGConfig
+from lpg_hf.models.imagenet import (
+    load_backbone_weights,
+    load_encoder_imagenet,
+    load_resnet_imagenet,
+    load_vgg16_imagenet,
+    read_state_dict,
+)
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
+from lpg_hf.models.modeling_lpg import LPGModel, VGG16Encoder
 from lpg_hf.models.resnet import ResNetTrunk
 
 
@@ -145,3 +155,81 @@ def test_real_vgg16_fits_the_full_size_model():
     assert len(source) == 26
     ours = {in_the_file(name): tensor for name, tensor in model.state_dict().items()}
     assert all(torch.equal(ours[name], tensor.float()) for name, tensor in source.items())
+
+
+# Encoders of the LPG
+
+
+def test_vgg16_encoder_gives_what_conv3_3_conv4_3_and_conv5_3_give_in_torchvisions_order():
+    encoder = VGG16Encoder()
+    for parameter in encoder.parameters():
+        if parameter.dim() == 4:
+            torch.nn.init.kaiming_normal_(parameter)
+    weights, image = encoder.state_dict(), torch.randn(2, 3, 32, 48)
+    x, expected = image, []
+    for layer in range(30):
+        if f"features.{layer}.weight" in weights:
+            x = F.conv2d(x, weights[f"features.{layer}.weight"], weights[f"features.{layer}.bias"], padding=1).relu()
+        elif layer in (4, 9, 16, 23):
+            expected.append(x)
+            x = F.max_pool2d(x, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(image), [*expected[2:], x])
+
+
+@pytest.mark.skipif(not VGG16_FILE.exists(), reason="ImageNet VGG16 file not present beside the checkout")
+def test_real_vgg16_fits_the_encoder():
+    encoder, source = VGG16Encoder(), load_file(VGG16_FILE)
+    assert load_encoder_imagenet(encoder, VGG16_FILE) == []
+    assert set(encoder.state_dict()) == set(source)
+    assert all(torch.equal(value, source[name].float()) for name, value in encoder.state_dict().items())
+
+
+def test_vgg16_file_of_another_network_is_refused(vgg_source):
+    with pytest.raises(ValueError, match="does not fit VGG16Encoder(.|\n)*missing features.2.weight"):
+        load_encoder_imagenet(VGG16Encoder(), vgg_source)
+
+
+STAGES = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
+CLASSIFIERS = {
+    "resnet": ResNetForImageClassification(ResNetConfig(embedding_size=8, layer_type="basic", **STAGES)),
+    "convnext": ConvNextForImageClassification(ConvNextConfig(**STAGES)),
+}
+
+
+def backbone_lpg(family, **changes):
+    config = {**CLASSIFIERS[family].config.to_dict(), **changes}
+    sizes = {"decoder_size": 8, "context_size": 8, "stem_size": 4, "head_size": 6}
+    return LPGModel(LPGConfig(backbone="auto", backbone_config=config, **sizes)).generator.encoder
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_backbone_takes_the_weights_of_a_classifier(family, tmp_path):
+    CLASSIFIERS[family].save_pretrained(tmp_path)
+    encoder = backbone_lpg(family)
+    initial = load_backbone_weights(encoder, tmp_path)
+    theirs = {name.removeprefix(f"{family}."): value for name, value in CLASSIFIERS[family].state_dict().items()}
+    norms = [f"hidden_states_norms.stage{i}.{what}" for i in (1, 2, 3, 4) for what in ("bias", "weight")]
+    assert initial == (norms if family == "convnext" else [])
+    ours = encoder.backbone.state_dict()
+    assert set(ours) - set(theirs) == set(initial)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if name not in initial)
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"depths": [1, 2, 1, 1]}, "missing encoder.stages.1.layers.1.dwconv.weight"),
+        (
+            {"hidden_sizes": [8, 12, 16, 24]},
+            r"shape of encoder.stages.3.layers.0.dwconv.bias: \(20,\) in the weights, \(24,\) here",
+        ),
+    ],
+)
+def test_backbone_of_other_sizes_is_refused_and_stays_as_it_was(changes, problem, tmp_path):
+    CLASSIFIERS["convnext"].save_pretrained(tmp_path)
+    encoder = backbone_lpg("convnext", **changes)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(ValueError, match=f"does not fit ConvNextBackbone(.|\n)*{problem}"):
+        load_backbone_weights(encoder, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())

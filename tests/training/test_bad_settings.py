@@ -71,6 +71,13 @@ def test_a_missing_file_is_named(tmp_path):
         {"seed": -1},
         {"channels_last": 1},
         {"segmenter_config": "depths"},
+        {"segmenter": None},
+        {"lpg_low_detail": 1.5},
+        {"lpg_color_jitter": -0.1},
+        {"lpg_class_prob_dropout": 2.0},
+        {"lpg_ema": 1.0},
+        {"lpg_target": "object"},
+        {"fixed_stage": 4},
     ],
 )
 def test_a_value_that_would_fail_later_fails_at_once(wrong):

@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import json
 
 import pytest
 from tiny_run import ROOT, launch
@@ -79,3 +80,14 @@ def test_a_run_is_continued_with_the_same_settings_only(settings, tmp_path):
     check_same_run(dataclasses.replace(settings, num_workers=3, log_every=7), record)
     with pytest.raises(ValueError, match="lpg_steps: 5 then, 6 now"):
         check_same_run(dataclasses.replace(settings, lpg_steps=6), record)
+
+
+def test_a_run_that_is_older_than_a_setting_had_its_default(settings, tmp_path):
+    record = tmp_path / "settings.json"
+    check_same_run(settings, record)
+    before = json.loads(record.read_text(encoding="utf-8"))
+    del before["lpg_low_detail"]
+    record.write_text(json.dumps(before), encoding="utf-8")
+    check_same_run(settings, record)
+    with pytest.raises(ValueError, match="lpg_low_detail: 0.0 then, 0.5 now"):
+        check_same_run(dataclasses.replace(settings, lpg_low_detail=0.5), record)

@@ -108,14 +108,37 @@ def test_the_other_modes_write_beside_the_weak_run(values, finished_run, tmp_pat
 
 
 def test_box_views_and_a_first_stage_without_class_probability(values, tmp_path):
-    """Stage 2 continues the stage-1 network, which had one input channel less."""
-    changed = values | {"view": "box", "view_size": 32, "stage1_class_prob": False}
+    """Stage 2 continues the stage-1 network, which had one input channel less, and works without it as well."""
+    changed = values | {"view": "box", "view_size": 32, "stage1_class_prob": False, "lpg_class_prob_dropout": 0.5}
     for script in ("em.py", "deploy.py"):
         result = launch(script, changed, tmp_path / "run")
         assert result.returncode == 0, result.stderr[-3000:]
     configs = [json.loads((tmp_path / f"run/aux/stage{s}/lpg/config.json").read_text()) for s in (1, 2)]
     assert [config["use_class_prob"] for config in configs] == [False, True]
+    assert [config["class_prob_optional"] for config in configs] == [False, True]
     assert not (tmp_path / "run" / "aux" / "stage1" / "class_probs.uint8").exists()
+
+
+def test_without_a_segmenter_one_generator_is_trained_and_nothing_else(values, tmp_path):
+    changed = values | {"view": "box", "view_size": 32, "stage1_class_prob": False, "num_stages": 1, "segmenter": None}
+    result = launch("em.py", changed, tmp_path / "run")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert sorted(path.name for path in (tmp_path / "run/aux").iterdir()) == ["stage1"]
+    assert sorted(path.name for path in (tmp_path / "run/aux/stage1").iterdir()) == ["lpg"]
+    result = launch("deploy.py", changed, tmp_path / "run")
+    assert result.returncode != 0 and "segmenter is null" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_fixed_stage_makes_the_masks_of_every_round(values, finished_run, tmp_path):
+    """Round 1 then has the masks of the last generator, round 2 those that a fresh run of its own gives."""
+    changed = values | {"fixed_stage": 2, "stages": str(finished_run)}
+    result = launch("deploy.py", changed, tmp_path / "run")
+    assert result.returncode == 0, result.stderr[-3000:]
+    digests = []
+    for folder in (finished_run, tmp_path / "run"):
+        masks = sorted((folder / "target/stage1/pseudo_masks").rglob("*.png"))
+        digests.append([path.read_bytes() for path in masks])
+    assert len(digests[0]) == len(digests[1]) > 0 and digests[0] != digests[1]
 
 
 def test_missing_stages_are_named_before_any_training(values, tmp_path):

@@ -3,10 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSemanticSegmentation
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForSemanticSegmentation, ResNetConfig, ResNetForImageClassification
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf import LPGImageProcessor
+from lpg_hf.models.modeling_lpg import VGG16Encoder
 from training import models as models_module
 from training.models import (
     Normalization,
@@ -89,3 +91,92 @@ def test_the_same_seed_builds_the_same_networks(settings):
 def test_weights_for_a_backbone_without_any_are_refused(settings):
     with pytest.raises(ValueError, match="hourglass"):
         build_lpg(dataclasses.replace(settings, lpg_weights="w.safetensors"), True, None)
+
+
+DECODER = {"decoder_size": 8, "context_size": 8, "stem_size": 4, "head_size": 6}
+
+
+@pytest.fixture
+def resnet_folder(tmp_path):
+    """An image classifier of transformers."""
+    stages = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    ResNetForImageClassification(ResNetConfig(embedding_size=8, **stages)).save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet"
+
+
+def auto_settings(settings, folder, **fields):
+    weights = None if folder is None else str(folder)
+    return dataclasses.replace(settings, lpg_backbone="auto", lpg_weights=weights, lpg_config=DECODER | fields)
+
+
+def test_an_auto_backbone_has_config_and_weights_of_its_folder(settings, resnet_folder, tmp_path):
+    settings = auto_settings(settings, resnet_folder)
+    model = build_lpg(settings, False, None)
+    classifier = ResNetForImageClassification.from_pretrained(resnet_folder).state_dict()
+    ours = model.generator.encoder.backbone.state_dict()
+    assert all(torch.equal(value, classifier[f"resnet.{name}"]) for name, value in ours.items())
+
+    save_stage(tmp_path / "lpg", model, lpg_processor(settings), {"kind": "lpg", "stage": 1})
+    (resnet_folder / "model.safetensors").unlink()
+    wider = build_lpg(settings, True, tmp_path / "lpg")  # the next stage continues from it
+    model, x, box_mask = model.eval(), torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
+    with torch.no_grad():
+        expected = model(x, box_mask).logits
+        torch.testing.assert_close(wider.eval()(x, box_mask, torch.rand(2, 1, 64, 64)).logits, expected)
+
+
+def test_an_auto_backbone_without_weights_starts_from_its_config(settings):
+    backbone_config = {"model_type": "convnext", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+    model = build_lpg(auto_settings(settings, None, backbone_config=backbone_config), True, None)
+    assert model.generator.encoder.hidden_sizes == (8, 8, 8, 8)
+    with pytest.raises(ValueError, match="backbone_config has fields that ConvNextConfig lacks: hidden_size"):
+        build_lpg(auto_settings(settings, None, backbone_config=backbone_config | {"hidden_size": 8}), True, None)
+    with pytest.raises(OSError, match="lpg_weights .*nowhere cannot be loaded"):
+        build_lpg(auto_settings(settings, "./nowhere"), True, None)
+
+
+def test_vgg16_starts_from_imagenet_with_its_early_stages_frozen(settings, tmp_path):
+    weights = {name: torch.randn_like(value) for name, value in VGG16Encoder().state_dict().items()}
+    save_file(weights, tmp_path / "vgg16.safetensors")
+    settings = dataclasses.replace(
+        settings,
+        lpg_backbone="vgg16",
+        lpg_weights=str(tmp_path / "vgg16.safetensors"),
+        lpg_config=DECODER | {"freeze_encoder_stages": 2},
+    )
+    encoder = build_lpg(settings, False, None).generator.encoder
+    assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
+    trained = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    assert trained[0] == "features.10.weight" and len(trained) == 18
+
+
+@pytest.mark.parametrize("use_class_prob", [False, True])
+def test_class_probability_is_optional_after_training_with_dropout(settings, use_class_prob):
+    for dropout in (0.0, 0.5):
+        config = build_lpg(dataclasses.replace(settings, lpg_class_prob_dropout=dropout), use_class_prob, None).config
+        assert config.class_prob_optional == (use_class_prob and dropout > 0)
+        assert config.requires_class_prob == (use_class_prob and dropout == 0)
+
+
+def test_stage_1_may_start_from_a_generator_that_is_there(settings, tmp_path):
+    config = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "neck_size": 8, "head_size": 8}
+    settings = dataclasses.replace(settings, lpg_config=config, seed=3)
+    source = build_lpg(settings, False, None)
+    save_stage(tmp_path / "lpg", source, lpg_processor(settings), {})
+    continued = dataclasses.replace(settings, lpg_init=str(tmp_path / "lpg"), seed=4)
+    model = build_lpg(continued, False, None)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+    inputs = torch.randn(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
+    wider = build_lpg(continued, True, None).eval()
+    torch.testing.assert_close(wider(*inputs, torch.rand(1, 1, 32, 32)).logits, source.eval()(*inputs).logits)
+
+
+def test_a_generator_that_does_not_fit_is_refused_with_the_reason(settings, tmp_path):
+    save_stage(tmp_path / "lpg", build_lpg(settings, False, None), lpg_processor(settings), {})
+    init = {"lpg_init": str(tmp_path / "lpg")}
+    with pytest.raises(ValueError, match="lpg_image_mean=.*take its values"):
+        build_lpg(dataclasses.replace(settings, lpg_image_mean=[0.1, 0.2, 0.3], **init), False, None)
+    with pytest.raises(ValueError, match="backbone: .* there, squeezenet here"):
+        build_lpg(dataclasses.replace(settings, lpg_backbone="squeezenet", lpg_config={}, **init), False, None)
+    with pytest.raises(ValueError, match="lpg_init=.* and lpg_weights=.* are both set"):
+        dataclasses.replace(settings, lpg_weights="w.safetensors", **init)

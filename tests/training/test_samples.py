@@ -104,6 +104,53 @@ def test_labels_of_a_view_are_the_class_the_rest_and_padding(settings):
     assert set(np.unique(parity[0]["labels"])) == {0, 1}
 
 
+def test_low_detail_takes_detail_and_nothing_else(settings):
+    boxes = dataclasses.replace(settings, view="box", view_size=48)
+    plain, reduced = lpg_views(boxes), lpg_views(dataclasses.replace(boxes, lpg_low_detail=1.0))
+
+    def roughness(sample):
+        return np.abs(np.diff(sample["pixel_values"], axis=2)).mean()
+
+    for position in range(8):
+        one, other = plain[position], reduced[position]
+        assert all(np.array_equal(one[name], other[name]) for name in ("box_mask", "labels"))
+        assert roughness(other) < roughness(one)
+
+
+def test_an_object_is_learnt_without_the_others_of_its_class(settings):
+    """Somewhere in the data two objects of a class share a view; elsewhere both targets agree."""
+    boxes = dataclasses.replace(settings, view="box", view_size=48, lpg_context_range=[0.5, 1.0])
+    of_class, of_object = lpg_views(boxes), lpg_views(dataclasses.replace(boxes, lpg_target="object"))
+    lost = 0
+    for position in range(of_class.num_entries):
+        one, other = of_class[position]["labels"], of_object[position]["labels"]
+        assert np.array_equal(one == 255, other == 255) and (one[other == 1] == 1).all() and (other == 1).any()
+        lost += int(((one == 1) & (other == 0)).any())
+    assert 0 < lost < of_class.num_entries
+
+
+def test_colour_jitter_changes_colours_and_nothing_else(settings):
+    plain, jittered = lpg_views(settings), lpg_views(dataclasses.replace(settings, lpg_color_jitter=0.3))
+    one, other = plain[0], jittered[0]
+    assert all(np.array_equal(one[name], other[name]) for name in ("box_mask", "labels"))
+    assert not np.array_equal(one["pixel_values"], other["pixel_values"])
+
+
+def test_the_class_probability_is_dropped_for_whole_samples_in_the_wanted_share(settings):
+    rows = load_aux(Accelerator(cpu=True), settings)
+
+    def probs(index, label):
+        return np.full((rows[index]["height"], rows[index]["width"]), 200, dtype=np.uint8)
+
+    dropping = dataclasses.replace(settings, lpg_class_prob_dropout=0.5)
+    samples = LPGViews(rows, lpg_processor(settings), dropping, "phase", probs)
+    kept = [samples[position]["class_prob"].max() > 0 for position in range(60)]
+    assert 15 < sum(kept) < 45
+    for position, is_kept in enumerate(kept):
+        if is_kept:
+            assert np.isclose(samples[position]["class_prob"].max(), 200 / 255)
+
+
 def test_segmenter_crops_move_image_and_labels_together(settings):
     """The label map is the image's own red channel, so they must stay equal under scale, pad, crop and flip."""
     rows = load_target(Accelerator(cpu=True), settings, masks=False)

@@ -100,6 +100,9 @@ def test_the_same_settings_give_the_same_weights(base, rows, reference, tmp_path
         ("lpg_pad_label", 0),
         ("lpg_image_mean", [0.5, 0.5, 0.5]),
         ("lpg_image_std", [0.2, 0.2, 0.2]),
+        ("lpg_color_jitter", 0.2),
+        ("box_encoding", "distance"),
+        ("lpg_ema", 0.5),
         ("poly_power", 0.1),
     ],
 )
@@ -108,7 +111,14 @@ def test_a_setting_of_the_e_step_changes_its_weights(base, rows, reference, tmp_
 
 
 @pytest.mark.parametrize(
-    "name, value", [("view_size", 40), ("lpg_context_range", [0.3, 0.4]), ("lpg_box_jitter", 0.2)]
+    "name, value",
+    [
+        ("view_size", 40),
+        ("lpg_context_range", [0.3, 0.4]),
+        ("lpg_box_jitter", 0.2),
+        ("lpg_low_detail", 1.0),
+        ("lpg_target", "object"),
+    ],
 )
 def test_a_setting_of_the_box_view_changes_its_weights(base, rows, reference, tmp_path, name, value):
     changed = dataclasses.replace(base, **({"view": "box", "view_size": 32} | {name: value}))

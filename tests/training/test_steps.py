@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from training.config import settings_from_dict
 from training.data import load_aux, load_target
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from training.samples import LPGViews, SegmenterCrops
-from training.stages import start_run
+from training.stages import start_run, usable_precision
 from training.steps import train_lpg, train_segmenter
 
 
@@ -111,6 +112,39 @@ def test_r_k2_an_interrupted_training_ends_with_the_same_weights(accelerator, se
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_averaged_weights_are_between_the_steps_and_survive_a_restart(accelerator, settings, tmp_path):
+    (tmp_path / "run").mkdir()
+
+    def trained(folder, ema, stop_after=None):
+        changed = dataclasses.replace(
+            settings,
+            lpg_ema=ema,
+            lpg_steps=6,
+            checkpoint_every=2,
+            lpg_learning_rate=1e-2,
+            run_dir=str(tmp_path / "run"),
+        )
+        rows = load_aux(accelerator, changed)
+        model = build_lpg(changed, False, None)
+
+        class Stopping(LPGViews):
+            def sample(self, entry, rng):
+                self.count = getattr(self, "count", 0) + 1
+                if stop_after is not None and self.count > stop_after:
+                    raise KeyboardInterrupt
+                return super().sample(entry, rng)
+
+        train_lpg(accelerator, changed, model, Stopping(rows, lpg_processor(changed), changed, "p", None), "p", folder)
+        return model.state_dict()
+
+    plain, averaged = trained(tmp_path / "plain", 0.0), trained(tmp_path / "a", 0.7)
+    assert not torch.equal(plain["generator.head.0.weight"], averaged["generator.head.0.weight"])
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "b", 0.7, stop_after=4 * settings.lpg_batch_size + 1)
+    resumed = trained(tmp_path / "b", 0.7)
+    assert all(torch.equal(resumed[name], value) for name, value in averaged.items())
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain, tmp_path):
     rows = load_target(accelerator, plain, masks=False)
 
@@ -200,6 +234,17 @@ def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
     stage0 = [[line for line in lines if "stage 0" in line["phase"]] for lines in runs.values()]
     assert [line["loss"] for line in stage0[0]] == pytest.approx([line["loss"] for line in stage0[1]], rel=1e-4)
     assert [line["lr"] for line in stage0[0]] == [line["lr"] for line in stage0[1]]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch, native):
+    monkeypatch.setattr("training.stages.resolve_dtype", lambda *_: torch.bfloat16 if native else torch.float32)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert usable_precision("auto") == ("bf16" if native else "no")
+        assert [usable_precision(name) for name in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+    assert [str(w.message).startswith("mixed_precision=bf16, but this CPU") for w in caught] == [True] * (not native)
 
 
 def test_threads_are_set_as_asked(settings):
