@@ -1,4 +1,4 @@
-# make demo | make test | make quality: each creates the virtual environment when it is missing.
+# make demo | make test | make quality | make bench: each creates the virtual environment when it is missing.
 # Variables may be overridden: make test VENV=/tmp/venv PYTEST_ARGS="-k lpg -x"
 
 PYTHON ?= python3
@@ -9,6 +9,8 @@ PIP_ARGS ?=
 # One worker per core; a test uses one thread (OMP_NUM_THREADS).
 PYTEST_ARGS ?= -n auto --dist loadfile
 DEMO ?= runs/demo
+# What `benchmarks/tables.py run` gets, such as `ablations/base --data /photographs`; nothing: every cell.
+BENCH_ARGS ?=
 DEMO_CONFIG ?= training/configs/quickstart.yaml
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 # All are given so that accelerate has no default to warn about (its own is a single CPU thread); a GPU is used if there is one.
@@ -17,7 +19,7 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks)
 
-.PHONY: install demo test test-peer quality style clean
+.PHONY: install demo bench test test-peer quality style clean
 
 install: $(STAMP)
 
@@ -33,6 +35,14 @@ demo: $(STAMP)
 	$(PY) -m lpg_hf.data.synthetic $(DEMO)/data
 	$(LAUNCH) training/em.py --config $(DEMO_CONFIG)
 	$(LAUNCH) training/deploy.py --config $(DEMO_CONFIG)
+	$(PY) benchmarks/demo_photos.py data $(DEMO)/photos
+	$(PY) -m lpg_hf.cli masks $(DEMO)/photos/boxes.json --images $(DEMO)/photos/images --out $(DEMO)/photos/masks \
+		--write png,coco --overwrite
+	$(PY) benchmarks/demo_photos.py panel $(DEMO)/photos
+
+# Every cell that is not finished, then results/TABLES.md: many hours for all; it may be stopped and goes on where it was.
+bench: $(STAMP)
+	$(PY) benchmarks/tables.py run $(BENCH_ARGS); failed=$$?; $(PY) benchmarks/tables.py render && exit $$failed
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)

@@ -22,7 +22,7 @@ from lpg_hf.data.formats.records import BoxObject, Record, Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation import BOX_TOLERANCE, LabelPairs, default_ignore, write_json
 from lpg_hf.files import fs_path, write_atomically
-from lpg_hf.generators import GENERATORS, load_generator
+from lpg_hf.generators import check_generator, load_generator
 from lpg_hf.generators.base import GRANULARITIES, check_choice
 from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
@@ -58,6 +58,7 @@ class Job:
         shown: those of them whose label maps are wanted for the panel.
         model: LPG stage; None: the bundled one.
         segmenter: of the LPG.
+        flip: of the LPG: see also mirrored views.
         device: None: a GPU if there is one.
         dtype: as of `load_generator`.
         batch_size: views or boxes per forward pass.
@@ -73,6 +74,7 @@ class Job:
     shown: tuple[int, ...] = ()
     model: str | None = None
     segmenter: str | None = None
+    flip: bool = False
     device: str | None = None
     dtype: str = "auto"
     batch_size: int = 16
@@ -128,8 +130,7 @@ def compare(
     """
     names = list(generators or ("box", "grabcut", "densecrf", "lpg"))
     for name in names:
-        if name not in GENERATORS and not (name.startswith("sam:") and len(name) > len("sam:")):
-            raise ValueError(f"generator {name!r} is unknown. Choose from {', '.join(GENERATORS)}.")
+        check_generator(name)
     check_choice("per", job.per, GRANULARITIES)
     source = _open(job)
     truth = open_truth(job, source)
@@ -155,7 +156,7 @@ def compare(
 
 def measure(job: Job, name: str) -> Row:
     """Run one generator over the pictures of a job; meant for a process of its own."""
-    lpg = {"model": job.model, "segmenter": job.segmenter} if name == "lpg" else {}
+    lpg = {"model": job.model, "segmenter": job.segmenter, "flip": job.flip} if name == "lpg" else {}
     source, report = _open(job), Report()
     generator = load_generator(
         name,

@@ -1,0 +1,367 @@
+"""One cell of the bench: its commands one after the other, and what they measured in one `metrics.json`."""
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from benchmarks.cells import Cell, differences, expand
+
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_PLACES = {"data": "../shared/data", "weights": "../shared/weights"}
+LINES_PER_PHASE = 20
+# One process; every option is given, so that accelerate has no default to warn about.
+LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+SCORES = ("foreground_iou", "mean_iou", "mean_box_iou", "mean_boundary_iou")
+ALONE = "_without_segmenter"  # in file names, of a stage that takes a segmenter only if there is one
+MAP_SCORES = ("foreground_mean_iou", "mean_iou")
+
+
+class Busy(Exception):
+    """Another process is at work on the cell."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are.
+
+    Attributes:
+        runs: folder of the runs, which are ignored by git.
+        results: folder of the finished cells.
+        places: name of a placeholder -> folder, relative to the repository root or absolute.
+    """
+
+    runs: Path = ROOT / "runs" / "bench"
+    results: Path = ROOT / "results" / "bench"
+    places: tuple[tuple[str, str], ...] = tuple(DEFAULT_PLACES.items())
+
+    def run_folder(self, name: str) -> Path:
+        return self.runs / name
+
+    def result_folder(self, name: str) -> Path:
+        return self.results / name
+
+    def finished(self, cell: Cell) -> dict | None:
+        """metrics.json of the cell, or None."""
+        return read_json(self.result_folder(cell.name) / "metrics.json")
+
+
+def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
+    """Run what is missing of a cell; a run that was stopped goes on where it was.
+
+    Args:
+        redo: begin from nothing, the training included.
+
+    Returns:
+        False if it was finished before.
+
+    Raises:
+        ValueError: it was finished with another configuration, or the settings are not valid.
+        FileNotFoundError: the stages of the used row are not there.
+        RuntimeError: a command failed.
+        Busy: another process is at work on it.
+    """
+    run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
+    run.mkdir(parents=True, exist_ok=True)
+    with _alone(run.with_name(run.name + ".lock")) as lock:
+        if redo:
+            shutil.rmtree(run)
+            shutil.rmtree(result, ignore_errors=True)
+            run.mkdir()
+        before = bench.finished(cell)
+        if before is not None:
+            differing = differences(before["configuration"], json_like(cell.configuration))
+            if not differing:
+                return False
+            raise ValueError(
+                f"{cell.name} was measured with another configuration ({'; '.join(differing)}). Delete {_shown(result)} to "
+                f"measure it again, which goes on with {_shown(run)} if the training is the same, or pass --redo to "
+                "begin from nothing."
+            )
+        if cell.used is not None and not (bench.run_folder(cell.used) / "aux").is_dir():
+            raise FileNotFoundError(
+                f"{cell.name} uses the stages of {cell.used}, which are not in {_shown(bench.run_folder(cell.used))}. "
+                f"Run `python benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed}` first, with --redo if "
+                "its results are there already."
+            )
+        config = run / "settings.yaml"
+        if cell.settings:
+            write_text(config, _config_text(bench, cell, dict(bench.places)))
+        running = Commands(run, json_like(cell.configuration), lock)
+        for command in commands(bench, cell, config, dict(bench.places)):
+            running.run(command, cell.num_threads)
+        _write_result(bench, cell, running)
+    return True
+
+
+def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> Iterator[list[str]]:
+    """The commands of a cell in order, as they are typed in the repository root.
+
+    Whether a stage needs a segmenter is read from its folder, so a later command is known when the ones before are done.
+    """
+    run = bench.run_folder(cell.name)
+    if cell.prepare:
+        yield ["python", *expand(cell.prepare, places)]
+    threads = cell.num_threads or os.cpu_count() or 1
+    launch = [*LAUNCH.split(), "--num_cpu_threads_per_process", str(threads)]
+    if cell.kind in ("generator", "stages"):
+        yield [*launch, "training/em.py", "--config", _shown(config)]
+    if cell.kind in ("stages", "deploy"):
+        yield [*launch, "training/deploy.py", "--config", _shown(config)]
+    measure = expand(cell.measure, places)
+    compare = ["lpg-hf", "compare", measure["annotations"], "--masks", measure["masks"], "--dtype", "float32"]
+    for option in ("images", "split"):
+        if option in measure:
+            compare += [f"--{option}", measure[option]]
+    for number, name in enumerate(cell.generators):
+        yield [*compare, "--generators", expand(name, places), "--json", _shown(run / f"generator{number}.json")]
+    if cell.kind in ("generator", "stages"):
+        for stage in range(1, cell.settings.get("num_stages", 3) + 1):
+            lpg = run / "aux" / f"stage{stage}" / "lpg"
+            arguments = ["--generators", "lpg", "--model", _shown(lpg)]
+            config, name = json.loads((lpg / "config.json").read_text(encoding="utf-8")), f"stage{stage}"
+            if config["use_class_prob"]:
+                if config["class_prob_optional"]:
+                    yield [*compare, *arguments, "--json", _shown(run / f"{name}{ALONE}.json")]
+                arguments += ["--segmenter", _shown(run / "target" / f"stage{stage - 1}" / "segmenter")]
+            yield [*compare, *arguments, "--json", _shown(run / f"{name}.json")]
+
+
+class Commands:
+    """The commands of a run; what has finished is kept with its seconds, and is not run again."""
+
+    def __init__(self, run: Path, configuration: dict, lock: int | None = None) -> None:
+        """
+        Args:
+            run: folder for commands.json and output.log.
+            configuration: after a change of it everything runs again; training/ decides what it can go on with.
+            lock: file descriptor that the commands inherit.
+        """
+        self.path, self.log, self.lock = run / "commands.json", run / "output.log", lock
+        content = read_json(self.path) or {"configuration": None}
+        kept = content["finished"] if content["configuration"] == configuration else {}
+        self.content = {"configuration": configuration, "finished": kept}
+
+    def run(self, command: list[str], threads: int | None) -> None:
+        """Run a command in the repository root.
+
+        Args:
+            threads: for OMP_NUM_THREADS; None: as it is.
+
+        Raises:
+            RuntimeError: it failed; the message has the last lines of its output.
+        """
+        text = shlex.join(command)
+        if text in self.content["finished"]:
+            return
+        print(f"  {text}", flush=True)
+        began = time.monotonic()
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        with open(self.log, "ab") as output:
+            start = output.tell()
+            process = subprocess.Popen(
+                _executable(command),
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=[] if self.lock is None else [self.lock],
+            )
+            try:
+                status = process.wait()
+            except BaseException:  # Ctrl-C or a signal to stop: training goes on from its checkpoint the next time
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+                raise
+        if status:
+            said = self.log.read_bytes()[start:].decode("utf-8", "replace").splitlines()
+            last = "\n    ".join(line.rpartition("\r")[2] for line in said[-8:])
+            raise RuntimeError(f"exit status {status} of `{text}`. {_shown(self.log)} ends with\n    {last}")
+        self.content["finished"][text] = round(time.monotonic() - began, 2)
+        write_json(self.path, self.content)
+
+    def seconds(self, command: list[str]) -> float:
+        return self.content["finished"][shlex.join(command)]
+
+
+def _write_result(bench: Bench, cell: Cell, running: Commands) -> None:
+    run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
+    ran = list(commands(bench, cell, run / "settings.yaml", dict(bench.places)))
+    typed = list(commands(bench, cell, result / "settings.yaml", DEFAULT_PLACES))
+    seconds = [running.seconds(command) for command in ran]
+    if cell.settings:
+        write_text(result / "settings.yaml", _config_text(bench, cell, DEFAULT_PLACES))
+    metrics = {
+        "table": cell.table,
+        "row": cell.row,
+        "protocol": cell.protocol,
+        "seed": cell.seed,
+        "kind": cell.kind,
+        "label": cell.label,
+        **measured(cell, run),
+        "seconds": round(sum(seconds), 1),
+        "commands": [{"command": shlex.join(command), "seconds": s} for command, s in zip(typed, seconds)],
+        "configuration": json_like(cell.configuration),
+        **_surroundings(bench, cell),
+    }
+    log = thinned_log(run / "log.jsonl")
+    if log:
+        write_text(result / "log.jsonl", log)
+    write_json(result / "metrics.json", metrics)
+
+
+def measured(cell: Cell, run: Path) -> dict:
+    """What the commands of a cell left in its run folder.
+
+    Returns:
+        `boxes`: generator, or stage -> scores of the masks of the measured boxes. `training`: stage folder -> loss and seconds
+        over all starts. Of deploy.py: `box_fill` and `pseudo_masks` (stage -> scores on the training pictures of the target),
+        `segmenter` (stage -> scores, with `crf` those after a dense CRF) and `num_images`.
+    """
+    found: dict = {"boxes": {}}
+    for number, name in enumerate(cell.generators):
+        found["boxes"][name] = _compared(run / f"generator{number}.json")
+    for path in sorted(run.glob("stage*.json")):
+        found["boxes"][path.stem.removeprefix("stage").replace("_", " ")] = _compared(path)
+    trained = {}
+    for path in sorted(run.glob("*/stage*/*/metrics.json")):
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        trained[str(path.parent.relative_to(run))] = {key: metrics[key] for key in ("loss", "seconds", "device")}
+    if trained:
+        found["training"] = trained
+        found["training_seconds"] = round(sum(stage["seconds"] for stage in trained.values()), 1)
+    if cell.kind in ("stages", "deploy"):
+        mode = cell.settings.get("mode", "weak")
+        path = run / ("target" if mode == "weak" else f"target_{mode}") / "metrics.json"
+        target = json.loads(path.read_text(encoding="utf-8"))
+        details = target["details"]
+        found["num_images"] = target["num_images"]
+        if "box_fill" in details:
+            found["box_fill"] = _of_maps(details["box_fill"])
+        found["pseudo_masks"] = {stage: _of_maps(scores) for stage, scores in details["pseudo_masks"].items()}
+        found["segmenter"] = {
+            stage: _of_maps(scores) | ({"crf": _of_maps(scores["crf"])} if "crf" in scores else {})
+            for stage, scores in details["segmenter"].items()
+        }
+    return found
+
+
+def thinned_log(path: Path) -> str:
+    """At most `LINES_PER_PHASE` lines of each phase of a log.jsonl, evenly spaced, the last one among them; "" without a file."""
+    if not path.is_file():
+        return ""
+    phases: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        phases.setdefault(json.loads(line)["phase"], []).append(line)
+    kept = []
+    for lines in phases.values():
+        count = min(len(lines), LINES_PER_PHASE)
+        kept += [lines[(i + 1) * len(lines) // count - 1] for i in range(count)]
+    return "".join(f"{line}\n" for line in kept)
+
+
+def _compared(path: Path) -> dict:
+    (row,) = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    counts = {"num_pictures": row["num_pictures"], "num_boxes": row["num_boxes"], "num_skipped": len(row["skipped"])}
+    return {key: row["scores"][key] for key in (*SCORES, "boxes_per_second")} | counts
+
+
+def _of_maps(scores: dict) -> dict:
+    return {key: scores[key] for key in MAP_SCORES}
+
+
+def _config_text(bench: Bench, cell: Cell, places: dict[str, str]) -> str:
+    """The YAML file of a run: all its settings, checked."""
+    from training.config import settings_from_dict
+
+    settings = expand(cell.settings, places) | {"run_dir": _shown(bench.run_folder(cell.name))}
+    if cell.used is not None:
+        settings["stages"] = _shown(bench.run_folder(cell.used))
+    settings_from_dict(settings, f"the row {cell.table}/{cell.row} under {cell.protocol}")
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def _surroundings(bench: Bench, cell: Cell) -> dict:
+    """Settings without this machine's folders, versions and hardware."""
+    import torch
+
+    from lpg_hf.generators import resolve_dtype
+    from training.config import read_yaml, settings_from_dict
+    from training.models import package_versions
+    from training.stages import public_settings
+
+    found: dict = {}
+    if cell.settings:
+        values = read_yaml(str(bench.run_folder(cell.name) / "settings.yaml"))
+        found["settings"] = public_settings(settings_from_dict(values, "settings.yaml"))
+    found["versions"] = {"python": platform.python_version()} | package_versions()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found["hardware"] = {
+        "machine": platform.machine(),
+        "cpu_cores": cell.num_threads or cores,
+        "native_bf16": resolve_dtype("auto", "cpu") == torch.bfloat16,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return found
+
+
+def _executable(command: list[str]) -> list[str]:
+    """The command with this Python in place of the programs that its environment has."""
+    modules = {
+        "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
+        "lpg-hf": ["-m", "lpg_hf.cli"],
+        "python": [],
+    }
+    return [sys.executable, *modules[command[0]], *command[1:]]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """A lock that the commands inherit: a command that outlives the bench still keeps others from its folder."""
+    with open(path, "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"another process is at work in {_shown(path.parent)}") from None
+        yield file.fileno()
+
+
+def _shown(path: Path) -> str:
+    """A path as it is typed in the repository root."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def json_like(value: dict) -> dict:
+    """The value as it comes back from a json file."""
+    return json.loads(json.dumps(value))
+
+
+def read_json(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_json(path: Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file appears complete or not at all; folders are created."""
+    from lpg_hf.files import write_atomically
+
+    write_atomically(path, text.encode("utf-8"))
