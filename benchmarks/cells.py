@@ -1,6 +1,7 @@
 """The cells of the bench: every row file under each of its protocols with each of its seeds.
 
-A protocol, `benchmarks/protocols/NAME.yaml`, says what all its rows share:
+`benchmarks/common.yaml` has `settings` and `target` that all protocols share. A protocol, `benchmarks/protocols/NAME.yaml`, says what
+all its rows share besides:
 
     settings: {...}       of training.config.Settings: the auxiliary data and the generator
     target: {...}         more of them, for the kinds that also train segmenters: the target data and the segmenter
@@ -17,13 +18,15 @@ A row, `benchmarks/rows/TABLE/NAME.yaml`, says what is different:
     settings: {...}       a setting given here replaces the protocol's, also where it is a dict
     note: text            a remark or a decision, shown in the table
     uses: TABLE/NAME      deploy: the row whose stages are used (same protocol and seed)
+    compare_options: [--flip]      further arguments of `lpg-hf compare`
     generators: {...}     baseline: name as of `lpg-hf compare --generators` -> its name in the tables
     by_protocol: {...}    protocol -> any of label, seeds, minutes, settings, note, where they differ from the above
 
 `{data}` and `{weights}` in values stand for the folders of the data and of the weights.
 """
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -39,7 +42,7 @@ TABLES = ("stages", "baselines", "supervision", "ablations")
 _PROTOCOL_KEYS = {"settings", "target", "measure", "prepare"}
 _MEASURE_KEYS = {"annotations", "masks", "images", "split"}
 _SHARED_KEYS = {"label", "seeds", "minutes", "settings", "note"}
-_ROW_KEYS = _SHARED_KEYS | {"kind", "protocols", "by_protocol", "uses", "generators"}
+_ROW_KEYS = _SHARED_KEYS | {"kind", "protocols", "by_protocol", "uses", "generators", "compare_options"}
 # What a generator is without a segmenter; see training.config.Settings.segmenter.
 _ONE_GENERATOR = {"num_stages": 1, "stage1_class_prob": False, "segmenter": None}
 
@@ -62,6 +65,8 @@ class Cell:
         num_threads: CPU threads of each command; None: all cores.
         generators: baseline: name -> label.
         uses: deploy: `TABLE/NAME` of the row whose stages are used, or None.
+        used_configuration: of that cell.
+        compare_options: further arguments of `lpg-hf compare`.
         note: for the table.
     """
 
@@ -78,6 +83,8 @@ class Cell:
     num_threads: int | None = None
     generators: dict = field(default_factory=dict)
     uses: str | None = None
+    used_configuration: dict | None = None
+    compare_options: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -98,13 +105,14 @@ class Cell:
     @property
     def configuration(self) -> dict:
         """What the result depends on, fit for json; labels, notes and the places of data and weights do not matter."""
-        return {
+        options = {"compare_options": list(self.compare_options)} if self.compare_options else {}
+        return options | {
             "kind": self.kind,
             "settings": self.settings,
             "measure": self.measure,
             "prepare": list(self.prepare),
             "generators": list(self.generators),
-            "uses": self.uses,
+            "uses": self.used_configuration,
         }
 
 
@@ -117,15 +125,20 @@ def read_cells(definitions: Path) -> list[Cell]:
     Raises:
         ValueError: an unknown or missing key, kind, protocol, table or used row; the message names the file.
     """
-    protocols = {path.stem: _read_protocol(path) for path in sorted((definitions / "protocols").glob("*.yaml"))}
+    common = _read_yaml(definitions / "common.yaml", {"settings", "target"}, required={"settings", "target"})
+    protocols = {
+        path.stem: _read_protocol(path, common) for path in sorted((definitions / "protocols").glob("*.yaml"))
+    }
     cells = []
     for path in sorted((definitions / "rows").glob("*/*.yaml"), key=_place):
         if path.parent.name not in TABLES:
             raise ValueError(f"{path} is in no table that is rendered; the folders of rows are {', '.join(TABLES)}.")
         cells += _row_cells(path, protocols)
-    names = {cell.name for cell in cells}
-    for cell in cells:
-        if cell.used is not None and cell.used not in names:
+    of_name = {cell.name: cell for cell in cells}
+    for number, cell in enumerate(cells):
+        if cell.used in of_name:
+            cells[number] = replace(cell, used_configuration=of_name[cell.used].configuration)
+        elif cell.used is not None:
             raise ValueError(
                 f"row {cell.table}/{cell.row} uses {cell.used}, which no row file gives. Correct `uses`, or add the "
                 "protocol and the seed to the used row."
@@ -137,13 +150,16 @@ def select(cells: list[Cell], wanted: list[str], seed: int | None = None) -> lis
     """The cells whose name begins with one of the wanted paths (TABLE[/ROW[/PROTOCOL]]); no path means all.
 
     Raises:
-        ValueError: a path that no cell has.
+        ValueError: a path that no cell has, or a seed that none of the chosen has.
     """
     for path in wanted:
         if not any(_within(cell, path) for cell in cells):
             raise ValueError(f"there is no row {path}; `python benchmarks/tables.py list` shows all.")
     chosen = [cell for cell in cells if not wanted or any(_within(cell, path) for path in wanted)]
-    return [cell for cell in chosen if seed is None or cell.seed == seed]
+    of_seed = [cell for cell in chosen if seed is None or cell.seed == seed]
+    if chosen and not of_seed:
+        raise ValueError(f"none of the chosen rows has the seed {seed}; `python benchmarks/tables.py list` shows all.")
+    return of_seed
 
 
 def expand(value: object, places: dict[str, str]) -> object:
@@ -173,6 +189,11 @@ def differences(before: dict, now: dict) -> list[str]:
     return found
 
 
+def json_like(value: dict) -> dict:
+    """The value as it comes back from a json file."""
+    return json.loads(json.dumps(value))
+
+
 def _within(cell: Cell, path: str) -> bool:
     return f"{cell.name}/".startswith(path.strip("/") + "/")
 
@@ -183,10 +204,10 @@ def _place(path: Path) -> tuple[int, bool, str]:
     return TABLES.index(table) if table in TABLES else len(TABLES), path.stem not in ("base", "squeezenet"), path.stem
 
 
-def _read_protocol(path: Path) -> dict:
+def _read_protocol(path: Path, common: dict) -> dict:
     protocol = _read_yaml(path, _PROTOCOL_KEYS, required={"settings", "target", "measure"})
     _check_keys(protocol["measure"], _MEASURE_KEYS, {"annotations", "masks"}, f"measure of {path}")
-    return protocol
+    return protocol | {part: common[part] | protocol[part] for part in ("settings", "target")}
 
 
 def _row_cells(path: Path, protocols: dict[str, dict]) -> list[Cell]:
@@ -228,6 +249,7 @@ def _row_cells(path: Path, protocols: dict[str, dict]) -> list[Cell]:
                     num_threads=(protocol["settings"] | changes).get("num_threads"),
                     generators=row.get("generators", {}),
                     uses=row.get("uses"),
+                    compare_options=tuple(row.get("compare_options", ())),
                     note=merged.get("note", ""),
                 )
             )

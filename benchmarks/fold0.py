@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lpg_small import COCO_NAME_OF_VOC, joined
+from benchmarks.voc_target import forget_other_source
 from lpg_hf.data.formats.voc import read_voc, write_voc
 from lpg_hf.files import write_atomically
 from lpg_hf.label_maps import read_label_map, write_label_map
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with coco/ and voc/")
     parser.add_argument("out", type=Path, help="the new folder")
     arguments = parser.parse_args()
+    forget_other_source(arguments.out, arguments.data)
     if not (arguments.out / "auxiliary.json").is_file():
         content = json.dumps(auxiliary(joined(arguments.data))).encode("utf-8")
         write_atomically(arguments.out / "auxiliary.json", content)

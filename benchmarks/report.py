@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, differences, json_like
 
 
 HEAD = """# Tables
@@ -115,11 +115,13 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     both = {line.cell.row for line in of("stages", "voc_coco60")}
     for protocol in ("coco60_voc", "voc_coco60"):
         parts += [f"### {DIRECTIONS[protocol]}\n", stage_table(of("stages", protocol, *both), link)]
-    parts += ["## Fold 0 of PASCAL-5i\n", stage_table(of("stages", "fold0"), link)]
+    parts += ["## Fold 0 of PASCAL-5i\n", FOLD0, stage_table(of("stages", "fold0"), link)]
     parts += ["## Ablations\n", ABLATIONS, ablation_table([x for x in lines if x.cell.table == "ablations"], link)]
     return "\n".join(parts)
 
 
+FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the target classes are background there.
+"""
 ABLATIONS = """One change at a time, one generator without class probability, at about equal time. Masks of the measured boxes; the difference to
 the base row in points.
 """
@@ -153,7 +155,7 @@ def stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: bool
             full = _values_with_full_supervision(line, lines, stage) if of_full else []
             if full:
                 cells["of full"] = f"{mean(line.values('segmenter', stage, 'mean_iou')) / mean(full):.3f}"
-            if stage == "0":  # what stage 0 is trained on
+            if stage == "0" and _mode(line) == "weak":  # what stage 0 is trained on
                 cells["masks fg"] = percent(line.values("box_fill", "foreground_mean_iou"))
                 cells["masks bg"] = percent(line.values("box_fill", "mean_iou"))
             table.append(cells | _ends(line, link, first=stage == stages[0]))
@@ -271,6 +273,7 @@ def _ends(line: Line, link: Callable[[Line], str], first: bool = True) -> dict[s
 
 
 def _lines(cells: Iterable[Cell], results: Path) -> list[Line]:
+    """The rows; what was measured with another configuration than the row has now counts as not run."""
     grouped: dict[str, list[Cell]] = {}
     for cell in cells:
         grouped.setdefault(cell.line, []).append(cell)
@@ -278,6 +281,10 @@ def _lines(cells: Iterable[Cell], results: Path) -> list[Line]:
     for group in grouped.values():
         files = [results / cell.name / "metrics.json" for cell in sorted(group, key=lambda cell: cell.seed)]
         metrics = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        of_seed = {cell.seed: cell for cell in group}
+        metrics = [
+            m for m in metrics if not differences(m["configuration"], json_like(of_seed[m["seed"]].configuration))
+        ]
         lines.append(Line(tuple(sorted(group, key=lambda cell: cell.seed)), tuple(metrics)))
     return lines
 

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from benchmarks.cells import Cell, differences, expand
+from benchmarks.cells import Cell, differences, expand, json_like
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +55,13 @@ class Bench:
         return self.results / name
 
     def finished(self, cell: Cell) -> dict | None:
-        """metrics.json of the cell, or None."""
+        """metrics.json of the cell, whatever its configuration was, or None."""
         return read_json(self.result_folder(cell.name) / "metrics.json")
+
+    def is_up_to_date(self, cell: Cell) -> bool:
+        """Whether it is finished, with the configuration that its row has now."""
+        metrics = self.finished(cell)
+        return metrics is not None and not differences(metrics["configuration"], json_like(cell.configuration))
 
 
 def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
@@ -76,7 +81,8 @@ def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
     """
     run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
     run.mkdir(parents=True, exist_ok=True)
-    with _alone(run.with_name(run.name + ".lock")) as lock:
+    with ExitStack() as held:
+        lock = held.enter_context(_alone(run.with_name(run.name + ".lock")))
         if redo:
             shutil.rmtree(run)
             shutil.rmtree(result, ignore_errors=True)
@@ -91,7 +97,13 @@ def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
                 f"measure it again, which goes on with {_shown(run)} if the training is the same, or pass --redo to "
                 "begin from nothing."
             )
-        if cell.used is not None and not (bench.run_folder(cell.used) / "aux").is_dir():
+        if cell.used is not None:
+            stages = bench.run_folder(cell.used)
+            held.enter_context(_alone(stages.with_name(stages.name + ".lock"), shared=True))
+        if (
+            cell.used is not None
+            and not (stages / "aux" / f"stage{cell.settings.get('num_stages', 3)}" / "lpg").is_dir()
+        ):
             raise FileNotFoundError(
                 f"{cell.name} uses the stages of {cell.used}, which are not in {_shown(bench.run_folder(cell.used))}. "
                 f"Run `python benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed}` first, with --redo if "
@@ -123,6 +135,7 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
         yield [*launch, "training/deploy.py", "--config", _shown(config)]
     measure = expand(cell.measure, places)
     compare = ["lpg-hf", "compare", measure["annotations"], "--masks", measure["masks"], "--dtype", "float32"]
+    compare += cell.compare_options
     for option in ("images", "split"):
         if option in measure:
             compare += [f"--{option}", measure[option]]
@@ -132,9 +145,9 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
         for stage in range(1, cell.settings.get("num_stages", 3) + 1):
             lpg = run / "aux" / f"stage{stage}" / "lpg"
             arguments = ["--generators", "lpg", "--model", _shown(lpg)]
-            config, name = json.loads((lpg / "config.json").read_text(encoding="utf-8")), f"stage{stage}"
-            if config["use_class_prob"]:
-                if config["class_prob_optional"]:
+            architecture, name = json.loads((lpg / "config.json").read_text(encoding="utf-8")), f"stage{stage}"
+            if architecture["use_class_prob"]:
+                if architecture.get("class_prob_optional", False):
                     yield [*compare, *arguments, "--json", _shown(run / f"{name}{ALONE}.json")]
                 arguments += ["--segmenter", _shown(run / "target" / f"stage{stage - 1}" / "segmenter")]
             yield [*compare, *arguments, "--json", _shown(run / f"{name}.json")]
@@ -332,24 +345,24 @@ def _executable(command: list[str]) -> list[str]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    """A lock that the commands inherit: a command that outlives the bench still keeps others from its folder."""
+def _alone(path: Path, *, shared: bool = False) -> Iterator[int]:
+    """A lock that the commands inherit: a command that outlives the bench still keeps others from its folder.
+
+    Args:
+        shared: with others that only read the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="ascii") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"another process is at work in {_shown(path.parent)}") from None
+            raise Busy(f"another process is at work in {_shown(path.with_suffix(''))}") from None
         yield file.fileno()
 
 
 def _shown(path: Path) -> str:
     """A path as it is typed in the repository root."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def json_like(value: dict) -> dict:
-    """The value as it comes back from a json file."""
-    return json.loads(json.dumps(value))
 
 
 def read_json(path: Path) -> dict | None:

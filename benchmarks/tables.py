@@ -32,7 +32,7 @@ def run(bench: Bench, cells: list[Cell], *, redo: bool = False) -> int:
     Returns:
         Exit status: 1 if a cell failed.
     """
-    waiting = [cell for cell in cells if redo or bench.finished(cell) is None]
+    waiting = [cell for cell in cells if redo or not bench.is_up_to_date(cell)]
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {remaining(waiting)}")
     failed = {}
     for number, cell in enumerate(cells, start=1):
@@ -57,9 +57,9 @@ def show(bench: Bench, cells: list[Cell]) -> None:
     """One line per cell, and what is left to do."""
     width = max((len(cell.name) for cell in cells), default=0)
     for cell in cells:
-        state = "finished" if bench.finished(cell) is not None else "not run"
+        state = "finished" if bench.is_up_to_date(cell) else "not run" if bench.finished(cell) is None else "changed"
         print(f"{cell.name:<{width}}  {cell.kind:<9}  {state:<8}  {duration(cell.minutes)}")
-    print(remaining([cell for cell in cells if bench.finished(cell) is None]))
+    print(remaining([cell for cell in cells if not bench.is_up_to_date(cell)]))
 
 
 def remaining(cells: list[Cell]) -> str:

@@ -8,7 +8,14 @@ What is there already is left alone.
 """
 
 import argparse
+import shutil
+import sys
 from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpg_hf.files import write_atomically
 
 
 PARTS = ("train", "train_val20")
@@ -21,11 +28,19 @@ def write_target(voc: Path, out: Path) -> None:
     (out / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
     for path in [p for p in voc.iterdir() if p.name != "ImageSets"] + sorted(lists.glob("*.txt")):
         link = out / path.relative_to(voc)
-        if not link.is_symlink():
-            link.symlink_to(path.resolve(), target_is_directory=path.is_dir())
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve(), target_is_directory=path.is_dir())
     names = [name for part in PARTS for name in (lists / f"{part}.txt").read_text(encoding="utf-8").split()]
     text = "".join(f"{name}\n" for name in dict.fromkeys(names))
-    (out / "ImageSets" / "Segmentation" / f"{LIST}.txt").write_text(text, encoding="utf-8")
+    write_atomically(out / "ImageSets" / "Segmentation" / f"{LIST}.txt", text.encode("utf-8"))
+
+
+def forget_other_source(out: Path, data: Path) -> None:
+    """Deletes a prepared folder that was made from another data folder."""
+    stamp, source = out / "source.txt", str(data.resolve())
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") != source:
+        shutil.rmtree(out)
+    write_atomically(stamp, source.encode("utf-8"))
 
 
 def main() -> None:
@@ -33,6 +48,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with voc/")
     parser.add_argument("out", type=Path, help="the new folder")
     arguments = parser.parse_args()
+    forget_other_source(arguments.out, arguments.data)
     if not (arguments.out / "ImageSets" / "Segmentation" / f"{LIST}.txt").is_file():
         write_target(arguments.data / "voc", arguments.out)
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def save(path: Path, content: dict) -> None:
 
 def define(folder: Path, rows: dict[str, dict], protocols: tuple[str, ...] = ("coco60_voc",)) -> list[Cell]:
     """The cells of row files that are written below `folder`."""
+    save(folder / "common.yaml", {"settings": {}, "target": {}})
     for protocol in protocols:
         save(folder / "protocols" / f"{protocol}.yaml", TINY_PROTOCOL)
     for name, row in rows.items():
@@ -83,7 +85,8 @@ def finish(results: Path, cell: Cell, **metrics: object) -> None:
     """A metrics.json as a run of the cell leaves it."""
     path = results / cell.name / "metrics.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seed": cell.seed} | metrics), encoding="utf-8")
+    content = {"seed": cell.seed, "configuration": cell.configuration} | metrics
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def boxes(fg: float, bg: float) -> dict:
@@ -317,6 +320,24 @@ def test_a_cell_on_which_another_process_works_is_left_out(bench, generator, cap
     assert "left out" in capsys.readouterr().out and bench.finished(generator) is None
 
 
+def test_a_row_that_uses_stages_waits_while_they_are_trained(bench, tmp_path):
+    rows = {"stages/z": {"kind": "stages"}, "stages/a": {"kind": "deploy", "uses": "stages/z"}}
+    used, user = define(tmp_path, rows)
+    lock = bench.run_folder(used.name).with_name("seed0.lock")
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Busy):
+            run_cell(bench, user)
+
+
+def test_a_change_of_the_used_row_is_a_change_of_the_row_that_uses_it(tmp_path):
+    rows: dict = {"stages/z": {"kind": "stages"}, "stages/a": {"kind": "deploy", "uses": "stages/z"}}
+    before = define(tmp_path, rows)[1].configuration
+    rows["stages/z"] |= {"settings": {"lpg_steps": 9}}
+    assert differences(before, define(tmp_path, rows)[1].configuration) == ["uses.settings.lpg_steps: 2 then, 9 now"]
+
+
 def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench, tmp_path):
     (cell,) = define(tmp_path, {"stages/all": {"kind": "stages", "settings": {"num_stages": 2}}})
     run = bench.run_folder(cell.name)
@@ -325,6 +346,10 @@ def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench,
         lpg.mkdir(parents=True)
         (lpg / "config.json").write_text(json.dumps({"use_class_prob": use_class_prob}))
     em, deploy, first, second = commands(bench, cell, run / "settings.yaml", dict(bench.places))
+    optional = {"use_class_prob": True, "class_prob_optional": True}
+    (run / "aux/stage2/lpg/config.json").write_text(json.dumps(optional))
+    *_, alone, again = commands(bench, cell, run / "settings.yaml", dict(bench.places))
+    assert "--segmenter" not in alone and alone[-1].endswith("stage2_without_segmenter.json") and again == second
     assert "training/em.py" in em and "training/deploy.py" in deploy
     assert "--segmenter" not in first and first[first.index("--model") + 1].endswith("aux/stage1/lpg")
     assert second[second.index("--model") + 1].endswith("aux/stage2/lpg")
@@ -359,14 +384,21 @@ def test_stopping_the_bench_stops_its_command(tmp_path):
 
     name = tmp_path / "pid"
     wait = python(f"import os, time; open({str(name)!r}, 'w').write(str(os.getpid())); time.sleep(100)")
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(2)
+    before = signal.signal(signal.SIGUSR1, stop)
+
+    def stop_when_started():
+        while not (name.is_file() and name.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=stop_when_started)
+    thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             Commands(tmp_path, {}).run(wait, None)
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int(name.read_text()), 0)
 
@@ -524,6 +556,15 @@ def test_what_has_not_been_run_stands_there_with_its_minutes(tmp_path):
     lines = table_rows(render(cells, tmp_path / "bench", tmp_path))
     assert {"": "ours", "run": "not run (about 7 minutes)"} in lines
     assert lines[-1]["runs"].endswith("seed 0 not run (about 7 minutes)") and "[seed 1]" in lines[-1]["runs"]
+
+
+def test_what_was_measured_with_another_configuration_is_not_shown(tmp_path):
+    (cell,) = define(tmp_path, {"ablations/base": {"kind": "generator"}})
+    finish(tmp_path / "bench", cell, boxes={"1": boxes(0.7, 0.72)}, training_seconds=300)
+    assert "70.0" in render([cell], tmp_path / "bench", tmp_path)
+    (changed,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg_steps": 9}}})
+    text = render([changed], tmp_path / "bench", tmp_path)
+    assert "70.0" not in text and "not run (about 7 minutes)" in text
 
 
 def test_generators_stand_beside_the_stages_on_the_same_boxes(tmp_path):

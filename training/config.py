@@ -168,11 +168,25 @@ class Settings:
             )
         if not self.run_dir.strip():
             raise ValueError("run_dir is empty; name the folder that the run is written to.")
-        for name in ("lpg_low_detail", "lpg_class_prob_dropout", "lpg_color_jitter"):
+        for name in ("lpg_low_detail", "lpg_color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a share: it must lie in [0, 1].")
-        if not 0 <= self.lpg_ema < 1:
-            raise ValueError(f"lpg_ema={self.lpg_ema} must lie in [0, 1).")
+        for name in ("lpg_class_prob_dropout", "lpg_ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if self.lpg_class_prob_dropout > 0 and self.num_stages == 1 and not self.stage1_class_prob:
+            raise ValueError(
+                f"lpg_class_prob_dropout={self.lpg_class_prob_dropout}, but the only stage takes no class probability: set it "
+                "to 0, or stage1_class_prob to true."
+            )
+        for name in ("backbone", "use_class_prob", "class_prob_optional"):
+            if name in self.lpg_config:
+                setting = {"backbone": "lpg_backbone", "use_class_prob": "stage1_class_prob"}.get(
+                    name, "lpg_class_prob_dropout"
+                )
+                raise ValueError(f"lpg_config has {name}, which follows from {setting}: set that.")
+        if self.lpg_low_detail > 0 and self.view != "box":
+            raise ValueError(f"lpg_low_detail={self.lpg_low_detail} is for box views: set it to 0, or view to box.")
         if self.lpg_init is not None and self.lpg_weights is not None:
             raise ValueError(
                 f"lpg_init={self.lpg_init} and lpg_weights={self.lpg_weights} are both set: keep one of them."

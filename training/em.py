@@ -38,6 +38,11 @@ def run_em(settings: Settings) -> None:
     accelerator = start_run(settings, "em_settings.json")
     rows = load_aux(accelerator, settings)
     num_labels = len(class_names(rows)) + 1
+    if settings.lpg_target == "object" and "mask" in rows.column_names:
+        raise ValueError(
+            "lpg_target=object, but the auxiliary set has maps of classes, which do not tell objects apart. Set lpg_target to "
+            "class, or give a COCO file with masks."
+        )
     accelerator.print(f"auxiliary set: {len(rows)} images, {num_labels - 1} classes")
     aux = Path(settings.run_dir) / "aux"
     if settings.segmenter is None:

@@ -38,7 +38,7 @@ OWN_SEGMENTERS = {"largefov": DeepLabLargeFOVConfig, "deeplab-v2": DeepLabV2Conf
 NOT_OF_THE_NETWORK = {
     "use_class_prob",
     "class_prob_optional",
-    "freeze_encoder_stages",
+    "num_frozen_stages",
     "outside_box_loss_weight",
     "semantic_loss_ignore_index",
 }
@@ -137,11 +137,8 @@ def _continue_from(model: LPGModel, settings: Settings) -> None:
             raise ValueError(
                 f"lpg_{name}={ours.tolist()}, but lpg_init={init} has {theirs.tolist()}: take its values."
             )
-    theirs, ours = source.config.to_dict(), model.config.to_dict()
-    of_network = sorted(ours.keys() - PreTrainedConfig().to_dict().keys() - NOT_OF_THE_NETWORK)
-    differing = [
-        f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in of_network if theirs.get(key) != ours[key]
-    ]
+    theirs, ours = network_fields(source.config), network_fields(model.config)
+    differing = [f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]]
     if source.config.use_class_prob and not model.config.use_class_prob:
         differing.append("use_class_prob: True there, False here")
     if differing:
@@ -150,6 +147,16 @@ def _continue_from(model: LPGModel, settings: Settings) -> None:
             "lpg_config and stage1_class_prob to its values."
         )
     model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
+
+
+def network_fields(config: PreTrainedConfig) -> dict:
+    """The fields that say which network it is: without those that all configs have, and those that training may change."""
+    fields = {}
+    for key, value in config.to_dict().items():
+        if key not in PreTrainedConfig().to_dict() and key not in NOT_OF_THE_NETWORK:
+            nested = getattr(config, key)
+            fields[key] = network_fields(nested) if isinstance(nested, PreTrainedConfig) else value
+    return fields
 
 
 def widen_inputs(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

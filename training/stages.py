@@ -42,8 +42,8 @@ Labels = Callable[[int, dict], np.ndarray]
 
 def start_run(settings: Settings, record: str) -> Accelerator:
     """The accelerator of a run whose settings are kept in `run_dir/record`."""
-    # Some segmenters of transformers have an auxiliary head that takes no part in the loss.
-    unused_parameters = settings.segmenter not in OWN_SEGMENTERS
+    # Some segmenters of transformers have an auxiliary head that takes no part in the loss, some backbones a last norm.
+    unused_parameters = settings.segmenter not in OWN_SEGMENTERS or settings.lpg_backbone == "auto"
     accelerator = Accelerator(
         mixed_precision=usable_precision(settings.mixed_precision),
         log_with=settings.log_with,
@@ -204,7 +204,11 @@ def compute_used(accelerator: Accelerator) -> dict:
     """The kind of machine that a stage was trained on, for its card."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "processes": accelerator.num_processes}
+    return {
+        "device": name,
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+    }
 
 
 def add_metrics(accelerator: Accelerator, folder: Path, values: dict) -> None:

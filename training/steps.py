@@ -130,6 +130,12 @@ def train(
     checkpoints = Checkpoints(folder, settings.keep_checkpoints)
     state = checkpoints.load(accelerator.print) or {"step": 0, "losses": [], "seconds": 0.0}
     start, seconds_before = state["step"], state["seconds"]
+    precision = state.get("mixed_precision", accelerator.mixed_precision)
+    if precision != accelerator.mixed_precision:
+        raise ValueError(
+            f"{phase} was begun with mixed_precision {precision}, and this machine would go on with "
+            f"{accelerator.mixed_precision}. Go on where it was begun, or start anew with another run_dir."
+        )
     if start:
         model.load_state_dict(state["model"])
         accelerator.print(f"{phase}: resumed at step {start} of {num_steps}")
@@ -204,6 +210,7 @@ def train(
                     "model": raw_model.state_dict(),
                     "optimizer": optimizer.optimizer.state_dict(),
                     "losses": losses,
+                    "mixed_precision": accelerator.mixed_precision,
                     "seconds": seconds_before + time.monotonic() - began,
                 }
                 if average is not None:

@@ -186,7 +186,8 @@ def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run
     if settings.get("stage_init") == "previous" and (stage.kind, stage.number - 1) in present:
         context["base_model"] = stage_repo_id(run_id, stage.kind, stage.number - 1)
     else:
-        weights = str(settings.get(f"{stage.kind}_weights") or "").split(":")[0]
+        init = settings.get("lpg_init") if stage.kind == "lpg" else None
+        weights = str(init or settings.get(f"{stage.kind}_weights") or "").split(":")[0]
         named = str(settings.get("segmenter") or "") if stage.kind == "segmenter" else ""
         context["base_model"] = next((name for name in (weights, named) if name.count("/") == 1), None)
     target = stage.folder.parents[2] / "target"

@@ -35,7 +35,7 @@ class LPGConfig(PreTrainedConfig):
         decoder_size: encoders; channels of the top-down decoder.
         context_size: encoders; channels of each level that is coarser than the encoder, down to stride 64.
         stem_size: encoders; channels of the strided stem through which image, boxes and probability enter.
-        freeze_encoder_stages: encoders; so many stages, counted from the image, keep their weights and batch statistics.
+        num_frozen_stages: encoders; so many stages, counted from the image, keep their weights and batch statistics.
             A stage of squeezenet and vgg16 ends before a pooling; the first one of a backbone is its embeddings.
         output_stride: resnets; stride of the trunk's last feature map (8, 16 or 32). Logits always have stride 4.
         outside_box_loss_weight: weight of the loss outside the boxes, where the mask is cut away anyway.
@@ -58,7 +58,7 @@ class LPGConfig(PreTrainedConfig):
     decoder_size: int = 96
     context_size: int = 256
     stem_size: int = 32
-    freeze_encoder_stages: int = 0
+    num_frozen_stages: int = 0
     output_stride: int = 8
     outside_box_loss_weight: float | int = 1.0
     semantic_loss_ignore_index: int = 255
@@ -79,9 +79,9 @@ class LPGConfig(PreTrainedConfig):
                 f"backbone={self.backbone!r} and backbone_config={'None' if self.backbone_config is None else '...'} do not "
                 "fit: backbone='auto' needs the config of a transformers backbone, the others take none."
             )
-        if self.freeze_encoder_stages < 0 or (self.freeze_encoder_stages > 0 and self.backbone not in ENCODERS):
+        if self.num_frozen_stages < 0 or (self.num_frozen_stages > 0 and self.backbone not in ENCODERS):
             raise ValueError(
-                f"freeze_encoder_stages={self.freeze_encoder_stages} does not fit backbone={self.backbone!r}: it is at "
+                f"num_frozen_stages={self.num_frozen_stages} does not fit backbone={self.backbone!r}: it is at "
                 f"least 0, and 0 for all but {', '.join(ENCODERS)}, whose encoder sees the image alone."
             )
         if len(self.hidden_sizes) != len(self.depths) or len(self.depths) < 2:

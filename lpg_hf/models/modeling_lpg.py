@@ -269,7 +269,7 @@ class BackboneEncoder(nn.Module):
         if embeddings is None or stages is None:
             raise ValueError(
                 f"{type(self.backbone).__name__} has no embeddings and encoder stages to be told apart: set "
-                "freeze_encoder_stages to 0."
+                "num_frozen_stages to 0."
             )
         return [embeddings, *stages]
 
@@ -306,7 +306,7 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         num_prompts = config.in_channels - 3
         self.encoder = _encoder(config)
-        self.num_frozen = config.freeze_encoder_stages
+        self.num_frozen = config.num_frozen_stages
         self._freeze()
         self.context = nn.ModuleList()
         channels = list(self.encoder.hidden_sizes)
@@ -336,7 +336,7 @@ class EncoderDecoder(nn.Module):
         stages = self.encoder.stages() if self.num_frozen else []
         if self.num_frozen > len(stages):
             raise ValueError(
-                f"freeze_encoder_stages={self.num_frozen}, but this encoder has {len(stages)} stages. Choose at most that."
+                f"num_frozen_stages={self.num_frozen}, but this encoder has {len(stages)} stages. Choose at most that."
             )
         for stage in stages[: self.num_frozen]:
             stage.requires_grad_(False).eval()

@@ -263,7 +263,7 @@ def frozen(model) -> set[str]:
 
 @pytest.mark.parametrize("backbone", ENCODERS)
 def test_frozen_stages_learn_nothing_and_all_else_does(backbone):
-    model, values = build(backbone, freeze_encoder_stages=2), inputs(64, 64, batch=4)
+    model, values = build(backbone, num_frozen_stages=2), inputs(64, 64, batch=4)
     early = {name for name in model.state_dict() if re.match(rf"generator\.encoder\.{FROZEN[backbone]}\.", name)}
     parameters = dict(model.named_parameters())
     assert early and frozen(model) == early & set(parameters)
@@ -280,24 +280,24 @@ def test_frozen_stages_learn_nothing_and_all_else_does(backbone):
 
 @pytest.mark.parametrize("backbone", ENCODERS)
 def test_loaded_stages_are_frozen_as_the_config_says(backbone, tmp_path):
-    model = build(backbone, freeze_encoder_stages=1)
+    model = build(backbone, num_frozen_stages=1)
     model.save_pretrained(tmp_path)
     assert frozen(LPGModel.from_pretrained(tmp_path)) == frozen(model) != set()
-    assert frozen(LPGModel.from_pretrained(tmp_path, freeze_encoder_stages=0)) == set()
-    all_frozen = LPGModel.from_pretrained(tmp_path, freeze_encoder_stages=len(model.generator.encoder.stages()))
+    assert frozen(LPGModel.from_pretrained(tmp_path, num_frozen_stages=0)) == set()
+    all_frozen = LPGModel.from_pretrained(tmp_path, num_frozen_stages=len(model.generator.encoder.stages()))
     encoder = {f"generator.encoder.{name}" for name, _ in model.generator.encoder.named_parameters()}
     assert frozen(all_frozen) == encoder
 
 
 def test_stages_that_cannot_be_frozen_are_refused():
-    with pytest.raises(ValueError, match="freeze_encoder_stages=6, but this encoder has 5 stages"):
-        build("vgg16", freeze_encoder_stages=6)
-    for fields in ({"freeze_encoder_stages": -1}, {"backbone": "hourglass", "freeze_encoder_stages": 1}):
-        with pytest.raises(ValueError, match="freeze_encoder_stages=.* does not fit backbone"):
+    with pytest.raises(ValueError, match="num_frozen_stages=6, but this encoder has 5 stages"):
+        build("vgg16", num_frozen_stages=6)
+    for fields in ({"num_frozen_stages": -1}, {"backbone": "hourglass", "num_frozen_stages": 1}):
+        with pytest.raises(ValueError, match="num_frozen_stages=.* does not fit backbone"):
             build(**fields)
     without_embeddings = {"model_type": "dinov3_convnext", **TINY_STAGES}
-    with pytest.raises(ValueError, match="DINOv3ConvNextBackbone has no embeddings .*set freeze_encoder_stages to 0"):
-        build("auto", backbone_config=without_embeddings, freeze_encoder_stages=1)
+    with pytest.raises(ValueError, match="DINOv3ConvNextBackbone has no embeddings .*set num_frozen_stages to 0"):
+        build("auto", backbone_config=without_embeddings, num_frozen_stages=1)
 
 
 # Inputs

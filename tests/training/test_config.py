@@ -86,8 +86,8 @@ def test_a_run_that_is_older_than_a_setting_had_its_default(settings, tmp_path):
     record = tmp_path / "settings.json"
     check_same_run(settings, record)
     before = json.loads(record.read_text(encoding="utf-8"))
-    del before["lpg_low_detail"]
+    del before["lpg_color_jitter"]
     record.write_text(json.dumps(before), encoding="utf-8")
     check_same_run(settings, record)
-    with pytest.raises(ValueError, match="lpg_low_detail: 0.0 then, 0.5 now"):
-        check_same_run(dataclasses.replace(settings, lpg_low_detail=0.5), record)
+    with pytest.raises(ValueError, match="lpg_color_jitter: 0.0 then, 0.5 now"):
+        check_same_run(dataclasses.replace(settings, lpg_color_jitter=0.5), record)

@@ -125,10 +125,15 @@ def test_an_auto_backbone_has_config_and_weights_of_its_folder(settings, resnet_
         torch.testing.assert_close(wider.eval()(x, box_mask, torch.rand(2, 1, 64, 64)).logits, expected)
 
 
-def test_an_auto_backbone_without_weights_starts_from_its_config(settings):
+def test_an_auto_backbone_without_weights_starts_from_its_config(settings, tmp_path):
     backbone_config = {"model_type": "convnext", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
     model = build_lpg(auto_settings(settings, None, backbone_config=backbone_config), True, None)
     assert model.generator.encoder.hidden_sizes == (8, 8, 8, 8)
+    save_stage(tmp_path / "lpg", model, lpg_processor(settings), {})
+    init = dataclasses.replace(
+        auto_settings(settings, None, backbone_config=backbone_config), lpg_init=str(tmp_path / "lpg")
+    )
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in build_lpg(init, True, None).state_dict().items())
     with pytest.raises(ValueError, match="backbone_config has fields that ConvNextConfig lacks: hidden_size"):
         build_lpg(auto_settings(settings, None, backbone_config=backbone_config | {"hidden_size": 8}), True, None)
     with pytest.raises(OSError, match="lpg_weights .*nowhere cannot be loaded"):
@@ -142,7 +147,7 @@ def test_vgg16_starts_from_imagenet_with_its_early_stages_frozen(settings, tmp_p
         settings,
         lpg_backbone="vgg16",
         lpg_weights=str(tmp_path / "vgg16.safetensors"),
-        lpg_config=DECODER | {"freeze_encoder_stages": 2},
+        lpg_config=DECODER | {"num_frozen_stages": 2},
     )
     encoder = build_lpg(settings, False, None).generator.encoder
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())

@@ -11,6 +11,7 @@ from tiny_run import LARGEFOV, launch, weights
 from torch import nn
 
 from lpg_hf.data.examples import box_label_map
+from training.checkpoint import Checkpoints
 from training.config import settings_from_dict
 from training.data import load_aux, load_target
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
@@ -143,6 +144,18 @@ def test_averaged_weights_are_between_the_steps_and_survive_a_restart(accelerato
         trained(tmp_path / "b", 0.7, stop_after=4 * settings.lpg_batch_size + 1)
     resumed = trained(tmp_path / "b", 0.7)
     assert all(torch.equal(resumed[name], value) for name, value in averaged.items())
+
+
+def test_a_run_that_would_go_on_in_another_precision_is_refused(accelerator, settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    settings = dataclasses.replace(settings, checkpoint_every=2, run_dir=str(tmp_path / "run"))
+    trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=2)
+    checkpoint = tmp_path / "a" / "checkpoints" / "step_2.pt"
+    before = torch.load(checkpoint, weights_only=True)
+    assert before["mixed_precision"] == "no"
+    Checkpoints(tmp_path / "a" / "checkpoints", 2).save(2, before | {"mixed_precision": "bf16"})
+    with pytest.raises(ValueError, match="begun with mixed_precision bf16.*go on with no"):
+        trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=4)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain, tmp_path):
