@@ -143,16 +143,19 @@ def test_broken_folders_are_named(stage: Path, tmp_path_factory: pytest.TempPath
         write_card(stage)
 
 
-@pytest.mark.parametrize("use_class_prob", [False, True])
-def test_usage_of_the_lpg_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_class_prob: bool):
+@pytest.mark.parametrize("use_class_prob, optional", [(False, False), (True, False), (True, True)])
+def test_usage_of_the_lpg_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_class_prob: bool, optional: bool
+):
     from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
 
     small = {"embedding_size": 4, "hidden_sizes": (4, 4), "depths": (1, 1), "neck_size": 4, "head_size": 4}
-    LPGModel(LPGConfig(use_class_prob=use_class_prob, **small)).save_pretrained(tmp_path)
+    config = LPGConfig(use_class_prob=use_class_prob, class_prob_optional=optional, **small)
+    LPGModel(config).save_pretrained(tmp_path)
     LPGImageProcessor().save_pretrained(tmp_path)
     Image.new("RGB", (150, 160), "red").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    scope = {"class_probs": torch.full((2, 160, 150), 0.5)}
+    scope: dict = {} if optional else {"class_probs": torch.full((2, 160, 150), 0.5)}
 
     def segmenter() -> SimpleNamespace:
         return SimpleNamespace(logits=torch.zeros(1, 2, 160, 150))
