@@ -305,6 +305,7 @@ def _markdown(table: list[dict[str, str]]) -> str:
     if not table:
         return "No row.\n"
     titles = list(dict.fromkeys(title for cells in table for title in cells))
+    titles.sort(key=lambda title: title in ("note", "run", "runs"))
     titles = [title for title in titles if any(cells.get(title) for cells in table)]
     lines = ["| " + " | ".join(titles) + " |", "| " + " | ".join("---" for _ in titles) + " |"]
     lines += ["| " + " | ".join(cells.get(title, "") for title in titles) + " |" for cells in table]
