@@ -129,6 +129,14 @@ def test_without_a_segmenter_one_generator_is_trained_and_nothing_else(values, t
     assert result.returncode != 0 and "segmenter is null" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_objects_cannot_be_learnt_from_maps_of_classes(values, tmp_path):
+    of_voc = {"aux_format": "voc", "aux_root": values["target_root"], "aux_split": "train"}
+    changed = values | of_voc | {"aux_annotations": None, "aux_images": None, "view": "box", "lpg_target": "object"}
+    result = launch("em.py", changed, tmp_path / "run")
+    assert result.returncode != 0 and "lpg_target=object, but the auxiliary set has maps of classes" in result.stderr
+    assert not (tmp_path / "run" / "aux" / "stage0").exists()
+
+
 def test_a_fixed_stage_makes_the_masks_of_every_round(values, finished_run, tmp_path):
     """Round 1 then has the masks of the last generator, round 2 those that a fresh run of its own gives."""
     changed = values | {"fixed_stage": 2, "stages": str(finished_run)}
