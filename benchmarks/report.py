@@ -123,7 +123,7 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
 FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the target classes are background there.
 """
 ABLATIONS = """One change at a time, one generator without class probability, at about equal time. Masks of the measured boxes; the difference to
-the base row in points.
+the base row in points. s: seconds of the training, of which other work on the same cores is a part; the number of steps is in the labels' files.
 """
 
 

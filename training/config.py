@@ -28,9 +28,8 @@ class Settings:
     num_stages: int = 3
     stage1_class_prob: bool = True  # stage-1 LPG sees the box-trained segmenter (paper); False: image and boxes only
     stage_init: str = "previous"  # a stage's networks start from the stage before, or from the "initial" weights
-    mixed_precision: str = (
-        "no"  # no, bf16, fp16, or auto: bf16 where the hardware has it; softmax and losses stay float32
-    )
+    # no, bf16, fp16, or auto: bf16 where the hardware has it; softmax and losses stay float32
+    mixed_precision: str = "no"
     channels_last: bool = True
     sync_batch_norm: bool = False  # batch statistics over all processes (GPUs only)
     num_threads: int | None = None  # CPU threads of a process; None: the cores shared out among the processes
@@ -79,9 +78,8 @@ class Settings:
     lpg_config: dict = field(default_factory=dict)  # further fields of LPGConfig
     # ImageNet weights of a resnet, squeezenet or vgg16 backbone: file or org/repo:file; auto: a model folder or Hub id
     lpg_weights: str | None = None
-    lpg_init: str | None = (
-        None  # LPG that stage 1 starts from: folder, ORG/NAME, or lpg-small (which comes with the package)
-    )
+    # LPG that stage 1 starts from: folder, ORG/NAME, or lpg-small (which comes with the package)
+    lpg_init: str | None = None
     lpg_weights_channels: str = "rgb"  # or bgr: what a squeezenet or vgg16 file was trained on
     lpg_image_mean: list[float] = field(default_factory=lambda: [0.48108, 0.45753, 0.40787])  # RGB, of 0..1
     lpg_image_std: list[float] = field(default_factory=lambda: [1 / 255, 1 / 255, 1 / 255])
@@ -100,14 +98,12 @@ class Settings:
     lpg_box_jitter: float = 0.05  # box views in training
     box_encoding: str = "filled"  # or distance (to the box's edge)
     lpg_min_box_side: float = 0.0  # objects with a shorter side are not trained on
-    lpg_low_detail: float = (
-        0.0  # box views in training: share whose picture is first reduced, as if the object were small
-    )
+    # box views in training: share whose picture is first reduced, as if the object were small
+    lpg_low_detail: float = 0.0
     lpg_color_jitter: float = 0.0  # brightness, contrast and saturation in training vary by up to this share
     lpg_target: str = "class"  # what a box view learns: class, its class's pixels, or object (needs COCO masks)
-    lpg_class_prob_dropout: float = (
-        0.0  # share of samples without class probability; > 0: the LPG also works without one
-    )
+    # share of samples without class probability; > 0: the LPG also works without one
+    lpg_class_prob_dropout: float = 0.0
     lpg_ema: float = 0.0  # decay per step of averaged weights, which are then the stage's; 0: none
     lpg_pad_label: int = 255  # label of padding: 255 is ignored, 0 is background (official code)
 
