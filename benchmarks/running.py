@@ -100,15 +100,12 @@ def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
         if cell.used is not None:
             stages = bench.run_folder(cell.used)
             held.enter_context(_alone(stages.with_name(stages.name + ".lock"), shared=True))
-        if (
-            cell.used is not None
-            and not (stages / "aux" / f"stage{cell.settings.get('num_stages', 3)}" / "lpg").is_dir()
-        ):
-            raise FileNotFoundError(
-                f"{cell.name} uses the stages of {cell.used}, which are not in {_shown(bench.run_folder(cell.used))}. "
-                f"Run `python benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed}` first, with --redo if "
-                "its results are there already."
-            )
+            if not (stages / "aux" / f"stage{cell.settings.get('num_stages', 3)}" / "lpg").is_dir():
+                raise FileNotFoundError(
+                    f"{cell.name} uses the stages of {cell.used}, which are not in {_shown(stages)}. Run `python "
+                    f"benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed}` first, with --redo if its "
+                    "results are there already."
+                )
         config = run / "settings.yaml"
         if cell.settings:
             write_text(config, _config_text(bench, cell, dict(bench.places)))

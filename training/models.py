@@ -151,9 +151,9 @@ def _continue_from(model: LPGModel, settings: Settings) -> None:
 
 def network_fields(config: PreTrainedConfig) -> dict:
     """The fields that say which network it is: without those that all configs have, and those that training may change."""
-    fields = {}
+    fields, of_all_configs = {}, PreTrainedConfig().to_dict()
     for key, value in config.to_dict().items():
-        if key not in PreTrainedConfig().to_dict() and key not in NOT_OF_THE_NETWORK:
+        if key not in of_all_configs and key not in NOT_OF_THE_NETWORK:
             nested = getattr(config, key)
             fields[key] = network_fields(nested) if isinstance(nested, PreTrainedConfig) else value
     return fields
