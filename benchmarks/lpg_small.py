@@ -5,17 +5,21 @@
     lpg-hf compare ... --model runs/lpg_small/aux/stage1/lpg --json voc.json      # and the same for COCO, and for the twins
     python benchmarks/lpg_small.py bundle runs/lpg_small/aux/stage1/lpg --measured "VOC val_mix=voc.json" ...
 
+What lies in the package was trained with an object_loss_weight of 1 and without an edge_radius, and got both afterwards:
+
+    python benchmarks/lpg_small.py bundle lpg_hf/weights/lpg-small --object_weight 1.5 --edge_radius 1 --out runs/lpg_small_edges
+
 `data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix into one COCO
 file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of the picture, which training
 leaves out.
 
-The twins on the card have not seen the classes that they are measured on: the same configuration, with the COCO part alone
-(`--aux_annotations .../instances_nonvoc_train.json --aux_images .../coco/images --aux_classes nonvoc60 --lpg_steps 1200`), and with the VOC part
-alone (aux_format voc, aux_split train_mix, 1,000 steps).
+The twins on the card have not seen the classes that they are measured on: stage 3 of the bench, without a segmenter
+(`python benchmarks/tables.py run stages/squeezenet`), whose views have 128 pixels.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -87,32 +91,53 @@ def joined(root: Path) -> dict:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def bundle(stage: Path, measured: dict[str, Path], twins: dict[str, Path], out: Path) -> None:
+def bundle(
+    stage: Path,
+    measured: dict[str, Path],
+    twins: dict[str, Path],
+    out: Path,
+    object_weight: float | None = None,
+    edge_radius: int | None = None,
+) -> None:
     """Save a stage, its convolutions as fp16, with a card; its numbers are those of `lpg-hf compare --json` files.
 
     Args:
-        measured: what was measured on -> file.
+        measured: what was measured on -> file; none: the card keeps the numbers that it has.
         twins: the same of generators that have not seen the classes they were measured on.
+        object_weight: shifts the logits from the probability that the stage learned with its object_loss_weight to that
+            which it would have learned with this one.
+        edge_radius: of the image processor.
     """
     model = LPGModel.from_pretrained(stage, dtype=torch.float32)
+    processor = LPGImageProcessor.from_pretrained(stage)
+    metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
+    if object_weight is not None:
+        shift = math.log(object_weight / model.config.object_loss_weight)
+        with torch.no_grad():
+            model.generator.head[-1].bias += torch.tensor([-shift / 2, shift / 2])
+        model.config.object_loss_weight = object_weight
+        metrics["after_training_object_loss_weight"] = object_weight
+    if edge_radius is not None:
+        processor.edge_radius = metrics["after_training_edge_radius"] = edge_radius
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):  # the variances of batch norms do not fit into fp16
             module.half()
     model.save_pretrained(out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}  # to compute in
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    LPGImageProcessor.from_pretrained(stage).save_pretrained(out)
-    metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
+    processor.save_pretrained(out)
     metrics["dataset"] = "COCO train (481 photographs) and VOC train_mix (2,877 photographs)"
-    metrics["measured_on"] = " and ".join(measured)
+    metrics["measured_on"] = " and ".join(measured) or metrics.get("measured_on")
+    found: dict[str, dict[str, float]] = {}
     for key in ("foreground_iou", "mean_box_iou"):
         for where, file in measured.items():
             for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
                 name = key if row["generator"] == "lpg" else f"baseline_{row['generator']}_{key}"
-                metrics.setdefault(name, {})[where] = round(row["scores"][key], 4)
+                found.setdefault(name, {})[where] = round(row["scores"][key], 4)
         for where, file in twins.items():
             rows = {row["generator"]: row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
-            metrics.setdefault(f"baseline_unseen_classes_twin_{key}", {})[where] = round(rows["lpg"]["scores"][key], 4)
+            found.setdefault(f"baseline_unseen_classes_twin_{key}", {})[where] = round(rows["lpg"]["scores"][key], 4)
+    metrics |= found
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_card(out)
 
@@ -131,13 +156,22 @@ def main() -> None:
     pack.add_argument("stage", type=Path)
     pack.add_argument("--measured", action="append", default=[], metavar="NAME=FILE")
     pack.add_argument("--twin", action="append", default=[], metavar="NAME=FILE")
+    pack.add_argument("--object_weight", type=float, metavar="W", help="as if trained with this object_loss_weight")
+    pack.add_argument("--edge_radius", type=int, metavar="R", help="of the image processor")
     pack.add_argument("--out", type=Path, default=BUNDLE)
     arguments = parser.parse_args()
     if arguments.command == "data":
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(joined(arguments.root)), encoding="utf-8")
     else:
-        bundle(arguments.stage, _named_files(arguments.measured), _named_files(arguments.twin), arguments.out)
+        bundle(
+            arguments.stage,
+            _named_files(arguments.measured),
+            _named_files(arguments.twin),
+            arguments.out,
+            arguments.object_weight,
+            arguments.edge_radius,
+        )
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class Settings:
     lpg_context_range: list[float] = field(default_factory=lambda: [0.1, 0.5])  # box views in training
     lpg_box_jitter: float = 0.05  # box views in training
     box_encoding: str = "filled"  # or distance (to the box's edge)
+    edge_radius: int = 0  # pseudo masks follow the picture's edges, see LPGImageProcessor; 0: as they are (paper)
     lpg_min_box_side: float = 0.0  # objects with a shorter side are not trained on
     # box views in training: share whose picture is first reduced, as if the object were small
     lpg_low_detail: float = 0.0

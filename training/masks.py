@@ -192,19 +192,17 @@ def write_pseudo_masks(
             for view in views:
                 prob = None if class_probs is None else class_probs(index, view.label)
                 encoded.append(processor.encode(image, view, prob))
-            images.append(
-                (row["file_name"], image.shape[:2], boxes, labels, views, box_label_map(row) == IGNORE_INDEX)
-            )
+            images.append((row["file_name"], image, boxes, labels, views, box_label_map(row) == IGNORE_INDEX))
         chunks = [
             {k: torch.from_numpy(v) for k, v in stack_views(encoded[i : i + settings.inference_batch_size]).items()}
             for i in range(0, len(encoded), settings.inference_batch_size)
         ]
         return images, chunks
 
-    def save(logits: Tensor, name: str, size: tuple[int, int], boxes: np.ndarray, labels: np.ndarray, views, crowd):
+    def save(logits: Tensor, name: str, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, views, crowd):
         path = folder / mask_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        classes, foreground = processor.decode(logits, views, *size)
+        classes, foreground = processor.decode(logits, views, *image.shape[:2], image)
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         smallest = np.array([areas[labels == c].min() for c in classes])
         fused = fuse_classes(classes, foreground, smallest, settings.overlap_rule)

@@ -40,6 +40,7 @@ NOT_OF_THE_NETWORK = {
     "class_prob_optional",
     "num_frozen_stages",
     "outside_box_loss_weight",
+    "object_loss_weight",
     "semantic_loss_ignore_index",
 }
 SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}
@@ -78,6 +79,7 @@ def lpg_processor(settings: Settings) -> LPGImageProcessor:
         view_size=settings.view_size,
         view_context=settings.view_context,
         box_encoding=settings.box_encoding,
+        edge_radius=settings.edge_radius,
         image_mean=settings.lpg_image_mean,
         image_std=settings.lpg_image_std,
     )

@@ -102,8 +102,11 @@ class LPGGenerator(MaskGenerator):
                 passes.append([(position, members, replace(view, flip=True)) for position, members, view in chunk])
             logits = [self._forward(self._encode(images, of_pass)) for of_pass in passes]
             for i, (position, members, view) in enumerate(chunk):
-                size = images[position].image.shape[:2]
-                decoded = [self.processor.decode_view(of[i], seen[i][2], *size) for of, seen in zip(logits, passes)]
+                image = images[position].image
+                decoded = [
+                    self.processor.decode_view(of[i], seen[i][2], *image.shape[:2], image)
+                    for of, seen in zip(logits, passes)
+                ]
                 rows, columns, foreground = decoded[0]
                 if self.flip:
                     foreground = (foreground + decoded[1][2]) / 2

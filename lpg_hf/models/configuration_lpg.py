@@ -40,6 +40,8 @@ class LPGConfig(PreTrainedConfig):
         output_stride: resnets; stride of the trunk's last feature map (8, 16 or 32). Logits always have stride 4.
         outside_box_loss_weight: weight of the loss outside the boxes, where the mask is cut away anyway.
             Paper: 1.0 (the loss is over the whole crop).
+        object_loss_weight: weight of the loss at the object's pixels, where the others have 1. A pixel is then given to the
+            object from a probability of 1 / (1 + weight) on. Paper: 1.0.
         semantic_loss_ignore_index: label that takes no part in the loss.
     """
 
@@ -61,6 +63,7 @@ class LPGConfig(PreTrainedConfig):
     num_frozen_stages: int = 0
     output_stride: int = 8
     outside_box_loss_weight: float | int = 1.0
+    object_loss_weight: float | int = 1.0
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):

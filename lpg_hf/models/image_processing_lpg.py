@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
@@ -14,6 +15,7 @@ from .views_lpg import (
     View,
     box_mask_of_view,
     box_views,
+    edge_maps,
     image_to_view,
     image_views,
     pixel_range,
@@ -37,6 +39,8 @@ class LPGImageProcessorKwargs(ImagesKwargs, total=False):
         for VOC, 640 for COCO. With `align_corners` it decides where the logits lie.
     align_corners (`bool`): how stride-4 logits are brought to full size; the official code: True.
     box_encoding (`str`): `"filled"`, 1 inside the boxes (the paper), or `"distance"`, 0.5 at their edges to 1 in their middle.
+    edge_radius (`int`): 0: the foreground is the generator's own (the paper), interpolated from its stride of 4; above 0, it
+        follows the picture's edges as a guided filter of this radius does, in positions of that stride, see `edge_maps`.
     """
 
     view: str
@@ -45,6 +49,7 @@ class LPGImageProcessorKwargs(ImagesKwargs, total=False):
     view_min_size: int | None
     align_corners: bool
     box_encoding: str
+    edge_radius: int
 
 
 class LPGImageProcessor(PilBackend):
@@ -68,6 +73,7 @@ class LPGImageProcessor(PilBackend):
     view_min_size = None
     align_corners = False
     box_encoding = "filled"
+    edge_radius = 0
 
     def __init__(self, **kwargs: Unpack[LPGImageProcessorKwargs]):
         super().__init__(**kwargs)
@@ -77,6 +83,8 @@ class LPGImageProcessor(PilBackend):
             raise ValueError(
                 f"box_encoding={self.box_encoding!r} is unknown to LPGImageProcessor. Choose one of {', '.join(BOX_ENCODINGS)}."
             )
+        if self.edge_radius < 0:
+            raise ValueError(f"edge_radius={self.edge_radius} of LPGImageProcessor must be at least 0 (no edges).")
 
     # One image at a time: what the training loop, the mask writer and the pipeline use.
 
@@ -150,8 +158,7 @@ class LPGImageProcessor(PilBackend):
     def encode_pixels(self, image: np.ndarray, view: View) -> dict[str, np.ndarray]:
         """`pixel_values` of `encode`; views of one window and size share them."""
         mean, std = np.float32(self.image_mean), np.float32(self.image_std)
-        fill = tuple(int(v) for v in np.rint(mean / self.rescale_factor))
-        pixels = image_to_view(image, view, fill)
+        pixels = image_to_view(image, view, self._fill)
         if view.detail is not None:
             pixels = reduce_detail(pixels, view.detail)
         pixels = (pixels.astype(np.float32) * np.float32(self.rescale_factor) - mean) / std
@@ -159,6 +166,11 @@ class LPGImageProcessor(PilBackend):
             # Parity: the official padding is exactly the mean colour, which the 8-bit fill only comes near to.
             pixels[image.shape[0] :] = pixels[:, image.shape[1] :] = 0
         return {"pixel_values": pixels.transpose(2, 0, 1)}
+
+    @property
+    def _fill(self) -> tuple[int, ...]:
+        """The mean colour in 8 bits, which views have outside the image."""
+        return tuple(int(v) for v in np.rint(np.float32(self.image_mean) / self.rescale_factor))
 
     def encode_prompt(
         self, view: View, size: tuple[int, int], class_prob: np.ndarray | None = None
@@ -172,12 +184,18 @@ class LPGImageProcessor(PilBackend):
         return encoded
 
     def decode(
-        self, logits: torch.Tensor, views: Sequence[View], height: int, width: int
+        self,
+        logits: torch.Tensor,
+        views: Sequence[View],
+        height: int,
+        width: int,
+        image: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Foreground maps of one image from the logits of its views.
 
         Args:
             logits: (V, 2, h, w) float at stride 4, one per view.
+            image: (height, width, 3) uint8 RGB; needed with an `edge_radius`.
 
         Returns:
             labels: (K,) int64, the classes in order of first appearance.
@@ -187,25 +205,36 @@ class LPGImageProcessor(PilBackend):
         labels = list(dict.fromkeys(view.label for view in views))
         foreground = np.zeros((len(labels), height, width), dtype=np.float32)
         for view, view_logits in zip(views, logits):
-            rows, columns, patch = self.decode_view(view_logits, view, height, width)
+            rows, columns, patch = self.decode_view(view_logits, view, height, width, image)
             merged = foreground[labels.index(view.label), rows, columns]
             np.maximum(merged, patch, out=merged)
         return np.asarray(labels, dtype=np.int64), foreground
 
     def decode_view(
-        self, logits: torch.Tensor, view: View, height: int, width: int
+        self, logits: torch.Tensor, view: View, height: int, width: int, image: np.ndarray | None = None
     ) -> tuple[slice, slice, np.ndarray]:
         """The foreground that one view sees.
 
         Args:
             logits: (2, h, w) float at stride 4.
+            image: (height, width, 3) uint8 RGB; needed with an `edge_radius`.
 
         Returns:
             rows, columns: the window of the image that the view covers.
             foreground: (rows, columns) float32 probability, 0 outside the view's boxes.
+
+        Raises:
+            ValueError: an `edge_radius` without the image.
         """
-        rows, columns, patch = view_to_image(logits, view, height, width, self.align_corners)
-        prob = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
+        if self.edge_radius and image is None:
+            raise ValueError(f"edge_radius={self.edge_radius} follows the picture's edges: pass the image(s) too.")
+        maps = self._edge_maps(logits, view, image) if self.edge_radius else logits
+        rows, columns, patch = view_to_image(maps, view, height, width, self.align_corners)
+        if self.edge_radius:
+            colours = torch.from_numpy(image[rows, columns].astype(np.float32) / 255).permute(2, 0, 1)
+            prob = ((patch[:3] * colours).sum(dim=0) + patch[3]).clamp(0, 1).numpy()
+        else:
+            prob = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
         foreground = np.zeros_like(prob)
         for x1, y1, x2, y2 in view.boxes:
             box_rows, box_columns = pixel_range(y1, y2, height), pixel_range(x1, x2, width)
@@ -215,6 +244,15 @@ class LPGImageProcessor(PilBackend):
             )
             foreground[inside] = prob[inside]
         return rows, columns, foreground
+
+    def _edge_maps(self, logits: torch.Tensor, view: View, image: np.ndarray) -> torch.Tensor:
+        """`edge_maps` of the view's foreground inside its boxes; (4, h, w)."""
+        h, w = (-(-side // 4) for side in view.size)  # without the batch's padding
+        guide = torch.from_numpy(image_to_view(image, view, self._fill).astype(np.float32) / 255).permute(2, 0, 1)
+        inside = torch.from_numpy((box_mask_of_view(view) > 0).astype(np.float32))[None]
+        guide, inside = (F.avg_pool2d(maps, 4, ceil_mode=True) for maps in (guide, inside))
+        logits = logits[:, :h, :w].float()
+        return edge_maps(torch.sigmoid(logits[1] - logits[0]) * inside[0], guide, self.edge_radius)
 
     # The ecosystem's call.
 
@@ -262,7 +300,15 @@ class LPGImageProcessor(PilBackend):
         )
         if boxes is None:
             return self._preprocess(images, return_tensors=return_tensors, **kwargs)
-        for name in ("view", "view_size", "view_context", "view_min_size", "align_corners", "box_encoding"):
+        for name in (
+            "view",
+            "view_size",
+            "view_context",
+            "view_min_size",
+            "align_corners",
+            "box_encoding",
+            "edge_radius",
+        ):
             if kwargs[name] != getattr(self, name):
                 raise ValueError(
                     f"{name}={kwargs[name]!r} was given for one call, but this processor has {getattr(self, name)!r}, "
@@ -293,7 +339,11 @@ class LPGImageProcessor(PilBackend):
         return batch
 
     def post_process_foreground(
-        self, outputs, views: Sequence[Sequence[View]], target_sizes: Sequence[tuple[int, int]]
+        self,
+        outputs,
+        views: Sequence[Sequence[View]],
+        target_sizes: Sequence[tuple[int, int]],
+        images: ImageInput | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """Foreground maps per class at the images' own sizes, cut to the boxes.
 
@@ -301,12 +351,13 @@ class LPGImageProcessor(PilBackend):
             outputs: [`LPGOutput`] for all views.
             views: `views` of the processor's output.
             target_sizes: (height, width) of every image.
+            images: as they were given to the processor; needed with an `edge_radius`.
 
         Returns:
             Per image `labels` (K,) int64 and `foreground` (K, H, W) float32 in [0, 1]; K = 0 without boxes.
 
         Raises:
-            ValueError: the numbers of logits, views and images do not agree.
+            ValueError: the numbers of logits, views and images do not agree, or an `edge_radius` without the images.
         """
         logits = outputs.logits.detach().float().cpu()
         num_views = sum(len(of_image) for of_image in views)
@@ -315,10 +366,19 @@ class LPGImageProcessor(PilBackend):
                 f"{len(logits)} logits and {len(target_sizes)} target_sizes for {num_views} views of {len(views)} images: "
                 "give the output for all rows of the processor's batch, and one (height, width) per image."
             )
+        pixels: Sequence[np.ndarray | None] = [None] * len(views)
+        if images is not None:
+            prepared = self._prepare_image_like_inputs(
+                images=images, do_convert_rgb=self.do_convert_rgb, input_data_format=None
+            )
+            pixels = [np.asarray(image).transpose(1, 2, 0) for image in prepared]
+            if [image.shape[:2] for image in pixels] != [tuple(size) for size in target_sizes]:
+                sizes = [image.shape[:2] for image in pixels]
+                raise ValueError(f"the images have the sizes {sizes}, but target_sizes are {list(target_sizes)}.")
         results, start = [], 0
-        for of_image, (height, width) in zip(views, target_sizes):
+        for of_image, (height, width), image in zip(views, target_sizes, pixels):
             stop = start + len(of_image)
-            labels, foreground = self.decode(logits[start:stop], of_image, height, width)
+            labels, foreground = self.decode(logits[start:stop], of_image, height, width, image)
             results.append({"labels": torch.from_numpy(labels), "foreground": torch.from_numpy(foreground)})
             start = stop
         return results

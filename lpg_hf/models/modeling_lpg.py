@@ -421,7 +421,8 @@ class LPGModel(LPGPreTrainedModel):
 
         Returns:
             [`LPGOutput`] with (B, 2, ceil(H/4), ceil(W/4)) logits, and the loss if `labels` are given: float32 cross
-            entropy at the logits' resolution, weighted by `config.outside_box_loss_weight` outside the boxes.
+            entropy at the logits' resolution, weighted by `config.outside_box_loss_weight` outside the boxes and by
+            `config.object_loss_weight` on the object.
 
         Raises:
             ValueError: an input is missing, is given to a model built without it, or has another size.
@@ -442,13 +443,22 @@ class LPGModel(LPGPreTrainedModel):
 
         loss = None
         if labels is not None:
-            outside = self.config.outside_box_loss_weight
-            weight = None if outside == 1 else outside + (1 - outside) * (box_mask[:, 0] > 0).float()
             loss = pixel_cross_entropy(
-                logits, labels, weight=weight, ignore_index=self.config.semantic_loss_ignore_index
+                logits,
+                labels,
+                weight=self._loss_weight(labels, box_mask),
+                ignore_index=self.config.semantic_loss_ignore_index,
             )
         output = LPGOutput(loss=loss, logits=logits, hidden_states=hidden_states if output_hidden_states else None)
         return output if return_dict else output.to_tuple()
+
+    def _loss_weight(self, labels: Tensor, box_mask: Tensor) -> Tensor | None:
+        """(B, H, W) float, or None where all pixels weigh the same."""
+        outside, of_object = self.config.outside_box_loss_weight, self.config.object_loss_weight
+        if outside == of_object == 1:
+            return None
+        weight = torch.where(box_mask[:, 0] > 0, 1.0, outside)
+        return torch.where(labels == 1, of_object * weight, weight)
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads right and bottom to the needed multiple with 0: the mean colour, no box, no probability."""

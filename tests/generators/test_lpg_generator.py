@@ -30,21 +30,23 @@ def foreground(patches, height: int = 45, width: int = 61) -> dict[int, np.ndarr
     return merged
 
 
+@pytest.mark.parametrize("edge_radius", [0, 1])
 @pytest.mark.parametrize("view", ["image", "box"])
 @pytest.mark.parametrize("backbone", ["hourglass", "squeezenet", "resnet18", "vgg16", "auto"])
-def test_per_class_equals_the_processors_own_way(view: str, backbone: str):
+def test_per_class_equals_the_processors_own_way(view: str, backbone: str, edge_radius: int):
     torch.manual_seed(0)
     fields = {"backbone": backbone, "decoder_size": 8, "context_size": 8, "stem_size": 8}
     if backbone == "auto":
         sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
         fields["backbone_config"] = {"model_type": "resnet", "layer_type": "basic", **sizes}
     model = tiny_lpg(**fields) if backbone == "hourglass" else tiny_lpg_of(backbone, fields)
-    processor = LPGImageProcessor(view=view, view_size=64)
+    processor = LPGImageProcessor(view=view, view_size=64, edge_radius=edge_radius)
     image = picture()
     inputs = processor(image.image, boxes=image.boxes, box_labels=image.labels, return_tensors="pt")
     with torch.inference_mode():
         outputs = model(inputs["pixel_values"], inputs["box_mask"])
-    expected = processor.post_process_foreground(outputs, inputs["views"], [image.image.shape[:2]])[0]
+    size = image.image.shape[:2]
+    expected = processor.post_process_foreground(outputs, inputs["views"], [size], images=image.image)[0]
     found = foreground(LPGGenerator(model, processor).patches([image], "class"))
     assert set(found) == set(expected["labels"].tolist())
     for label, one in zip(expected["labels"].tolist(), expected["foreground"].numpy()):

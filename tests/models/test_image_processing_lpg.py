@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from lpg_hf.boxes import boxes_to_mask
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
-from lpg_hf.models.views_lpg import box_mask_of_view
+from lpg_hf.models.views_lpg import box_mask_of_view, image_to_view
 
 
 PROCESSORS = {"image": LPGImageProcessor(), "box": LPGImageProcessor(view="box", view_size=64)}
@@ -418,3 +419,87 @@ def test_random_view_is_of_the_wanted_class_and_box_and_fits_the_network(process
             encoded = processor.encode(picture(), view, target=np.ones((40, 60), dtype=np.uint8))
             assert encoded["pixel_values"].shape == (3, side, side) and encoded["labels"].shape == (side, side)
             assert encoded["box_mask"].any()
+
+
+# The picture's edges
+
+
+def two_colours() -> tuple[np.ndarray, np.ndarray]:
+    """A picture with an object that fills a part of its box, with edges off the grid of 4; and the object, bool."""
+    noise = np.random.default_rng(0).integers(-6, 7, (72, 90, 3))
+    rows, columns = np.mgrid[:72, :90]
+    inside = (np.abs(rows - 37) + np.abs(columns - 46) < 22) | (
+        (rows > 50) & (rows < 62) & (columns > 29) & (columns < 63)
+    )
+    colours = np.where(inside[..., None], [60, 120, 200], [170, 140, 40]) + noise
+    return colours.astype(np.uint8), inside
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return (one & other).sum() / (one | other).sum()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("view", ["image", "box"])
+def test_edge_radius_gives_a_coarse_foreground_the_edges_of_the_picture(view, flip):
+    image, inside = two_colours()
+    boxes, labels = np.array([[22, 14, 70, 63]], dtype=np.float32), np.array([1])
+    found = {}
+    for radius in (0, 1, 2):
+        processor = LPGImageProcessor(view=view, view_size=64, edge_radius=radius)
+        (view_of_box,) = processor.views(boxes, labels, *inside.shape)
+        view_of_box = replace(view_of_box, flip=flip)
+        target = image_to_view(inside.astype(np.float32), view_of_box)
+        seen = F.avg_pool2d(
+            torch.from_numpy(target.copy())[None], 4, ceil_mode=True
+        )  # what a perfect network would say
+        logits = torch.cat([torch.zeros_like(seen), torch.logit(seen, eps=1e-3)])
+        logits = F.pad(logits, (0, 3, 0, 2), value=9.0)  # of the batch
+        _, (foreground,) = processor.decode(logits[None], [view_of_box], *inside.shape, image)
+        assert 0 <= foreground.min() and foreground.max() <= 1
+        assert not foreground[:14].any() and not foreground[:, 70:].any()
+        found[radius] = iou(foreground > 0.5, inside)
+    assert found[0] < 0.98 and min(found[1], found[2]) > 0.99
+
+
+def test_edge_radius_leaves_the_foreground_of_a_plain_picture_smooth():
+    """Where there is no edge to follow, the foreground is a mean of itself."""
+    image = np.full((64, 64, 3), 90, dtype=np.uint8)
+    processor = LPGImageProcessor(edge_radius=1)
+    views = processor.views(np.array([[0, 0, 64, 64]], dtype=np.float32), np.array([1]), 64, 64)
+    logits = torch.zeros(1, 2, 16, 16)
+    logits[:, 1, :, 8:] = 4
+    _, (foreground,) = processor.decode(logits, views, 64, 64, image)
+    np.testing.assert_allclose(foreground[:, :20], 0.5, atol=1e-4)
+    np.testing.assert_allclose(foreground[:, 44:], torch.sigmoid(torch.tensor(4.0)), atol=1e-4)
+    assert (np.diff(foreground, axis=1) >= -1e-5).all()
+
+
+@pytest.mark.parametrize("kind", ["array", "PIL", "channels first"])
+def test_edge_radius_takes_the_images_as_the_call_does(kind):
+    image, _ = two_colours()
+    processor = LPGImageProcessor(view="box", view_size=32, edge_radius=1)
+    given = {
+        "array": image,
+        "PIL": Image.fromarray(image),
+        "channels first": torch.from_numpy(image).permute(2, 0, 1),
+    }[kind]
+    batch = processor([given, given], boxes=[[[22, 14, 70, 63]], [[1, 2, 40, 60]]], return_tensors="pt")
+    output = pooled(batch)
+    found = processor.post_process_foreground(output, batch["views"], [image.shape[:2]] * 2, images=[given, given])
+    for i, result in enumerate(found):
+        expected = processor.decode(output.logits[i : i + 1], batch["views"][i], *image.shape[:2], image)[1]
+        assert np.array_equal(result["foreground"].numpy(), expected)
+
+
+def test_edge_radius_without_the_images_or_below_zero_is_an_error():
+    processor = LPGImageProcessor(view="box", view_size=32, edge_radius=1)
+    batch = processor(picture(), boxes=BOXES, return_tensors="pt")
+    with pytest.raises(ValueError, match="edge_radius=1 follows the picture's edges: pass the image"):
+        processor.post_process_foreground(pooled(batch), batch["views"], [(40, 60)])
+    with pytest.raises(
+        ValueError, match=r"the images have the sizes \[\(30, 60\)\], but target_sizes are \[\(40, 60\)\]"
+    ):
+        processor.post_process_foreground(pooled(batch), batch["views"], [(40, 60)], images=picture(30, 60))
+    with pytest.raises(ValueError, match="edge_radius=-1 of LPGImageProcessor must be at least 0"):
+        LPGImageProcessor(edge_radius=-1)

@@ -422,6 +422,19 @@ def test_outside_box_loss_weight_weighs_the_pixels_outside_and_no_others(weight)
     torch.testing.assert_close(output.loss, total / (inside.sum() + weight * (~inside).sum()))
 
 
+@pytest.mark.parametrize("outside", [0.25, 1.0])
+@pytest.mark.parametrize("weight", [1.5, 3])
+def test_object_loss_weight_weighs_the_pixels_of_the_object_and_no_others(weight, outside):
+    model = build(outside_box_loss_weight=outside, object_loss_weight=weight)
+    values, labels = inputs(32, 32), random_labels(8, 8)
+    labels[0, 0, :4] = 255
+    output = model(**values, labels=labels.repeat_interleave(4, 1).repeat_interleave(4, 2))
+    per_pixel = F.cross_entropy(output.logits, labels, reduction="none", ignore_index=255)
+    mass = torch.where(values["box_mask"][:, 0, ::4, ::4].bool(), 1.0, outside)
+    mass = mass * torch.where(labels == 1, float(weight), 1.0) * (labels != 255)
+    torch.testing.assert_close(output.loss, (per_pixel * mass).sum() / mass.sum())
+
+
 def test_labels_outside_the_boxes_do_not_matter_at_weight_0():
     values, labels = inputs(32, 32), random_labels(32, 32)
     flipped = torch.where(values["box_mask"][:, 0].bool(), labels, 1 - labels)

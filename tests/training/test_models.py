@@ -168,7 +168,8 @@ def test_stage_1_may_start_from_a_generator_that_is_there(settings, tmp_path):
     settings = dataclasses.replace(settings, lpg_config=config, seed=3)
     source = build_lpg(settings, False, None)
     save_stage(tmp_path / "lpg", source, lpg_processor(settings), {})
-    continued = dataclasses.replace(settings, lpg_init=str(tmp_path / "lpg"), seed=4)
+    weighted = config | {"object_loss_weight": 1.5, "outside_box_loss_weight": 0.5}
+    continued = dataclasses.replace(settings, lpg_init=str(tmp_path / "lpg"), lpg_config=weighted, seed=4)
     model = build_lpg(continued, False, None)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
     inputs = torch.randn(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
