@@ -1,6 +1,7 @@
 """Images and boxes to the generator's inputs, and its logits back to foreground maps of the image's own size."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -231,8 +232,10 @@ class LPGImageProcessor(PilBackend):
         maps = self._edge_maps(logits, view, image) if self.edge_radius else logits
         rows, columns, patch = view_to_image(maps, view, height, width, self.align_corners)
         if self.edge_radius:
-            colours = torch.from_numpy(image[rows, columns].astype(np.float32) / 255).permute(2, 0, 1)
-            prob = ((patch[:3] * colours).sum(dim=0) + patch[3]).clamp(0, 1).numpy()
+            *slopes, prob = patch.numpy()
+            for channel, slope in enumerate(slopes):
+                prob = prob + slope * image[rows, columns, channel]
+            prob = prob.clip(0, 1)
         else:
             prob = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
         foreground = np.zeros_like(prob)
@@ -246,13 +249,18 @@ class LPGImageProcessor(PilBackend):
         return rows, columns, foreground
 
     def _edge_maps(self, logits: torch.Tensor, view: View, image: np.ndarray) -> torch.Tensor:
-        """`edge_maps` of the view's foreground inside its boxes; (4, h, w)."""
+        """`edge_maps` of the view's foreground inside its boxes, for colours of 8 bits; (4, h, w)."""
         h, w = (-(-side // 4) for side in view.size)  # without the batch's padding
-        guide = torch.from_numpy(image_to_view(image, view, self._fill).astype(np.float32) / 255).permute(2, 0, 1)
-        inside = torch.from_numpy((box_mask_of_view(view) > 0).astype(np.float32))[None]
-        guide, inside = (F.avg_pool2d(maps, 4, ceil_mode=True) for maps in (guide, inside))
+        x1, y1, x2, y2 = view.window
+        covered = (x1, y1, x1 + round((x2 - x1) * 4 * w / view.size[1]), y1 + round((y2 - y1) * 4 * h / view.size[0]))
+        cells = replace(view, window=covered, size=(h, w))
+        pixels = image_to_view(image, cells, self._fill, Image.Resampling.BOX)
+        guide = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)
+        inside = F.avg_pool2d(torch.from_numpy(box_mask_of_view(view).copy())[None], 4, ceil_mode=True)[0]
         logits = logits[:, :h, :w].float()
-        return edge_maps(torch.sigmoid(logits[1] - logits[0]) * inside[0], guide, self.edge_radius)
+        maps = edge_maps(torch.sigmoid(logits[1] - logits[0]) * inside, guide, self.edge_radius)
+        maps[:3] /= 255
+        return maps
 
     # The ecosystem's call.
 

@@ -139,13 +139,19 @@ def random_image_view(
     return View(int(label), boxes, window, (size, size), bool(rng.random() < 0.5))
 
 
-def image_to_view(array: np.ndarray, view: View, fill: int | float | tuple = 0) -> np.ndarray:
+def image_to_view(
+    array: np.ndarray,
+    view: View,
+    fill: int | float | tuple = 0,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """Resamples an array of the image's frame into the view.
 
     Args:
-        array: (H, W, 3) uint8 image or (H, W) float32 probability, resampled bilinearly with antialiasing;
-            (H, W) uint8 label, resampled by nearest neighbour.
+        array: (H, W, 3) uint8 image or (H, W) float32 probability, resampled with antialiasing; (H, W) uint8 label,
+            resampled by nearest neighbour.
         fill: value outside the image; one number or one per channel.
+        resample: of images and probabilities.
 
     Returns:
         `view.size` array of the same type and number of dimensions.
@@ -155,13 +161,15 @@ def image_to_view(array: np.ndarray, view: View, fill: int | float | tuple = 0) 
     inside = array[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
     if inside.shape[:2] != (y2 - y1, x2 - x1):
         padded = np.empty((y2 - y1, x2 - x1, *array.shape[2:]), dtype=array.dtype)
-        padded[...] = fill
         top, left = max(-y1, 0), max(-x1, 0)
-        padded[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        bottom, right = top + inside.shape[0], left + inside.shape[1]
+        padded[top:bottom, left:right] = inside
+        for border in (np.s_[:top], np.s_[bottom:], np.s_[top:bottom, :left], np.s_[top:bottom, right:]):
+            padded[border] = fill
         inside = padded
     if inside.shape[:2] != view.size:
-        nearest = array.ndim == 2 and array.dtype == np.uint8
-        resample = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        if array.ndim == 2 and array.dtype == np.uint8:
+            resample = Image.Resampling.NEAREST
         resized = Image.fromarray(np.ascontiguousarray(inside)).resize(view.size[::-1], resample)
         inside = np.asarray(resized)
     return inside[:, ::-1] if view.flip else inside
