@@ -83,7 +83,7 @@ class BoxesConfig(BuilderConfig):
         split: name of the split; see the builders.
         classes: see the builders.
         annotations: another annotation file (COCO, YOLO: data.yaml) or folder (VOC, YOLO: labels) than the usual one of
-            `data_dir`.
+            `data_dir`; absolute, or relative to `data_dir` or else to the working folder, as `images`.
         images: another image folder than the usual one.
         masks: read the masks. Off, nothing of them is opened.
         keep_empty: keep pictures without an object of the classes.
@@ -125,6 +125,13 @@ class BoxesConfig(BuilderConfig):
         return f"{self.name}-{digest.hexdigest()[:16]}"
 
 
+def _place(root: str, name: str | None, usual: str = "") -> str:
+    """`name` below `root`, or as it is if it exists there alone; None: the usual name, below `root` only."""
+    inside = os.path.join(root, name or usual)
+    alone = name is not None and not os.path.exists(fs_path(inside)) and os.path.exists(fs_path(name))
+    return name if alone else inside
+
+
 @dataclass
 class CocoConfig(BoxesConfig):
     """Options of `CocoBoxes`."""
@@ -154,8 +161,8 @@ class VocConfig(BoxesConfig):
         if self.data_dir is None:
             raise ValueError("VOC data needs its folder: root=... (data_dir=... of the builder)")
         root = unicode_path(self.data_dir)
-        annotations = os.path.join(root, self.annotations or voc.ANNOTATIONS_FOLDER)
-        images = os.path.join(root, self.images or voc.IMAGES_FOLDER)
+        annotations = _place(root, self.annotations, voc.ANNOTATIONS_FOLDER)
+        images = _place(root, self.images, voc.IMAGES_FOLDER)
         voc.check_folders(root, annotations, images)
         return root, unicode_path(annotations), unicode_path(images)
 
@@ -177,8 +184,8 @@ class YoloConfig(BoxesConfig):
         if self.data_dir is None and self.annotations is None:
             raise ValueError("YOLO data needs root=... (the data folder) or annotations=... (labels or data.yaml)")
         base = "" if self.data_dir is None else unicode_path(self.data_dir)
-        images = None if self.images is None else os.path.join(base, self.images)
-        return unicode_path(os.path.join(base, self.annotations or "")), images
+        images = None if self.images is None else _place(base, self.images)
+        return unicode_path(_place(base, self.annotations)), images
 
     def sources(self) -> list[str]:
         root, images = self.paths()

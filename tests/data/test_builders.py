@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from lpg_hf.data.builders import CocoBoxes, VocBoxes, split_name
+from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, split_name
 
 
 def build(builder, **options):
@@ -248,6 +248,26 @@ def test_official_coco_layout_is_found_by_the_split(coco_tree):
     coco_tree.images.rename(coco_tree.root / "val2017")
     dataset = build(CocoBoxes(data_dir=str(coco_tree.root), split="val2017"))
     assert len(dataset) == 1 and str(dataset.split) == "val2017"
+
+
+def test_other_folders_are_relative_to_the_data_or_to_the_working_folder(voc_tree, yolo_tree, tmp_path, monkeypatch):
+    """As `lpg-hf masks --images` and COCO files have it: the bench gives `--target_images ../data/JPEGImages`."""
+    for tree, usual, builder in ((voc_tree, "JPEGImages", VocBoxes), (yolo_tree, "images", YoloBoxes)):
+        moved = tmp_path / "pictures of" / tree.root.name
+        moved.parent.mkdir(exist_ok=True)
+        (tree.root / usual).rename(moved)
+        monkeypatch.chdir(moved.parent)
+        assert len(build(builder(data_dir=str(tree.root), images=moved.name))) == 1
+        moved.rename(tree.root / moved.name)
+        moved.mkdir()  # the data set's own folder is the one that is meant
+        assert len(build(builder(data_dir=str(tree.root), images=moved.name))) == 1
+
+
+def test_a_missing_usual_folder_is_not_taken_from_the_working_folder(voc_tree, tmp_path, monkeypatch):
+    (voc_tree.root / "JPEGImages").rename(tmp_path / "JPEGImages")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="image folder not found"):
+        VocBoxes(data_dir=str(voc_tree.root))
 
 
 @pytest.mark.parametrize(
