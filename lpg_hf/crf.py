@@ -43,6 +43,7 @@ def dense_crf(
     bi_w: float = 5,
     bi_xy: float = 140,
     bi_rgb: float = 5,
+    min_probability: float = 0.0,
 ) -> np.ndarray:
     """Class probabilities after mean-field inference with a smoothness and an appearance term.
 
@@ -50,6 +51,8 @@ def dense_crf(
         image: (H, W, 3) RGB, uint8, or float in [0, 1].
         probabilities: (C, H, W) float of any precision and memory layout, softmax over the first axis.
         iterations, pos_w, pos_xy, bi_w, bi_xy, bi_rgb: see `CRFSettings`.
+        min_probability: classes that reach it nowhere are left out and stay at 0; time goes with the number of classes. The
+            highest class always stays.
 
     Returns:
         (C, H, W) float32; sums to 1 over the classes. The inputs are not changed.
@@ -76,15 +79,18 @@ def dense_crf(
     except ImportError as error:
         raise ImportError('The dense CRF needs pydensecrf2: pip install "lpg_hf[crf]" (compiles C++ code).') from error
 
-    num_labels, height, width = probabilities.shape
-    model = densecrf.DenseCRF2D(width, height, num_labels)
+    height, width = image.shape[:2]
+    highest = probabilities.max(axis=(1, 2))
+    kept = np.flatnonzero(highest >= min(min_probability, highest.max()))
+    model = densecrf.DenseCRF2D(width, height, len(kept))
     # The floor keeps a probability of 0 at a finite energy.
-    unary = -np.log(np.clip(probabilities, 1e-5, 1)).reshape(num_labels, height * width)
+    unary = -np.log(np.clip(probabilities[kept], 1e-5, 1)).reshape(len(kept), height * width)
     model.setUnaryEnergy(np.ascontiguousarray(unary))
     model.addPairwiseGaussian(sxy=pos_xy, compat=pos_w)
     model.addPairwiseBilateral(sxy=bi_xy, srgb=bi_rgb, rgbim=image, compat=bi_w)
-    refined = np.array(model.inference(iterations), dtype=np.float32)
-    return refined.reshape(num_labels, height, width)
+    refined = np.zeros_like(probabilities)
+    refined[kept] = np.reshape(model.inference(iterations), (len(kept), height, width))
+    return refined
 
 
 def _checked_image(image: np.ndarray) -> np.ndarray:

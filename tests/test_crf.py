@@ -65,6 +65,20 @@ def test_hard_zeros_and_ones_stay_finite(scene):
     assert np.isfinite(dense_crf(image, probabilities.round())).all()
 
 
+def test_classes_without_a_chance_can_be_left_out(scene):
+    pytest.importorskip("pydensecrf", reason="the extra [crf] is not installed")
+    image, probabilities, _ = scene
+    rare = np.full((3, HEIGHT, WIDTH), 0.01)
+    probabilities = np.insert(probabilities * 0.97, 1, rare, axis=0)  # background, three rare classes, the object
+    everything, refined = dense_crf(image, probabilities), dense_crf(image, probabilities, min_probability=0.05)
+    assert np.array_equal(refined.argmax(0), everything.argmax(0))
+    assert not refined[1:4].any() and everything[1:4].any()
+    assert np.allclose(refined.sum(axis=0), 1, atol=1e-4)
+    unsure = np.stack([np.full((HEIGHT, WIDTH), 0.4), np.full((HEIGHT, WIDTH), 0.6)])
+    refined = dense_crf(image, unsure, min_probability=0.9)  # nothing reaches it: the highest class stays
+    assert not refined[0].any() and np.allclose(refined[1], 1)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

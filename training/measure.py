@@ -17,6 +17,11 @@ from training.masks import prefetch, segmenter_logits, size_batches
 from training.models import Normalization
 
 
+# Classes below it in the whole picture do not enter the dense CRF. With 21 classes, 0.02 to 0.06 % of the pixels change, for
+# 2.3 to 2.6 times the speed (15 photographs of val_mix, segmenters of 25.6 and 35.7 mIoU).
+CRF_MIN_PROBABILITY = 0.05
+
+
 def measure_label_maps(
     accelerator: Accelerator,
     settings: Settings,
@@ -70,7 +75,8 @@ def measure_segmenter(
             if settings.crf:
                 from lpg_hf.crf import dense_crf
 
-                probs = dense_crf(image, full.softmax(dim=0).cpu().numpy())
+                probs = full.softmax(dim=0).cpu().numpy()
+                probs = dense_crf(image, probs, min_probability=CRF_MIN_PROBABILITY)
                 after_crf.update(probs.argmax(axis=0), truth)
     result = _reduced(accelerator, confusion)
     if settings.crf:
