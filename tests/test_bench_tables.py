@@ -336,6 +336,8 @@ def test_a_change_of_the_used_row_is_a_change_of_the_row_that_uses_it(tmp_path):
     before = define(tmp_path, rows)[1].configuration
     rows["stages/z"] |= {"settings": {"lpg_steps": 9}}
     assert differences(before, define(tmp_path, rows)[1].configuration) == ["uses.settings.lpg_steps: 2 then, 9 now"]
+    rows["stages/z"]["settings"] |= {"lpg_steps": 2, "crf": True}  # measures more, but trains the same
+    assert not differences(before, define(tmp_path, rows)[1].configuration)
 
 
 def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench, tmp_path):
