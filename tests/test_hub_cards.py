@@ -107,6 +107,16 @@ def test_classes_that_the_target_shares_with_the_training_are_named(stage: Path)
     text = write_card(stage).read_text(encoding="utf-8")
     assert "are **not all new** to this model: it was trained on ring." in text
     assert "Numbers after a dense CRF were not measured." in text
+    assert "| | stage 0 | stage 2 |" in text and "| pseudo masks of the LPG |  | 0.75 |" in text
+
+
+def test_a_run_whose_segmenter_was_not_measured_shows_its_pseudo_masks(stage: Path):
+    run = {"classes": ["ring"], "num_images": {"target": 3, "evaluation": 0}, "mode": "weak", "dataset": None}
+    numbers = {"box_fill_miou": None, "pseudo_mask_miou": {"1": 0.5, "2": 0.75}, "segmenter_miou": {}}
+    change(stage, "metrics.json", run=run | numbers | {"segmenter_crf_miou": {}, "iou_of_classes": {}})
+    text = write_card(stage).read_text(encoding="utf-8")
+    assert "segmenters not measured" in text and "dense CRF" not in text
+    assert "| | stage 1 | stage 2 |" in text and "| pseudo masks of the LPG | 0.5 | 0.75 |" in text
 
 
 def test_segmenter_card(stage: Path):

@@ -15,7 +15,16 @@ import yaml
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 # A run may be continued with other values of these: they change nothing in the result.
-RESULT_NEUTRAL = ("run_dir", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "log_with", "crf")
+RESULT_NEUTRAL = (
+    "run_dir",
+    "num_workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "log_with",
+    "crf",
+    "measure_segmenter",
+)
 
 
 @dataclass
@@ -59,6 +68,7 @@ class Settings:
     eval_images: str | None = None
     eval_split: str | None = "val"
     measure_masks: bool = True  # read the target's masks to measure pseudo masks; False where there are none
+    measure_segmenter: bool = True  # on the evaluation part (eval_*), which has masks; False where there is none
     drop_difficult: bool = False  # VOC objects flagged difficult
 
     # Deployment
@@ -98,11 +108,13 @@ class Settings:
     lpg_box_jitter: float = 0.05  # box views in training
     box_encoding: str = "filled"  # or distance (to the box's edge)
     edge_radius: int = 0  # pseudo masks follow the picture's edges, see LPGImageProcessor; 0: as they are (paper)
-    lpg_min_box_side: float = 0.0  # objects with a shorter side are not trained on
+    lpg_min_box_side: float = 0.0  # views all of whose boxes have a shorter side are not trained on
     # box views in training: share whose picture is first reduced, as if the object were small
     lpg_low_detail: float = 0.0
     lpg_color_jitter: float = 0.0  # brightness, contrast and saturation in training vary by up to this share
-    lpg_target: str = "class"  # what a box view learns: class, its class's pixels, or object (needs COCO masks)
+    lpg_target: str = (
+        "class"  # what a box view learns: class, its class's pixels, or object (needs masks of objects: COCO, YOLO)
+    )
     # share of samples without class probability; > 0: the LPG also works without one
     lpg_class_prob_dropout: float = 0.0
     lpg_ema: float = 0.0  # decay per step of averaged weights, which are then the stage's; 0: none
@@ -115,7 +127,7 @@ class Settings:
     segmenter_weights: str | None = None  # ImageNet weights of largefov or deeplab-v2: file or org/repo:file
     segmenter_head: str | None = None  # sub-module with the head's learning rate; default: found
     segmenter_steps: int = 20_000
-    stage0_steps: int | None = None  # of the box-trained segmenter; default: segmenter_steps
+    stage0_steps: int | None = None  # of em.py's box-trained segmenter; default: segmenter_steps
     target_steps: int | None = None  # of deploy.py; default: segmenter_steps
     segmenter_batch_size: int = 30
     segmenter_micro_batch_size: int | None = None
@@ -215,7 +227,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_settings(argv: list[str] | None = None, description: str | None = None) -> Settings:
     """Settings from `--config FILE.yaml` and `--name value` flags; flags win.
 
-    Lists and dicts are given as YAML on the command line: `--lpg_scales "[0.5, 1.0]"`.
+    Lists and dicts are given as YAML on the command line: `--lpg_scales "[0.5, 1.0]"`, and what may be absent as `null`.
 
     Raises:
         ValueError: an unknown key in the file, a value of another type, or text that is not YAML.
@@ -230,7 +242,8 @@ def parse_settings(argv: list[str] | None = None, description: str | None = None
     values = read_yaml(path) if path else {}
     for name, text in flags.items():
         if text is not None:
-            values[name] = text if _accepts(name, str) else _parse_yaml(text, f"--{name}")
+            as_text = _accepts(name, str) and not (text == "null" and _accepts(name, types.NoneType))
+            values[name] = text if as_text else _parse_yaml(text, f"--{name}")
     return settings_from_dict(values, path or "the command line")
 
 

@@ -69,9 +69,11 @@ def run_deploy(settings: Settings) -> dict:
     names = class_names(rows)
     num_labels = len(names) + 1
     build_segmenter(settings, names)
-    eval_rows = load_eval(accelerator, settings)
-    check_same_classes(rows, eval_rows, "target set and evaluation set")
-    accelerator.print(f"target set: {len(rows)} images, {num_labels - 1} classes; measured on {len(eval_rows)} images")
+    eval_rows = load_eval(accelerator, settings) if settings.measure_segmenter else None
+    if eval_rows is not None:
+        check_same_classes(rows, eval_rows, "target set and evaluation set")
+    measured_on = "the segmenter is not measured" if eval_rows is None else f"measured on {len(eval_rows)} images"
+    accelerator.print(f"target set: {len(rows)} images, {num_labels - 1} classes; {measured_on}")
     semi_rows, semi_index = None, {}
     if settings.mode == "semi":
         semi_rows = load_semi(accelerator, settings)
@@ -139,6 +141,8 @@ def run_deploy(settings: Settings) -> dict:
             num_steps=settings.target_steps or settings.segmenter_steps,
             part=name,
         )
+        if eval_rows is None:
+            continue
 
         def measure(segmenter: Path = segmenter, stage: int = stage) -> dict:
             return measure_segmenter(
@@ -155,7 +159,7 @@ def run_deploy(settings: Settings) -> dict:
         accelerator.print(f"{name} stage {stage}: segmenter {100 * measured['mean_iou']:.1f} mIoU")
 
     metrics |= {
-        "num_images": {"target": len(rows), "evaluation": len(eval_rows)},
+        "num_images": {"target": len(rows), "evaluation": len(eval_rows or ())},
         "settings": public_settings(settings),
         "seconds": time.monotonic() - began,
         "versions": package_versions(),

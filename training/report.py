@@ -16,11 +16,13 @@ PANEL_ROWS = 6
 
 def write_table(path: Path, metrics: dict) -> None:
     """The stage table of the paper (Tables II to V) from `metrics.json`, in Markdown."""
-    stages = list(metrics["segmenter_miou"])
+    stages = [str(stage) for stage in range(metrics["settings"]["num_stages"] + 1)]
     with_crf = any("crf" in m for m in metrics["details"]["segmenter"].values())
+    num_images = metrics["num_images"]
+    on = f"measured on {num_images['evaluation']} images" if num_images["evaluation"] else "not measured"
     lines = [
-        f"Target set: {metrics['num_images']['target']} images, {len(metrics['classes'])} classes; segmenter measured "
-        f"on {metrics['num_images']['evaluation']} images. mIoU in percent, background included; mode {metrics['mode']}.",
+        f"Target set: {num_images['target']} images, {len(metrics['classes'])} classes; segmenter {on}. mIoU in percent, "
+        f"background included; mode {metrics['mode']}.",
         "",
         "| | " + " | ".join(f"stage {s}" for s in stages) + " |",
         "| --- |" + " --- |" * len(stages),
@@ -30,7 +32,8 @@ def write_table(path: Path, metrics: dict) -> None:
         rows["box fill"] = {"0": metrics["box_fill_miou"]}
     if metrics["pseudo_mask_miou"]:
         rows["pseudo masks"] = metrics["pseudo_mask_miou"]
-    rows["segmenter"] = metrics["segmenter_miou"]
+    if metrics["segmenter_miou"]:
+        rows["segmenter"] = metrics["segmenter_miou"]
     if with_crf:
         rows["segmenter + CRF"] = {s: m["crf"]["mean_iou"] for s, m in metrics["details"]["segmenter"].items()}
     for name, values in rows.items():

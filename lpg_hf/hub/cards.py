@@ -20,6 +20,7 @@ from lpg_hf.files import write_atomically
 TEMPLATES = [Path(__file__).parents[1] / "hub_cards", Path(__file__).parents[2] / "hub_cards"]
 _METRIC_NAME = re.compile(r"(iou|accuracy)(_|$)")
 _COMPUTE_KEYS = ("device", "processes", "mixed_precision", "seconds", "loss", "steps", "versions")
+_LATER = "after_training_"  # begins the names of what was set when the training was over
 _STAGE_ROWS = {
     "pseudo_mask_miou": "pseudo masks of the LPG",
     "segmenter_miou": "segmenter",
@@ -109,9 +110,11 @@ def write_card(folder: str | os.PathLike) -> Path:
         has_panel=(folder / "panel.png").is_file(),
         architecture=_table({k: v for k, v in config.items() if k not in _HIDDEN_CONFIG_KEYS}),
         settings=_table(known.get("settings") or {}),
+        changed_later=_table({k.removeprefix(_LATER): v for k, v in known.items() if k.startswith(_LATER)}),
         preprocessor=_table({k: v for k, v in (preprocessor or {}).items() if k not in _HIDDEN_CONFIG_KEYS}),
         results=[(name, _shown(value)) for name, value in results],
         run=run,
+        stages=_measured_stages(run),
         stage_rows=_stage_rows(run),
         weakest=_weakest(run.get("iou_of_classes") or {}),
         compute=_table({key: known[key] for key in _COMPUTE_KEYS if known.get(key) is not None}),
@@ -158,9 +161,15 @@ def _target_results(kind: str, metrics: dict) -> list[tuple[str, float]]:
     return [(shown, run[name][stage]) for name, shown in names.items() if stage in run.get(name, {})]
 
 
+def _measured_stages(run: dict) -> list[str]:
+    """Stages with a number, in order; a run without evaluation images has those of its pseudo masks alone."""
+    found = {stage for name in _STAGE_ROWS for stage in run.get(name) or {}}
+    return sorted(found | ({"0"} if run.get("box_fill_miou") is not None else set()), key=int)
+
+
 def _stage_rows(run: dict) -> list[tuple[str, list[str]]]:
-    """Rows of the stage table: name, and a cell for each stage of the segmenter."""
-    stages = list(run.get("segmenter_miou") or {})
+    """Rows of the stage table: name, and a cell for each of `_measured_stages`."""
+    stages = _measured_stages(run)
     rows = [("filled boxes", {"0": run["box_fill_miou"]})] if run.get("box_fill_miou") is not None else []
     rows += [(text, run[name]) for name, text in _STAGE_ROWS.items() if run.get(name)]
     return [(text, [_shown(values[stage]) if stage in values else "" for stage in stages]) for text, values in rows]

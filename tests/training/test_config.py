@@ -31,6 +31,13 @@ def test_flags_win_over_the_file_and_lists_are_yaml(tmp_path):
     assert settings.segmenter_learning_rate == 0.01
 
 
+def test_null_on_the_command_line_takes_a_setting_of_the_file_back():
+    path = str(ROOT / "training" / "configs" / "lpg_small.yaml")
+    settings = parse_settings(["--config", path, "--lpg_init", "lpg-small", "--lpg_weights", "null"])
+    assert (settings.lpg_init, settings.lpg_weights) == ("lpg-small", None)
+    assert parse_settings(["--run_dir", "null"]).run_dir == "null"  # is never absent
+
+
 @pytest.mark.parametrize(
     "wrong, named",
     [

@@ -1,7 +1,7 @@
 """The two scripts as a user runs them."""
 
 import json
-from shutil import copytree
+from shutil import copytree, rmtree
 
 import pytest
 from PIL import Image
@@ -176,3 +176,22 @@ def test_semi_needs_masks_of_the_images_that_keep_theirs_only(values, data, fini
     assert "ground truth is kept by 2 target images" in result.stdout
     metrics = json.loads((tmp_path / "run" / "target_semi" / "metrics.json").read_text())
     assert metrics["box_fill_miou"] is None and metrics["pseudo_mask_miou"] == {}
+
+
+def test_boxes_alone_are_enough_for_masks_and_a_segmenter(values, data, finished_run, tmp_path):
+    """Nobody has a mask: nothing is measured, and what is trained is the same."""
+    root = tmp_path / "target"
+    copytree(data / "target", root)
+    rmtree(root / "SegmentationClass")
+    changed = values | {"target_root": str(root), "eval_split": "nowhere", "measure_masks": False}
+    result = launch(
+        "deploy.py", changed, tmp_path / "run", "--stages", str(finished_run), "--measure_segmenter", "false"
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "the segmenter is not measured" in result.stdout
+    target = tmp_path / "run" / "target"
+    metrics = json.loads((target / "metrics.json").read_text())
+    assert metrics["segmenter_miou"] == {} and metrics["num_images"]["evaluation"] == 0
+    assert "segmenter not measured" in (target / "table.md").read_text()
+    trained, measured = (run / "target" / "stage2" / "segmenter" for run in (tmp_path / "run", finished_run))
+    assert weights(trained) == weights(measured)
