@@ -75,7 +75,9 @@ def masks(
     flip: Annotated[
         bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Pictures, views and boxes that a forward pass may combine.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(help="Pictures taken together; a forward pass has up to twice as many views.")
+    ] = 8,
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode and write; default: one per core, at most 8.", min=1)
     ] = None,
@@ -246,7 +248,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing, and list what would be sent.")] = False,
 ) -> None:
-    """Push every stage of a run to the Hub: one commit per repository, none where nothing changed.
+    """Push the generators of a run and its target's segmenters to the Hub: one commit per repository, none where nothing changed.
 
     Example: `lpg-hf push runs/demo --org my-name --dry-run`
     """

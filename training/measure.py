@@ -56,7 +56,8 @@ def measure_segmenter(
     """mIoU of a segmenter at full image size, single scale.
 
     Returns:
-        `ConfusionMatrix.compute()`, and the same under `crf` after a dense CRF if `settings.crf`.
+        `ConfusionMatrix.compute()`, and the same under `crf` after a dense CRF if `settings.crf`, with the official code's kernels
+        for DeepLab v2 or, for all others, for LargeFOV.
 
     Source: Sec. IV; the published numbers are after the dense CRF.
     """
@@ -73,10 +74,11 @@ def measure_segmenter(
             truth = label_map(rows[index])
             confusion.update(full.argmax(dim=0).cpu().numpy(), truth)
             if settings.crf:
-                from lpg_hf.crf import dense_crf
+                from lpg_hf.crf import LARGEFOV_CRF, RESNET_CRF, dense_crf
 
+                kernels = (RESNET_CRF if model.config.model_type == "deeplab_v2" else LARGEFOV_CRF)._asdict()
                 probs = full.softmax(dim=0).cpu().numpy()
-                probs = dense_crf(image, probs, min_probability=CRF_MIN_PROBABILITY)
+                probs = dense_crf(image, probs, **kernels, min_probability=CRF_MIN_PROBABILITY)
                 after_crf.update(probs.argmax(axis=0), truth)
     result = _reduced(accelerator, confusion)
     if settings.crf:
