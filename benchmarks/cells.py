@@ -137,7 +137,7 @@ def read_cells(definitions: Path) -> list[Cell]:
     of_name = {cell.name: cell for cell in cells}
     for number, cell in enumerate(cells):
         if cell.used in of_name:
-            cells[number] = replace(cell, used_configuration=_as_used(of_name[cell.used].configuration))
+            cells[number] = replace(cell, used_configuration=as_used(of_name[cell.used].configuration))
         elif cell.used is not None:
             raise ValueError(
                 f"row {cell.table}/{cell.row} uses {cell.used}, which no row file gives. Correct `uses`, or add the "
@@ -189,14 +189,15 @@ def differences(before: dict, now: dict) -> list[str]:
     return found
 
 
+def as_used(configuration: dict) -> dict:
+    """What the stages of a row depend on: whether its own segmenter is also measured after a dense CRF does not matter."""
+    settings = {name: value for name, value in configuration.get("settings", {}).items() if name != "crf"}
+    return configuration | {"settings": settings}
+
+
 def json_like(value: dict) -> dict:
     """The value as it comes back from a json file."""
     return json.loads(json.dumps(value))
-
-
-def _as_used(configuration: dict) -> dict:
-    """What the stages of a row depend on: whether its own segmenter is also measured after a dense CRF does not matter."""
-    return configuration | {"settings": {k: v for k, v in configuration["settings"].items() if k != "crf"}}
 
 
 def _within(cell: Cell, path: str) -> bool:

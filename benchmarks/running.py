@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from benchmarks.cells import Cell, differences, expand, json_like
+from benchmarks.cells import Cell, as_used, differences, expand, json_like
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,12 +106,21 @@ def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
                     f"benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed}` first, with --redo if its "
                     "results are there already."
                 )
+            trained = (read_json(stages / "commands.json") or {}).get("configuration")
+            differing = differences(as_used(trained or {}), json_like(cell.used_configuration or {}))
+            if differing:
+                raise ValueError(
+                    f"the stages in {_shown(stages)} were trained with another configuration ({'; '.join(differing)}). Run "
+                    f"`python benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed} --redo` first."
+                )
         config = run / "settings.yaml"
         if cell.settings:
             write_text(config, _config_text(bench, cell, dict(bench.places)))
         running = Commands(run, json_like(cell.configuration), lock)
-        for command in commands(bench, cell, config, dict(bench.places)):
-            running.run(command, cell.num_threads)
+        for number, command in enumerate(commands(bench, cell, config, dict(bench.places))):
+            shares = number == 0 and cell.prepare  # what it makes serves all cells of the protocol
+            with _alone(bench.runs / f"{cell.protocol}.lock", wait=True) if shares else nullcontext():
+                running.run(command, cell.num_threads)
         _write_result(bench, cell, running)
     return True
 
@@ -151,7 +160,7 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
 
 
 class Commands:
-    """The commands of a run; what has finished is kept with its seconds, and is not run again."""
+    """The commands of a run; what has finished is kept with the seconds of all its starts, and is not run again."""
 
     def __init__(self, run: Path, configuration: dict, lock: int | None = None) -> None:
         """
@@ -162,8 +171,9 @@ class Commands:
         """
         self.path, self.log, self.lock = run / "commands.json", run / "output.log", lock
         content = read_json(self.path) or {"configuration": None}
-        kept = content["finished"] if content["configuration"] == configuration else {}
-        self.content = {"configuration": configuration, "finished": kept}
+        same = content["configuration"] == configuration
+        kept = {part: content.get(part, {}) if same else {} for part in ("finished", "stopped")}
+        self.content = {"configuration": configuration} | kept
 
     def run(self, command: list[str], threads: int | None) -> None:
         """Run a command in the repository root.
@@ -198,12 +208,18 @@ class Commands:
             except BaseException:  # Ctrl-C or a signal to stop: training goes on from its checkpoint the next time
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
+                self._keep("stopped", text, began)
                 raise
         if status:
+            self._keep("stopped", text, began)
             said = self.log.read_bytes()[start:].decode("utf-8", "replace").splitlines()
             last = "\n    ".join(line.rpartition("\r")[2] for line in said[-8:])
             raise RuntimeError(f"exit status {status} of `{text}`. {_shown(self.log)} ends with\n    {last}")
-        self.content["finished"][text] = round(time.monotonic() - began, 2)
+        self._keep("finished", text, began)
+
+    def _keep(self, part: str, text: str, began: float) -> None:
+        before = self.content["stopped"].pop(text, 0.0)
+        self.content[part][text] = round(before + time.monotonic() - began, 2)
         write_json(self.path, self.content)
 
     def seconds(self, command: list[str]) -> float:
@@ -342,16 +358,17 @@ def _executable(command: list[str]) -> list[str]:
 
 
 @contextmanager
-def _alone(path: Path, *, shared: bool = False) -> Iterator[int]:
+def _alone(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[int]:
     """A lock that the commands inherit: a command that outlives the bench still keeps others from its folder.
 
     Args:
         shared: with others that only read the folder.
+        wait: until it is free, in place of an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="ascii") as file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise Busy(f"another process is at work in {_shown(path.with_suffix(''))}") from None
         yield file.fileno()

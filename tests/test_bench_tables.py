@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +333,33 @@ def test_a_row_that_uses_stages_waits_while_they_are_trained(bench, tmp_path):
             run_cell(bench, user)
 
 
+def test_stages_that_were_trained_with_another_configuration_are_refused(bench, tmp_path):
+    rows: dict = {"stages/z": {"kind": "stages"}, "stages/a": {"kind": "deploy", "uses": "stages/z"}}
+    used, user = define(tmp_path, rows)
+    run = bench.run_folder(used.name)
+    (run / "aux" / "stage3" / "lpg").mkdir(parents=True)
+    Commands(run, used.configuration).run(python("pass"), None)
+    rows["stages/z"] |= {"settings": {"lpg_steps": 9}}
+    with pytest.raises(
+        ValueError, match=r"settings.lpg_steps: 2 then, 9 now.*run stages/z/coco60_voc --seed 0 --redo"
+    ):
+        run_cell(bench, define(tmp_path, rows)[1])
+    with pytest.raises(RuntimeError, match="deploy.py"):  # goes on to train with them, which are empty folders here
+        run_cell(bench, user)
+
+
+def test_cells_that_start_together_prepare_their_data_one_after_the_other(bench, tmp_path):
+    """What is made serves all cells of a protocol."""
+    cells = define(tmp_path, {f"baselines/{k}": {"kind": "baseline", "generators": {"box": "box"}} for k in "ab"})
+    script = tmp_path / "prepare.py"
+    script.write_text(
+        "import os, sys, time\nos.mkdir(sys.argv[1])\ntime.sleep(1)\nos.rmdir(sys.argv[1])\n", encoding="utf-8"
+    )
+    cells = [replace(cell, prepare=(str(script), str(tmp_path / "busy"))) for cell in cells]
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(lambda cell: run_cell(bench, cell), cells))
+
+
 def test_a_change_of_the_used_row_is_a_change_of_the_row_that_uses_it(tmp_path):
     rows: dict = {"stages/z": {"kind": "stages"}, "stages/a": {"kind": "deploy", "uses": "stages/z"}}
     before = define(tmp_path, rows)[1].configuration
@@ -371,6 +400,18 @@ def test_a_finished_command_is_not_run_again_unless_the_configuration_is_another
         Commands(tmp_path, {"lpg_steps": steps}).run(count, None)
         assert Commands(tmp_path, {"lpg_steps": steps}).seconds(count) > 0
     assert (tmp_path / "count").read_text() == "xx"
+
+
+def test_seconds_count_all_starts_of_a_command(tmp_path):
+    name = str(tmp_path / "started")
+    twice = python(
+        f"import os, sys, time; again = os.path.exists({name!r}); open({name!r}, 'w'); time.sleep(0 if again else 2); sys.exit(not again)"
+    )
+    with pytest.raises(RuntimeError):
+        Commands(tmp_path, {}).run(twice, None)
+    Commands(tmp_path, {}).run(twice, None)
+    assert 2 < Commands(tmp_path, {}).seconds(twice)
+    assert not json.loads((tmp_path / "commands.json").read_text())["stopped"]
 
 
 def test_a_failed_command_is_named_with_its_last_words_and_run_again(tmp_path):
