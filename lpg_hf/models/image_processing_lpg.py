@@ -14,6 +14,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .views_lpg import (
     View,
+    bands_to_image,
     box_mask_of_view,
     box_views,
     edge_maps,
@@ -23,7 +24,7 @@ from .views_lpg import (
     random_box_view,
     random_image_view,
     reduce_detail,
-    view_to_image,
+    visible_part,
 )
 
 
@@ -230,14 +231,17 @@ class LPGImageProcessor(PilBackend):
         if self.edge_radius and image is None:
             raise ValueError(f"edge_radius={self.edge_radius} follows the picture's edges: pass the image(s) too.")
         maps = self._edge_maps(logits, view, image) if self.edge_radius else logits
-        rows, columns, patch = view_to_image(maps, view, height, width, self.align_corners)
-        if self.edge_radius:
-            *slopes, prob = patch.numpy()
-            for channel, slope in enumerate(slopes):
-                prob = prob + slope * image[rows, columns, channel]
-            prob = prob.clip(0, 1)
-        else:
-            prob = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
+        rows, columns = visible_part(view, height, width)
+        prob = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
+        for band, patch in bands_to_image(maps, view, rows, columns, self.align_corners):
+            part = prob[band.start - rows.start : band.stop - rows.start]
+            if self.edge_radius:
+                *slopes, part[...] = patch.numpy()
+                for channel, slope in enumerate(slopes):
+                    part += slope * image[band, columns, channel]
+                part.clip(0, 1, out=part)
+            else:
+                part[...] = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
         foreground = np.zeros_like(prob)
         for x1, y1, x2, y2 in view.boxes:
             box_rows, box_columns = pixel_range(y1, y2, height), pixel_range(x1, x2, width)
@@ -252,7 +256,11 @@ class LPGImageProcessor(PilBackend):
         """`edge_maps` of the view's foreground inside its boxes, for colours of 8 bits; (4, h, w)."""
         h, w = (-(-side // 4) for side in view.size)  # without the batch's padding
         x1, y1, x2, y2 = view.window
-        covered = (x1, y1, x1 + round((x2 - x1) * 4 * w / view.size[1]), y1 + round((y2 - y1) * 4 * h / view.size[0]))
+        width = round(
+            (x2 - x1) * 4 * w / view.size[1]
+        )  # the grid reaches over the view's right edge, mirrored the left one
+        x1, x2 = (x2 - width, x2) if view.flip else (x1, x1 + width)
+        covered = (x1, y1, x2, y1 + round((y2 - y1) * 4 * h / view.size[0]))
         cells = replace(view, window=covered, size=(h, w))
         pixels = image_to_view(image, cells, self._fill, Image.Resampling.BOX)
         guide = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)

@@ -9,6 +9,7 @@ Frames: image pixels, 0-based; windows and boxes are xyxy with exclusive ends; p
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 
 EDGE_SMOOTHNESS = 1e-4  # variance of colours (in [0, 1]) that counts as noise in `edge_maps`
+BAND_PIXELS = 2**20  # of the maps of one view that are brought to an image's resolution at a time
 LEAST_DETAIL = 16  # pixels; the window of an object of about 10 pixels
 
 
@@ -73,10 +75,17 @@ def box_views(boxes: np.ndarray, labels: np.ndarray, size: int, context: float) 
 
 
 def box_window(box: np.ndarray, context: float) -> tuple[int, int, int, int]:
-    """The square around a box: side = longer box side x (1 + 2 x context), rounded to whole pixels."""
+    """The square around a box: side = longer box side x (1 + 2 x context), rounded to whole pixels.
+
+    It holds every pixel that the box touches, for which it is larger or off the middle where need be.
+    """
     x1, y1, x2, y2 = (float(v) for v in box)
-    side = max(1, round(max(x2 - x1, y2 - y1) * (1 + 2 * context)))
-    left, top = round((x1 + x2 - side) / 2), round((y1 + y2 - side) / 2)
+    touched = touched_pixels(x1, x2), touched_pixels(y1, y2)
+    side = max(round(max(x2 - x1, y2 - y1) * (1 + 2 * context)), *(last - first for first, last in touched))
+    left, top = (
+        min(max(round((start + stop - side) / 2), last - side), first)
+        for start, stop, (first, last) in zip((x1, y1), (x2, y2), touched)
+    )
     return left, top, left + side, top + side
 
 
@@ -207,10 +216,15 @@ def box_mask_of_view(view: View, encoding: str = "filled") -> np.ndarray:
     return mask[:, ::-1] if view.flip else mask
 
 
-def pixel_range(start: float, stop: float, limit: int, tolerance: float = 1e-3) -> slice:
-    """The pixels that an interval touches: floor(start) to ceil(stop), at least one, cut to 0..limit."""
+def touched_pixels(start: float, stop: float, tolerance: float = 1e-3) -> tuple[int, int]:
+    """The pixels that an interval touches: floor(start) to ceil(stop), exclusive; at least one."""
     first = math.floor(start + tolerance)
-    last = max(math.ceil(stop - tolerance), first + 1)
+    return first, max(math.ceil(stop - tolerance), first + 1)
+
+
+def pixel_range(start: float, stop: float, limit: int) -> slice:
+    """`touched_pixels`, cut to 0..limit."""
+    first, last = touched_pixels(start, stop)
     return slice(min(max(first, 0), limit), min(max(last, 0), limit))
 
 
@@ -230,10 +244,44 @@ def view_to_image(
         rows, columns: slices of the image that the view covers.
         patch: (C, rows, columns) float32 at the image's resolution.
     """
+    rows, columns = visible_part(view, height, width)
+    patches = [patch for _, patch in bands_to_image(maps, view, rows, columns, align_corners)]
+    return rows, columns, patches[0] if len(patches) == 1 else torch.cat(patches, dim=1)
+
+
+def visible_part(view: View, height: int, width: int) -> tuple[slice, slice]:
+    """The rows and columns of an image that a view covers."""
+    x1, y1, x2, y2 = view.window
+    rows = slice(min(max(y1, 0), height), min(max(y2, 0), height))
+    return rows, slice(min(max(x1, 0), width), min(max(x2, 0), width))
+
+
+def bands_to_image(
+    maps: Tensor, view: View, rows: slice, columns: slice, align_corners: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
+    """What `view_to_image` does, in bands of rows where the window is large, so that memory does not grow with it.
+
+    Args:
+        maps, view, align_corners: of `view_to_image`.
+        rows, columns: `visible_part` of the view.
+
+    Yields:
+        band: the next rows of the image.
+        patch: (C, band, columns) float32.
+    """
     x1, y1, x2, y2 = view.window
     window_size = (y2 - y1, x2 - x1)
-    maps = maps.float()[None]
-    full = (maps.shape[2] * 4, maps.shape[3] * 4)
+    maps = maps.float()
+    full = (maps.shape[1] * 4, maps.shape[2] * 4)
+    if full == view.size and math.prod(window_size) > BAND_PIXELS and not align_corners:
+        maps = maps.flip(2) if view.flip else maps
+        across = maps @ _interpolation(maps.shape[2], window_size[1], columns, x1)
+        height = max(1, BAND_PIXELS // max(1, columns.stop - columns.start))
+        for start in range(rows.start, max(rows.stop, rows.start + 1), height):
+            band = slice(start, min(start + height, rows.stop))
+            yield band, _interpolation(maps.shape[1], window_size[0], band, y1).T @ across
+        return
+    maps = maps[None]
     if full == view.size:  # one interpolation serves both steps
         maps = F.interpolate(maps, size=window_size, mode="bilinear", align_corners=align_corners)
     else:
@@ -243,10 +291,13 @@ def view_to_image(
         maps = maps.flip(3)
     if tuple(maps.shape[2:]) != window_size:
         maps = F.interpolate(maps, size=window_size, mode="bilinear", align_corners=False)
-    rows = slice(min(max(y1, 0), height), min(max(y2, 0), height))
-    columns = slice(min(max(x1, 0), width), min(max(x2, 0), width))
-    patch = maps[0, :, rows.start - y1 : rows.stop - y1, columns.start - x1 : columns.stop - x1]
-    return rows, columns, patch
+    yield rows, maps[0, :, rows.start - y1 : rows.stop - y1, columns.start - x1 : columns.stop - x1]
+
+
+def _interpolation(source: int, target: int, part: slice, origin: int) -> Tensor:
+    """(source, part) weights of a bilinear interpolation to `target` positions, the first of which is at `origin`."""
+    positions = (torch.arange(part.start, part.stop) - origin + 0.5) * (source / target) - 0.5
+    return (1 - (torch.arange(source)[:, None] - positions.clamp(0, source - 1)).abs()).clamp(min=0)
 
 
 def edge_maps(foreground: Tensor, guide: Tensor, radius: int) -> Tensor:
@@ -285,6 +336,7 @@ def edge_maps(foreground: Tensor, guide: Tensor, radius: int) -> Tensor:
 
 __all__ = [
     "View",
+    "bands_to_image",
     "box_mask_of_view",
     "box_views",
     "box_window",
@@ -296,5 +348,7 @@ __all__ = [
     "random_image_view",
     "random_window",
     "reduce_detail",
+    "touched_pixels",
     "view_to_image",
+    "visible_part",
 ]

@@ -337,6 +337,16 @@ def test_certain_foreground_fills_a_box_in_a_picture_larger_than_the_working_siz
     assert ((foreground > 0.5).numpy() == boxes_to_mask(boxes, 217, 333).astype(bool)).all()
 
 
+@pytest.mark.parametrize("box", [[15.74, 18.52, 17.3, 19.7], [10.9, 10.9, 18.3, 18.3], [7.9991, 5, 8.0005, 5.0014]])
+def test_certain_foreground_fills_a_box_between_the_pixels_whatever_the_context(box):
+    boxes = np.array([box], dtype=np.float32)
+    for context in (0.0, 0.05, 0.25):
+        processor = LPGImageProcessor(view="box", view_size=32, view_context=context)
+        batch = processor(picture(30, 40), boxes=boxes, return_tensors="pt")
+        foreground = processor.post_process_foreground(certain(batch), batch["views"], [(30, 40)])[0]["foreground"][0]
+        assert ((foreground > 0.5).numpy() == boxes_to_mask(boxes, 30, 40).astype(bool)).all()
+
+
 def test_where_boxes_of_a_class_overlap_the_larger_probability_counts():
     processor = PROCESSORS["box"]
     boxes = [[0, 0, 20, 20], [10, 0, 30, 20], [15, 0, 35, 20]]
@@ -460,6 +470,19 @@ def test_edge_radius_gives_a_coarse_foreground_the_edges_of_the_picture(view, fl
         assert not foreground[:14].any() and not foreground[:, 70:].any()
         found[radius] = iou(foreground > 0.5, inside)
     assert found[0] < 0.98 and min(found[1], found[2]) > 0.99
+
+
+@pytest.mark.parametrize("width", [48, 49, 50, 51])
+def test_edges_of_a_mirrored_view_are_those_of_the_mirrored_picture(width):
+    """Also where 4 does not divide the width, so that the grid reaches over one side of the view."""
+    image = picture(48, width)
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    processor = LPGImageProcessor(edge_radius=1)
+    (view,) = processor.views(np.array([[0, 0, width, 48]], dtype=np.float32), np.array([1]), 48, width)
+    logits = torch.randn(2, 12, -(-width // 4), generator=torch.Generator().manual_seed(0))
+    _, _, expected = processor.decode_view(logits, view, 48, width, mirrored)
+    _, _, foreground = processor.decode_view(logits, replace(view, flip=True), 48, width, image)
+    np.testing.assert_allclose(foreground, expected[:, ::-1], atol=1e-5)
 
 
 def test_edge_radius_leaves_the_foreground_of_a_plain_picture_smooth():

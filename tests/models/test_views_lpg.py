@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lpg_hf.boxes import boxes_to_mask
+from lpg_hf.models import views_lpg
 from lpg_hf.models.views_lpg import (
     View,
     box_mask_of_view,
@@ -17,6 +18,7 @@ from lpg_hf.models.views_lpg import (
     random_box_view,
     random_image_view,
     random_window,
+    touched_pixels,
     view_to_image,
 )
 
@@ -153,6 +155,20 @@ def test_the_way_back_undoes_the_flip(align_corners):
     mirrored = view_to_image(maps.flip(2), replace(view, flip=True), HEIGHT, WIDTH, align_corners)
     assert straight[:2] == mirrored[:2]
     torch.testing.assert_close(straight[2], mirrored[2])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("window", [(-30, -20, 90, 100), (10, 5, 52, 47), (WIDTH, 5, WIDTH + 32, 37)])
+def test_bands_of_a_large_window_are_the_whole_window(window, flip, monkeypatch):
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    view = View(1, np.zeros((0, 4)), window, (32, 32), flip)
+    rows, columns, expected = view_to_image(maps, view, HEIGHT, WIDTH)
+    monkeypatch.setattr(views_lpg, "BAND_PIXELS", 200)
+    bands = list(views_lpg.bands_to_image(maps, view, rows, columns))
+    assert all(patch.shape[1] * patch.shape[2] <= 200 for _, patch in bands)
+    assert len(bands) > 1 or expected.numel() == 0
+    torch.testing.assert_close(torch.cat([patch for _, patch in bands], dim=1), expected)
+    torch.testing.assert_close(view_to_image(maps, view, HEIGHT, WIDTH)[2], expected)
 
 
 def test_maps_at_stride_4_are_enlarged_as_asked_and_cut_to_the_view():
@@ -292,6 +308,18 @@ def test_window_is_a_square_around_the_box_with_the_margin_on_each_side():
         x1, y1, x2, y2 = box_window(np.array(box), 0.25)
         assert x2 - x1 == y2 - y1 >= 1
         assert abs((x1 + x2) / 2 - (box[0] + box[2]) / 2) <= 0.5 and abs((y1 + y2) / 2 - (box[1] + box[3]) / 2) <= 0.5
+
+
+@pytest.mark.parametrize("context", [0.0, 0.05, 0.25])
+def test_window_holds_every_pixel_that_the_box_touches(context):
+    rng = np.random.default_rng(0)
+    corner, extent = rng.uniform(-3, 40, (2000, 2)), 10 ** rng.uniform(-2.5, 1.5, (2000, 2))
+    for box in np.hstack([corner, corner + extent]):
+        left, top, right, bottom = box_window(box, context)
+        for (low, high), edges in (((left, right), box[[0, 2]]), ((top, bottom), box[[1, 3]])):
+            first, last = touched_pixels(*edges)
+            assert low <= first < last <= high, box
+        assert right - left == bottom - top
 
 
 # Random views
