@@ -1,5 +1,6 @@
 """The segmenter's part of the generator's input: the probability of every class that has boxes in a picture."""
 
+import copy
 import os
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ class SegmenterProbs:
 
     Args:
         model: an AutoModelForSemanticSegmentation.
-        processor: its image processor.
+        processor: its image processor; its cropping is left out, as probabilities are wanted for the whole picture.
         class_names: of the boxes, in the order of their labels; they are looked up in the segmenter's `id2label`. None: a
             box's label is the segmenter's own.
         device: where it runs.
@@ -43,7 +44,9 @@ class SegmenterProbs:
         class_names: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
     ):
-        self.model, self.processor, self.device = model.eval().to(device), processor, torch.device(device)
+        self.model, self.device = model.eval().to(device), torch.device(device)
+        self.processor = copy.copy(processor)
+        self.processor.do_center_crop = False  # of MobileNetV2's processor and others
         self.index_of = None
         if class_names is not None:
             known = {name.casefold(): int(index) for index, name in model.config.id2label.items()}

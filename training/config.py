@@ -242,7 +242,10 @@ def parse_settings(argv: list[str] | None = None, description: str | None = None
     values = read_yaml(path) if path else {}
     for name, text in flags.items():
         if text is not None:
-            as_text = _accepts(name, str) and not (text == "null" and _accepts(name, types.NoneType))
+            as_yaml = (text == "null" and _accepts(name, types.NoneType)) or (
+                text.startswith("[") and _accepts(name, list)
+            )
+            as_text = _accepts(name, str) and not as_yaml
             values[name] = text if as_text else _parse_yaml(text, f"--{name}")
     return settings_from_dict(values, path or "the command line")
 

@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.labels import IGNORE_INDEX
 from training.config import Settings
 
 
@@ -69,6 +70,16 @@ def _load_part(
         classes=settings.target_classes,
         masks=True,
     )
+
+
+def check_num_classes(names: list[str]) -> None:
+    """Raises ValueError if the classes do not fit into label maps of 8 bits, where 255 is ignored."""
+    if len(names) >= IGNORE_INDEX:
+        raise ValueError(
+            f"the data set has {len(names)} classes, but the label maps that a segmenter is trained on hold at most "
+            f"{IGNORE_INDEX - 1}. Choose some of them (aux_classes, target_classes), or let `lpg-hf masks` write the masks, which has "
+            "no such limit."
+        )
 
 
 def check_same_classes(one: Dataset, other: Dataset, what: str) -> None:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpg_hf.data.examples import box_label_map
 from lpg_hf.data.load import class_names
 from training.config import Settings, parse_settings
-from training.data import load_aux
+from training.data import check_num_classes, load_aux
 from training.masks import write_pseudo_masks
 from training.measure import measure_label_maps
 from training.models import build_lpg, build_segmenter, load_lpg, write_json
@@ -49,6 +49,7 @@ def run_em(settings: Settings) -> None:
         lpg_stage(accelerator, settings, rows, None, None, aux / "stage1", stage=1, part="auxiliary")
         finish_run(accelerator)
         return
+    check_num_classes(class_names(rows))
     build_segmenter(settings, class_names(rows))  # settings that do not fit fail here, before any training
     build_lpg(settings, settings.stage1_class_prob, None)
 

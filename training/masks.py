@@ -27,9 +27,28 @@ from training.samples import BOX_COLUMNS
 from training.steps import to_device
 
 
+VIEWS_IN_GROUP = 3  # forward passes whose views wait in memory together, see `split_by_views`
+
+
 def size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
     """Row indices in batches of one padded size."""
     return batches_of_one_size(dict(enumerate(zip(rows["height"][:], rows["width"][:]))), batch_size)
+
+
+def split_by_views(groups: list[list[int]], num_views: list[int], limit: int) -> list[list[int]]:
+    """The groups in parts of at most `limit` views, or of one image, so that memory does not grow with the boxes of an image.
+
+    Args:
+        num_views: of each row.
+    """
+    parts = []
+    for group in groups:
+        parts.append([])
+        for index in group:
+            if parts[-1] and sum(num_views[i] for i in parts[-1]) + num_views[index] > limit:
+                parts.append([])
+            parts[-1].append(index)
+    return parts
 
 
 def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:
@@ -176,14 +195,19 @@ def write_pseudo_masks(
     model.eval().to(accelerator.device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
+    num_views = [
+        len(processor.views(*row_boxes(row), row["height"], row["width"]))
+        for row in rows.select_columns(list(BOX_COLUMNS))
+    ]
     groups = size_batches(rows, settings.inference_batch_size)
+    groups = split_by_views(groups, num_views, VIEWS_IN_GROUP * settings.inference_batch_size)
     mine = groups[accelerator.process_index :: accelerator.num_processes]
     names = rows["file_name"][:]
     check_distinct(names)
     missing = [group for group in mine if not all((folder / mask_name(names[i])).is_file() for i in group)]
 
     def load(group: list[int]):
-        images, encoded = [], []
+        images, encoded, chunks = [], [], []
         for index in group:
             row = rows[index]
             image = decode_image(row)
@@ -192,12 +216,12 @@ def write_pseudo_masks(
             for view in views:
                 prob = None if class_probs is None else class_probs(index, view.label)
                 encoded.append(processor.encode(image, view, prob))
+                if len(encoded) == settings.inference_batch_size:
+                    chunks.append(stack_views(encoded))
+                    encoded = []
             images.append((row["file_name"], image, boxes, labels, views, box_label_map(row) == IGNORE_INDEX))
-        chunks = [
-            {k: torch.from_numpy(v) for k, v in stack_views(encoded[i : i + settings.inference_batch_size]).items()}
-            for i in range(0, len(encoded), settings.inference_batch_size)
-        ]
-        return images, chunks
+        chunks += [stack_views(encoded)] if encoded else []
+        return images, [{k: torch.from_numpy(v) for k, v in chunk.items()} for chunk in chunks]
 
     def save(logits: Tensor, name: str, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, views, crowd):
         path = folder / mask_name(name)

@@ -36,7 +36,7 @@ class LPGGenerator(MaskGenerator):
         dtype: of the copy; None: the model's.
 
     Raises:
-        ValueError: a segmenter for a model without class probability.
+        ValueError: a segmenter for a model without class probability, or a `batch_size` below 1.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class LPGGenerator(MaskGenerator):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but a pass takes at least one view.")
         if segmenter is not None and not model.config.use_class_prob:
             raise ValueError(
                 "this LPG takes no class probability (config.use_class_prob=False): leave the segmenter out."

@@ -48,7 +48,7 @@ class ConfusionMatrix:
         if 0 <= ignore_index < num_labels:
             raise ValueError(
                 f"ignore_index {ignore_index} is one of the {num_labels} labels, whose pixels would vanish from the "
-                "metric. Use a value that is no label, such as 255."
+                f"metric. Use a value that is no label, such as {max(num_labels, 255)}."
             )
         self.num_labels = num_labels
         self.ignore_index = ignore_index

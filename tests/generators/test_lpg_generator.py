@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from transformers import MobileNetV2ImageProcessorPil, SegformerForSemanticSegmentation
 
 from lpg_hf import LPGImageProcessor, load_generator
 from lpg_hf.class_probs import SegmenterProbs
@@ -213,9 +214,23 @@ def test_segmenter_probabilities_are_those_of_the_named_class(segmenter_folder):
     assert np.array_equal(swapped[1], own[2]) and np.array_equal(swapped[2], own[1])
 
 
+def test_segmenter_probabilities_cover_the_whole_picture_also_if_the_processor_crops(segmenter_folder):
+    image = picture().image
+    model = SegformerForSemanticSegmentation.from_pretrained(segmenter_folder)
+    size = {"height": 16, "width": 16}
+    crops, plain = (
+        MobileNetV2ImageProcessorPil(do_resize=False, do_center_crop=crop, crop_size=size) for crop in (True, False)
+    )
+    (found,), (expected,) = (SegmenterProbs(model, p)([image], [np.array([1])]) for p in (crops, plain))
+    assert np.array_equal(found[1], expected[1])
+    assert crops.do_center_crop  # the caller's own
+
+
 def test_unfitting_parts_are_refused(tmp_path, lpg_folder, segmenter_folder):
     with pytest.raises(ValueError, match="knows no class 'horse'"):
         SegmenterProbs.from_pretrained(segmenter_folder, ["cat", "horse"])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        load_generator("lpg", model=lpg_folder, batch_size=0)
     with pytest.raises(ValueError, match="leave the segmenter out"):
         load_generator("lpg", model=lpg_folder, segmenter=segmenter_folder)
     with pytest.raises(ValueError, match="holds a 'segformer' model, not an LPG stage"):

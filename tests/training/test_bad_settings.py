@@ -8,6 +8,7 @@ import yaml
 from tiny_run import ROOT
 
 from training.config import parse_settings, settings_from_dict
+from training.data import check_num_classes
 
 
 @pytest.fixture
@@ -108,3 +109,9 @@ def test_bad_target_data_and_missing_stages_are_one_line(script, values, finishe
     code, said = script("deploy.py", *flags)
     assert code != 0 and named in said and "\n" not in said
     assert not (tmp_path / "run" / "target" / "stage0").exists()
+
+
+def test_more_classes_than_a_label_map_of_8_bits_holds_are_refused():
+    check_num_classes(["x"] * 254)
+    with pytest.raises(ValueError, match="255 classes.*at most 254.*lpg-hf masks"):
+        check_num_classes(["x"] * 255)

@@ -38,6 +38,11 @@ def test_null_on_the_command_line_takes_a_setting_of_the_file_back():
     assert parse_settings(["--run_dir", "null"]).run_dir == "null"  # is never absent
 
 
+def test_a_list_of_classes_or_the_name_of_a_set_on_the_command_line():
+    assert parse_settings(["--aux_classes", "[cat, dog]"]).aux_classes == ["cat", "dog"]
+    assert parse_settings(["--aux_classes", "all"]).aux_classes == "all"
+
+
 @pytest.mark.parametrize(
     "wrong, named",
     [

@@ -17,7 +17,7 @@ from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training import masks as masks_module
 from training.data import load_eval, load_target
-from training.masks import cache_class_probs, check_distinct, size_batches, write_pseudo_masks
+from training.masks import cache_class_probs, check_distinct, size_batches, split_by_views, write_pseudo_masks
 from training.measure import measure_label_maps, measure_segmenter
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 
@@ -144,6 +144,12 @@ def test_finished_masks_are_not_written_again(accelerator, settings, rows, tmp_p
     write(accelerator, settings, rows, tmp_path)
     monkeypatch.setattr(masks_module, "write_label_map", lambda *a: pytest.fail("written again"))
     write(accelerator, settings, rows, tmp_path)
+
+
+def test_groups_of_images_are_split_where_they_have_many_views():
+    groups = [[3, 0, 1], [2, 4]]
+    assert split_by_views(groups, [2, 1, 9, 4, 1], 6) == [[3, 0], [1], [2], [4]]
+    assert split_by_views(groups, [0, 0, 0, 0, 0], 6) == groups
 
 
 def test_two_images_never_share_a_mask_file():
