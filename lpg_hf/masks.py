@@ -110,7 +110,7 @@ def write_masks(
         out: folder, created if it is missing.
         report: what opening the source found.
         generator_name: for the report; part of what a started run must agree in.
-        overwrite: throw away what an earlier run left in `out`.
+        overwrite: throw away what an earlier run left in `out`; files that it has not written stay.
         num_workers: threads that decode and write; None: one per core, at most 8.
         rank: number of this process among those that share `out`.
         num_processes: their number.
@@ -140,7 +140,7 @@ def write_masks(
         **asdict(settings),
         "write": sorted(settings.write),
     }
-    if _is_finished(out, identity, overwrite):
+    if _is_finished(out, identity, source.file_names, overwrite):
         logger.info("%s is finished already; --overwrite does it again", out)
         return _finished_report(out)
     job = _Job(source, generator, out, settings, identity, report)
@@ -275,7 +275,7 @@ class _Job:
             region[region == 0] = self.ignored
         name = record.file_name
         if "png" in self.settings.write:
-            write_label_map(self.out / "masks" / mask_name(name), label_map, self.scratch)
+            write_label_map(self.out / _picture_files(name)["png"], label_map, self.scratch)
         if "yolo" in self.settings.write:
             self._write_outlines(replace(record, objects=[item for item, mask in kept if mask.area]))
         if self.settings.overlay:
@@ -284,6 +284,7 @@ class _Job:
             "image_id": record.image_id,
             "height": record.height,
             "width": record.width,
+            "license": record.license,
             "objects": [
                 asdict(item) | {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
                 for item, mask in kept
@@ -291,7 +292,7 @@ class _Job:
         }
 
     def _write_outlines(self, record: Record) -> None:
-        path = self.out / "labels" / PurePosixPath(record.file_name).with_suffix(".txt")
+        path = self.out / _picture_files(record.file_name)["yolo"]
         write_atomically(path, yolo_text(record, masks=True).encode(), self.scratch)
 
     def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
@@ -300,9 +301,17 @@ class _Job:
         picture = draw_boxes(overlay(image.image, shown), image.boxes, image.labels, names)
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=90)
-        write_atomically(
-            self.out / "overlays" / PurePosixPath(name).with_suffix(".jpg"), buffer.getvalue(), self.scratch
-        )
+        write_atomically(self.out / _picture_files(name)["overlay"], buffer.getvalue(), self.scratch)
+
+
+def _picture_files(name: str) -> dict[str, str]:
+    """The files of a picture in OUT, by the output that they belong to."""
+    path = PurePosixPath(name)
+    return {
+        "png": f"masks/{mask_name(name)}",
+        "yolo": f"labels/{path.with_suffix('.txt')}",
+        "overlay": f"overlays/{path.with_suffix('.jpg')}",
+    }
 
 
 def _digest(source: Source) -> str:
@@ -314,23 +323,20 @@ def _digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _is_finished(out: Path, identity: dict, overwrite: bool) -> bool:
+def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bool) -> bool:
     """Whether `out` holds a complete run of these settings; makes it ready for one if it is new.
 
     Raises:
         ValueError: it holds a run with other settings, or files that no run has written.
     """
     finished, started = out / "report.json", out / PARTS / "settings.json"
-    before = _run_settings(finished) or _run_settings(started)
-    if overwrite and before is not None:
-        for name in ("masks", "labels", "overlays", PARTS):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("report.json", "instances.json", "classes.txt", "data.yaml"):
-            (out / name).unlink(missing_ok=True)
-        before = None
-    if before is not None:
+    before = _read_run(finished) or _read_run(started)
+    if before is None and out.is_dir() and any(item.name != PARTS for item in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
+    if before is not None and not overwrite:
         now = json.loads(json.dumps(identity))
-        other = next((key for key in now if before.get(key) != now[key]), None)
+        settings = before["settings"]
+        other = next((key for key in now if settings.get(key) != now[key]), None)
         if other == "annotations_sha256":
             raise ValueError(
                 f"the annotations or the pictures have changed since the masks in {out} were made. Choose another folder, or "
@@ -338,24 +344,70 @@ def _is_finished(out: Path, identity: dict, overwrite: bool) -> bool:
             )
         if other is not None:
             raise ValueError(
-                f"{out} holds masks made with other settings: {other} was {before.get(other)!r} and is now {now[other]!r}. "
+                f"{out} holds masks made with other settings: {other} was {settings.get(other)!r} and is now {now[other]!r}. "
                 "Choose another folder, or start anew with --overwrite."
             )
-        return _run_settings(finished) is not None
-    if out.is_dir() and any(item.name != PARTS for item in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
-    write_atomically(started, json.dumps({"settings": identity}).encode())
+        return _read_run(finished) is not None
+    if before is not None:
+        _clear(out, before, _files_of_run(identity, file_names))
+    write_atomically(started, json.dumps({"settings": identity, "file_names": file_names}).encode())
     return False
 
 
-def _run_settings(path: Path) -> dict | None:
-    """The settings in a file of a run; None if it is absent, or some other program's."""
+def _read_run(path: Path) -> dict | None:
+    """What a run states in its report or at its start; None if the file is absent, or some other program's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     settings = content.get("settings") if isinstance(content, dict) else None
-    return settings if isinstance(settings, dict) and "annotations_sha256" in settings else None
+    return content if isinstance(settings, dict) and "annotations_sha256" in settings else None
+
+
+def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
+    """All that a run writes in OUT for some pictures, but for its parts."""
+    outputs = {*settings["write"], *(["overlay"] if settings["overlay"] else [])}
+    once = {"coco": "instances.json", "yolo": "data.yaml"}
+    return {
+        "report.json",
+        "classes.txt",
+        *(once[output] for output in outputs & once.keys()),
+        *(file for name in file_names for output, file in _picture_files(name).items() if output in outputs),
+    }
+
+
+def _clear(out: Path, before: dict, wanted: set[str]) -> None:
+    """Delete what an earlier run has written, and no other file.
+
+    Args:
+        before: what the earlier run states.
+        wanted: files of the new run.
+
+    Raises:
+        ValueError: another file stands where one of `wanted` is to be written; nothing is deleted then.
+    """
+    if "images" in before:
+        names = [image["file_name"] for image in before["images"] if "left_out" not in image]
+    else:
+        names = before.get("file_names", ())  # A start of an earlier version states none.
+    written = {fs_path(out / file) for file in _files_of_run(before["settings"], names)}
+    # Links to folders are not followed: the run has made none, so what lies behind one is not its own.
+    found = (str(Path(folder, name)) for folder, _, files in os.walk(out) for name in files)
+    left = {path for path in found if path in written}
+    planned = (fs_path(out / file) for file in sorted(wanted))
+    foreign = next((path for path in planned if path not in left and os.path.lexists(path)), None)
+    if foreign is not None:
+        raise ValueError(
+            f"{foreign} is in the way of the masks, and is not known to come from the earlier run in {out}. Move it away, or "
+            "choose another folder."
+        )
+    for path in sorted(left):  # In this order report.json, by which the next start would know the run, is the last.
+        os.unlink(path)
+    emptied = {folder for path in left for folder in Path(path).parents if out in folder.parents}
+    for folder in sorted(emptied, reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 def _finished_report(out: Path) -> Report:
@@ -403,7 +455,8 @@ def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[
     """One entry per picture: what was found, or why it was left out; last those that were dropped when the source was opened."""
     for part in parts():
         for image in part["images"]:
-            yield {k: v for k, v in image.items() if k != "objects"} | {"boxes": len(image.get("objects", ()))}
+            told = {key: value for key, value in image.items() if key not in ("objects", "license")}
+            yield told | {"boxes": len(image.get("objects", ()))}
     for name, kind in job.index_report.left_out:
         yield {"file_name": name, "left_out": True, "problems": {kind: []}}
 
@@ -419,10 +472,6 @@ def _write_coco(job: _Job, parts) -> None:
                 number += 1
                 if "objects" in image:
                     yield coco.id_of(image["image_id"]) if kept_ids else number, image
-
-    def images() -> Iterator[dict]:
-        for image_id, image in pictures():
-            yield {"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")}
 
     def annotations() -> Iterator[dict]:
         for image_id, image in pictures():
@@ -441,7 +490,14 @@ def _write_coco(job: _Job, parts) -> None:
                 }
 
     head = coco.header_with(source.coco_header, source.classes)
-    _write_json(job.out / "instances.json", head, {"images": images(), "annotations": annotations()}, job.scratch)
+    licences = coco.LicenceIds(head)
+    images = []
+    for image_id, image in pictures():
+        # Parts that were written before they held the licence go without.
+        license = {"license": licences.find(image["license"])} if image.get("license") else {}
+        images.append({"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")} | license)
+    head |= licences.header()
+    _write_json(job.out / "instances.json", head, {"images": images, "annotations": annotations()}, job.scratch)
 
 
 def _write_json(path: Path, head: dict, lists: dict[str, Iterable[dict]], scratch: Path) -> None:

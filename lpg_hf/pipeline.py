@@ -7,6 +7,7 @@ pipe = pipeline("box-mask-generation", model="org/lpg-stage1")
 result = pipe("street.jpg", boxes=[[10, 20, 110, 140]], labels=[1])
 """
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -104,8 +105,9 @@ class BoxToMaskPipeline(Pipeline):
             each box that is mask; `labels`; `label_map`, (H, W) uint8, or uint16 above 254 classes. Without boxes the lists are empty and the map is 0.
 
         Raises:
-            ValueError: boxes, labels or settings that are not as above; the message names picture and box.
-            OSError: a picture that cannot be read.
+            ValueError: boxes, labels or settings that are not as above; the message names the box, and in a list or stream the
+                picture: its position from 0 on, and its path or URL if it is one.
+            OSError: a picture that cannot be read; named in the same way.
         """
         single = not isinstance(images, (list, tuple))
         if not single and len(images) == 0:
@@ -174,13 +176,28 @@ class BoxToMaskPipeline(Pipeline):
         }
 
     def run_single(self, inputs, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> dict:
-        return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
+        prepared = iter([self.preprocess(inputs, **preprocess_params)])
+        return next(self._results(prepared, 1, forward_params, postprocess_params))
 
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Iterator[dict]:
-        """Results in the order of the inputs, a group of pictures at a time; views of a group share forward passes."""
-        prepared = (self.preprocess(item, **preprocess_params) for item in inputs)
+        prepared = (self._prepared(number, item, preprocess_params) for number, item in enumerate(inputs))
+        return self._results(prepared, batch_size, forward_params, postprocess_params)
+
+    def _prepared(self, number: int, item: Any, preprocess_params: dict) -> BoxedImage:
+        """As `preprocess`; errors name the picture."""
+        try:
+            return self.preprocess(item, **preprocess_params)
+        except (OSError, ValueError) as error:
+            image = item.get("image") if isinstance(item, dict) else item
+            place = f"picture {number}" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
+            raise (OSError if isinstance(error, OSError) else ValueError)(f"{place}: {error}") from error
+
+    def _results(
+        self, prepared: Iterator[BoxedImage], batch_size: int, forward_params: dict, postprocess_params: dict
+    ) -> Iterator[dict]:
+        """Results in the order of the pictures, a group at a time; views of a group share forward passes."""
         while group := list(islice(prepared, batch_size)):
             patches = self._forward(group, **forward_params)
             for image, of_image in zip(group, by_position(patches, len(group))):

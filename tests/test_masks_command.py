@@ -14,7 +14,9 @@ from pycocotools.coco import COCO
 
 import lpg_hf.masks
 from lpg_hf import cli, load_generator
+from lpg_hf.data.export import write_shards
 from lpg_hf.data.formats.records import Report
+from lpg_hf.data.load import load_boxes
 from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
 from lpg_hf.masks import MaskSettings, write_masks
@@ -377,6 +379,50 @@ def test_categories_that_no_list_names_are_written_too(data: Path):
     assert {c["id"] for c in written["categories"]} == {3, 7, 77, 90}
 
 
+@pytest.fixture
+def licensed(data: Path) -> dict:
+    """`data` with licences: listed ones, none, and one that the file does not list."""
+    content = coco_content()
+    content["licenses"] = [{"id": 4, "name": "BY", "url": "http://example.org/by"}, {"id": 6, "name": "CC0"}]
+    for image, license_id in zip(content["images"], (4, 6, 6, None, 9, 4)):
+        image |= {} if license_id is None else {"license": license_id}
+    (data / "coco.json").write_text(json.dumps(content), encoding="utf-8")
+    return content
+
+
+def test_licences_of_pictures_come_back_from_every_process(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
+    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    for rank in (0, 1):  # the second joins what the first has left in its parts
+        masks_of(data, data / "out", lpg_folder, rank=rank, num_processes=2)
+    written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert written["images"] == licensed["images"] and written["licenses"] == licensed["licenses"]
+    report = json.loads((data / "out/report.json").read_text(encoding="utf-8"))
+    assert not any("license" in image for image in report["images"])
+
+
+def test_parts_without_licences_are_joined_too(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
+    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    masks_of(data, data / "out", lpg_folder, rank=0, num_processes=2)
+    for path in (data / "out/.parts").glob("0*.json"):
+        part = json.loads(path.read_text())
+        for image in part["images"]:
+            del image["license"]
+        path.write_text(json.dumps(part))
+    masks_of(data, data / "out", lpg_folder, rank=1, num_processes=2)
+    written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert [image.get("license") for image in written["images"]] == [None, None, 6, None, None, None]
+
+
+def test_licences_of_a_data_set_are_listed(data: Path, licensed: dict):
+    (data / "parquet/data").mkdir(parents=True)
+    dataset = load_boxes("coco", annotations=data / "coco.json", images=data / "images", keep_empty=True)
+    write_shards(dataset, data / "parquet/data", "train", 100)
+    assert run("masks", data / "parquet", "--out", data / "out", "--generator", "box", "--write", "coco") == 0
+    written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
+    assert written["licenses"] == [{"id": 1, "name": "BY http://example.org/by"}, {"id": 2, "name": "CC0"}]
+    assert [image.get("license") for image in written["images"]] == [1, 2, 2, None, 9, 1]
+
+
 def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):
     assert (
         run("masks", data / "coco.json", "--out", data / "images", "--images", data / "images", "--generator", "box")
@@ -541,6 +587,77 @@ def test_overwrite_never_deletes_what_no_run_has_written(report: str, data: Path
     assert run(*command, "--overwrite") == 2 and "is not empty" in capsys.readouterr().err
     assert run(*command) == 2 and "is not empty" in capsys.readouterr().err
     assert (data / "yolo/labels/set1/a.txt").is_file()
+
+
+def test_overwrite_goes_on_beside_files_that_no_run_has_written(data: Path):
+    out = data / "out"
+    command = ["masks", data / "coco.json", "--images", data / "images", "--out", out, "--generator", "box"]
+    assert run(*command, "--write", "png,coco,yolo", "--overlay") == 0
+    (out / "images").symlink_to(data / "images", target_is_directory=True)
+    mine = [out / name for name in ("notes.txt", "masks/mine.png", "labels/set1/classes.txt")]
+    for path in mine:
+        path.write_text("mine")
+    content = coco_content()
+    content["images"], content["annotations"] = content["images"][1:], content["annotations"][2:]
+    (data / "coco.json").write_text(json.dumps(content), encoding="utf-8")
+
+    assert run(*command, "--overwrite") == 0
+    assert [path.read_text() for path in mine] == ["mine"] * 3 and len(list(out.glob("images/set1/*"))) == 2
+    written = {f"masks/{Path(name).with_suffix('.png')}" for name in NAMES[1:]}
+    kept = {"notes.txt", "masks/mine.png", "labels/set1/classes.txt"}
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir()}
+    assert left - {f"images/{name}" for name in NAMES} == written | kept | {"classes.txt", "report.json"}
+    assert not (out / "overlays").exists()
+
+
+def test_overwrite_clears_an_unfinished_run_beside_other_files_too(data: Path, lpg_folder: Path, monkeypatch):
+    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    masks_of(data, data / "clean", lpg_folder)
+    out, overlay = data / "out", lpg_hf.masks._Job._write_overlay
+
+    def dying(job, image, name, label_map):
+        overlay(job, image, name, label_map)
+        if name == NAMES[2]:
+            raise Killed
+
+    monkeypatch.setattr(lpg_hf.masks._Job, "_write_overlay", dying)
+    with pytest.raises(Killed):
+        masks_of(data, out, lpg_folder)
+    monkeypatch.setattr(lpg_hf.masks._Job, "_write_overlay", overlay)
+    (out / "notes.txt").write_text("mine")
+    write_pictures(data / "images/more")
+    content = coco_content()
+    for image in content["images"]:
+        image["file_name"] = f"more/{image['file_name']}"
+    (data / "coco.json").write_text(json.dumps(content), encoding="utf-8")
+    masks_of(data, out, lpg_folder, overwrite=True)
+    left = files(out)
+    assert left.pop("notes.txt") and not (out / "masks/set1").exists() and (out / "masks/more/set1").is_dir()
+    assert len(left) == len(files(data / "clean"))
+
+
+def test_overwrite_deletes_nothing_where_another_file_is_in_the_way(data: Path, capsys):
+    out = data / "out"
+    command = ["masks", data / "yolo", "--out", out, "--generator", "box"]
+    assert run(*command) == 0
+    (out / "labels").mkdir()
+    (out / "labels/f.txt").write_text("mine")
+    before = files(out)
+    assert run(*command, "--overwrite", "--write", "png,yolo") == 2
+    assert "labels/f.txt is in the way of the masks" in capsys.readouterr().err and files(out) == before
+    (out / "labels/f.txt").unlink()
+    assert run(*command, "--overwrite", "--write", "png,yolo") == 0
+
+
+def test_overwrite_never_follows_a_link_to_the_annotations(data: Path, capsys):
+    out, labels = data / "out", data / "yolo/labels"
+    command = ["masks", data / "yolo", "--out", out, "--generator", "box", "--write", "yolo"]
+    assert run(*command) == 0
+    (out / "labels").rename(data / "elsewhere")
+    (out / "labels").symlink_to(labels, target_is_directory=True)
+    before = files(labels)
+    assert run(*command, "--overwrite") == 2 and "is in the way" in capsys.readouterr().err
+    assert files(labels) == before and (out / "report.json").is_file()
 
 
 def test_masks_are_never_written_into_the_annotations(data: Path, capsys):

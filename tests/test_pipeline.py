@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -185,6 +187,30 @@ def test_segmenter_of_a_later_stage(segmenter_folder, pixels):
 def test_bad_input_is_named(pipe, pixels, arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         pipe(pixels, **arguments)
+
+
+def test_the_bad_one_of_several_pictures_is_named(pipe, pixels, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    empty = [BOXES[0], [5, 5, 5, 9]]
+    with pytest.raises(ValueError, match="^picture 1: box 1 is empty or outside the picture of 61 x 45"):
+        pipe([str(path), pixels, pixels], boxes=[BOXES, empty, BOXES])
+    with pytest.raises(ValueError, match=rf"^picture 2 \({path}\): box 1 is empty"):
+        pipe([pixels, pixels, str(path)], boxes=[BOXES, BOXES, empty])
+    with pytest.raises(ValueError, match=rf"^picture 1 \({path}\): labels must be one integer"):
+        pipe([pixels, path], boxes=[BOXES, BOXES], labels=[[1, 1], [1]])
+    with pytest.raises(ValueError, match=rf"^picture 0 \({path}\): the pipeline needs boxes for every picture"):
+        pipe([str(path), pixels])
+    cut = Image.open(io.BytesIO(path.read_bytes()[:-200]))
+    with pytest.raises(OSError, match="^picture 1: cannot decode the picture"):
+        pipe([pixels, cut], boxes=[BOXES, BOXES])
+    stream = ({"image": pixels, "boxes": boxes} for boxes in (BOXES, BOXES, empty))
+    results = pipe(stream, batch_size=1)
+    next(results), next(results)
+    with pytest.raises(ValueError, match="^picture 2: box 1 is empty"):
+        next(results)
+    with pytest.raises(ValueError, match="^box 1 is empty"):
+        pipe(pixels, boxes=empty)
 
 
 def test_bad_pictures_are_named(pipe, pixels, tmp_path):

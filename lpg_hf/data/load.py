@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
+import pyarrow.compute as pc
 from datasets import Dataset, Image, load_dataset
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, split_name
@@ -71,9 +73,12 @@ def load_boxes(
             raise ValueError(
                 f"format 'parquet' takes no {', '.join(extra + sorted(options))}; they were fixed at export"
             )
-        return _load_parquet(
-            root, images, split, masks, cache_dir, allow_missing, Report() if report is None else report
-        )
+        found = Report()
+        dataset = _load_parquet(root, images, split, masks, cache_dir, allow_missing, found)
+        _log(root, replace(found, **_totals(dataset)))
+        if report is not None:
+            report.merge(found)
+        return dataset
 
     builder_class = BUILDERS[format]
     known = builder_class.BUILDER_CONFIG_CLASS.__dataclass_fields__
@@ -95,12 +100,23 @@ def load_boxes(
     builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
     dataset = builder.as_dataset(split=split_name(split))
     found = builder.report
-    logger.log(
-        logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", root or annotations, found.summary()
-    )
+    _log(root or annotations, found)
     if report is not None:
         report.merge(found)
     return dataset
+
+
+def _log(place: str | os.PathLike, found: Report) -> None:
+    logger.log(logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", place, found.summary())
+
+
+def _totals(dataset: Dataset) -> dict:
+    """The fields of a `Report` that the builders count while they read; no class names where the rows have none."""
+    objects = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
+    counts = pc.list_value_length(pc.struct_field(objects, [0]))
+    category = dataset.features["objects"].get("category")
+    names = getattr(getattr(category, "feature", None), "names", [])
+    return {"images": len(dataset), "objects": pc.sum(counts).as_py() or 0, "classes": names}
 
 
 def _load_parquet(

@@ -4,6 +4,8 @@ import logging
 
 import pytest
 
+from lpg_hf.data.export import write_shards
+from lpg_hf.data.formats.records import Report
 from lpg_hf.data.load import class_names, load_boxes
 
 
@@ -53,6 +55,26 @@ def test_good_files_give_no_warning(coco_tree, caplog):
     with caplog.at_level(logging.INFO, logger="lpg_hf"):
         load_boxes("coco", root=coco_tree.root)
     assert [record.levelno for record in caplog.records] == [logging.INFO]
+
+
+def test_what_was_found_beside_a_parquet_folder_is_logged_too(coco_tree, tmp_path, caplog):
+    coco_tree.add_image("b.png", 2)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2))
+    coco_tree.write()
+    (tmp_path / "data").mkdir()
+    write_shards(load_boxes("coco", root=coco_tree.root).remove_columns("image"), tmp_path / "data", "train", 100)
+    with caplog.at_level(logging.INFO, logger="lpg_hf"):
+        for level, text in (
+            (logging.INFO, "2 images, 2 objects, 1 classes"),
+            (logging.WARNING, "1 images, 1 objects, 1 classes\n  missing_image: 1"),
+        ):
+            caplog.clear()
+            report = Report()
+            load_boxes("parquet", root=tmp_path / "data", images=coco_tree.images, allow_missing=True, report=report)
+            (record,) = caplog.records
+            assert record.levelno == level and record.getMessage().startswith(f"{tmp_path / 'data'}: {text}")
+            (coco_tree.images / "b.png").unlink(missing_ok=True)
+    assert report.counts == {"missing_image": 1} and report.left_out == [("b.png", "missing_image")]
 
 
 @pytest.mark.parametrize(

@@ -663,7 +663,7 @@ def write_coco(
         keep_ids: annotations keep their ids, but for one that an earlier annotation has; off, they are counted from 1.
     """
     header = header_with(header or {}, classes)
-    licences = _LicenceIds(header)
+    licences = LicenceIds(header)
     images = []
     number = 0
     used_ids: set[int] = set()
@@ -686,7 +686,7 @@ def write_coco(
         file.write("],\n" + json_text({**header, **licences.header(), "images": images})[1:])
 
 
-class _LicenceIds:
+class LicenceIds:
     """The licence ids of a file to be written: those of its header, and new ones for texts that it does not hold."""
 
     def __init__(self, header: dict):
@@ -695,6 +695,7 @@ class _LicenceIds:
         self.stated = header.get("licenses")
 
     def find(self, text: str) -> int | str:
+        """The id of a licence, as `CocoEntry.license` or `Record.license` states it."""
         if text not in self.ids:
             if isinstance(id_of(text), int):  # The id of a licence that the file does not list.
                 return id_of(text)
@@ -704,6 +705,7 @@ class _LicenceIds:
         return self.ids[text]
 
     def header(self) -> dict:
+        """The list of licences with the new ones, to replace the header's; empty if there are none."""
         if not self.added:
             return {}
         return {"licenses": [*(self.stated if isinstance(self.stated, list) else []), *self.added]}
