@@ -112,9 +112,8 @@ class Settings:
     # box views in training: share whose picture is first reduced, as if the object were small
     lpg_low_detail: float = 0.0
     lpg_color_jitter: float = 0.0  # brightness, contrast and saturation in training vary by up to this share
-    lpg_target: str = (
-        "class"  # what a box view learns: class, its class's pixels, or object (needs masks of objects: COCO, YOLO)
-    )
+    # what a box view learns: class, its class's pixels, or object (needs masks of objects: COCO, YOLO)
+    lpg_target: str = "class"
     # share of samples without class probability; > 0: the LPG also works without one
     lpg_class_prob_dropout: float = 0.0
     lpg_ema: float = 0.0  # decay per step of averaged weights, which are then the stage's; 0: none
