@@ -275,11 +275,12 @@ def bands_to_image(
     full = (maps.shape[1] * 4, maps.shape[2] * 4)
     if full == view.size and math.prod(window_size) > BAND_PIXELS and not align_corners:
         maps = maps.flip(2) if view.flip else maps
-        across = maps @ _interpolation(maps.shape[2], window_size[1], columns, x1)
+        across = maps @ _interpolation_weights(maps.shape[2], x2 - x1, slice(columns.start - x1, columns.stop - x1))
         height = max(1, BAND_PIXELS // max(1, columns.stop - columns.start))
         for start in range(rows.start, max(rows.stop, rows.start + 1), height):
             band = slice(start, min(start + height, rows.stop))
-            yield band, _interpolation(maps.shape[1], window_size[0], band, y1).T @ across
+            down = _interpolation_weights(maps.shape[1], y2 - y1, slice(band.start - y1, band.stop - y1))
+            yield band, down.T @ across
         return
     maps = maps[None]
     if full == view.size:  # one interpolation serves both steps
@@ -294,9 +295,9 @@ def bands_to_image(
     yield rows, maps[0, :, rows.start - y1 : rows.stop - y1, columns.start - x1 : columns.stop - x1]
 
 
-def _interpolation(source: int, target: int, part: slice, origin: int) -> Tensor:
-    """(source, part) weights of a bilinear interpolation to `target` positions, the first of which is at `origin`."""
-    positions = (torch.arange(part.start, part.stop) - origin + 0.5) * (source / target) - 0.5
+def _interpolation_weights(source: int, target: int, part: slice) -> Tensor:
+    """(source, part) weights of a linear interpolation from `source` to a part of `target` positions, of half-pixel centres."""
+    positions = (torch.arange(part.start, part.stop) + 0.5) * (source / target) - 0.5
     return (1 - (torch.arange(source)[:, None] - positions.clamp(0, source - 1)).abs()).clamp(min=0)
 
 
