@@ -256,9 +256,8 @@ class LPGImageProcessor(PilBackend):
         """`edge_maps` of the view's foreground inside its boxes, for colours of 8 bits; (4, h, w)."""
         h, w = (-(-side // 4) for side in view.size)  # without the batch's padding
         x1, y1, x2, y2 = view.window
-        width = round(
-            (x2 - x1) * 4 * w / view.size[1]
-        )  # the grid reaches over the view's right edge, mirrored the left one
+        # The grid reaches over the view's right edge, which is the image's left one where the view is mirrored.
+        width = round((x2 - x1) * 4 * w / view.size[1])
         x1, x2 = (x2 - width, x2) if view.flip else (x1, x1 + width)
         covered = (x1, y1, x2, y1 + round((y2 - y1) * 4 * h / view.size[0]))
         cells = replace(view, window=covered, size=(h, w))
