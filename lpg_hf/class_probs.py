@@ -1,19 +1,39 @@
-"""The segmenter's part of the generator's input: the probability of every class that has boxes in a picture."""
+"""The segmenter's part of the generator's input: the probability of every class that has boxes in a picture.
+
+How a picture is padded for a segmenter, and where its logits lie in the picture, is said here for training, measuring and use.
+"""
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from lpg_hf.generators.base import PAD_MULTIPLE
 from lpg_hf.hub import fetch_stage
 
 
 CLASS_PROB_STRIDE = 8  # pixels per stored probability
+
+
+def aligns_corners(model: nn.Module) -> bool:
+    """Whether the first and last logits lie on the first and last pixels (both DeepLabs); else at half-pixel centres."""
+    return hasattr(model, "upsample_logits") and model.config.align_corners
+
+
+def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """The size that a picture is padded to at the right and the bottom, with zeros after normalization, for a segmenter.
+
+    Multiples of 32; one pixel more for a segmenter that aligns corners, so that its logits lie a whole stride apart, as in the
+    crops that it was trained on (the official code: 513).
+    """
+    extra = int(aligns_corners(model))
+    return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE + extra for side in (height, width))  # type: ignore[return-value]
 
 
 def resize_logits(model: nn.Module, logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -21,6 +41,52 @@ def resize_logits(model: nn.Module, logits: Tensor, size: tuple[int, int]) -> Te
     if hasattr(model, "upsample_logits"):
         return model.upsample_logits(logits, size)
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def stored_probs(model: nn.Module, logits: Tensor, frame: tuple[int, int]) -> Tensor:
+    """Class probabilities at the centres of cells of 8 x 8 pixels.
+
+    Args:
+        model: whose logits they are; it says where they lie.
+        logits: (B, C, h, w) float32.
+        frame: (height, width) in pixels of what they cover.
+
+    Returns:
+        (B, C, ceil(height / 8), ceil(width / 8)) uint8, 255 times the probability. Bilinear; beyond the last logit, its value.
+    """
+    aligned = aligns_corners(model)
+
+    def positions(side: int) -> Tensor:  # from -1 to 1, as `grid_sample` counts them
+        centres = torch.arange(CLASS_PROB_STRIDE / 2 - 0.5, side + CLASS_PROB_STRIDE / 2 - 0.5, CLASS_PROB_STRIDE)
+        return 2 * centres / (side - 1) - 1 if aligned else (2 * centres + 1) / side - 1
+
+    rows, columns = (positions(side).to(logits.device) for side in frame)
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).expand(len(logits), -1, -1, -1)
+    logits = F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=aligned)
+    return (logits.softmax(dim=1) * 255).round().to(torch.uint8)
+
+
+def at_picture_size(stored: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(ceil(height / 8), ceil(width / 8)) uint8 of `stored_probs` -> (height, width) uint8, bilinear."""
+    h, w = stored.shape
+    full = Image.fromarray(stored).resize((w * CLASS_PROB_STRIDE, h * CLASS_PROB_STRIDE), Image.Resampling.BILINEAR)
+    return np.asarray(full)[:height, :width]
+
+
+class PictureProbs(Mapping[int, np.ndarray]):
+    """Class id -> (height, width) uint8, 255 times its probability; made from what is stored when it is asked for."""
+
+    def __init__(self, stored: dict[int, np.ndarray], height: int, width: int) -> None:
+        self.stored, self.size = stored, (height, width)
+
+    def __getitem__(self, label: int) -> np.ndarray:
+        return at_picture_size(self.stored[label], *self.size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 class SegmenterProbs:
@@ -78,31 +144,35 @@ class SegmenterProbs:
         return cls(model, AutoImageProcessor.from_pretrained(folder), class_names, device)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[dict[int, np.ndarray]]:
-        """Probabilities of the classes of some pictures; those of one size share a forward pass.
+    def __call__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[PictureProbs]:
+        """Probabilities of the classes of some pictures, as a training computes them; those of one padded size share a forward
+        pass.
 
         Args:
             images: (H, W, 3) uint8 RGB.
             labels: (N,) class ids per picture.
 
         Returns:
-            Per picture: class id -> (ceil(H / 8), ceil(W / 8)) uint8, 255 times the probability.
+            Per picture: class id -> (H, W) uint8, 255 times the probability.
         """
-        pixels = [self.processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
-        batches: dict[tuple, list[int]] = {}
-        for i, (image, values) in enumerate(zip(images, pixels)):
-            batches.setdefault((image.shape[:2], tuple(values.shape)), []).append(i)
-        found: list[dict[int, np.ndarray]] = [{} for _ in images]
-        for ((height, width), _), members in batches.items():
-            batch = torch.stack([pixels[i] for i in members]).to(self.device, self.model.dtype)
-            logits = self.model(pixel_values=batch).logits.float()
-            size = (-(-height // CLASS_PROB_STRIDE), -(-width // CLASS_PROB_STRIDE))
-            probs = (
-                (resize_logits(self.model, logits, size).softmax(dim=1) * 255).round().to(torch.uint8).cpu().numpy()
-            )
-            for i, image_probs in zip(members, probs):
+        batches: dict[tuple, list[tuple[int, Tensor]]] = {}
+        for i, image in enumerate(images):
+            pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
+            frame = image.shape[:2]
+            if (
+                pixels.shape[1:] == frame
+            ):  # A processor that resizes makes the input cover the picture, and nothing else.
+                frame = padded_size(self.model, *frame)
+                pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))
+            batches.setdefault((frame, pixels.shape), []).append((i, pixels))
+        found = [PictureProbs({}, *image.shape[:2]) for image in images]
+        for (frame, _), members in batches.items():
+            batch = torch.stack([pixels for _, pixels in members]).to(self.device, self.model.dtype)
+            probs = stored_probs(self.model, self.model(pixel_values=batch).logits.float(), frame).cpu().numpy()
+            for (i, _), of_image in zip(members, probs):
+                h, w = (-(-side // CLASS_PROB_STRIDE) for side in images[i].shape[:2])
                 for label in dict.fromkeys(labels[i].tolist()):
-                    found[i][label] = image_probs[self._channel(label)]
+                    found[i].stored[label] = of_image[self._channel(label), :h, :w]
         return found
 
     def _channel(self, label: int) -> int:

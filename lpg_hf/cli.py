@@ -22,6 +22,11 @@ app = typer.Typer(
 )
 
 
+_ZeroBased = Annotated[
+    bool, typer.Option("--zero-based", help="VOC corners are 0-based and end exclusive, as some tools write them.")
+]
+
+
 @app.callback()
 def _root() -> None:
     """Pixel masks from box labels, and what belongs to it."""
@@ -63,9 +68,7 @@ def masks(
     ] = "rate",
     threshold: Annotated[float, typer.Option(help="Foreground probability above which a pixel is in the mask.")] = 0.5,
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
-    zero_based: Annotated[
-        bool, typer.Option("--zero-based", help="VOC corners are 0-based, as some tools write them.")
-    ] = False,
+    zero_based: _ZeroBased = False,
     size_mismatch: Annotated[
         str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
     ] = "skip",
@@ -100,12 +103,12 @@ def masks(
     from lpg_hf.data.formats.records import MAX_PIXELS, Report
     from lpg_hf.data.sources import open_source
     from lpg_hf.generators import load_generator
-    from lpg_hf.masks import MaskSettings, left_out, write_masks
+    from lpg_hf.masks import MaskSettings, write_masks
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
     settings = MaskSettings(
         write=outputs,
-        per=per or ("instance" if {"coco", "yolo"} & set(outputs) else "class"),
+        per=per,
         overlap_rule=overlap_rule,
         threshold=threshold,
         overlay=overlay,
@@ -150,7 +153,7 @@ def masks(
     if report is not None:
         typer.echo(report.summary())
         typer.echo(f"written to {out}")
-        raise typer.Exit(1 if left_out(report) else 0)
+        raise typer.Exit(1 if report.has_images_left_out else 0)
 
 
 @app.command("check")
@@ -163,7 +166,7 @@ def check(
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Check the masks too.")] = False,
     decode: Annotated[bool, typer.Option(help="Decode every picture, or read headers only.")] = True,
-    zero_based: Annotated[bool, typer.Option("--zero-based", help="VOC corners are 0-based, end exclusive.")] = False,
+    zero_based: _ZeroBased = False,
     max_pixels: Annotated[
         int | None, typer.Option(help="Larger pictures are counted, not decoded; default: 178956970.", min=1)
     ] = None,
@@ -174,7 +177,7 @@ def check(
 
     Where pictures do not exist, the annotations are checked all the same, boxes against the stated sizes.
 
-    Exit status: 0 nothing to look after, 1 problems found, 2 cannot be read at all.
+    Exit status: 0 nothing needs attention, 1 problems found, 2 cannot be read at all.
 
     Example: `lpg-hf check instances.json --images photos --masks --json report.json`
     """
@@ -208,7 +211,7 @@ def convert_labels(
     images: Annotated[str | None, typer.Option(help="Folder of the pictures, if it is not the usual one.")] = None,
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
     masks: Annotated[bool, typer.Option(help="Write the masks that there are.")] = True,
-    zero_based: Annotated[bool, typer.Option("--zero-based", help="VOC corners are 0-based, end exclusive.")] = False,
+    zero_based: _ZeroBased = False,
     max_pixels: Annotated[
         int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)
     ] = None,
@@ -311,6 +314,7 @@ def export_data(
     with_images: _WithImages = False,
     keep_empty: _KeepEmpty = False,
     allow_missing: _AllowMissing = False,
+    zero_based: _ZeroBased = False,
     num_proc: _NumProc = 1,
     title: _Title = None,
 ) -> None:
@@ -332,6 +336,7 @@ def export_data(
         with_images=with_images,
         keep_empty=keep_empty,
         allow_missing=allow_missing,
+        zero_based=zero_based,
         num_proc=num_proc,
         title=title,
     )
@@ -351,6 +356,7 @@ def push_data(
     with_images: _WithImages = False,
     keep_empty: _KeepEmpty = False,
     allow_missing: _AllowMissing = False,
+    zero_based: _ZeroBased = False,
     num_proc: _NumProc = 1,
     title: _Title = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
@@ -375,6 +381,7 @@ def push_data(
         with_images=with_images,
         keep_empty=keep_empty,
         allow_missing=allow_missing,
+        zero_based=zero_based,
         num_proc=num_proc,
         title=title,
         private=private,
@@ -504,6 +511,7 @@ def _compare(
     json_file: Annotated[str | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
     format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    zero_based: _ZeroBased = False,
     flip: Annotated[
         bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
     ] = False,
@@ -530,6 +538,7 @@ def _compare(
         per=per,
         format=format,
         split=split,
+        zero_based=zero_based,
         model=model,
         segmenter=segmenter,
         flip=flip,

@@ -54,6 +54,7 @@ class Job:
         per: "class" or "instance", see `assemble`.
         format: as of `open_source`.
         split: the same.
+        zero_based: the same.
         indices: pictures of the source.
         shown: those of them whose label maps are wanted for the panel.
         model: LPG stage; None: the bundled one.
@@ -70,6 +71,7 @@ class Job:
     per: str = "instance"
     format: str = "auto"
     split: str | None = None
+    zero_based: bool = False
     indices: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()
     model: str | None = None
@@ -233,7 +235,14 @@ def peak_gpu_memory_mb() -> float | None:
 
 
 def _open(job: Job) -> Source:
-    return open_source(job.annotations, job.images, format=job.format, split=job.split, report=Report())
+    return open_source(
+        job.annotations,
+        job.images,
+        format=job.format,
+        split=job.split,
+        zero_based=job.zero_based,
+        report=Report(),
+    )
 
 
 def _evenly(items: Sequence[int], count: int) -> tuple[int, ...]:

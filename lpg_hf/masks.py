@@ -35,7 +35,7 @@ import lpg_hf
 from lpg_hf.assembly import ImageMasks, assemble, boxed_image, by_position
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats import coco
-from lpg_hf.data.formats.records import PROBLEMS, Record, Report
+from lpg_hf.data.formats.records import Record, Report
 from lpg_hf.data.formats.yolo import yolo_text
 from lpg_hf.data.sources import Source
 from lpg_hf.files import atomic_file, fs_path, write_atomically
@@ -59,7 +59,7 @@ class MaskSettings:
 
     Attributes:
         write: any of `OUTPUTS`.
-        per: "class" or "instance", see `assemble`.
+        per: "class" or "instance", see `assemble`; None: "instance" if COCO or YOLO is written, else "class".
         overlap_rule: see `fuse_classes`.
         threshold: foreground probability above which a pixel is in the mask.
         overlay: also write pictures for people.
@@ -69,7 +69,7 @@ class MaskSettings:
     """
 
     write: tuple[str, ...] = ("png",)
-    per: str = "class"
+    per: str | None = None
     overlap_rule: str = "rate"
     threshold: float = 0.5
     overlay: bool = False
@@ -80,6 +80,8 @@ class MaskSettings:
         unknown = [name for name in self.write if name not in OUTPUTS]
         if unknown or not self.write:
             raise ValueError(f"write={','.join(self.write)!r}: choose one or more of {', '.join(OUTPUTS)}.")
+        if self.per is None:
+            object.__setattr__(self, "per", "instance" if {"coco", "yolo"} & set(self.write) else "class")
         check_choice("per", self.per, GRANULARITIES)
         check_choice("overlap_rule", self.overlap_rule, OVERLAP_RULES)
         for name in ("threshold", "min_score"):
@@ -161,11 +163,6 @@ def write_masks(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return _join(job, num_blocks)
-
-
-def left_out(report: Report) -> bool:
-    """Whether any picture was left out."""
-    return any(PROBLEMS[kind][0] == "image left out" for kind in report.counts)
 
 
 class _Job:
@@ -462,7 +459,7 @@ def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[
 
 
 def _write_coco(job: _Job, parts) -> None:
-    source = job.source
+    source, classes = job.source, job.source.coco_classes
     kept_ids = source.format == "coco"
 
     def pictures() -> Iterator[tuple[int | str, dict]]:
@@ -480,7 +477,7 @@ def _write_coco(job: _Job, parts) -> None:
                 yield {
                     "id": item["id"],
                     "image_id": image_id,
-                    "category_id": source.classes[item["category"]][0],
+                    "category_id": classes[item["category"]][0],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": item["area"],
                     "iscrowd": 0,
@@ -489,7 +486,7 @@ def _write_coco(job: _Job, parts) -> None:
                     "fill_rate": item["fill_rate"],
                 }
 
-    head = coco.header_with(source.coco_header, source.classes)
+    head = coco.header_with(source.coco_header, classes)
     licences = coco.LicenceIds(head)
     images = []
     for image_id, image in pictures():

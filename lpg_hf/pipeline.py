@@ -60,7 +60,7 @@ class BoxToMaskPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.image_processor is None:
             raise ValueError("the pipeline needs the LPGImageProcessor of the model: pass image_processor=...")
-        if isinstance(segmenter, str):
+        if isinstance(segmenter, (str, os.PathLike)):
             segmenter = SegmenterProbs.from_pretrained(segmenter, device=self.device, dtype=self.model.dtype)
         elif segmenter is not None:
             if segmenter_processor is None:
@@ -98,6 +98,8 @@ class BoxToMaskPipeline(Pipeline):
             overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fuse_classes`.
             threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
             output_rle (`bool`): masks as COCO run lengths, which very many boxes need (default False).
+            batch_size (`int`): as of the constructor, from this call on. Pictures are decoded in this process; `num_workers`,
+                which every pipeline takes, changes nothing.
 
         Returns:
             Per picture a dict: `masks`, one per box in the order given, (H, W) bool, nothing outside its box (or RLE);
@@ -182,6 +184,7 @@ class BoxToMaskPipeline(Pipeline):
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Iterator[dict]:
+        self.generator.batch_size = 2 * batch_size
         prepared = (self._prepared(number, item, preprocess_params) for number, item in enumerate(inputs))
         return self._results(prepared, batch_size, forward_params, postprocess_params)
 

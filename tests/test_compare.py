@@ -98,6 +98,22 @@ def test_filled_boxes_have_the_scores_of_their_rectangles(tree, annotations, tru
     assert list(row.label_maps) == [0] and (row.label_maps[0] == 1).sum() == 640
 
 
+def test_zero_based_corners_are_measured_as_they_are(tree):
+    x, y, width, height = OBJECTS[1][4]  # equal to its object
+    corners = "".join(
+        f"<{n}>{v}</{n}>" for n, v in zip(("xmin", "ymin", "xmax", "ymax"), (x, y, x + width, y + height))
+    )
+    (tree / "voc").mkdir()
+    (tree / "voc/1.xml").write_text(
+        f"<annotation><object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>"
+    )
+    scores = [
+        measure(job(tree, "voc", indices=(0,), zero_based=zero_based), "box").scores["mean_box_iou"]
+        for zero_based in (True, False)
+    ]
+    assert scores[0] == 1 > scores[1]
+
+
 def test_a_generator_that_sees_colours_beats_the_box(tree):
     found = measure(job(tree), "grabcut")
     assert found.scores["mean_box_iou"] > 0.95 > np.mean(BOX_IOUS)

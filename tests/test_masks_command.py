@@ -529,6 +529,23 @@ def test_empty_masks_are_kept_and_counted(data: Path):
     assert (data / "out/labels/e.txt").read_text() == ""
 
 
+def test_classes_of_yolo_get_the_category_ids_of_convert_labels(data: Path):
+    assert run("masks", data / "yolo", "--out", data / "out", "--generator", "box", "--write", "coco") == 0
+    assert run("convert-labels", data / "yolo", data / "labels.json", "--to", "coco") == 0
+    made, converted = (
+        json.loads((data / name).read_text(encoding="utf-8")) for name in ("out/instances.json", "labels.json")
+    )
+    assert [category["id"] for category in made["categories"]] == [1, 2, 3]
+    assert made["categories"] == converted["categories"]
+    ids = [[annotation["category_id"] for annotation in content["annotations"]] for content in (made, converted)]
+    assert ids[0] == ids[1] and set(ids[0]) == {1, 2, 3}
+
+
+def test_boxes_of_a_class_are_one_by_one_where_objects_are_written():
+    assert [MaskSettings(write=(name,)).per for name in ("png", "coco", "yolo")] == ["class", "instance", "instance"]
+    assert MaskSettings(write=("png", "coco"), per="class").per == "class"
+
+
 def test_r_d8_objects_of_unknown_classes_get_masks(data: Path):
     (data / "voc/classes.txt").write_text("cat\ndog\n", encoding="utf-8")
     assert run("masks", data / "voc", "--out", data / "out", "--generator", "box", "--write", "coco") == 0

@@ -139,11 +139,19 @@ def test_threshold_and_overlap_rule_are_read(pipe, pixels):
     assert (maps["first"][11:30, 21:29] == 2).all() and (maps["prob"][11:30, 21:29] == 1).any()
 
 
+def test_the_batch_size_of_a_call_is_that_of_the_forward_passes(pipe, pixels):
+    for batch_size in (1, 3):
+        pipe([pixels] * 4, boxes=[BOXES] * 4, batch_size=batch_size)
+        assert pipe.generator.batch_size == 2 * batch_size
+
+
 def test_segmenter_of_a_later_stage(segmenter_folder, pixels):
     model = tiny_lpg(use_class_prob=True)
     pipe = BoxToMaskPipeline(model=model, image_processor=LPGImageProcessor(), segmenter=str(segmenter_folder))
     found = pipe(pixels, boxes=BOXES, labels=[1, 3])
     assert len(found["masks"]) == 2
+    of_path = BoxToMaskPipeline(model=model, image_processor=LPGImageProcessor(), segmenter=segmenter_folder)
+    assert equal(of_path(pixels, boxes=BOXES, labels=[1, 3]), found)
     probs = np.zeros((4, 5, 6), dtype=np.float32)
     given = pipe(pixels, boxes=BOXES, labels=[1, 3], class_probs=probs)
     assert not equal(found, given)

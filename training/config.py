@@ -55,6 +55,7 @@ class Settings:
     aux_images: str | None = None
     aux_split: str | None = None
     aux_classes: str | list[str] | None = "nonvoc60"
+    aux_zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
     aux_fraction: float = 1.0  # share of the auxiliary images, drawn by the seed (Table VI)
 
     # Target data: boxes; masks are used to measure only (and in the modes semi and full)
@@ -64,6 +65,7 @@ class Settings:
     target_images: str | None = None
     target_split: str | None = "train_aug"
     target_classes: str | list[str] | None = None
+    target_zero_based: bool = False  # as aux_zero_based, also of the eval and semi parts
     eval_annotations: str | None = None  # COCO targets: the file to measure on; VOC: see eval_split
     eval_images: str | None = None
     eval_split: str | None = "val"

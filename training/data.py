@@ -20,6 +20,7 @@ def load_aux(accelerator: Accelerator, settings: Settings, masks: bool = True) -
         images=settings.aux_images,
         split=settings.aux_split,
         classes=settings.aux_classes,
+        zero_based=settings.aux_zero_based,
         masks=masks,
     )
     if settings.aux_fraction < 1:
@@ -39,6 +40,7 @@ def load_target(accelerator: Accelerator, settings: Settings, masks: bool) -> Da
         images=settings.target_images,
         split=settings.target_split,
         classes=settings.target_classes,
+        zero_based=settings.target_zero_based,
         masks=masks,
     )
 
@@ -68,6 +70,7 @@ def _load_part(
         images=images,
         split=split,
         classes=settings.target_classes,
+        zero_based=settings.target_zero_based,
         masks=True,
     )
 
@@ -94,8 +97,10 @@ def without_difficult(row: dict) -> dict:
     return {"objects": {name: [values[i] for i in keep] for name, values in row["objects"].items()}}
 
 
-def _load(accelerator: Accelerator, settings: Settings, format: str, **source) -> Dataset:
+def _load(accelerator: Accelerator, settings: Settings, format: str, *, zero_based: bool, **source) -> Dataset:
     """Builds or opens the data set, on the main process first; pictures stay undecoded until they are needed."""
+    if zero_based:
+        source["zero_based"] = True  # VOC's alone: an error for any other format.
     with accelerator.main_process_first():
         rows = load_boxes(format, **source)
     for column in ("image", "mask"):

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lpg_hf.class_probs import CLASS_PROB_STRIDE, resize_logits
+from lpg_hf.class_probs import CLASS_PROB_STRIDE, at_picture_size, padded_size, stored_probs
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.fusion import fuse_classes
-from lpg_hf.generators.base import PAD_MULTIPLE, batches_of_one_size
+from lpg_hf.generators.base import batches_of_one_size
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
@@ -87,7 +86,7 @@ def segmenter_logits(
 
     def load(indices: list[int]):
         images = [decode_image(rows[i]) for i in indices]
-        padded = tuple(-(-max(i.shape[d] for i in images) // PAD_MULTIPLE) * PAD_MULTIPLE for d in (0, 1))
+        padded = padded_size(model, *(max(i.shape[d] for i in images) for d in (0, 1)))
         pixels = np.zeros((len(images), 3, *padded), dtype=np.float32)
         for k, image in enumerate(images):
             pixels[k, :, : image.shape[0], : image.shape[1]] = normalization(image)
@@ -125,9 +124,7 @@ class ClassProbs:
         height, width = self.sizes[index]
         h, w = _cached_size(height, width)
         start = self.offsets[index][label]
-        prob = Image.fromarray(self.values[start : start + h * w].reshape(h, w))
-        prob = prob.resize((w * CLASS_PROB_STRIDE, h * CLASS_PROB_STRIDE), Image.Resampling.BILINEAR)
-        return np.asarray(prob)[:height, :width]
+        return at_picture_size(self.values[start : start + h * w].reshape(h, w), height, width)
 
 
 def cache_class_probs(
@@ -158,9 +155,7 @@ def cache_class_probs(
         for indices, images, logits, padded in segmenter_logits(
             accelerator, settings, model, normalization, rows, mine, description
         ):
-            size = tuple(side // CLASS_PROB_STRIDE for side in padded)
-            logits = resize_logits(model, logits, size)
-            probs = (logits.softmax(dim=1) * 255).round().to(torch.uint8).cpu().numpy()
+            probs = stored_probs(model, logits, padded).cpu().numpy()
             for k, (index, image) in enumerate(zip(indices, images)):
                 h, w = _cached_size(*image.shape[:2])
                 for label, start in offsets[index].items():

@@ -89,8 +89,6 @@ class BoxesConfig(BuilderConfig):
         keep_empty: keep pictures without an object of the classes.
         allow_missing: go on without pictures, masks or annotation files that do not exist, and count them; off, they are an
             error before anything starts.
-        verify_images: open the header of each picture (about 0.2 ms) and compare the stated size; off, a stated size is believed.
-        size_mismatch: what to do when the stated size is not the picture's: "skip", "error" or "rescale" (the boxes).
         max_pixels: a picture with more pixels is left out.
     """
 
@@ -102,9 +100,12 @@ class BoxesConfig(BuilderConfig):
     masks: bool = False
     keep_empty: bool = False
     allow_missing: bool = False
-    verify_images: bool = True
-    size_mismatch: str = "skip"
     max_pixels: int = MAX_PIXELS
+
+    @property
+    def checks(self) -> ImageChecks:
+        """How each picture is checked."""
+        return ImageChecks(max_pixels=self.max_pixels)
 
     @abstractmethod
     def sources(self) -> list[str]:
@@ -112,8 +113,6 @@ class BoxesConfig(BuilderConfig):
 
     def create_config_id(self, config_kwargs: dict, custom_features: Features | None = None) -> str:
         """Name of the configuration and a hash of all options and of the annotation files' state."""
-        if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
-            raise ValueError(f"size_mismatch must be one of {SIZE_MISMATCH_CHOICES}, got {self.size_mismatch!r}")
         state = {
             item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("version", "data_files")
         }
@@ -133,7 +132,30 @@ def _place(root: str, name: str | None, usual: str = "") -> str:
 
 
 @dataclass
-class CocoConfig(BoxesConfig):
+class StatedSizeConfig(BoxesConfig):
+    """Options of the formats that state the size of a picture; fractions (YOLO) need the picture's own.
+
+    Attributes:
+        verify_images: open the header of each picture (about 0.2 ms) and compare the stated size; off, a stated size is believed.
+        size_mismatch: what to do when the stated size is not the picture's: "skip", "error" or "rescale" (the boxes).
+    """
+
+    verify_images: bool = True
+    size_mismatch: str = "skip"
+
+    @property
+    def checks(self) -> ImageChecks:
+        return ImageChecks(self.verify_images, self.size_mismatch, self.max_pixels)
+
+    def create_config_id(self, config_kwargs: dict, custom_features: Features | None = None) -> str:
+        if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
+            choices = ", ".join(SIZE_MISMATCH_CHOICES)
+            raise ValueError(f"size_mismatch must be one of {choices}, got {self.size_mismatch!r}")
+        return super().create_config_id(config_kwargs, custom_features)
+
+
+@dataclass
+class CocoConfig(StatedSizeConfig):
     """Options of `CocoBoxes`."""
 
     def paths(self) -> tuple[str, str]:
@@ -147,7 +169,7 @@ class CocoConfig(BoxesConfig):
 
 
 @dataclass
-class VocConfig(BoxesConfig):
+class VocConfig(StatedSizeConfig):
     """Options of `VocBoxes`.
 
     Attributes:
@@ -177,7 +199,7 @@ class VocConfig(BoxesConfig):
 
 @dataclass
 class YoloConfig(BoxesConfig):
-    """Options of `YoloBoxes`; pictures are always verified, as fractions need their size."""
+    """Options of `YoloBoxes`."""
 
     def paths(self) -> tuple[str, str | None]:
         """(data folder, labels folder or data.yaml; image folder or None); raises ValueError."""
@@ -298,7 +320,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, shards: list, options: dict, report_folder: str | None) -> Iterator[tuple[str, dict]]:
-        checks = ImageChecks(self.config.verify_images, self.config.size_mismatch, self.config.max_pixels)
+        checks = self.config.checks
         for number, entries in shards:
             report = Report()
             for entry in entries:

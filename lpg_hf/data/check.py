@@ -33,7 +33,7 @@ class Checked:
 
     @property
     def passed(self) -> bool:
-        """Whether there is nothing to look after, and at least one object can be used."""
+        """Whether nothing needs attention, and at least one object can be used."""
         return self.report.objects > 0 and not self.report.needs_attention
 
     def summary(self) -> str:

@@ -289,13 +289,10 @@ def _write_coco(out: Path, reading: _Reading, split: str) -> None:
             # COCO tools need a number as the id of an image.
             yield record if reading.source.format == "coco" else replace(record, image_id=str(number))
 
-    classes = list(reading.source.classes)
-    if reading.source.format == "yolo":  # Class numbers from 0; COCO's category ids begin with 1.
-        classes = [(number + 1, name) for number, name in classes]
     coco.write_coco(
         out / "annotations.json",
         numbered(),
-        classes,
+        reading.source.coco_classes,
         header=reading.source.coco_header,
         keep_ids=reading.source.format in ("coco", "dataset"),
     )

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices, clip_boxes, convert_boxes
-from lpg_hf.data.formats.records import MAX_PIXELS, exif_orientation, open_image
+from lpg_hf.data.formats.records import MAX_PIXELS, ImageProblem, exif_orientation, open_image
 from lpg_hf.labels import IGNORE_INDEX
 
 
@@ -57,7 +57,7 @@ def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         (H, W, 3) uint8 RGB, turned as the EXIF orientation says.
 
     Raises:
-        OSError: cannot be opened or is cut off; the message names the file.
+        ImageProblem: cannot be opened or is cut off; the message names the file.
         ValueError: a kind of picture that is refused, or another size than the row states.
     """
     image, name = _open_column(row, "image", max_pixels)
@@ -67,7 +67,10 @@ def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             image = image.transpose(_UPRIGHT[orientation])
         pixels = np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)
     except (OSError, SyntaxError) as error:
-        raise OSError(f"cannot decode the picture {name}: {error}. Replace the file or leave it out") from error
+        kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
+        raise ImageProblem(
+            kind, f"cannot decode the picture {name}: {error}. Replace the file or leave it out"
+        ) from error
     _check_size(pixels, row, name)
     return pixels
 

@@ -141,6 +141,7 @@ def write_dataset(
     with_images: bool = False,
     keep_empty: bool = False,
     allow_missing: bool = False,
+    zero_based: bool = False,
     num_proc: int = 1,
     title: str | None = None,
     repo_id: str | None = None,
@@ -155,13 +156,15 @@ def write_dataset(
         classes: a list of names, or a text: names with commas between, "all", or of COCO one of `coco.NAMED_CLASS_SETS`.
         title: of the card; default: the name of the repository or the folder.
         repo_id: where it will be on the Hub.
+        zero_based: VOC: corners are 0-based and end exclusive.
         root, images, masks, keep_empty, allow_missing, num_proc: as in `load_boxes`.
 
     Returns:
         Number of rows.
 
     Raises:
-        ValueError: settings that do not fit together, `out` is in use, or the annotations cannot be used.
+        ValueError: settings that do not fit together, or annotations that cannot be used.
+        FileExistsError: `out` is in use.
         OSError: a file cannot be read or written.
     """
     if isinstance(classes, str) and classes not in ("all", *(NAMED_CLASS_SETS if format == "coco" else ())):
@@ -190,6 +193,7 @@ def write_dataset(
             num_proc=num_proc,
             keep_empty=keep_empty,
             allow_missing=allow_missing,
+            **({"zero_based": True} if zero_based else {}),
         )
         loaded[str(dataset.split)] = dataset if with_images else dataset.remove_columns("image")
     if len({tuple(class_names(dataset)) for dataset in loaded.values()}) > 1:

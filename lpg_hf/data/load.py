@@ -52,7 +52,7 @@ def load_boxes(
         num_proc: processes that check the pictures.
         cache_dir: of `datasets`.
         report: takes the problems too.
-        **options: the other fields of `builders.BoxesConfig` (keep_empty, allow_missing, verify_images, ...).
+        **options: the other fields of the format's `builders.BoxesConfig` (keep_empty, allow_missing, max_pixels, ...).
 
     Returns:
         The rows described in `builders`.
@@ -84,7 +84,7 @@ def load_boxes(
     known = builder_class.BUILDER_CONFIG_CLASS.__dataclass_fields__
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"unknown option {', '.join(unknown)} for format {format!r}")
+        raise ValueError(f"format {format!r} has no option {', '.join(unknown)}")
     if classes is not None and not isinstance(classes, str):
         classes = list(classes)
     builder = builder_class(

@@ -33,6 +33,7 @@ from lpg_hf.data.formats.records import (
     BoxObject,
     Geometry,
     ImageChecks,
+    ImageProblem,
     Record,
     Report,
     checked_box,
@@ -87,6 +88,11 @@ class Source:
         """Whether it is a data set whose masks hold classes, not objects."""
         return self.masks and self.rows is not None and "mask" in self.rows.features
 
+    @property
+    def coco_classes(self) -> list[tuple[int | str, str]]:
+        """`classes` with ids for a COCO file: YOLO counts from 0, COCO's categories begin with 1."""
+        return [(number + 1, name) for number, name in self.classes] if self.format == "yolo" else self.classes
+
     def files(self) -> Iterator[str]:
         """Absolute paths of the annotation files that were read: the lists of classes and pictures, and every file of labels."""
         return iter(self.annotation_files)
@@ -118,7 +124,7 @@ class Source:
         try:
             return self.image(record)
         except (OSError, ValueError) as error:
-            kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"
+            kind = error.kind if isinstance(error, ImageProblem) else "unreadable_image"
             report.add(kind, f"{record.file_name}: {error}")
             report.images -= 1
             report.objects -= len(record.objects)
@@ -161,8 +167,7 @@ def open_source(
             its box).
         allow_missing: go on (and count) when some files do not exist.
         zero_based: VOC: corners are 0-based and end exclusive.
-        size_mismatch: stated size is not the picture's: "skip", "error" or "rescale"; not for a data set, whose sizes were
-            checked when it was written.
+        size_mismatch: COCO and VOC: stated size is not the picture's: "skip", "error" or "rescale".
         max_pixels: a picture with more pixels is left out.
         keep_missing: annotation files: pictures and class masks that do not exist are counted, and their records kept, so that
             the annotations can be checked: `Record.path` is None, and the size is the stated one.
@@ -180,10 +185,11 @@ def open_source(
         format = recognise_format(annotations, split)
     if zero_based and format != "voc":
         raise ValueError(f"zero_based (--zero-based) is for VOC xml files; {annotations} is read as {format}")
-    if size_mismatch != "skip" and format == "dataset":
+    if size_mismatch != "skip" and format in ("dataset", "yolo"):
+        why = "whose sizes were checked when it was written" if format == "dataset" else "whose files state no sizes"
         raise ValueError(
-            f"size_mismatch={size_mismatch!r} (--size-mismatch) is for annotation files; {annotations} is a data set, whose sizes "
-            "were checked when it was written. Leave it out"
+            f"size_mismatch={size_mismatch!r} (--size-mismatch) is for COCO and VOC; {annotations} is read as {format}, {why}. "
+            "Leave it out"
         )
     if format != "dataset" and images is not None and not os.path.isdir(fs_path(images)):
         raise FileNotFoundError(

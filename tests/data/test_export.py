@@ -197,6 +197,17 @@ def test_yolo_data_are_exported_too(run, yolo_tree, tmp_path):
     assert "YOLO" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+def test_zero_based_corners_are_exported_as_they_are(run, voc_tree, coco_tree, tmp_path):
+    voc_tree.add("a", voc_tree.xml(objects=[voc_tree.object(box=(10, 8, 30, 24))]))
+    result = run(tmp_path / "out", "--format", "voc", "--root", voc_tree.root, "--zero-based", "--with-images")
+    assert result.exit_code == 0, result.output
+    (row,) = load_boxes("parquet", root=tmp_path / "out")
+    assert row["objects"]["bbox"] == [[10, 8, 20, 16]]
+    coco_tree.write()
+    result = run(tmp_path / "other", "--format", "coco", "--root", coco_tree.root, "--zero-based")
+    assert result.exit_code == 2 and "format 'coco' has no option zero_based" in result.output
+
+
 def test_module_runs_as_a_command(coco_tree, tmp_path):
     coco_tree.write()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_DATASETS_CACHE": str(tmp_path / "cache")}

@@ -270,7 +270,7 @@ def test_what_is_no_source_is_one_error_that_names_it(tmp_path, name, error, tex
         opened(tmp_path / name)
 
 
-def test_errors_of_arguments(coco_tree, tmp_path):
+def test_errors_of_arguments(coco_tree, yolo_tree, tmp_path):
     path = coco_tree.write()
     for options, text in (
         ({"format": "pascal"}, "unknown format 'pascal'.*--format"),
@@ -280,8 +280,10 @@ def test_errors_of_arguments(coco_tree, tmp_path):
         with pytest.raises(ValueError, match=text):
             opened(path, **options)
     out = exported(coco_tree, tmp_path / "exported")
-    with pytest.raises(ValueError, match="size_mismatch='rescale' .* is for annotation files"):
+    with pytest.raises(ValueError, match="size_mismatch='rescale' .* is for COCO and VOC; .* is read as dataset"):
         opened(out, size_mismatch="rescale")
+    with pytest.raises(ValueError, match="size_mismatch='error' .* is read as yolo, whose files state no sizes"):
+        opened(yolo_tree.root, size_mismatch="error")
     with pytest.raises(ValueError, match="classes must be a list of names.* got 'thing'"):
         opened(out, classes="thing")
     assert opened(out, classes="all")[0].classes == [(1, "thing")]
@@ -318,6 +320,14 @@ def test_r_f6_max_pixels_is_for_the_record_and_for_the_picture(coco_tree, tmp_pa
     for path in (coco_tree.root, exported(coco_tree, tmp_path / "exported")):
         _, records, report = opened(path, max_pixels=100)
         assert records == [None] and report.counts == {"image_too_large": 1}
+
+
+def test_a_picture_that_became_too_large_since_is_counted_as_such(coco_tree):
+    source, (record,), _ = opened(coco_tree.write())
+    source.max_pixels = 100
+    report = Report(images=1, objects=1)
+    assert source.decode(record, report) is None
+    assert report.counts == {"image_too_large": 1} and (report.images, report.objects) == (0, 0)
 
 
 def test_many_boxes_in_one_picture_take_no_longer_each(coco_tree, voc_tree):

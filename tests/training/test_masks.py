@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from lpg_hf.assembly import assemble
+from lpg_hf.class_probs import SegmenterProbs, aligns_corners
 from lpg_hf.data.examples import decode_image, label_map, row_boxes
 from lpg_hf.generators.base import BoxedImage
 from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training import masks as masks_module
-from training.data import load_eval, load_target
+from training.data import load_aux, load_eval, load_target
 from training.masks import cache_class_probs, check_distinct, size_batches, split_by_views, write_pseudo_masks
 from training.measure import measure_label_maps, measure_segmenter
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
@@ -30,6 +32,14 @@ def accelerator():
 @pytest.fixture
 def rows(accelerator, settings):
     return load_target(accelerator, settings, masks=True)
+
+
+def test_zero_based_corners_of_a_target_are_read_as_they_are(accelerator, settings, rows):
+    zero_based = dataclasses.replace(settings, target_zero_based=True)
+    for one, other in zip(rows, load_target(accelerator, zero_based, masks=False), strict=True):
+        assert (np.subtract(other["objects"]["bbox"], one["objects"]["bbox"]) == [1, 1, -1, -1]).all()
+    with pytest.raises(ValueError, match="format 'coco' has no option zero_based"):
+        load_aux(accelerator, dataclasses.replace(settings, aux_zero_based=True))
 
 
 @pytest.fixture
@@ -69,6 +79,26 @@ def test_cached_probabilities_are_those_of_the_segmenter(accelerator, settings, 
             difference = np.abs(cached / 255 - full[0, label, :height, :width].numpy())
             # At the right and the bottom edge the padding's cells take part in the interpolation.
             assert difference[: height // 8 * 8 - 8, : width // 8 * 8 - 8].max() < 3 / 255
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_what_an_lpg_is_trained_with_is_what_it_gets_in_use(
+    accelerator, settings, rows, segmenter, segmenter_folder, tmp_path, aligned
+):
+    if aligned:
+        model, processor = segmenter
+    else:
+        model = AutoModelForSemanticSegmentation.from_pretrained(
+            segmenter_folder, num_labels=5, ignore_mismatched_sizes=True
+        )
+        processor = AutoImageProcessor.from_pretrained(segmenter_folder)
+    assert aligns_corners(model) == aligned
+    cached = cache_class_probs(accelerator, settings, lambda: (model, processor), rows, tmp_path, "p")
+    images, labels = [decode_image(row) for row in rows], [row_boxes(row)[1] for row in rows]
+    for index, probs in enumerate(SegmenterProbs(model, processor)(images, labels)):
+        assert set(probs) == set(labels[index].tolist())
+        for label, prob in probs.items():
+            assert prob.std() > 0 and np.abs(prob - cached(index, label).astype(float)).max() <= 2
 
 
 def test_the_segmenter_runs_once_and_a_second_run_takes_the_file(accelerator, settings, rows, segmenter, tmp_path):
@@ -186,7 +216,10 @@ def test_a_segmenter_is_measured_at_full_size_without_padding(accelerator, setti
     confusion = ConfusionMatrix(5)
     for row in rows:
         image = decode_image(row)
+        height, width = image.shape[:2]
+        pixels = torch.from_numpy(Normalization.of(processor)(image))[None]
+        pixels = F.pad(pixels, (0, -width % 32 + 1, 0, -height % 32 + 1))
         with torch.no_grad():
-            logits = model(torch.from_numpy(Normalization.of(processor)(image))[None]).logits
-        confusion.update(model.upsample_logits(logits, image.shape[:2])[0].argmax(0).numpy(), label_map(row))
-    assert measured["per_class_iou"] == pytest.approx(confusion.compute()["per_class_iou"], nan_ok=True, abs=0.02)
+            logits = F.interpolate(model(pixels).logits, pixels.shape[2:], mode="bilinear", align_corners=True)
+        confusion.update(logits[0, :, :height, :width].argmax(0).numpy(), label_map(row))
+    assert measured["per_class_iou"] == pytest.approx(confusion.compute()["per_class_iou"], nan_ok=True, abs=1e-3)

@@ -31,25 +31,26 @@ MAX_ERRORS = 100
 EXIF_ORIENTATION = 0x0112
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
+IMAGE_LEFT_OUT = "image left out"
 # kind of problem -> (what happens to the item, what was found)
 PROBLEMS = {
-    "invalid_image_entry": ("image left out", "image entry without a usable id and file name"),
-    "duplicate_image_id": ("image left out", "image id that an earlier image has already"),
-    "unsafe_path": ("image left out", "file name that leads outside the image folder"),
-    "missing_image": ("image left out", "picture that does not exist"),
-    "missing_annotation": ("image left out", "name in the split list without an annotation file"),
+    "invalid_image_entry": (IMAGE_LEFT_OUT, "image entry without a usable id and file name"),
+    "duplicate_image_id": (IMAGE_LEFT_OUT, "image id that an earlier image has already"),
+    "unsafe_path": (IMAGE_LEFT_OUT, "file name that leads outside the image folder"),
+    "missing_image": (IMAGE_LEFT_OUT, "picture that does not exist"),
+    "missing_annotation": (IMAGE_LEFT_OUT, "name in the split list without an annotation file"),
     "invalid_class_mask": ("mask not used", "class mask that fits neither its picture nor the classes"),
-    "label_name_taken": ("image left out", "picture whose label file an earlier picture has already"),
-    "missing_mask": ("image left out", "picture without a class mask"),
-    "unreadable_annotation": ("image left out", "annotation file that is not valid"),
-    "unreadable_image": ("image left out", "picture that cannot be opened"),
-    "truncated_image": ("image left out", "picture file that is cut off"),
-    "image_too_large": ("image left out", "picture with more pixels than max_pixels"),
-    "size_mismatch": ("image left out", "stated size differs from the picture's"),
+    "label_name_taken": (IMAGE_LEFT_OUT, "picture whose label file an earlier picture has already"),
+    "missing_mask": (IMAGE_LEFT_OUT, "picture without a class mask"),
+    "unreadable_annotation": (IMAGE_LEFT_OUT, "annotation file that is not valid"),
+    "unreadable_image": (IMAGE_LEFT_OUT, "picture that cannot be opened"),
+    "truncated_image": (IMAGE_LEFT_OUT, "picture file that is cut off"),
+    "image_too_large": (IMAGE_LEFT_OUT, "picture with more pixels than max_pixels"),
+    "size_mismatch": (IMAGE_LEFT_OUT, "stated size differs from the picture's"),
     "size_rescaled": ("boxes rescaled", "stated size differs from the picture's"),
-    "ambiguous_image": ("image left out", "several pictures of one name with different extensions"),
+    "ambiguous_image": (IMAGE_LEFT_OUT, "several pictures of one name with different extensions"),
     "same_name_images": ("used the one in <filename>", "several pictures of one name with different extensions"),
-    "image_without_object": ("image left out", "image without an object of the classes (keep_empty=True keeps it)"),
+    "image_without_object": (IMAGE_LEFT_OUT, "image without an object of the classes (keep_empty=True keeps it)"),
     "empty_image": ("kept", "image without an object of the classes"),
     "duplicate_file_name": ("kept", "picture that several image entries name"),
     "duplicate_entry": ("used once", "name that the split list holds more than once"),
@@ -80,9 +81,9 @@ PROBLEMS = {
     "degenerate_box": ("object left out", "box without an area"),
     "box_outside": ("object left out", "box outside the picture"),
     "clipped_box": ("clipped", "box that reaches over the border of the picture"),
-    "one_pixel_box": ("kept", "VOC box whose corners are one pixel: a slip of the hand?"),
+    "one_pixel_box": ("kept", "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ("kept", "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"),
-    "mask_name_taken": ("image left out", "picture whose mask would have the name of an earlier one's"),
+    "mask_name_taken": (IMAGE_LEFT_OUT, "picture whose mask would have the name of an earlier one's"),
     "low_score": ("left out of the result", "mask whose score is below min_score"),
     "empty_mask": ("kept, without a pixel", "box in which the generator found no object"),
     "no_mask": ("box kept", "object without a mask"),
@@ -227,6 +228,11 @@ class Report:
     def needs_attention(self) -> bool:
         """Whether something was found that a good file does not have."""
         return bool(self.errors) or any(kind not in EXPECTED for kind in self.counts)
+
+    @property
+    def has_images_left_out(self) -> bool:
+        """Whether any picture was left out."""
+        return any(PROBLEMS[kind][0] == IMAGE_LEFT_OUT for kind in self.counts)
 
     def summary(self, outcomes: dict[str, str] | None = None) -> str:
         """A line for the whole and one for each kind of problem.
