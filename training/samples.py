@@ -15,6 +15,7 @@ from datasets import Dataset
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Sampler
 
+from lpg_hf.boxes import box_slices
 from lpg_hf.data.examples import class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.views_lpg import View, image_to_view, random_window
@@ -87,7 +88,8 @@ class LPGViews(Positions):
             image = jitter_color(image, self.settings.lpg_color_jitter, rng)
         of_object = self.settings.lpg_target == "object"
         target = object_mask(row, view_index) if of_object else class_mask(row, view.label)
-        if not (target == 1).any():
+        seen = target[box_slices(boxes[view_index], *target.shape)] if self.processor.view == "box" else target
+        if not (seen == 1).any():
             target = np.full_like(target, 255)  # a box without any mask pixel (SBD has some) teaches nothing
         prob = None if self.class_probs is None else self.class_probs(index, view.label)
         if prob is not None and rng.random() < self.settings.lpg_class_prob_dropout:

@@ -1,10 +1,12 @@
 import dataclasses
+import io
 from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from training.data import load_aux, load_target
 from training.models import Normalization, lpg_processor
@@ -179,3 +181,35 @@ def test_difficult_objects_are_dropped_on_request_with_all_that_belongs_to_them(
     for row, kept in zip(everything, easy, strict=True):
         assert any(row["objects"]["difficult"]) and not any(kept["objects"]["difficult"])
         assert kept["objects"] == {name: values[1:] for name, values in row["objects"].items()}
+
+
+def test_a_box_without_a_pixel_of_its_class_teaches_nothing(settings):
+    rows = load_target(Accelerator(cpu=True), settings, masks=True)
+
+    def without_its_pixels(row: dict, box: list[float]) -> dict:
+        labels = np.array(Image.open(row["mask"]["path"]))
+        x, y, width, height = map(round, box)
+        labels[y : y + height, x : x + width] = 0
+        mask = Image.fromarray(labels).convert("L")
+        buffer = io.BytesIO()
+        mask.save(buffer, "PNG")
+        return row | {"mask": {"bytes": buffer.getvalue(), "path": None}}
+
+    index = next(
+        i for i, row in enumerate(rows) if len(set(row["objects"]["category"])) < len(row["objects"]["category"])
+    )
+    categories = rows[index]["objects"]["category"]
+    first = next(i for i, category in enumerate(categories) if categories.count(category) > 1)
+    rows = rows.map(
+        lambda row, i: without_its_pixels(row, row["objects"]["bbox"][first]) if i == index else row, with_indices=True
+    )
+    box_views = dataclasses.replace(settings, view="box", view_size=32)
+    samples = LPGViews(rows, lpg_processor(box_views), box_views, "phase", None)
+    taught = [
+        bool((samples.sample(entry, np.random.default_rng(0))["labels"] != 255).any())
+        for entry, (row, _) in enumerate(samples.entries)
+        if row == index
+    ]
+    assert not taught[first] and any(
+        of_box for i, of_box in enumerate(taught) if i != first and categories[i] == categories[first]
+    )
