@@ -20,7 +20,7 @@ from lpg_hf.data.examples import box_label_map, label_map
 from lpg_hf.data.load import class_names
 from training.config import Settings, parse_settings
 from training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
-from training.masks import write_pseudo_masks
+from training.masks import check_distinct, write_pseudo_masks
 from training.measure import measure_label_maps, measure_segmenter
 from training.models import build_segmenter, load_lpg, load_segmenter, package_versions, write_json
 from training.report import write_panel, write_table
@@ -68,6 +68,7 @@ def run_deploy(settings: Settings) -> dict:
     rows = load_target(accelerator, settings, masks=settings.mode == "full")
     names = class_names(rows)
     check_num_classes(names)
+    check_distinct(rows["file_name"][:])
     num_labels = len(names) + 1
     build_segmenter(settings, names)
     eval_rows = load_eval(accelerator, settings) if settings.measure_segmenter else None

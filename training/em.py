@@ -19,7 +19,7 @@ from lpg_hf.data.examples import box_label_map
 from lpg_hf.data.load import class_names
 from training.config import Settings, parse_settings
 from training.data import check_num_classes, load_aux
-from training.masks import write_pseudo_masks
+from training.masks import check_distinct, write_pseudo_masks
 from training.measure import measure_label_maps
 from training.models import build_lpg, build_segmenter, load_lpg, write_json
 from training.stages import (
@@ -50,6 +50,7 @@ def run_em(settings: Settings) -> None:
         finish_run(accelerator)
         return
     check_num_classes(class_names(rows))
+    check_distinct(rows["file_name"][:])
     build_segmenter(settings, class_names(rows))  # settings that do not fit fail here, before any training
     build_lpg(settings, settings.stage1_class_prob, None)
 

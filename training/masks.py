@@ -259,12 +259,18 @@ def write_pseudo_masks(
 
 
 def check_distinct(file_names: list[str]) -> None:
-    """Raises ValueError if two images would share a mask file."""
+    """Raises ValueError if two images, or two entries of one image, would share a mask file."""
     taken: dict[str, str] = {}
     for name in file_names:
-        other = taken.setdefault(mask_name(name), name)
-        if other != name:
-            raise ValueError(f"{other} and {name} would share the mask {mask_name(name)}: rename one of the images.")
+        mask = mask_name(name)
+        if mask in taken and taken[mask] == name:
+            raise ValueError(
+                f"the data set has two entries of the image {name}, which would share the mask {mask}. Put all boxes of an image "
+                "into one entry (COCO: one image id; VOC: one xml file, whose <filename> is its own image)."
+            )
+        if mask in taken:
+            raise ValueError(f"{taken[mask]} and {name} would share the mask {mask}: rename one of the images.")
+        taken[mask] = name
 
 
 def _cached_size(height: int, width: int) -> tuple[int, int]:

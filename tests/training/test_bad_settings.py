@@ -1,7 +1,9 @@
 """Settings that cannot work: one line that names them, before any training."""
 
+import json
 import runpy
 import sys
+from shutil import copytree
 
 import pytest
 import yaml
@@ -110,6 +112,28 @@ def test_bad_target_data_and_missing_stages_are_named_at_once(script, values, fi
     first, _, report = said.partition("\n")  # of the classes that there are, where those asked for are not
     assert code != 0 and named in first and "Traceback" not in report
     assert not (tmp_path / "run" / "target" / "stage0").exists()
+
+
+@pytest.mark.parametrize("name", ["em.py", "deploy.py"])
+def test_r_a3_images_that_would_share_a_mask_are_refused_before_any_training(
+    script, values, data, finished_run, tmp_path, name
+):
+    """Two entries of one image in the COCO file; two xml files with one <filename>."""
+    content = json.loads((data / "aux" / "annotations.json").read_text(encoding="utf-8"))
+    first, second = content["images"][:2]
+    second["file_name"] = first["file_name"]
+    second["height"], second["width"] = first["height"], first["width"]
+    (tmp_path / "aux.json").write_text(json.dumps(content), encoding="utf-8")
+    copytree(data / "target", tmp_path / "target")
+    one, other = sorted((tmp_path / "target" / "Annotations").glob("train_*.xml"))[:2]
+    other.write_bytes(one.read_bytes())
+    (tmp_path / "target" / "JPEGImages" / f"{other.stem}.jpg").unlink()
+    changed = values | {"aux_annotations": str(tmp_path / "aux.json"), "target_root": str(tmp_path / "target")}
+    changed |= {"run_dir": str(tmp_path / "run"), "stages": str(finished_run)}
+    code, said = script(name, config=yaml.safe_dump(changed))
+    shared = first["file_name"] if name == "em.py" else one.stem
+    assert code != 0 and f"two entries of the image {shared}" in said and "\n" not in said
+    assert not list((tmp_path / "run").rglob("stage*"))
 
 
 def test_more_classes_than_a_label_map_of_8_bits_holds_are_refused():

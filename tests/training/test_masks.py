@@ -187,6 +187,8 @@ def test_two_images_never_share_a_mask_file():
     check_distinct(["set1/a.jpg", "set2/a.jpg"])
     with pytest.raises(ValueError, match="a.jpg and a.png"):
         check_distinct(["a.jpg", "a.png"])
+    with pytest.raises(ValueError, match="two entries of the image a.png, .* one image id"):
+        check_distinct(["a.png", "b.png", "a.png"])
 
 
 def test_batches_hold_every_image_once_and_one_padded_size(rows):
