@@ -81,7 +81,14 @@ def run_deploy(settings: Settings) -> dict:
         semi_rows = load_semi(accelerator, settings)
         check_same_classes(rows, semi_rows, "target set and its part with ground truth")
         semi_index = {file_name: index for index, file_name in enumerate(semi_rows["file_name"][:])}
-        accelerator.print(f"ground truth is kept by {len(set(semi_index) & set(rows['file_name'][:]))} target images")
+        num_kept = len(set(semi_index) & set(rows["file_name"][:]))
+        if num_kept == 0:
+            raise ValueError(
+                f"mode=semi, but no image of semi_split={settings.semi_split} ({semi_rows['file_name'][0]}, ...) is a target image "
+                f"({rows['file_name'][0]}, ...): the images must be in both, under the same names. Correct semi_split, or set mode to "
+                "weak."
+            )
+        accelerator.print(f"ground truth is kept by {num_kept} target images")
 
     def box_labels(index: int, row: dict):
         return box_label_map(row)

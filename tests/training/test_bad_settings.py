@@ -103,6 +103,10 @@ def test_a_key_that_is_no_text_is_named():
         ({"eval_split": "dusk"}, "dusk"),
         ({"target_classes": ["zebra"]}, "zebra"),
         ({"stages": "./no/run"}, "no/run"),
+        (
+            {"mode": "semi", "semi_split": "val"},
+            "no image of semi_split=val (val_000001.jpg, ...) is a target image (train_000001",
+        ),
     ],
 )
 def test_bad_target_data_and_missing_stages_are_named_at_once(script, values, finished_run, tmp_path, wrong, named):
@@ -111,7 +115,7 @@ def test_bad_target_data_and_missing_stages_are_named_at_once(script, values, fi
     code, said = script("deploy.py", *flags)
     first, _, report = said.partition("\n")  # of the classes that there are, where those asked for are not
     assert code != 0 and named in first and "Traceback" not in report
-    assert not (tmp_path / "run" / "target" / "stage0").exists()
+    assert not list((tmp_path / "run").rglob("stage0"))
 
 
 @pytest.mark.parametrize("name", ["em.py", "deploy.py"])
