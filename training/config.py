@@ -56,6 +56,10 @@ class Settings:
     aux_split: str | None = None
     aux_classes: str | list[str] | None = "nonvoc60"
     aux_zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
+    aux_allow_missing: bool = False  # go on without pictures, masks or annotation files that do not exist
+    aux_size_mismatch: str = (
+        "skip"  # COCO and VOC pictures of another size than stated: skip, error, or rescale the boxes
+    )
     aux_fraction: float = 1.0  # share of the auxiliary images, drawn by the seed (Table VI)
 
     # Target data: boxes; masks are used to measure only (and in the modes semi and full)
@@ -65,7 +69,9 @@ class Settings:
     target_images: str | None = None
     target_split: str | None = "train_aug"
     target_classes: str | list[str] | None = None
-    target_zero_based: bool = False  # as aux_zero_based, also of the eval and semi parts
+    target_zero_based: bool = False  # this and the next two as those of aux, also for the eval and semi parts
+    target_allow_missing: bool = False
+    target_size_mismatch: str = "skip"
     eval_annotations: str | None = None  # COCO targets: the file to measure on; VOC: see eval_split
     eval_images: str | None = None
     eval_split: str | None = "val"
@@ -151,6 +157,8 @@ class Settings:
             "mixed_precision": ("no", "bf16", "fp16", "auto"),
             "aux_format": ("coco", "voc", "yolo", "parquet"),
             "target_format": ("coco", "voc", "yolo", "parquet"),
+            "aux_size_mismatch": ("skip", "error", "rescale"),
+            "target_size_mismatch": ("skip", "error", "rescale"),
             "mode": ("weak", "semi", "full"),
             "overlap_rule": ("rate", "first", "prob", "smallest_box"),
             "view": ("image", "box"),

@@ -21,6 +21,8 @@ def load_aux(accelerator: Accelerator, settings: Settings, masks: bool = True) -
         split=settings.aux_split,
         classes=settings.aux_classes,
         zero_based=settings.aux_zero_based,
+        allow_missing=settings.aux_allow_missing,
+        size_mismatch=settings.aux_size_mismatch,
         masks=masks,
     )
     if settings.aux_fraction < 1:
@@ -41,6 +43,8 @@ def load_target(accelerator: Accelerator, settings: Settings, masks: bool) -> Da
         split=settings.target_split,
         classes=settings.target_classes,
         zero_based=settings.target_zero_based,
+        allow_missing=settings.target_allow_missing,
+        size_mismatch=settings.target_size_mismatch,
         masks=masks,
     )
 
@@ -71,6 +75,8 @@ def _load_part(
         split=split,
         classes=settings.target_classes,
         zero_based=settings.target_zero_based,
+        allow_missing=settings.target_allow_missing,
+        size_mismatch=settings.target_size_mismatch,
         masks=True,
     )
 
@@ -97,10 +103,23 @@ def without_difficult(row: dict) -> dict:
     return {"objects": {name: [values[i] for i in keep] for name, values in row["objects"].items()}}
 
 
-def _load(accelerator: Accelerator, settings: Settings, format: str, *, zero_based: bool, **source) -> Dataset:
+def _load(
+    accelerator: Accelerator,
+    settings: Settings,
+    format: str,
+    *,
+    zero_based: bool,
+    allow_missing: bool,
+    size_mismatch: str,
+    **source,
+) -> Dataset:
     """Builds or opens the data set, on the main process first; pictures stay undecoded until they are needed."""
     if zero_based:
         source["zero_based"] = True  # VOC's alone: an error for any other format.
+    if allow_missing:
+        source["allow_missing"] = True
+    if size_mismatch != "skip":
+        source["size_mismatch"] = size_mismatch  # COCO's and VOC's: an error for any other format.
     with accelerator.main_process_first():
         rows = load_boxes(format, **source)
     for column in ("image", "mask"):

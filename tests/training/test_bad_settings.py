@@ -84,6 +84,8 @@ def test_a_missing_file_is_named(tmp_path):
         {"lpg_ema": 1.0},
         {"lpg_target": "object"},
         {"fixed_stage": 4},
+        {"aux_size_mismatch": "crop"},
+        {"target_size_mismatch": "crop"},
     ],
 )
 def test_a_value_that_would_fail_later_fails_at_once(wrong):
