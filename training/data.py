@@ -1,9 +1,11 @@
 """The rows of a run: the auxiliary set, the target set and what it is measured on."""
 
 import numpy as np
+import pyarrow.compute as pc
 from accelerate import Accelerator
 from datasets import Dataset, Image
 
+from lpg_hf.data.formats.records import PROBLEMS, Report
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.labels import IGNORE_INDEX
 from training.config import Settings
@@ -15,6 +17,7 @@ def load_aux(accelerator: Accelerator, settings: Settings, masks: bool = True) -
         accelerator,
         settings,
         settings.aux_format,
+        "auxiliary set",
         root=settings.aux_root,
         annotations=settings.aux_annotations,
         images=settings.aux_images,
@@ -27,7 +30,14 @@ def load_aux(accelerator: Accelerator, settings: Settings, masks: bool = True) -
     )
     if settings.aux_fraction < 1:
         order = np.random.default_rng(settings.seed).permutation(len(rows))
-        rows = rows.select(np.sort(order[: max(1, round(len(rows) * settings.aux_fraction))]))
+        kept = np.sort(order[: max(1, round(len(rows) * settings.aux_fraction))])
+        objects = rows.select_columns("objects").with_format("arrow")[:]["objects"]
+        num_objects = pc.list_value_length(pc.struct_field(objects, "bbox")).to_numpy()  # of each image
+        accelerator.print(
+            f"aux_fraction={settings.aux_fraction}: {len(kept)} of {len(rows)} images with {num_objects[kept].sum()} of "
+            f"{num_objects.sum()} objects"
+        )
+        rows = rows.select(kept)
     return rows
 
 
@@ -37,6 +47,7 @@ def load_target(accelerator: Accelerator, settings: Settings, masks: bool) -> Da
         accelerator,
         settings,
         settings.target_format,
+        "target set with masks" if masks else "target set",
         root=settings.target_root,
         annotations=settings.target_annotations,
         images=settings.target_images,
@@ -52,23 +63,30 @@ def load_target(accelerator: Accelerator, settings: Settings, masks: bool) -> Da
 def load_eval(accelerator: Accelerator, settings: Settings) -> Dataset:
     """The part of the target set that is measured on, with masks."""
     images = settings.eval_images or settings.target_images
-    return _load_part(accelerator, settings, settings.eval_annotations, images, settings.eval_split)
+    return _load_part(accelerator, settings, "evaluation set", settings.eval_annotations, images, settings.eval_split)
 
 
 def load_semi(accelerator: Accelerator, settings: Settings) -> Dataset:
     """The target images that keep their ground truth in semi mode: a VOC list, or a COCO file."""
+    part = "part with ground truth"
     if settings.target_format == "coco":
-        return _load_part(accelerator, settings, settings.semi_split, settings.target_images, None)
-    return _load_part(accelerator, settings, None, settings.target_images, settings.semi_split)
+        return _load_part(accelerator, settings, part, settings.semi_split, settings.target_images, None)
+    return _load_part(accelerator, settings, part, None, settings.target_images, settings.semi_split)
 
 
 def _load_part(
-    accelerator: Accelerator, settings: Settings, annotations: str | None, images: str | None, split: str | None
+    accelerator: Accelerator,
+    settings: Settings,
+    part: str,
+    annotations: str | None,
+    images: str | None,
+    split: str | None,
 ) -> Dataset:
     return _load(
         accelerator,
         settings,
         settings.target_format,
+        part,
         root=settings.target_root,
         annotations=annotations,
         images=images,
@@ -107,21 +125,29 @@ def _load(
     accelerator: Accelerator,
     settings: Settings,
     format: str,
+    part: str,
     *,
     zero_based: bool,
     allow_missing: bool,
     size_mismatch: str,
     **source,
 ) -> Dataset:
-    """Builds or opens the data set, on the main process first; pictures stay undecoded until they are needed."""
+    """Builds or opens the data set, on the main process first; pictures stay undecoded until they are needed.
+
+    What good files have too and is left out (pictures and objects without the classes, unlabelled pictures) is printed; the rest of
+    the loader's report is logged by the loader, as a warning.
+    """
     if zero_based:
         source["zero_based"] = True  # VOC's alone: an error for any other format.
     if allow_missing:
         source["allow_missing"] = True
     if size_mismatch != "skip":
         source["size_mismatch"] = size_mismatch  # COCO's and VOC's: an error for any other format.
+    report = Report()
     with accelerator.main_process_first():
-        rows = load_boxes(format, **source)
+        rows = load_boxes(format, report=report, **source)
+    if any(PROBLEMS[kind][0] != "kept" for kind in report.counts) and not report.needs_attention:
+        accelerator.print(f"{part}: {report.summary()}")
     for column in ("image", "mask"):
         if column in rows.column_names:
             rows = rows.cast_column(column, Image(decode=False))

@@ -62,3 +62,19 @@ def test_r_a11_pictures_of_another_size_than_stated_are_left_out_refused_or_resc
             rescaled = load(accelerator, changed["rescale"])
             assert len(rescaled) in (8, 6, 4)
             assert np.max(rescaled[0]["objects"]["bbox"], axis=0)[2] <= rescaled[0]["width"] / 2
+
+
+def test_r_d5_r_e4_pictures_and_objects_that_are_left_out_are_printed(accelerator, own, capsys):
+    load_aux(accelerator, own)
+    assert capsys.readouterr().out == ""  # nothing is left out
+    rows = load_aux(accelerator, dataclasses.replace(own, aux_classes=["ring"]))
+    said = capsys.readouterr().out
+    assert f"auxiliary set: {len(rows)} images" in said and "other_class: " in said
+    assert f"image_without_object: {8 - len(rows)} (" in said
+
+
+def test_a_share_of_the_auxiliary_images_is_told_with_its_objects(accelerator, own, capsys):
+    rows = load_aux(accelerator, own)
+    kept = load_aux(accelerator, dataclasses.replace(own, aux_fraction=0.5))
+    of_all, of_kept = (sum(len(objects["bbox"]) for objects in r["objects"]) for r in (rows, kept))
+    assert f"aux_fraction=0.5: 4 of 8 images with {of_kept} of {of_all} objects" in capsys.readouterr().out
