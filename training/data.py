@@ -61,7 +61,10 @@ def load_target(accelerator: Accelerator, settings: Settings, masks: bool) -> Da
 
 
 def load_eval(accelerator: Accelerator, settings: Settings) -> Dataset:
-    """The part of the target set that is measured on, with masks."""
+    """The part of the target set that is measured on, with masks: its images that hold an object of the classes.
+
+    The others are left out, so what a segmenter finds in them costs it nothing.
+    """
     images = settings.eval_images or settings.target_images
     return _load_part(accelerator, settings, "evaluation set", settings.eval_annotations, images, settings.eval_split)
 

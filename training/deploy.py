@@ -74,7 +74,9 @@ def run_deploy(settings: Settings) -> dict:
     eval_rows = load_eval(accelerator, settings) if settings.measure_segmenter else None
     if eval_rows is not None:
         check_same_classes(rows, eval_rows, "target set and evaluation set")
-    measured_on = "the segmenter is not measured" if eval_rows is None else f"measured on {len(eval_rows)} images"
+    measured_on = "the segmenter is not measured"
+    if eval_rows is not None:
+        measured_on = f"measured on {len(eval_rows)} images that hold the classes"
     accelerator.print(f"target set: {len(rows)} images, {num_labels - 1} classes; {measured_on}")
     semi_rows, semi_index = None, {}
     if settings.mode == "semi":

@@ -174,6 +174,7 @@ def test_semi_needs_masks_of_the_images_that_keep_theirs_only(values, data, fini
     result = launch("deploy.py", changed, tmp_path / "run", "--stages", str(finished_run))
     assert result.returncode == 0, result.stderr[-3000:]
     assert "ground truth is kept by 2 target images" in result.stdout
+    assert "measured on 4 images that hold the classes" in result.stdout
     metrics = json.loads((tmp_path / "run" / "target_semi" / "metrics.json").read_text())
     assert metrics["box_fill_miou"] is None and metrics["pseudo_mask_miou"] == {}
 
