@@ -45,6 +45,7 @@ def train_lpg(
         loss_of,
         phase,
         folder,
+        network="lpg",
         num_steps=settings.lpg_steps,
         batch_size=settings.lpg_batch_size,
         micro_batch_size=settings.lpg_micro_batch_size,
@@ -87,6 +88,7 @@ def train_segmenter(
         loss_of,
         phase,
         folder,
+        network="segmenter",
         num_steps=num_steps,
         batch_size=settings.segmenter_batch_size,
         micro_batch_size=settings.segmenter_micro_batch_size,
@@ -103,6 +105,7 @@ def train(
     phase: str,
     folder: Path,
     *,
+    network: str,
     num_steps: int,
     batch_size: int,
     micro_batch_size: int | None,
@@ -113,20 +116,14 @@ def train(
     Losses are means over pictures, so neither the micro-batch nor the number of processes changes the gradient.
 
     Args:
+        network: "lpg" or "segmenter", which the names of its settings begin with.
         ema: decay per step of an exponential average of the weights, which `model` has in the end; 0: none.
 
     Raises:
-        ValueError: the batch does not divide among processes and micro-batches, or see `check_channels_last`.
+        ValueError: see `divide_batch` and `check_channels_last`.
         FloatingPointError: the loss is not finite; the message names the samples.
     """
-    share, rest = divmod(batch_size, accelerator.num_processes)
-    micro_batch_size = min(micro_batch_size or share, share)
-    if rest or share % micro_batch_size:
-        raise ValueError(
-            f"{phase}: a batch of {batch_size} does not divide into {accelerator.num_processes} processes and "
-            f"micro-batches of {micro_batch_size}."
-        )
-    num_micro = share // micro_batch_size
+    num_micro, micro_batch_size = divide_batch(network, batch_size, micro_batch_size, accelerator.num_processes)
     checkpoints = Checkpoints(folder, settings.keep_checkpoints)
     state = checkpoints.load(accelerator.print) or {"step": 0, "losses": [], "seconds": 0.0}
     start, seconds_before = state["step"], state["seconds"]
@@ -226,6 +223,22 @@ def train(
         raw_model.load_state_dict(average.module.state_dict())
     tail = losses[-max(1, num_steps // 10) :]
     return {"loss": sum(tail) / len(tail), "seconds": seconds_before + time.monotonic() - began}
+
+
+def divide_batch(network: str, batch_size: int, micro_batch_size: int | None, num_processes: int) -> tuple[int, int]:
+    """Number and size of the micro-batches of a process in one step.
+
+    Raises:
+        ValueError: the batch does not divide among processes and micro-batches.
+    """
+    share, rest = divmod(batch_size, num_processes)
+    size = min(micro_batch_size or share, share)
+    if rest or share % size:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide into {num_processes} processes and micro-batches of {size}. Change "
+            f"{network}_batch_size or {network}_micro_batch_size."
+        )
+    return share // size, size
 
 
 def remove_checkpoints(accelerator: Accelerator, folder: Path) -> None:

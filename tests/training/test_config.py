@@ -6,6 +6,7 @@ import pytest
 from tiny_run import ROOT, launch
 
 from training.config import Settings, check_same_run, parse_settings, settings_from_dict
+from training.steps import divide_batch
 
 
 def test_every_configuration_of_the_repository_parses():
@@ -13,6 +14,14 @@ def test_every_configuration_of_the_repository_parses():
     assert len(paths) >= 4
     for path in paths:
         parse_settings(["--config", str(path)])
+
+
+def test_the_batches_of_every_configuration_divide_on_one_process_and_on_two():
+    for path in (ROOT / "training" / "configs").glob("*.yaml"):
+        settings = parse_settings(["--config", str(path)])
+        for processes in (1, 2):
+            divide_batch("lpg", settings.lpg_batch_size, settings.lpg_micro_batch_size, processes)
+            divide_batch("segmenter", settings.segmenter_batch_size, settings.segmenter_micro_batch_size, processes)
 
 
 def test_every_setting_is_read_by_something():
