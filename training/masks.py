@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lpg_hf.class_probs import CLASS_PROB_STRIDE, at_picture_size, padded_size, stored_probs
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
+from lpg_hf.files import fs_path
 from lpg_hf.fusion import fuse_classes
 from lpg_hf.generators.base import batches_of_one_size
 from lpg_hf.label_maps import mask_name, write_label_map
@@ -199,7 +200,11 @@ def write_pseudo_masks(
     mine = groups[accelerator.process_index :: accelerator.num_processes]
     names = rows["file_name"][:]
     check_distinct(names)
-    missing = [group for group in mine if not all((folder / mask_name(names[i])).is_file() for i in group)]
+
+    def mask_path(index: int) -> Path:
+        return Path(fs_path(folder / mask_name(names[index])))
+
+    missing = [group for group in mine if not all(mask_path(i).is_file() for i in group)]
 
     def load(group: list[int]):
         images, encoded, chunks = [], [], []
@@ -214,12 +219,11 @@ def write_pseudo_masks(
                 if len(encoded) == settings.inference_batch_size:
                     chunks.append(stack_views(encoded))
                     encoded = []
-            images.append((row["file_name"], image, boxes, labels, views, box_label_map(row) == IGNORE_INDEX))
+            images.append((mask_path(index), image, boxes, labels, views, box_label_map(row) == IGNORE_INDEX))
         chunks += [stack_views(encoded)] if encoded else []
         return images, [{k: torch.from_numpy(v) for k, v in chunk.items()} for chunk in chunks]
 
-    def save(logits: Tensor, name: str, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, views, crowd):
-        path = folder / mask_name(name)
+    def save(logits: Tensor, path: Path, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, views, crowd):
         path.parent.mkdir(parents=True, exist_ok=True)
         classes, foreground = processor.decode(logits, views, *image.shape[:2], image)
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

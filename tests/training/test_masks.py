@@ -1,5 +1,10 @@
 import dataclasses
 import hashlib
+import json
+import os
+import subprocess
+import sys
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -168,6 +173,40 @@ def test_a_killed_writing_ends_with_the_same_bytes(accelerator, settings, rows, 
     write(accelerator, settings, rows, tmp_path / "killed")
     assert digests(tmp_path / "whole") == digests(tmp_path / "killed")
     assert len(digests(tmp_path / "whole")) == len(rows)
+
+
+LOCALE_SCRIPT = """
+import json, sys
+from pathlib import Path
+from accelerate import Accelerator
+from training.config import settings_from_dict
+from training.data import load_aux
+from training.masks import write_pseudo_masks
+from training.models import build_lpg, lpg_processor
+assert sys.getfilesystemencoding() == "ascii"
+settings, folder = settings_from_dict(json.loads(sys.argv[1]), "the test"), Path(sys.argv[2])
+accelerator, model = Accelerator(cpu=True), build_lpg(settings, False, None)
+for _ in range(2):
+    rows = load_aux(accelerator, settings)
+    write_pseudo_masks(accelerator, settings, model, lpg_processor(settings), rows, None, folder, "masks")
+    (folder / "complete.json").unlink()
+"""
+
+
+def test_r_a12_masks_of_pictures_with_any_name_are_written_whatever_the_locale(settings, data, tmp_path):
+    copytree(data / "aux", tmp_path / "aux")
+    path = tmp_path / "aux" / "annotations.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    renamed = content["images"][0]["file_name"], "données/é.png"
+    (tmp_path / "aux" / "images" / "données").mkdir()
+    (tmp_path / "aux" / "images" / renamed[0]).rename(tmp_path / "aux" / "images" / renamed[1])
+    content["images"][0]["file_name"] = renamed[1]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    changed = {"aux_annotations": str(path), "aux_images": str(tmp_path / "aux" / "images")}
+    arguments = [json.dumps(dataclasses.asdict(settings) | changed), str(tmp_path / "masks")]
+    locale = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", LOCALE_SCRIPT, *arguments], env=os.environ | locale, check=True)
+    assert (tmp_path / "masks" / "données" / "é.png").is_file() and len(digests(tmp_path / "masks")) == 8
 
 
 def test_finished_masks_are_not_written_again(accelerator, settings, rows, tmp_path, monkeypatch):
