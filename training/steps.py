@@ -4,8 +4,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -120,7 +120,7 @@ def train(
         ema: decay per step of an exponential average of the weights, which `model` has in the end; 0: none.
 
     Raises:
-        ValueError: see `divide_batch` and `check_channels_last`.
+        ValueError: see `divide_batch`, `check_channels_last` and `explained_batch_norm`.
         FloatingPointError: the loss is not finite; the message names the samples.
     """
     num_micro, micro_batch_size = divide_batch(network, batch_size, micro_batch_size, accelerator.num_processes)
@@ -181,7 +181,8 @@ def train(
             batch = {k: to_device(v, accelerator.device, settings.channels_last) for k, v in batch.items()}
             synchronize = micro == num_micro - 1
             with accelerator.no_sync(model) if not synchronize else nullcontext():
-                loss = loss_of(model, batch) / num_micro
+                with explained_batch_norm(network, micro_batch_size):
+                    loss = loss_of(model, batch) / num_micro
                 if not math.isfinite(loss.item()):
                     raise FloatingPointError(
                         f"{phase}: loss {loss.item()} at step {step} on {', '.join(names)}. Lower the learning rate, "
@@ -239,6 +240,25 @@ def divide_batch(network: str, batch_size: int, micro_batch_size: int | None, nu
             f"{network}_batch_size or {network}_micro_batch_size."
         )
     return share // size, size
+
+
+@contextmanager
+def explained_batch_norm(network: str, micro_batch_size: int) -> Iterator[None]:
+    """Names the settings where torch says that a batch norm has one value per channel, as over a pooled picture.
+
+    Raises:
+        ValueError: with the remedy, in place of torch's.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"a batch norm of the {network} has one value per channel in micro-batches of {micro_batch_size} ({error}). Set "
+            f"{network}_batch_size and {network}_micro_batch_size so that a process has at least 2 pictures at a time, or take a "
+            "network that trains on frozen batch norms."
+        ) from error
 
 
 def remove_checkpoints(accelerator: Accelerator, folder: Path) -> None:

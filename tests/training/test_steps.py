@@ -232,6 +232,17 @@ def test_segmenters_of_transformers_train_from_a_config_file(accelerator, settin
     assert any("head" in k for k in moved) and any("head" not in k for k in moved)
 
 
+def test_r_k6_a_batch_norm_over_one_pooled_picture_is_an_error_that_names_the_setting(accelerator, settings, tmp_path):
+    from transformers import MobileNetV2Config
+
+    MobileNetV2Config(depth_multiplier=0.35).save_pretrained(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    model = {"segmenter": str(tmp_path / "model" / "config.json"), "segmenter_config": {}}
+    alone = dataclasses.replace(settings, **model, segmenter_micro_batch_size=1)
+    with pytest.raises(ValueError, match="micro-batches of 1 .*segmenter_micro_batch_size so that .* at least 2"):
+        trained_segmenter(accelerator, alone, tmp_path / "a", num_steps=1)
+
+
 def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
     """R-K1, R-K4, R-J4: same global batch, same learning rates, weights without a wrapper's prefix."""
     tiny = values | LARGEFOV | {"num_stages": 1, "segmenter_steps": 4, "lpg_steps": 2, "stage1_class_prob": False}
