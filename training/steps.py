@@ -154,8 +154,10 @@ def train(
         if start:
             average.load_state_dict(state["average"])
     model, optimizer = accelerator.prepare(model, optimizer)
-    if start and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    if accelerator.scaler is not None:
+        # It is the accelerator's and still has the scale of the phase before, which a new process would not have.
+        initial = torch.amp.GradScaler(accelerator.device.type).state_dict()
+        accelerator.scaler.load_state_dict(state["scaler"] if start else initial)
     groups = {g["name"]: sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
     accelerator.print(
         f"{phase}: {samples.num_entries} samples, batch {batch_size} = {accelerator.num_processes} processes x "

@@ -113,6 +113,14 @@ def test_r_k2_an_interrupted_training_ends_with_the_same_weights(accelerator, se
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_r_k2_a_phase_begins_with_the_loss_scale_of_a_new_process(accelerator, plain, tmp_path):
+    accelerator.scaler = torch.amp.GradScaler("cpu")  # as mixed_precision=fp16 makes one
+    accelerator.scaler.load_state_dict(accelerator.scaler.state_dict() | {"scale": 2.0})  # of the phase before
+    trained_segmenter(accelerator, plain, tmp_path / "a")
+    scaler = torch.load(tmp_path / "a" / "checkpoints" / "step_3.pt", weights_only=True)["scaler"]
+    assert scaler["scale"] == 65536 and scaler["_growth_tracker"] == 3
+
+
 def test_averaged_weights_are_between_the_steps_and_survive_a_restart(accelerator, settings, tmp_path):
     (tmp_path / "run").mkdir()
 
