@@ -10,7 +10,6 @@ below RUN/target_semi and RUN/target_full.
 """
 
 import sys
-import time
 from pathlib import Path
 
 
@@ -51,7 +50,6 @@ def stage_source(settings: Settings, stage: int) -> str:
 
 
 def run_deploy(settings: Settings) -> dict:
-    began = time.monotonic()
     if settings.segmenter is None:
         raise ValueError("segmenter is null: name the segmenter that is to be trained on the target set.")
     name = "target" if settings.mode == "weak" else f"target_{settings.mode}"
@@ -172,7 +170,6 @@ def run_deploy(settings: Settings) -> dict:
     metrics |= {
         "num_images": {"target": len(rows), "evaluation": len(eval_rows or ())},
         "settings": public_settings(settings),
-        "seconds": time.monotonic() - began,
         "versions": package_versions(),
     }
     if accelerator.is_main_process:

@@ -21,7 +21,8 @@ def test_a_run_leaves_every_stage_and_its_results(finished_run):
 def test_metrics_table_and_panel_tell_the_stages(finished_run):
     metrics = json.loads((finished_run / "target" / "metrics.json").read_text())
     assert list(metrics["segmenter_miou"]) == ["0", "1", "2"] and list(metrics["pseudo_mask_miou"]) == ["1", "2"]
-    assert 0 < metrics["box_fill_miou"] < 1 and metrics["seconds"] > 0
+    assert 0 < metrics["box_fill_miou"] < 1
+    assert "seconds" not in metrics  # over all starts they stand in the metrics of each stage
     assert metrics["settings"]["lpg_steps"] == 5 and "torch" in metrics["versions"]
     assert len(metrics["details"]["segmenter"]["2"]["per_class_iou"]) == len(metrics["classes"]) + 1
     table = (finished_run / "target" / "table.md").read_text()
