@@ -59,7 +59,7 @@ TINY_TARGET = {
     },
     "segmenter_steps": 2,
     "segmenter_batch_size": 2,
-    "segmenter_crop_size": 32,
+    "segmenter_crop_size": 33,
 }
 TINY_PROTOCOL = {
     "settings": TINY_LPG,

@@ -146,7 +146,7 @@ class Settings:
     segmenter_bias_multiplier: float = 2.0
     segmenter_batch_norm_momentum: float | None = None  # transformers' MobileNetV2 needs 0.03
     segmenter_loss_stride: int | None = None  # pixels per position of the loss; None: the logits' own (paper)
-    segmenter_crop_size: int = 321
+    segmenter_crop_size: int = 321  # 8n + 1 for largefov and deeplab-v2
     segmenter_scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES))
 
     poly_power: float = 0.9

@@ -15,6 +15,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 import lpg_hf
 from lpg_hf.bundle import BUNDLED, bundled
+from lpg_hf.class_probs import aligns_corners
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
@@ -185,7 +186,7 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
     config.json (also a folder without weights), which is built at random.
 
     Raises:
-        ValueError: unknown fields in `segmenter_config`, or weights that do not fit.
+        ValueError: unknown fields in `segmenter_config`, weights that do not fit, or see `check_crop_size`.
         FileNotFoundError: a local path that does not exist.
     """
     id2label = dict(enumerate(["background", *class_names]))
@@ -214,11 +215,31 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
         else:
             model = AutoModelForSemanticSegmentation.from_config(config)
         processor = _segmenter_processor(name)
+    check_crop_size(model, settings)
     if settings.segmenter_batch_norm_momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = settings.segmenter_batch_norm_momentum
     return model, processor
+
+
+def check_crop_size(model: nn.Module, settings: Settings) -> None:
+    """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
+
+    Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel, as in pictures
+    (see `lpg_hf.class_probs.padded_size`). In crops of 8n a network that knows the true class at every logit's place comes to 81.7
+    mIoU on 80 masks of val_mix, in crops of 8n + 1 to 89.9.
+
+    Raises:
+        ValueError: names the next size.
+    """
+    size, stride = settings.segmenter_crop_size, getattr(model.config, "output_stride", 8)
+    if aligns_corners(model) and size % stride != 1:
+        raise ValueError(
+            f"segmenter_crop_size={size}, but the logits of {settings.segmenter} lie on the pixels 0, {stride}, {2 * stride}, ... and "
+            f"need crops of {stride}n + 1 pixels. Set it to {size + (1 - size) % stride}, or segmenter_config to "
+            '"{align_corners: false}".'
+        )
 
 
 def read_config(source: str | Path, what: str) -> PreTrainedConfig:

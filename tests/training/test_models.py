@@ -88,6 +88,18 @@ def test_the_same_seed_builds_the_same_networks(settings):
         assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
 
 
+@pytest.mark.parametrize("stride, size, next_size", [(8, 128, 129), (16, 137, 145), (4, 130, 133)])
+def test_crops_in_which_aligned_logits_lie_elsewhere_than_in_use_are_refused(settings, stride, size, next_size):
+    fields = settings.segmenter_config | {"output_stride": stride}
+    settings = dataclasses.replace(settings, segmenter_config=fields, segmenter_crop_size=size)
+    with pytest.raises(
+        ValueError, match=f"segmenter_crop_size={size}, .* Set it to {next_size}, .*align_corners: false"
+    ):
+        build_segmenter(settings, ["a"])
+    build_segmenter(dataclasses.replace(settings, segmenter_crop_size=next_size), ["a"])
+    build_segmenter(dataclasses.replace(settings, segmenter_config=fields | {"align_corners": False}), ["a"])
+
+
 def test_weights_for_a_backbone_without_any_are_refused(settings):
     with pytest.raises(ValueError, match="hourglass"):
         build_lpg(dataclasses.replace(settings, lpg_weights="w.safetensors"), True, None)

@@ -146,7 +146,7 @@ def test_a_setting_of_the_box_view_changes_its_weights(base, rows, reference, tm
         ("segmenter_bias_multiplier", 1.0),
         ("segmenter_batch_norm_momentum", 0.5),
         ("segmenter_loss_stride", 2),
-        ("segmenter_crop_size", 48),
+        ("segmenter_crop_size", 49),
         ("segmenter_scales", [1.1]),
         ("poly_power", 0.1),
     ],

@@ -36,7 +36,7 @@ TINY = {
     },
     "segmenter_steps": 5,
     "segmenter_batch_size": 4,
-    "segmenter_crop_size": 32,
+    "segmenter_crop_size": 33,
 }
 # No batch statistics and no dropout: what one process and two compute can be compared.
 LARGEFOV = {
