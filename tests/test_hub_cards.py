@@ -129,6 +129,15 @@ def test_segmenter_card(stage: Path):
     assert "| segmenter_miou [crf] | 0.61 |" in write_card(stage).read_text(encoding="utf-8")
 
 
+def test_weights_of_others_are_not_said_to_be_trained_or_licensed_here(stage: Path):
+    ours = "this model was trained with the independent implementation lpg_hf"
+    assert ours in write_card(stage).read_text(encoding="utf-8")
+    change(stage, "metrics.json", settings={"origin": "converted from a checkpoint; not trained by lpg_hf"})
+    card = ModelCard.load(write_card(stage))
+    assert card.data.license == "other" and "Apache" not in card.text and ours not in card.text
+    assert "| origin | converted from a checkpoint; not trained by lpg_hf |" in card.text
+
+
 def test_class_probability_is_explained_where_it_is_needed(stage: Path):
     change(stage, "config.json", use_class_prob=True)
     text = write_card(stage).read_text(encoding="utf-8")

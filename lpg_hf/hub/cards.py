@@ -35,8 +35,8 @@ def write_card(folder: str | os.PathLike) -> Path:
 
     Args:
         folder: a saved LPG or segmenter stage. `metrics.json` may hold `kind` ("lpg" or "segmenter"), `stage`, `dataset`,
-            `measured_on` (the dataset of the metrics where it is not `dataset`), `classes`, `excluded_classes`, `settings`,
-            `device`, `seconds`, `loss`, `versions`, and metrics: keys that name an IoU or an accuracy, with a number or a
+            `measured_on` (the dataset of the metrics where it is not `dataset`), `classes`, `excluded_classes`, `settings`
+            (with `origin` if the weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`, and metrics: keys that name an IoU or an accuracy, with a number or a
             dictionary of numbers. A push adds `repo_id`, `segmenter` (the one that goes with an LPG), `base_model` and
             `run` (the target's numbers of all stages). Only `config.json` is required. A picture `panel.png` is shown.
 
@@ -59,6 +59,8 @@ def write_card(folder: str | os.PathLike) -> Path:
         raise ValueError(f"kind is {kind!r} in {folder / 'metrics.json'}, but a stage is 'lpg' or 'segmenter'.")
     stage, dataset, run = known.get("stage"), known.get("dataset"), known.get("run") or {}
     measured_on = known.get("measured_on", dataset)
+    settings = known.get("settings") or {}
+    converted = "origin" in settings  # weights of others
     results = _results(known)
     task = "mask-generation" if kind == "lpg" else "image-segmentation"
 
@@ -69,7 +71,7 @@ def write_card(folder: str | os.PathLike) -> Path:
     evaluated += [(name, value, run.get("dataset") or "target") for name, value in _target_results(kind, known)]
 
     data = ModelCardData(
-        license="apache-2.0",
+        license="other" if converted else "apache-2.0",
         library_name="lpg_hf",
         pipeline_tag=task,
         tags=["box-supervised", "pseudo-labels", "semantic-segmentation", config.get("model_type", kind)],
@@ -109,7 +111,8 @@ def write_card(folder: str | os.PathLike) -> Path:
         has_code="auto_map" in config,
         has_panel=(folder / "panel.png").is_file(),
         architecture=_table({k: v for k, v in config.items() if k not in _HIDDEN_CONFIG_KEYS}),
-        settings=_table(known.get("settings") or {}),
+        settings=_table(settings),
+        converted=converted,
         changed_later=_table({k.removeprefix(_LATER): v for k, v in known.items() if k.startswith(_LATER)}),
         preprocessor=_table({k: v for k, v in (preprocessor or {}).items() if k not in _HIDDEN_CONFIG_KEYS}),
         results=[(name, _shown(value)) for name, value in results],
