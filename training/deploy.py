@@ -10,24 +10,30 @@ below RUN/target_semi and RUN/target_full.
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lpg_hf.data.examples import box_label_map, label_map
+from accelerate import Accelerator
+from datasets import Dataset
+
+from lpg_hf.data.examples import label_map
 from lpg_hf.data.load import class_names
 from training.config import Settings, parse_settings
 from training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
-from training.masks import check_distinct, write_pseudo_masks
+from training.masks import check_distinct
 from training.measure import measure_label_maps, measure_segmenter
 from training.models import build_segmenter, load_lpg, load_segmenter, package_versions, write_json
 from training.report import write_panel, write_table
 from training.stages import (
+    Labels,
     add_metrics,
-    class_probs,
+    box_labels,
     finish_run,
-    mask_labels,
+    mask_stage,
     once,
     public_settings,
     segmenter_stage,
@@ -49,7 +55,73 @@ def stage_source(settings: Settings, stage: int) -> str:
     return f"{stages}-stage{stage}"
 
 
+def supervision(accelerator: Accelerator, settings: Settings, rows: Dataset) -> Callable[[Labels], Labels]:
+    """The mode: from the labels of a stage to those trained on, which are ground truth for the images that keep it.
+
+    Args:
+        rows: with masks in mode full.
+
+    Raises:
+        ValueError: no image keeps its ground truth in mode semi, or the classes of that part are others.
+    """
+    if settings.mode == "weak":
+        return lambda labels: labels
+    if settings.mode == "full":
+        return lambda labels: lambda index, row: label_map(row)
+    semi_rows = load_semi(accelerator, settings)
+    check_same_classes(rows, semi_rows, "target set and its part with ground truth")
+    semi_index = {file_name: index for index, file_name in enumerate(semi_rows["file_name"][:])}
+    num_kept = len(set(semi_index) & set(rows["file_name"][:]))
+    if num_kept == 0:
+        raise ValueError(
+            f"mode=semi, but no image of semi_split={settings.semi_split} ({semi_rows['file_name'][0]}, ...) is a target image "
+            f"({rows['file_name'][0]}, ...): the images must be in both, under the same names. Correct semi_split, or set mode to "
+            "weak."
+        )
+    accelerator.print(f"ground truth is kept by {num_kept} target images")
+
+    def supervised(labels: Labels) -> Labels:
+        def labels_or_truth(index: int, row: dict):
+            kept = semi_index.get(row["file_name"])
+            return labels(index, row) if kept is None else label_map(semi_rows[kept])
+
+        return labels_or_truth
+
+    return supervised
+
+
+def measured_stage(
+    accelerator: Accelerator, settings: Settings, segmenter: Path, eval_rows: Dataset, folder: Path, phase: str
+) -> dict:
+    """What `measure_segmenter` says of a stage's segmenter, kept in `folder` and added to the segmenter's metrics and card."""
+
+    def measure() -> dict:
+        return measure_segmenter(accelerator, settings, *load_segmenter(segmenter), eval_rows, f"{phase} measured")
+
+    measured = once(accelerator, folder / f"segmenter{'_crf' if settings.crf else ''}.json", measure)
+    of_segmenter = {"segmenter_miou": measured["mean_iou"], "measured_on": f"{len(eval_rows)} evaluation images"}
+    if "crf" in measured:
+        of_segmenter["segmenter_crf_miou"] = measured["crf"]["mean_iou"]
+    add_metrics(accelerator, segmenter, of_segmenter)
+    accelerator.print(f"{phase}: segmenter {100 * measured['mean_iou']:.1f} mIoU")
+    return measured
+
+
 def run_deploy(settings: Settings) -> dict:
+    """Trains and measures the rounds of a mode, or goes on where a run with the same settings stopped.
+
+    Writes, below RUN/target (RUN/target_semi, RUN/target_full): `stageK/segmenter` (a checkpoint with metrics and card),
+    `stageK/pseudo_masks` (palette PNG), what was measured on them (`box_fill.json`, `stageK/pseudo_masks.json`,
+    `stageK/segmenter.json` or `segmenter_crf.json`), and `metrics.json`, `table.md` and `panel.png`.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        ValueError: settings or data do not fit, before any training, or the run was begun with other settings.
+        OSError: data, weights or the LPG of a stage are not there.
+        FloatingPointError: a loss is not finite.
+    """
     if settings.segmenter is None:
         raise ValueError("segmenter is null: name the segmenter that is to be trained on the target set.")
     name = "target" if settings.mode == "weak" else f"target_{settings.mode}"
@@ -70,41 +142,14 @@ def run_deploy(settings: Settings) -> dict:
     num_labels = len(names) + 1
     build_segmenter(settings, names)
     eval_rows = load_eval(accelerator, settings) if settings.measure_segmenter else None
-    if eval_rows is not None:
-        check_same_classes(rows, eval_rows, "target set and evaluation set")
     measured_on = "the segmenter is not measured"
     if eval_rows is not None:
+        check_same_classes(rows, eval_rows, "target set and evaluation set")
         measured_on = f"measured on {len(eval_rows)} images that hold the classes"
     accelerator.print(f"target set: {len(rows)} images, {num_labels - 1} classes; {measured_on}")
-    semi_rows, semi_index = None, {}
-    if settings.mode == "semi":
-        semi_rows = load_semi(accelerator, settings)
-        check_same_classes(rows, semi_rows, "target set and its part with ground truth")
-        semi_index = {file_name: index for index, file_name in enumerate(semi_rows["file_name"][:])}
-        num_kept = len(set(semi_index) & set(rows["file_name"][:]))
-        if num_kept == 0:
-            raise ValueError(
-                f"mode=semi, but no image of semi_split={settings.semi_split} ({semi_rows['file_name'][0]}, ...) is a target image "
-                f"({rows['file_name'][0]}, ...): the images must be in both, under the same names. Correct semi_split, or set mode to "
-                "weak."
-            )
-        accelerator.print(f"ground truth is kept by {num_kept} target images")
-
-    def box_labels(index: int, row: dict):
-        return box_label_map(row)
-
-    def supervised(labels):
-        """The mode's labels: ground truth for the images that keep it, `labels` for the others."""
-        if settings.mode == "full":
-            return lambda index, row: label_map(row)
-
-        def labels_or_truth(index: int, row: dict):
-            kept = semi_index.get(row["file_name"])
-            return labels(index, row) if kept is None else label_map(semi_rows[kept])
-
-        return labels_or_truth
-
+    supervised = supervision(accelerator, settings, rows)
     truth_rows = load_target(accelerator, settings, masks=True) if settings.measure_masks else None
+
     metrics = {
         "mode": settings.mode,
         "classes": names,
@@ -113,12 +158,9 @@ def run_deploy(settings: Settings) -> dict:
         "box_fill_miou": None,
         "details": {"pseudo_masks": {}, "segmenter": {}},
     }
+    measure_masks = partial(measure_label_maps, accelerator, settings, truth_rows, num_labels)
     if truth_rows is not None:
-
-        def measure_masks(labels) -> dict:
-            return measure_label_maps(accelerator, settings, truth_rows, num_labels, labels)
-
-        filled = once(accelerator, target / "box_fill.json", lambda: measure_masks(box_labels))
+        filled = once(accelerator, target / "box_fill.json", partial(measure_masks, box_labels))
         metrics["box_fill_miou"], metrics["details"]["box_fill"] = filled["mean_iou"], filled
 
     segmenter = None
@@ -126,17 +168,11 @@ def run_deploy(settings: Settings) -> dict:
         folder = target / f"stage{stage}"
         labels = box_labels
         if stage > 0 and settings.mode != "full":
-            model, processor = generators[stage - 1]
-            probs = None
-            if model.config.use_class_prob:
-                probs = class_probs(accelerator, settings, rows, segmenter, folder, f"target stage {stage}")
-            masks = folder / "pseudo_masks"
-            write_pseudo_masks(
-                accelerator, settings, model, processor, rows, probs, masks, f"target stage {stage} pseudo masks"
+            labels = mask_stage(
+                accelerator, settings, rows, generators[stage - 1], segmenter, folder, stage=stage, part="target"
             )
-            labels = mask_labels(masks)
             if truth_rows is not None:
-                measured = once(accelerator, folder / "pseudo_masks.json", lambda labels=labels: measure_masks(labels))
+                measured = once(accelerator, folder / "pseudo_masks.json", partial(measure_masks, labels))
                 metrics["pseudo_mask_miou"][str(stage)] = measured["mean_iou"]
                 metrics["details"]["pseudo_masks"][str(stage)] = measured
         segmenter = segmenter_stage(
@@ -150,22 +186,10 @@ def run_deploy(settings: Settings) -> dict:
             num_steps=settings.target_steps or settings.segmenter_steps,
             part=name,
         )
-        if eval_rows is None:
-            continue
-
-        def measure(segmenter: Path = segmenter, stage: int = stage) -> dict:
-            return measure_segmenter(
-                accelerator, settings, *load_segmenter(segmenter), eval_rows, f"{name} stage {stage} measured"
-            )
-
-        measured = once(accelerator, folder / f"segmenter{'_crf' if settings.crf else ''}.json", measure)
-        metrics["segmenter_miou"][str(stage)] = measured["mean_iou"]
-        metrics["details"]["segmenter"][str(stage)] = measured
-        of_segmenter = {"segmenter_miou": measured["mean_iou"], "measured_on": f"{len(eval_rows)} evaluation images"}
-        if "crf" in measured:
-            of_segmenter["segmenter_crf_miou"] = measured["crf"]["mean_iou"]
-        add_metrics(accelerator, segmenter, of_segmenter)
-        accelerator.print(f"{name} stage {stage}: segmenter {100 * measured['mean_iou']:.1f} mIoU")
+        if eval_rows is not None:
+            measured = measured_stage(accelerator, settings, segmenter, eval_rows, folder, f"{name} stage {stage}")
+            metrics["segmenter_miou"][str(stage)] = measured["mean_iou"]
+            metrics["details"]["segmenter"][str(stage)] = measured
 
     metrics |= {
         "num_images": {"target": len(rows), "evaluation": len(eval_rows or ())},

@@ -10,24 +10,24 @@ run that was stopped, to the same weights.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lpg_hf.data.examples import box_label_map
 from lpg_hf.data.load import class_names
 from training.config import Settings, parse_settings
 from training.data import check_num_classes, load_aux
-from training.masks import check_distinct, write_pseudo_masks
+from training.masks import check_distinct
 from training.measure import measure_label_maps
 from training.models import build_lpg, build_segmenter, load_lpg, write_json
 from training.stages import (
     add_metrics,
-    class_probs,
+    box_labels,
     finish_run,
     lpg_stage,
-    mask_labels,
+    mask_stage,
     once,
     segmenter_stage,
     start_run,
@@ -35,6 +35,16 @@ from training.stages import (
 
 
 def run_em(settings: Settings) -> None:
+    """Trains the stages into RUN/aux, or goes on where a run with the same settings stopped.
+
+    Writes `stageK/{lpg,segmenter}` (checkpoints with metrics and card), `stageK/pseudo_masks` (palette PNG), what was measured on them
+    (`box_fill.json`, `stageK/pseudo_masks.json`, `metrics.json`) and RUN/log.jsonl.
+
+    Raises:
+        ValueError: settings or data do not fit, before any training, or the run was begun with other settings.
+        OSError: data, weights or a model are not there.
+        FloatingPointError: a loss is not finite.
+    """
     accelerator = start_run(settings, "em_settings.json")
     rows = load_aux(accelerator, settings)
     num_labels = len(class_names(rows)) + 1
@@ -54,13 +64,8 @@ def run_em(settings: Settings) -> None:
     build_segmenter(settings, class_names(rows))  # settings that do not fit fail here, before any training
     build_lpg(settings, settings.stage1_class_prob, None)
 
-    def box_labels(index: int, row: dict):
-        return box_label_map(row)
-
-    def measure(labels) -> dict:
-        return measure_label_maps(accelerator, settings, rows, num_labels, labels)
-
-    box_fill = once(accelerator, aux / "box_fill.json", lambda: measure(box_labels))
+    measure = partial(measure_label_maps, accelerator, settings, rows, num_labels)
+    box_fill = once(accelerator, aux / "box_fill.json", partial(measure, box_labels))
     metrics = {"box_fill": box_fill, "pseudo_masks": {}}
     segmenter = segmenter_stage(
         accelerator,
@@ -77,15 +82,10 @@ def run_em(settings: Settings) -> None:
     for stage in range(1, settings.num_stages + 1):
         folder = aux / f"stage{stage}"
         lpg = lpg_stage(accelerator, settings, rows, segmenter, lpg, folder, stage=stage, part="auxiliary")
-        model, processor = load_lpg(lpg)
-        probs = None
-        if model.config.use_class_prob:
-            probs = class_probs(accelerator, settings, rows, segmenter, folder, f"auxiliary stage {stage}")
-        masks = folder / "pseudo_masks"
-        write_pseudo_masks(
-            accelerator, settings, model, processor, rows, probs, masks, f"auxiliary stage {stage} pseudo masks"
+        labels = mask_stage(
+            accelerator, settings, rows, load_lpg(lpg), segmenter, folder, stage=stage, part="auxiliary"
         )
-        measured = once(accelerator, folder / "pseudo_masks.json", lambda masks=masks: measure(mask_labels(masks)))
+        measured = once(accelerator, folder / "pseudo_masks.json", partial(measure, labels))
         metrics["pseudo_masks"][str(stage)] = measured
         of_lpg = {"pseudo_mask_miou": measured["mean_iou"], "box_fill_miou": box_fill["mean_iou"]}
         add_metrics(accelerator, lpg, of_lpg | {"measured_on": "the auxiliary images it was trained on"})
@@ -93,7 +93,7 @@ def run_em(settings: Settings) -> None:
             accelerator,
             settings,
             rows,
-            mask_labels(masks),
+            labels,
             segmenter,
             folder,
             stage=stage,

@@ -15,13 +15,16 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from transformers import AutoModelForSemanticSegmentation
 
+from lpg_hf.data.examples import box_label_map
 from lpg_hf.data.load import class_names
 from lpg_hf.generators import resolve_dtype, usable_device
 from lpg_hf.hub import write_card
 from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor
+from lpg_hf.models.modeling_lpg import LPGModel
 from training.config import Settings, check_same_run
-from training.masks import cache_class_probs
+from training.masks import cache_class_probs, write_pseudo_masks
 from training.models import (
     OWN_SEGMENTERS,
     Normalization,
@@ -168,6 +171,38 @@ def class_probs(
     return cache_class_probs(
         accelerator, settings, lambda: load_segmenter(segmenter), rows, folder, f"{phase}: class probabilities"
     )
+
+
+def mask_stage(
+    accelerator: Accelerator,
+    settings: Settings,
+    rows: Dataset,
+    lpg: tuple[LPGModel, LPGImageProcessor],
+    segmenter: Path,
+    folder: Path,
+    *,
+    stage: int,
+    part: str,
+) -> Labels:
+    """Between E-step and M-step: writes the pseudo masks of a stage to `folder/pseudo_masks`.
+
+    Args:
+        segmenter: the stage before's, asked if the LPG takes a class probability.
+
+    Returns:
+        The masks as labels for `segmenter_stage` and `measure_label_maps`.
+    """
+    model, processor = lpg
+    phase, masks, probs = f"{part} stage {stage}", folder / "pseudo_masks", None
+    if model.config.use_class_prob:
+        probs = class_probs(accelerator, settings, rows, segmenter, folder, phase)
+    write_pseudo_masks(accelerator, settings, model, processor, rows, probs, masks, f"{phase} pseudo masks")
+    return mask_labels(masks)
+
+
+def box_labels(index: int, row: dict) -> np.ndarray:
+    """Label map of filled boxes."""
+    return box_label_map(row)
 
 
 def mask_labels(folder: Path) -> Labels:
