@@ -13,9 +13,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import requests
 from PIL import Image
 from transformers import Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from lpg_hf.assembly import ImageMasks, assemble, by_position
@@ -23,6 +23,7 @@ from lpg_hf.boxes import clip_boxes, convert_boxes
 from lpg_hf.bundle import bundled
 from lpg_hf.class_probs import SegmenterProbs
 from lpg_hf.data.examples import decode_image
+from lpg_hf.data.formats.records import MAX_PIXELS
 from lpg_hf.fusion import OVERLAP_RULES
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
 from lpg_hf.generators.lpg import LPGGenerator
@@ -32,6 +33,7 @@ from lpg_hf.models.modeling_lpg import LPGModel
 
 TASK = "box-mask-generation"
 DEFAULT_BATCH_SIZE = 8
+URL_TIMEOUT = 60  # seconds in which a server must answer, and go on answering
 
 
 class BoxToMaskPipeline(Pipeline):
@@ -97,6 +99,7 @@ class BoxToMaskPipeline(Pipeline):
                 and a box's mask is its class's mask inside the box.
             overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fuse_classes`.
             threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
+            max_pixels (`int`): a picture of a path or URL with more is refused before it takes memory (default 178956970).
             output_rle (`bool`): masks as COCO run lengths, which very many boxes need (default False).
             batch_size (`int`): as of the constructor, from this call on. Pictures are decoded in this process; `num_workers`,
                 which every pipeline takes, changes nothing.
@@ -133,25 +136,28 @@ class BoxToMaskPipeline(Pipeline):
         overlap_rule: str | None = None,
         threshold: float | None = None,
         output_rle: bool | None = None,
+        max_pixels: int | None = None,
     ) -> tuple[dict, dict, dict]:
         for name, value, allowed in (("per", per, GRANULARITIES), ("overlap_rule", overlap_rule, OVERLAP_RULES)):
             if value is not None:
                 check_choice(name, value, allowed)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} is a probability: it must lie in [0, 1].")
-        preprocess = {"box_format": box_format}
+        if max_pixels is not None and max_pixels < 1:
+            raise ValueError(f"max_pixels={max_pixels} lets no picture in: it must be at least 1.")
+        preprocess = {"box_format": box_format, "max_pixels": max_pixels}
         forward = {"per": per}
         postprocess = {"per": per, "overlap_rule": overlap_rule, "threshold": threshold, "output_rle": output_rle}
         given = ({k: v for k, v in part.items() if v is not None} for part in (preprocess, forward, postprocess))
         return tuple(given)  # type: ignore[return-value]
 
-    def preprocess(self, inputs: dict, box_format: str = "xyxy") -> BoxedImage:
+    def preprocess(self, inputs: dict, box_format: str = "xyxy", max_pixels: int = MAX_PIXELS) -> BoxedImage:
         if not isinstance(inputs, dict) or inputs.get("boxes") is None:
             raise ValueError("the pipeline needs boxes for every picture: pipe(image, boxes=[[x1, y1, x2, y2], ...]).")
         unknown = sorted(set(inputs) - {"image", "boxes", "labels", "class_probs"})
         if unknown:
             raise ValueError(f"unknown input {unknown[0]!r}; a picture comes as image, boxes, labels and class_probs.")
-        image = as_pixels(inputs["image"])
+        image = as_pixels(inputs["image"], max_pixels)
         boxes, labels = checked_boxes(inputs["boxes"], inputs.get("labels"), box_format, *image.shape[:2])
         probs = inputs.get("class_probs")
         return BoxedImage(image, boxes, labels, None if probs is None else checked_class_probs(probs, labels))
@@ -207,23 +213,40 @@ class BoxToMaskPipeline(Pipeline):
                 yield self.postprocess((image, of_image), **postprocess_params)
 
 
-def as_pixels(image: Any) -> np.ndarray:
+def as_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A path, URL, PIL picture or array as upright (H, W, 3) uint8 RGB.
 
+    Args:
+        max_pixels: a file or URL with more is refused.
+
     Raises:
-        OSError: a file that is no picture.
-        ValueError: an array of another type or shape.
+        OSError: a file that is no picture or is too large, or a URL that cannot be fetched.
+        ValueError: an array of another type or shape, or a kind of picture that is refused.
     """
     if isinstance(image, Image.Image):
         return decode_image({"image": image})
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return decode_image({"image": load_image(image)})
+        return decode_image({"image": {"bytes": fetched(image)}, "file_name": image}, max_pixels)
     if hasattr(image, "__fspath__") or isinstance(image, str):
-        return decode_image({"image": {"path": str(image)}})
+        return decode_image({"image": {"path": str(image)}}, max_pixels)
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"the picture is a {pixels.dtype} array of shape {pixels.shape}; pass (H, W, 3) uint8 RGB.")
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def fetched(url: str) -> bytes:
+    """The file at a URL.
+
+    Raises:
+        OSError: it cannot be fetched.
+    """
+    try:
+        response = requests.get(url, timeout=URL_TIMEOUT)
+        response.raise_for_status()
+    except requests.RequestException as error:
+        raise OSError(f"cannot fetch the picture {url}: {error}") from error
+    return response.content
 
 
 def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,7 @@
 import io
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from pycocotools import mask as coco_mask
 from transformers import pipeline
 
 from lpg_hf import BoxToMaskPipeline, LPGImageProcessor
+from lpg_hf.pipeline import as_pixels
 from tests.conftest import tiny_lpg
 
 
@@ -108,6 +112,57 @@ def test_r_f1_boxes_lie_in_the_upright_picture(pipe, pixels, tmp_path):
     exif[0x0112] = 6
     turned.save(tmp_path / "a.png", exif=exif)
     assert equal(pipe(tmp_path / "a.png", boxes=BOXES), pipe(pixels, boxes=BOXES))
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The address of a server of the files in `tmp_path`."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_r_f3_r_f4_a_picture_of_a_url_is_that_of_its_file(pipe, pixels, server, tmp_path):
+    ramp = np.linspace(0, 65520, 45 * 61).reshape(45, 61).astype(np.uint16)
+    half = np.where(np.arange(61) < 30, 255, 0).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(ramp).save(tmp_path / "16 bit.png")
+    Image.fromarray(np.dstack([pixels, np.tile(half, (45, 1))])).save(tmp_path / "transparent.png")
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    for path in tmp_path.glob("*.png"):
+        read = as_pixels(f"{server}/{path.name}")
+        assert np.array_equal(read, as_pixels(path)), path.name
+        assert equal(pipe(f"{server}/{path.name}", boxes=BOXES), pipe(path, boxes=BOXES))
+    assert 120 < as_pixels(f"{server}/16 bit.png").mean() < 135
+    assert (as_pixels(f"{server}/transparent.png")[:, 30:] == 255).all()
+
+
+def test_a_url_that_gives_no_picture_is_named(server, tmp_path):
+    with pytest.raises(OSError, match=f"cannot fetch the picture {server}/absent.png: 404"):
+        as_pixels(f"{server}/absent.png")
+    (tmp_path / "page.png").write_text("<html>")
+    with pytest.raises(OSError, match=f"cannot open the picture {server}/page.png: it is no picture"):
+        as_pixels(f"{server}/page.png")
+    with pytest.raises(OSError, match="cannot fetch the picture http://127.0.0.1:1/a.png"):
+        as_pixels("http://127.0.0.1:1/a.png")
+
+
+def test_r_f6_a_too_large_picture_is_refused_by_name_unless_max_pixels_says_so(pipe, server, tmp_path):
+    path = tmp_path / "big.png"
+    Image.new("L", (20000, 10000)).save(path)
+    for image in (path, f"{server}/big.png"):
+        with pytest.raises(OSError, match=rf"{image} has 20000 x 10000 = 200000000 pixels.* raise max_pixels"):
+            pipe(image, boxes=BOXES)
+    Image.new("L", (61, 45)).save(path)
+    for image in (path, f"{server}/big.png"):
+        with pytest.raises(OSError, match="more than max_pixels=2744"):
+            pipe(image, boxes=BOXES, max_pixels=61 * 45 - 1)
+        assert pipe(image, boxes=BOXES, max_pixels=61 * 45)["label_map"].shape == (45, 61)
+    with pytest.raises(ValueError, match="max_pixels=0 lets no picture in"):
+        pipe(path, boxes=BOXES, max_pixels=0)
 
 
 def test_dicts_and_generators_stream(pipe, pixels):
