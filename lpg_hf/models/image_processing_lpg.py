@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, ImageInput
@@ -281,7 +281,8 @@ class LPGImageProcessor(PilBackend):
     ) -> BatchFeature:
         """
         Args:
-            images: one image or a list: PIL, (H, W, 3) or (3, H, W) uint8 arrays or tensors.
+            images: one image or a list: PIL, (H, W, 3) or (3, H, W) uint8 arrays or tensors. PIL images are turned upright,
+                see `upright_rgb`, unless `do_convert_rgb` is off.
             boxes: (N, 4) xyxy in original pixels for one image, or a list of such for a list of images; N may differ.
             box_labels: (N,) class ids per image, 1-based; one class if left out.
             class_probs: (num_labels, h, w) float per image, the segmenter's softmax probabilities at any resolution.
@@ -293,10 +294,22 @@ class LPGImageProcessor(PilBackend):
             and `views`, a list of [`View`] per image, which `post_process_foreground` needs.
 
         Raises:
-            ValueError: boxes, labels or probabilities do not fit the images, images are not 8-bit, or a setting of the
-                view differs from the processor's own.
+            ValueError: boxes, labels or probabilities do not fit the images, images are neither 8-bit nor 16-bit PIL
+                images, or a setting of the view differs from the processor's own.
         """
         return super().preprocess(images, boxes, box_labels, class_probs, **kwargs)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Unpack[ImagesKwargs],
+    ) -> np.ndarray:
+        """One image as a (3, H, W) array; a PIL image by `upright_rgb` where `do_convert_rgb` is on."""
+        if do_convert_rgb and isinstance(image, Image.Image):
+            image, do_convert_rgb, input_data_format = upright_rgb(image), False, ChannelDimension.LAST
+        return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
 
     def _preprocess_image_like_inputs(
         self,
@@ -365,7 +378,7 @@ class LPGImageProcessor(PilBackend):
         Args:
             outputs: [`LPGOutput`] for all views.
             views: `views` of the processor's output.
-            target_sizes: (height, width) of every image.
+            target_sizes: (height, width) of every image, upright.
             images: as they were given to the processor; needed with an `edge_radius`.
 
         Returns:
@@ -397,6 +410,35 @@ class LPGImageProcessor(PilBackend):
             results.append({"labels": torch.from_numpy(labels), "foreground": torch.from_numpy(foreground)})
             start = stop
         return results
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """A PIL image as `lpg_hf.data.examples.decode_image` reads it, which a checkpoint that is used without the package lacks.
+
+    Turned as the EXIF orientation says; transparent pixels are laid over white; 16-bit grey is divided by 257.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: 32-bit values beyond 16 bits, or floats, which have no agreed range.
+    """
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's parser raises many types on a broken block; viewers show such a picture as stored.
+        pass
+    values = np.asarray(image) if image.mode.startswith("I") else None
+    if image.mode == "F" or (values is not None and values.size and not 0 <= values.min() <= values.max() <= 65535):
+        raise ValueError(
+            f"a PIL image of mode {image.mode} holds floats or values beyond 16 bits: convert it to 8 or 16 bits."
+        )
+    if values is not None:
+        return np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image.convert("RGB"))
 
 
 def stack_views(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

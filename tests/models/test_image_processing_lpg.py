@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lpg_hf.boxes import boxes_to_mask
+from lpg_hf.data.examples import decode_image
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
@@ -73,6 +74,30 @@ def test_images_of_other_modes_become_rgb(mode):
     image = Image.fromarray(picture()).convert(mode)
     batch = PROCESSORS["box"](image, boxes=BOXES, return_tensors="pt")
     assert equal(batch, PROCESSORS["box"](image.convert("RGB"), boxes=BOXES, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
+def test_r_f1_r_f3_r_f4_pil_images_are_read_as_the_package_reads_files(mode, orientation):
+    if mode in ("I;16", "I"):
+        values = np.linspace(0, 65520, 2400).reshape(40, 60)
+        image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
+    else:
+        image = Image.fromarray(np.dstack([picture(), np.tile(np.arange(60, dtype=np.uint8), (40, 1))])).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 7
+    image.getexif()[0x0112] = orientation
+    expected = decode_image({"image": image})
+    assert expected.shape == ((40, 60, 3) if orientation == 1 else (60, 40, 3))
+    processor = PROCESSORS["image"]
+    batch = processor([image], boxes=[BOXES[:1]], return_tensors="pt")
+    assert equal(batch, processor([expected], boxes=[BOXES[:1]], return_tensors="pt"))
+
+
+def test_r_f4_pil_images_without_an_agreed_range_are_refused():
+    for values in (np.float32(picture()[..., 0]), np.int32([[70000]]), np.int32([[-1]])):
+        with pytest.raises(ValueError, match="convert it to 8 or 16 bits"):
+            PROCESSORS["image"](Image.fromarray(values), boxes=[[0, 0, 1, 1]])
 
 
 @every_view
