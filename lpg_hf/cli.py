@@ -512,6 +512,12 @@ def _compare(
     format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
     zero_based: _ZeroBased = False,
+    size_mismatch: Annotated[
+        str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
+    ] = "skip",
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)
+    ] = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
     ] = False,
@@ -523,11 +529,12 @@ def _compare(
 ) -> None:
     """Run several generators on the same boxes: scores, time and memory in a table, masks in a panel.
 
-    Exit status 1: a generator did not run; the table says why.
+    What the readers leave out is told below the table. Exit status 1: a generator did not run; the table says why.
 
     Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box,grabcut --out compared`
     """
     from lpg_hf.compare import Job, as_dict, compare, table, write
+    from lpg_hf.data.formats.records import MAX_PIXELS
     from lpg_hf.evaluation import write_json
 
     names = None if generators is None else [name.strip() for name in generators.split(",") if name.strip()]
@@ -539,6 +546,8 @@ def _compare(
         format=format,
         split=split,
         zero_based=zero_based,
+        size_mismatch=size_mismatch,
+        max_pixels=max_pixels or MAX_PIXELS,
         model=model,
         segmenter=segmenter,
         flip=flip,

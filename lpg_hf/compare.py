@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lpg_hf.assembly import assemble, boxed_image
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.records import BoxObject, Record, Report
+from lpg_hf.data.formats.records import IMAGE_LEFT_OUT, MAX_PIXELS, PROBLEMS, BoxObject, Record, Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation import BOX_TOLERANCE, LabelPairs, default_ignore, write_json
 from lpg_hf.files import fs_path, write_atomically
@@ -55,6 +55,8 @@ class Job:
         format: as of `open_source`.
         split: the same.
         zero_based: the same.
+        size_mismatch: the same; for a COCO json of the truth too.
+        max_pixels: the same.
         indices: pictures of the source.
         shown: those of them whose label maps are wanted for the panel.
         model: LPG stage; None: the bundled one.
@@ -72,6 +74,8 @@ class Job:
     format: str = "auto"
     split: str | None = None
     zero_based: bool = False
+    size_mismatch: str = "skip"
+    max_pixels: int = MAX_PIXELS
     indices: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()
     model: str | None = None
@@ -91,7 +95,9 @@ class Row:
         scores: keys of `COLUMNS` -> number; None where nothing was counted or the system does not tell.
         num_pictures: measured.
         num_boxes: in them, with a mask in the ground truth.
-        skipped: pictures and boxes that are in no score, with the reason.
+        skipped: pictures and boxes that are in no score, with the reason; of a picture at most ten of a kind.
+        reports: what the readers found in the pictures that were chosen and when the files were opened: "annotations" and, of a
+            COCO json, "ground truth".
         error: why the generator did not run, or None.
         label_maps: index of a shown picture -> (H, W) label map.
     """
@@ -101,12 +107,13 @@ class Row:
     num_pictures: int = 0
     num_boxes: int = 0
     skipped: list[str] = field(default_factory=list)
+    reports: dict[str, Report] = field(default_factory=dict)
     error: str | None = None
     label_maps: dict[int, np.ndarray] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        """For a json file, without the label maps."""
-        return {key: value for key, value in asdict(self).items() if key != "label_maps"}
+        """For a json file, without the label maps, and the reports, which all generators share."""
+        return {key: value for key, value in asdict(self).items() if key not in ("label_maps", "reports")}
 
 
 def compare(
@@ -134,7 +141,7 @@ def compare(
     for name in names:
         check_generator(name)
     check_choice("per", job.per, GRANULARITIES)
-    source = _open(job)
+    source = _open(job, Report())
     truth = open_truth(job, source)
     with_truth = [index for index, name in enumerate(source.file_names) if truth.has(name)]
     if not with_truth:
@@ -159,7 +166,8 @@ def compare(
 def measure(job: Job, name: str) -> Row:
     """Run one generator over the pictures of a job; meant for a process of its own."""
     lpg = {"model": job.model, "segmenter": job.segmenter, "flip": job.flip} if name == "lpg" else {}
-    source, report = _open(job), Report()
+    report = Report()
+    source = _open(job, report)
     generator = load_generator(
         name,
         class_names=[class_name for _, class_name in source.classes],
@@ -170,13 +178,20 @@ def measure(job: Job, name: str) -> Row:
     )
     truth = open_truth(job, source)
     row, pairs, scores, seconds, num_masks = Row(name), LabelPairs(), BoxMaskScores(), 0.0, 0
+    row.skipped += [f"{picture} ({PROBLEMS[kind][1]})" for picture, kind in report.left_out]
+    row.reports["annotations"] = report
+    if truth.report is not None:
+        row.reports["ground truth"] = truth.report
     for index in tqdm(job.indices, desc=name, disable=None, leave=False):
-        record = source.record(index, report)
-        if record is None:
-            row.skipped.append(f"{source.file_names[index]}: left out by the reader")
+        found = Report()
+        record = source.record(index, found)
+        pixels = None if record is None else source.decode(record, found)
+        report.merge(found)
+        row.skipped += _left_out(found)
+        if record is None or pixels is None:
             continue
+        image = boxed_image(pixels, record)
         try:
-            image = boxed_image(source.image(record), record)
             true = truth.of(record)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
             row.skipped.append(f"{record.file_name}: {error}")
@@ -234,15 +249,23 @@ def peak_gpu_memory_mb() -> float | None:
     return torch.cuda.max_memory_allocated() / 1024**2
 
 
-def _open(job: Job) -> Source:
+def _open(job: Job, report: Report) -> Source:
     return open_source(
         job.annotations,
         job.images,
         format=job.format,
         split=job.split,
         zero_based=job.zero_based,
-        report=Report(),
+        size_mismatch=job.size_mismatch,
+        max_pixels=job.max_pixels,
+        report=report,
     )
+
+
+def _left_out(report: Report) -> list[str]:
+    """The picture, or its boxes, that a reader has left out, with the reason."""
+    kinds = [kind for kind in report.counts if PROBLEMS[kind][0] in (IMAGE_LEFT_OUT, "object left out")]
+    return [f"{place} ({PROBLEMS[kind][1]})" for kind in kinds for place in report.places[kind]]
 
 
 def _evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
@@ -293,6 +316,8 @@ def _distance(a: BoxObject, b: BoxObject) -> float:
 class FolderTruth:
     """Label maps (PNG) under the pictures' relative paths."""
 
+    report = None  # Of a map that cannot be used, `of` says why.
+
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
@@ -320,9 +345,17 @@ class FolderTruth:
 class CocoTruth:
     """Masks of a COCO file; its pictures meet those of the source by file name, its classes by name."""
 
-    def __init__(self, path: str, images: str | None, source: Source) -> None:
+    def __init__(self, job: Job, source: Source) -> None:
         self.report = Report()
-        self.source = open_source(path, images, format="coco", masks=True, report=self.report)
+        self.source = open_source(
+            job.truth,
+            job.images,
+            format="coco",
+            masks=True,
+            size_mismatch=job.size_mismatch,
+            max_pixels=job.max_pixels,
+            report=self.report,
+        )
         self.index = {name: index for index, name in enumerate(self.source.file_names)}
         self.names = [name for _, name in self.source.classes]
         self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
@@ -335,9 +368,15 @@ class CocoTruth:
         Raises:
             ValueError: the reader leaves the picture out, or it has another size there.
         """
-        true = self.source.record(self.index[record.file_name], self.report)
-        if true is None or (true.height, true.width) != (record.height, record.width):
-            raise ValueError(f"{record.file_name} in {self.source.path} cannot be used or has another size")
+        found = Report()
+        true = self.source.record(self.index[record.file_name], found)
+        self.report.merge(found)
+        if true is None:
+            raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(_left_out(found))}")
+        if (true.height, true.width) != (record.height, record.width):
+            raise ValueError(
+                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} in the annotations"
+            )
         names, label_of = self.names, self.label_of
         objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
         single = [pair for pair in objects if not pair[0].iscrowd]
@@ -371,25 +410,30 @@ def open_truth(job: Job, source: Source) -> FolderTruth | CocoTruth:
         raise FileNotFoundError(
             f"ground truth {job.truth} does not exist. Pass a folder of label maps or a COCO json."
         )
-    return CocoTruth(job.truth, job.images, source)
+    return CocoTruth(job, source)
 
 
 # --- what people read -------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, IoU in percent; a generator that did not run has its reason below."""
+    """A Markdown table, IoU in percent; below it what is in no score, and why a generator did not run."""
     keys = [key for key in COLUMNS if key != "peak_gpu_memory_mb" or any(row.scores.get(key) for row in rows)]
     cells = [["generator", *(COLUMNS[key] for key in keys)]]
     cells += [[row.generator, *(_cell(key, row) for key in keys)] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["| " + " | ".join(f"{text:<{width}}" for text, width in zip(line, widths)) + " |" for line in cells]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    measured = next((row for row in rows if row.error is None), None)
-    if measured is not None:
-        lines.append(f"\n{measured.num_pictures} pictures, {measured.num_boxes} boxes with a mask in the ground truth")
-        if measured.skipped:
-            lines.append(f"{len(measured.skipped)} pictures or boxes are in no score, e.g. {measured.skipped[0]}")
+    measured = [row for row in rows if row.error is None]
+    if measured:
+        lines.append(
+            f"\n{measured[0].num_pictures} pictures, {measured[0].num_boxes} boxes with a mask in the ground truth"
+        )
+        if skipped := measured[0].skipped:
+            lines.append(f"{len(skipped)} pictures or boxes are in no score, e.g. {skipped[0]}")
+        for name, report in measured[0].reports.items():
+            if report.needs_attention:
+                lines.append(f"{name}: {report.summary()}")
     lines += [f"{row.generator} did not run: {row.error}" for row in rows if row.error is not None]
     return "\n".join(lines)
 
@@ -411,7 +455,8 @@ def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
     shown = [index for index in job.shown if all(index in row.label_maps for row in ran)]
     if not ran or not shown:
         return
-    source, report = _open(job), Report()
+    report = Report()
+    source = _open(job, report)
     truth = open_truth(job, source)
     lines = []
     for index in shown:
@@ -430,5 +475,10 @@ def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
 
 
 def as_dict(rows: Sequence[Row], job: Job) -> dict:
-    """For a json file."""
-    return {"job": asdict(job), "rows": [row.as_dict() for row in rows]}
+    """For a json file; "reports" are those of the first generator that ran, as all read the same."""
+    reports = next((row.reports for row in rows if row.reports), {})
+    return {
+        "job": asdict(job),
+        "reports": {name: asdict(report) for name, report in reports.items()},
+        "rows": [row.as_dict() for row in rows],
+    }

@@ -148,6 +148,64 @@ def test_objects_and_pictures_without_truth_are_named(tree):
     assert "is 5 x 5, but the picture 80 x 60" in row.skipped[0] and "mode RGB" in row.skipped[1]
 
 
+def test_r_n1_what_the_readers_leave_out_is_told_with_its_reason(tree, monkeypatch):
+    content = json.loads((tree / "boxes.json").read_text())
+    content["annotations"][0]["bbox"] = [10, 10, 0, 20]
+    content["images"].append({"id": 4, "file_name": "absent.png"})
+    content["images"].append({"id": 5, "file_name": "../1.png"})
+    save(tree / "boxes.json", content)
+    content = json.loads((tree / "full.json").read_text())
+    content["images"][1]["width"] = 2 * WIDTH
+    save(tree / "full.json", content)
+    data = (tree / "images/3.png").read_bytes()
+    (tree / "images/3.png").write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr("lpg_hf.compare.ProcessPoolExecutor", InThisProcess)
+    rows, chosen = compare(job(tree), ["box"])
+    (row,) = rows
+    assert (row.num_pictures, row.num_boxes) == (1, 1) and len(row.skipped) == 5
+    for name, reason in (
+        ("absent.png", "picture that does not exist"),
+        ("../1.png", "leads outside the image folder"),
+        ("1.png: annotation 11", "box without an area"),
+        ("2.png", "full.json: 2.png: stated 160 x 60, picture 80 x 60 (stated size differs"),
+        ("3.png", "cut off"),
+    ):
+        assert any(name in line and reason in line for line in row.skipped), (name, row.skipped)
+    text = table(rows)
+    assert "5 pictures or boxes are in no score, e.g. " in text
+    assert "annotations: 2 images, 2 objects, 2 classes" in text and "  degenerate_box: 1 (box without an area" in text
+    assert "ground truth: 1 images, 2 objects" in text and "  size_mismatch: 1 " in text
+    write(tree / "out", rows, chosen)
+    saved = json.loads((tree / "out/comparison.json").read_text())
+    assert saved["reports"]["annotations"]["counts"] == {
+        "missing_image": 1,
+        "unsafe_path": 1,
+        "degenerate_box": 1,
+        "truncated_image": 1,
+    }
+    assert saved["reports"]["ground truth"]["counts"]["size_mismatch"] == 1
+
+
+def test_sizes_are_compared_and_limited_as_asked_for(tree):
+    for name in ("boxes.json", "full.json"):
+        content = json.loads((tree / name).read_text())
+        content["images"][0] |= {"width": 2 * WIDTH, "height": 2 * HEIGHT}
+        for entry in content["annotations"][:2]:
+            entry["bbox"] = [2 * value for value in entry["bbox"]]
+            if "segmentation" in entry:
+                x1, y1, x2, y2 = (2 * value for value in OBJECTS[entry["id"] - 11][3])
+                entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        save(tree / name, content)
+    assert measure(job(tree), "box").num_pictures == 2
+    rescaled = measure(job(tree, size_mismatch="rescale"), "box")
+    assert rescaled.num_boxes == 3 and rescaled.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
+    assert [report.counts["size_rescaled"] for report in rescaled.reports.values()] == [1, 1]
+    arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--masks", tree / "full.json"]
+    arguments += ["--generators", "box", "--device", "cpu", "--size-mismatch", "rescale", "--max-pixels", "100"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert "image_too_large: 3 (picture with more pixels than max_pixels" in result.output
+
+
 def test_void_pixels_of_label_maps_count_nowhere(tree):
     label_map = np.full((HEIGHT, WIDTH), 255, np.uint8)
     label_map[rectangle(5, 5, 25, 45)] = 2
