@@ -285,11 +285,13 @@ class PictureTruth:
         label_map: (H, W) integer in the labels of the source.
         ignored: its value that counts nowhere.
         objects: of a COCO file: the true objects with their labels; None if there is only the label map.
+        crowd: of a COCO file: (H, W) bool, its crowd regions where no object lies.
     """
 
     label_map: np.ndarray
     ignored: int
     objects: list[tuple[BoxObject, int]] | None = None
+    crowd: np.ndarray | None = None
 
     def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(mask of an object of the source, pixels that count nowhere); the mask is None if there is no truth for it."""
@@ -306,7 +308,7 @@ class PictureTruth:
             found = min(same_class, key=lambda true: _distance(true, item), default=None)
         if found is None or _distance(found, item) > BOX_TOLERANCE or found.rle is None:
             return None, None
-        return as_mask(found.rle), None
+        return as_mask(found.rle), self.crowd
 
 
 def _distance(a: BoxObject, b: BoxObject) -> float:
@@ -380,7 +382,8 @@ class CocoTruth:
         names, label_of = self.names, self.label_of
         objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
         single = [pair for pair in objects if not pair[0].iscrowd]
-        return PictureTruth(_painted(objects, true.height, true.width), IGNORE_INDEX_16, single)
+        label_map = _painted(objects, true.height, true.width)
+        return PictureTruth(label_map, IGNORE_INDEX_16, single, _crowd(objects, label_map))
 
 
 def _painted(objects: list[tuple[BoxObject, int]], height: int, width: int) -> np.ndarray:
@@ -396,6 +399,17 @@ def _painted(objects: list[tuple[BoxObject, int]], height: int, width: int) -> n
         elif item.iscrowd:
             label_map[as_mask(item.rle) & (label_map == 0)] = IGNORE_INDEX_16
     return label_map
+
+
+def _crowd(objects: list[tuple[BoxObject, int]], label_map: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the pixels of crowd regions that no object of `_painted` covers."""
+    crowd = np.zeros(label_map.shape, dtype=bool)
+    for item, _ in objects:
+        if item.iscrowd and item.rle is None:
+            crowd[box_slices(item.box, *crowd.shape)] = True
+        elif item.iscrowd:
+            crowd |= as_mask(item.rle)
+    return crowd & (label_map == IGNORE_INDEX_16)
 
 
 def open_truth(job: Job, source: Source) -> FolderTruth | CocoTruth:

@@ -206,6 +206,17 @@ def test_sizes_are_compared_and_limited_as_asked_for(tree):
     assert "image_too_large: 3 (picture with more pixels than max_pixels" in result.output
 
 
+def test_r_c6_crowd_pixels_that_no_object_covers_count_nowhere(tree):
+    content = json.loads((tree / "full.json").read_text())
+    region = rectangle(20, 0, 45, 60)  # all that the box of object 13 holds beside it, and a part of the object
+    encoded = coco_mask.encode(np.asfortranarray(region.astype(np.uint8)))
+    counts = {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()}
+    crowd = {"id": 20, "image_id": 2, "category_id": 7, "bbox": [20, 0, 25, 60], "iscrowd": 1}
+    save(tree / "full.json", content | {"annotations": [*content["annotations"], crowd | {"segmentation": counts}]})
+    row = measure(job(tree, indices=(1,)), "box")
+    assert row.num_boxes == 1 and row.scores["mean_box_iou"] == 1 == row.scores["foreground_iou"]
+
+
 def test_void_pixels_of_label_maps_count_nowhere(tree):
     label_map = np.full((HEIGHT, WIDTH), 255, np.uint8)
     label_map[rectangle(5, 5, 25, 45)] = 2
