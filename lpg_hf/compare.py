@@ -94,7 +94,8 @@ class Row:
         generator: its name.
         scores: keys of `COLUMNS` -> number; None where nothing was counted or the system does not tell.
         num_pictures: measured.
-        num_boxes: in them, with a mask in the ground truth.
+        num_boxes: in them, those that count: where the ground truth or the generator's mask has a pixel. A box whose label map
+            holds no pixel of its class counts for a generator that finds one there, and not for one that finds none.
         skipped: pictures and boxes that are in no score, with the reason; of a picture at most ten of a kind.
         reports: what the readers found in the pictures that were chosen and when the files were opened: "annotations" and, of a
             COCO json, "ground truth".
@@ -440,8 +441,10 @@ def table(rows: Sequence[Row]) -> str:
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     measured = [row for row in rows if row.error is None]
     if measured:
+        counts = sorted({row.num_boxes for row in measured})
+        num_boxes = f"{counts[0]} boxes" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} boxes"
         lines.append(
-            f"\n{measured[0].num_pictures} pictures, {measured[0].num_boxes} boxes with a mask in the ground truth"
+            f"\n{measured[0].num_pictures} pictures, {num_boxes} where the ground truth or the generator's mask has a pixel"
         )
         if skipped := measured[0].skipped:
             lines.append(f"{len(skipped)} pictures or boxes are in no score, e.g. {skipped[0]}")

@@ -217,6 +217,14 @@ def test_r_c6_crowd_pixels_that_no_object_covers_count_nowhere(tree):
     assert row.num_boxes == 1 and row.scores["mean_box_iou"] == 1 == row.scores["foreground_iou"]
 
 
+def test_a_box_without_a_true_pixel_counts_where_a_mask_is_found(tree):
+    write_label_map(tree / "maps" / "2.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    box = measure(job(tree, truth="maps"), "box")
+    assert box.num_boxes == 3
+    text = table([box, Row("nothing", box.scores, 3, 2)])
+    assert "3 pictures, 2 to 3 boxes where the ground truth or the generator's mask has a pixel" in text
+
+
 def test_void_pixels_of_label_maps_count_nowhere(tree):
     label_map = np.full((HEIGHT, WIDTH), 255, np.uint8)
     label_map[rectangle(5, 5, 25, 45)] = 2
