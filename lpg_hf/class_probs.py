@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from lpg_hf.generators.base import PAD_MULTIPLE
 from lpg_hf.hub import fetch_stage
+from lpg_hf.weight_files import reading_weights
 
 
 CLASS_PROB_STRIDE = 8  # pixels per stored probability
@@ -137,10 +138,11 @@ class SegmenterProbs:
 
         Raises:
             OSError: neither exists.
-            ValueError: it is an LPG, or does not know one of the classes.
+            ValueError: it is an LPG, its weights cannot be read, or it does not know one of the classes.
         """
         folder = fetch_stage(source, kind="segmenter")
-        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype)
+        with reading_weights(folder):
+            model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype)
         return cls(model, AutoImageProcessor.from_pretrained(folder), class_names, device)
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from lpg_hf.hub import fetch_stage
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.models.views_lpg import View
+from lpg_hf.weight_files import reading_weights
 
 
 class LPGGenerator(MaskGenerator):
@@ -77,11 +78,13 @@ class LPGGenerator(MaskGenerator):
 
         Raises:
             OSError: a folder or Hub id that does not exist.
-            ValueError: the model is no LPG.
+            ValueError: the model is no LPG, or its weights cannot be read.
         """
         folder = fetch_stage(model, revision, kind="lpg")
+        with reading_weights(folder):
+            network = LPGModel.from_pretrained(folder, dtype=torch.float32)
         return cls(
-            LPGModel.from_pretrained(folder, dtype=torch.float32),
+            network,
             LPGImageProcessor.from_pretrained(folder),
             None if segmenter is None else SegmenterProbs.from_pretrained(segmenter, class_names, device, dtype),
             batch_size=batch_size,

@@ -23,6 +23,7 @@ from transformers import (
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch, weights_digest
+from lpg_hf.weight_files import reading_weights
 
 
 # The checkpoints of SAM 2 on the Hub are of the video model, whose picture part is `Sam2Model`.
@@ -61,7 +62,8 @@ class SAMGenerator(MaskGenerator):
         kind = AutoConfig.from_pretrained(model, revision=revision).model_type
         if kind not in MODELS:
             raise ValueError(f"{model} is a {kind!r}, not of the SAM family ({', '.join(MODELS)}).")
-        network = MODELS[kind].from_pretrained(model, revision=revision, dtype=dtype)
+        with reading_weights(model):
+            network = MODELS[kind].from_pretrained(model, revision=revision, dtype=dtype)
         self.network: PreTrainedModel = network.to(device).eval().requires_grad_(False)
         self.processor = (
             _Sam2Pictures(model, revision)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import re
 import tempfile
 import warnings
@@ -27,6 +26,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
+from lpg_hf.weight_files import reading_weights, why_unreadable
 
 from .configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from .configuration_deeplab_v2 import DeepLabV2Config
@@ -149,7 +149,7 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: `folder` is no checkpoint with an image processor.
         ValueError: the official code would compute something else with these weights: another architecture or another
-            normalisation of the images; or the file type of `out` is unknown.
+            normalisation of the images; the weights cannot be read; or the file type of `out` is unknown.
     """
     folder, out = Path(folder), Path(out)
     if out.suffix not in (".pth", ".safetensors"):
@@ -166,7 +166,8 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
     kind = kinds[0]
     _check_official_behaviour(config, AutoImageProcessor.from_pretrained(folder), kind, folder)
 
-    model = MODELS[kind].from_pretrained(folder, dtype=torch.float32)
+    with reading_weights(folder):
+        model = MODELS[kind].from_pretrained(folder, dtype=torch.float32)
     names = _official_names(model, kind)
     state_dict = model.state_dict()
     tensors = {official: state_dict[name].contiguous() for name, official in names.items()}
@@ -208,7 +209,7 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except Exception as error:  # whatever the bytes of a damaged or foreign file lead the two readers to
         raise ValueError(
-            f"{checkpoint} cannot be read as plain tensors ({_unreadable(error)}); nothing in it was executed. "
+            f"{checkpoint} cannot be read as plain tensors ({why_unreadable(error)}); nothing in it was executed. "
             "Give an undamaged file written with torch.save(model.state_dict(), ...)."
         ) from None
 
@@ -229,16 +230,6 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}, unused
-
-
-def _unreadable(error: Exception) -> str:
-    """The reason in a few words; torch's own text is long and tells how to execute the file."""
-    blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if blocked:
-        return f"it refers to the Python object {blocked[1]}"
-    if isinstance(error, pickle.UnpicklingError):
-        return "its bytes are not what torch.save writes of tensors"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else 'no further word'}"
 
 
 def swap_red_and_blue(weight: Tensor) -> Tensor:

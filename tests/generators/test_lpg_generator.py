@@ -1,9 +1,12 @@
+import io
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import MobileNetV2ImageProcessorPil, SegformerForSemanticSegmentation
 
 from lpg_hf import LPGImageProcessor, load_generator
@@ -250,6 +253,43 @@ def test_unfitting_parts_are_refused(tmp_path, lpg_folder, segmenter_folder):
             load_generator("lpg", model=lpg_folder, device=device)
     with pytest.raises(ValueError, match="dtype 'int4' is unknown"):
         load_generator("lpg", model=lpg_folder, dtype="int4")
+
+
+class Bomb:
+    """Its pickle makes a file when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_r_m3_weights_that_run_code_or_are_damaged_are_refused_in_one_line(tmp_path, lpg_folder, segmenter_folder):
+    marker, buffer = tmp_path / "marker", io.BytesIO()
+    torch.save({"x": Bomb(marker)}, tmp_path / "code.bin")
+    torch.save(load_file(lpg_folder / "model.safetensors"), buffer)
+    whole = (lpg_folder / "model.safetensors").read_bytes()
+    damaged = [
+        ("pytorch_model.bin", (tmp_path / "code.bin").read_bytes()),
+        *[("pytorch_model.bin", data) for data in (buffer.getvalue()[:9000], b"", b"<html>" * 99)],
+        *[("model.safetensors", data) for data in (whole[: len(whole) // 2], b"", b"<html>" * 99)],
+    ]
+    loaders = {
+        lpg_folder: lambda folder: load_generator("lpg", model=folder),
+        segmenter_folder: SegmenterProbs.from_pretrained,
+    }
+    for good, load in loaders.items():
+        for number, (name, data) in enumerate(damaged):
+            folder = tmp_path / f"{good.name}{number}"
+            shutil.copytree(good, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+            (folder / name).write_bytes(data)
+            with pytest.raises(
+                ValueError, match=f"^the weights in {folder} cannot be read .* save the model"
+            ) as error:
+                load(folder)
+            assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+    assert not marker.exists()
 
 
 def test_settings_tell_apart_what_the_masks_depend_on(lpg_folder):
