@@ -409,13 +409,16 @@ class LPGModel(LPGPreTrainedModel):
         return_dict: bool | None = None,
         region: tuple[slice, slice] | None = None,
     ) -> LPGOutput | tuple:
-        """
+        """Logits of rest and object for every view, and the loss.
+
         Args:
             pixel_values: (B, 3, H, W) float RGB, normalised by the image processor; any H and W.
             box_mask: (B, 1, H, W) float, 0 outside the boxes, above 0 inside; 1 in the encoding "filled". Required.
             class_prob: (B, 1, H, W) float in [0, 1], the segmenter's softmax probability of the class; only if
                 `config.use_class_prob`. None, if `config.class_prob_optional`, is the same as 0 everywhere.
             labels: (B, H, W) integer, 0 rest, 1 object, `config.semantic_loss_ignore_index` ignored.
+            output_hidden_states: whether the backbone's feature maps are returned too; None: as the config says.
+            return_dict: whether the result is an [`LPGOutput`], not a tuple of what it holds; None: as the config says.
             region: rows and columns of the logits that are wanted; logits elsewhere are then unspecified. An hourglass
                 computes its last layers there only, which is up to half of its work.
 

@@ -3,7 +3,8 @@
 A view is an integer window in the image's frame, resampled to a size in pixels. The paper's view is the whole image
 (window = image, size = image, the union of a class's boxes drawn in); ours is a square window around one box, at one
 fixed size. Training crops, scales and flips are windows too, so image, box map, class probability and label always
-pass through the same two functions, which are inverse to each other: `image_to_view` and `view_to_image`.
+pass through `image_to_view`. Its inverse is `view_to_image`; what an image processor decodes comes back through
+`bands_to_image`, the same in bands of rows.
 
 Frames: image pixels, 0-based; windows and boxes are xyxy with exclusive ends; pixel centres lie at +0.5.
 """
