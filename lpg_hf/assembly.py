@@ -19,7 +19,7 @@ class BoxMask:
     Attributes:
         rle: COCO compressed run lengths over the whole picture, {"size": [height, width], "counts": text}.
         area: pixels of the mask.
-        score: mean foreground probability of the mask's pixels, in (0.5, 1]; 0 for a mask without a pixel. Generators that
+        score: mean foreground probability of the mask's pixels, in (threshold, 1]; 0 for a mask without a pixel. Generators that
             do not give probabilities score 1.
         fill_rate: share of the box's pixels that are in the mask, in [0, 1].
     """
@@ -31,7 +31,7 @@ class BoxMask:
 
     def decode(self) -> np.ndarray:
         """(H, W) bool, True on the object."""
-        return coco_mask.decode(self.rle | {"counts": self.rle["counts"].encode("ascii")}).astype(bool)
+        return coco_mask.decode(self.rle).astype(bool)
 
 
 @dataclass(frozen=True)

@@ -131,11 +131,8 @@ def as_mask(value: np.ndarray | dict, name: str = "mask") -> np.ndarray:
     if isinstance(value, dict):
         if not {"size", "counts"} <= value.keys():
             raise ValueError(f"{name} is a dictionary with {sorted(value)}, but an RLE has 'size' and 'counts'.")
-        counts = value["counts"]
-        if isinstance(counts, list):
+        if isinstance(value["counts"], list):
             value = coco_mask.frPyObjects(value, *value["size"])
-        elif isinstance(counts, str):
-            value = {"size": list(value["size"]), "counts": counts.encode("ascii")}
         return coco_mask.decode(value).astype(bool)
     array = np.asarray(value)
     if array.ndim != 2:
