@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.weight_files import reading_weights
 
 
 OPSETS = range(13, 21)  # of the tracing exporter
@@ -106,10 +107,12 @@ def _load(source: str | os.PathLike) -> PreTrainedModel:
     folder = fetch_stage(source)
     config = AutoConfig.from_pretrained(folder)
     if config.model_type == "lpg":
-        return LPGModel.from_pretrained(folder)
+        with reading_weights(folder):
+            return LPGModel.from_pretrained(folder)
     if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
         raise ValueError(f"{source} holds a {config.model_type!r} model: neither an LPG nor a semantic segmenter.")
-    return AutoModelForSemanticSegmentation.from_pretrained(folder)
+    with reading_weights(folder):
+        return AutoModelForSemanticSegmentation.from_pretrained(folder)
 
 
 def _inputs(names: Sequence[str], batch: int, height: int, width: int, num_channels: int) -> tuple[Tensor, ...]:

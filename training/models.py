@@ -29,6 +29,7 @@ from lpg_hf.models.imagenet import (
     load_vgg16_imagenet,
 )
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.weight_files import reading_weights
 from training.config import Settings
 
 
@@ -111,7 +112,8 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
     torch.manual_seed(settings.seed)
     model = LPGModel(config)
     if previous is not None:
-        source = LPGModel.from_pretrained(previous, dtype=torch.float32)
+        with reading_weights(previous):
+            source = LPGModel.from_pretrained(previous, dtype=torch.float32)
         model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
     elif settings.lpg_init is not None:
         _continue_from(model, settings)
@@ -209,9 +211,10 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
         _check_fields(type(config), settings.segmenter_config, "segmenter_config")
         config = AutoConfig.from_pretrained(name, **settings.segmenter_config, **labels)
         if _has_weights(name):
-            model = AutoModelForSemanticSegmentation.from_pretrained(
-                name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-            )
+            with reading_weights(name):
+                model = AutoModelForSemanticSegmentation.from_pretrained(
+                    name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+                )
         else:
             model = AutoModelForSemanticSegmentation.from_config(config)
         processor = _segmenter_processor(name)
@@ -254,7 +257,8 @@ def read_config(source: str | Path, what: str) -> PreTrainedConfig:
 
 def load_segmenter(folder: Path) -> tuple[nn.Module, object]:
     """A segmenter stage, in eval mode, with its image processor."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
+    with reading_weights(folder):
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
     return model, AutoImageProcessor.from_pretrained(folder)
 
 
@@ -266,11 +270,13 @@ def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel,
         revision: branch, tag or commit on the Hub; all files come from one commit.
 
     Raises:
-        ValueError: `source` holds another kind of model.
+        ValueError: `source` holds another kind of model, or weights that cannot be read.
         OSError: no such folder, Hub repository or revision.
     """
     folder = fetch_stage(source, revision, kind="lpg")
-    return LPGModel.from_pretrained(folder, dtype=torch.float32), LPGImageProcessor.from_pretrained(folder)
+    with reading_weights(folder):
+        model = LPGModel.from_pretrained(folder, dtype=torch.float32)
+    return model, LPGImageProcessor.from_pretrained(folder)
 
 
 def save_stage(folder: Path, model: nn.Module, processor: object, metrics: dict) -> None:

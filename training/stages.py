@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
-from transformers import AutoModelForSemanticSegmentation
 
 from lpg_hf.data.examples import box_label_map
 from lpg_hf.data.load import class_names
@@ -114,7 +113,7 @@ def segmenter_stage(
     names = class_names(rows)
     model, processor = build_segmenter(settings, names)
     if previous is not None and settings.stage_init == "previous":
-        model.load_state_dict(AutoModelForSemanticSegmentation.from_pretrained(previous).state_dict())
+        model.load_state_dict(load_segmenter(previous)[0].state_dict())
     samples = SegmenterCrops(rows, Normalization.of(processor), settings, phase, labels)
     trained = train_segmenter(accelerator, settings, model, samples, phase, checkpoints, num_steps)
     if accelerator.is_main_process:

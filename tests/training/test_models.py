@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -198,3 +199,18 @@ def test_a_generator_that_does_not_fit_is_refused_with_the_reason(settings, tmp_
         build_lpg(dataclasses.replace(settings, lpg_backbone="squeezenet", lpg_config={}, **init), False, None)
     with pytest.raises(ValueError, match="lpg_init=.* and lpg_weights=.* are both set"):
         dataclasses.replace(settings, lpg_weights="w.safetensors", **init)
+
+
+def test_r_m3_a_stage_with_damaged_weights_is_named(settings, tmp_path, lpg_folder, segmenter_folder):
+    for good, load in ((lpg_folder, load_lpg), (segmenter_folder, load_segmenter)):
+        damaged = tmp_path / good.name
+        shutil.copytree(good, damaged)
+        weights = damaged / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:9000])
+        with pytest.raises(ValueError, match=f"^the weights in {damaged} cannot be read"):
+            load(damaged)
+    with pytest.raises(ValueError, match="^the weights in .* cannot be read"):
+        build_lpg(settings, False, tmp_path / lpg_folder.name)
+    with pytest.raises(ValueError, match="^the weights in .* cannot be read"):
+        name = str(tmp_path / segmenter_folder.name)
+        build_segmenter(dataclasses.replace(settings, segmenter=name, segmenter_config={}), ["a"])
