@@ -6,8 +6,9 @@ import shutil
 import datasets
 import numpy as np
 import pytest
+from trees import add_everywhere
 
-from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, split_name
+from lpg_hf.data.builders import VERSION, CocoBoxes, VocBoxes, YoloBoxes, split_name
 
 
 def build(builder, **options):
@@ -78,14 +79,14 @@ def test_coco_configs(coco_tree, config_name, num_classes):
     builder = coco(coco_tree, config_name=config_name)
     dataset = build(builder)
     names = dataset.features["objects"]["category"].feature.names
-    assert len(names) == num_classes and str(builder.config.version) == "1.0.0"
+    assert len(names) == num_classes and str(builder.config.version) == VERSION
     found = [names[i] for i in dataset[0]["objects"]["category"]]
     assert found == {"nonvoc60": ["truck"], "voc20": ["person"]}.get(config_name, ["person", "truck"])
 
 
 def test_every_predefined_config_has_a_version():
     for builder in (CocoBoxes, VocBoxes):
-        assert all(str(config.version) == "1.0.0" for config in builder.BUILDER_CONFIGS)
+        assert all(str(config.version) == VERSION for config in builder.BUILDER_CONFIGS)
 
 
 def test_unchanged_files_are_served_from_the_cache(coco_tree, monkeypatch):
@@ -139,6 +140,48 @@ def test_a_picture_that_arrives_later_is_seen(coco_tree):
     assert len(build(coco(coco_tree, allow_missing=True))) == 1
     (coco_tree.root / "2.png").rename(coco_tree.images / "2.png")
     assert len(build(coco(coco_tree, allow_missing=True))) == 2
+
+
+BUILDERS = {"coco": CocoBoxes, "voc": VocBoxes, "yolo": YoloBoxes}
+
+
+@pytest.fixture(params=BUILDERS)
+def two_pictures(request):
+    """(path of a picture in a subfolder, function that loads the names of both)."""
+    tree = request.getfixturevalue(f"{request.param}_tree")
+    picture = add_everywhere(tree, "set1/b.png")
+
+    def names(**options):
+        return build(BUILDERS[request.param](data_dir=str(tree.root), **options))["file_name"][:]
+
+    return picture, names
+
+
+def test_r_f5_a_picture_that_is_repaired_in_its_place_is_seen(two_pictures):
+    picture, names = two_pictures
+    good = picture.read_bytes()
+    picture.write_bytes(good[:100])
+    assert names() == names() == ["a.png"]
+    picture.write_bytes(good)
+    assert names() == ["a.png", "set1/b.png"]
+
+
+def test_r_f7_pictures_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
+    picture, names = two_pictures
+    good = picture.read_bytes()
+    assert names() == names(allow_missing=True) == ["a.png", "set1/b.png"]
+    picture.unlink()
+    assert names(allow_missing=True) == ["a.png"]
+    picture.write_bytes(good)
+    assert names(allow_missing=True) == ["a.png", "set1/b.png"]
+
+
+def test_r_f7_a_deleted_picture_is_an_error_after_a_good_build_too(coco_tree):
+    picture = add_everywhere(coco_tree, "set1/b.png")
+    assert len(build(coco(coco_tree))) == 2
+    picture.unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are missing"):
+        build(coco(coco_tree))
 
 
 def test_two_processes_give_the_rows_and_the_report_of_one(coco_tree):
