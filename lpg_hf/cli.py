@@ -95,8 +95,8 @@ def masks(
 ) -> None:
     """Make a mask for every box of a data set. What is finished is not done again.
 
-    Exit status: 0, 1 if pictures were left out (OUT/report.json names them), 2 if nothing could be done. Under
-    `accelerate launch` the processes share the pictures.
+    Exit status: 0, 1 if pictures were left out (OUT/report.json names them) or labels cannot be read, 2 if nothing could be
+    done. Under `accelerate launch` the processes share the pictures.
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
@@ -149,11 +149,12 @@ def masks(
         num_workers=workers,
         rank=int(os.environ.get("RANK", 0)),
         num_processes=int(os.environ.get("WORLD_SIZE", 1)),
+        log=typer.echo,
     )
     if report is not None:
         typer.echo(report.summary())
         typer.echo(f"written to {out}")
-        raise typer.Exit(1 if report.has_images_left_out else 0)
+        raise typer.Exit(1 if report.has_images_left_out or report.errors else 0)
 
 
 @app.command("check")

@@ -103,6 +103,7 @@ def write_masks(
     num_workers: int | None = None,
     rank: int = 0,
     num_processes: int = 1,
+    log: Callable[[str], None] = logger.info,
 ) -> Report | None:
     """Write the masks of all pictures of a source; finished ones are not redone.
 
@@ -116,13 +117,14 @@ def write_masks(
         num_workers: threads that decode and write; None: one per core, at most 8.
         rank: number of this process among those that share `out`.
         num_processes: their number.
+        log: is told that there was nothing to do.
 
     Returns:
         What was found, over all pictures; None if other processes still have blocks to do.
 
     Raises:
-        ValueError: `out` holds a run with other settings, other files, or the annotations; `overwrite` with several
-            processes; `rank` that is none of theirs.
+        ValueError: `out` holds a run with other settings, other files, or the annotations, or a finished run that left out
+            pictures which can be used now; `overwrite` with several processes; `rank` that is none of theirs.
     """
     out = Path(fs_path(out))
     if not 0 <= rank < num_processes:
@@ -143,7 +145,13 @@ def write_masks(
         "write": sorted(settings.write),
     }
     if _is_finished(out, identity, source.file_names, overwrite):
-        logger.info("%s is finished already; --overwrite does it again", out)
+        repaired = _repaired(out, source)
+        if repaired:
+            raise ValueError(
+                f"the masks in {out} were finished without {', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, whose "
+                "file can be used now. Choose another folder, or start anew with --overwrite."
+            )
+        log(f"{out} is finished already; --overwrite does it again")
         return _finished_report(out)
     job = _Job(source, generator, out, settings, identity, report)
     num_blocks = -(-len(source) // BLOCK_SIZE)
@@ -410,6 +418,16 @@ def _clear(out: Path, before: dict, wanted: set[str]) -> None:
 def _finished_report(out: Path) -> Report:
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return Report(**content["report"])
+
+
+def _repaired(out: Path, source: Source) -> list[str]:
+    """The pictures that a finished run left out for their file, and that can be used now."""
+    images = json.loads((out / "report.json").read_text(encoding="utf-8"))["images"][: len(source)]
+    left_out = (
+        i for i, image in enumerate(images) if "left_out" in image and "mask_name_taken" not in image["problems"]
+    )
+    records = (source.record(index, Report()) for index in left_out)
+    return [item.file_name for item in records if item is not None and source.decode(item, Report()) is not None]
 
 
 def _join(job: _Job, num_blocks: int) -> Report | None:

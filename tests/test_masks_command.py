@@ -336,6 +336,32 @@ def test_a_missing_picture_alone_is_told_by_the_exit_status(data: Path):
     assert report["images"][-1] == {"file_name": "f.jpg", "left_out": True, "problems": {"missing_image": []}}
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_r_f5_a_picture_repaired_after_a_finished_run_is_told(name: str, data: Path, capsys):
+    annotations, images = SOURCES[name]
+    flags = [] if images is None else ["--images", data / images]
+    command = ["masks", data / annotations, *flags, "--out", data / "out", "--generator", "box"]
+    picture = data / {"coco": "images", "voc": "voc/JPEGImages", "yolo": "yolo/images"}[name] / "f.jpg"
+    good = picture.read_bytes()
+    picture.write_bytes(good[:100])
+    assert run(*command) == 1 and run(*command) == 1
+    assert "is finished already; --overwrite does it again" in capsys.readouterr().out
+    picture.write_bytes(good)
+    assert run(*command) == 2 and "without f.jpg, whose file can be used now" in capsys.readouterr().err
+    assert run(*command, "--overwrite") == 0 and (data / "out/masks/f.png").is_file()
+
+
+def test_r_e1_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_object(data: Path, capsys):
+    command = ["masks", data / "yolo", "--out", data / "out", "--generator", "box"]
+    (data / "yolo/labels/f.txt").write_text("1 30 20 10 10\n")
+    assert run(*command) == 1 and "labels/f.txt: line 1 holds pixels" in capsys.readouterr().out
+    for path in (data / "yolo/labels").rglob("*.txt"):
+        path.write_text("1 30 20 10 10\n")
+    command[3] = data / "other"
+    assert run(*command) == 2 and not (data / "other").exists()
+    assert "can be used" in (error := capsys.readouterr().err) and "line 1 holds pixels" in error
+
+
 def test_two_processes_may_join_at_the_same_time(data: Path, lpg_folder: Path, monkeypatch):
     write_coco, inside = lpg_hf.masks._write_coco, []
 

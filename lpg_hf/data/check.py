@@ -39,7 +39,7 @@ class Checked:
     def summary(self) -> str:
         """The lines for a person: the file, the counts, and what must be corrected."""
         outcomes = {"missing_mask": "boxes checked"} | ({"missing_image": "annotations checked"} if self.note else {})
-        lines = [f"{self.path} ({self.format}): {self.report.summary(outcomes)}", self.note, *self.report.errors[:10]]
+        lines = [f"{self.path} ({self.format}): {self.report.summary(outcomes)}", self.note]
         return "\n".join(line for line in lines if line)
 
 

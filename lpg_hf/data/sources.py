@@ -175,7 +175,8 @@ def open_source(
 
     Raises:
         FileNotFoundError: nothing there, or no format is recognised.
-        ValueError: several formats are recognised; a file is not valid; an argument does not fit.
+        ValueError: several formats are recognised; a file is not valid, or (unless `keep_missing`) all lines of a YOLO folder
+            hold pixels; an argument does not fit.
     """
     if format not in ("auto", *FORMATS):
         raise ValueError(f"unknown format {format!r}; choose one of auto, {', '.join(FORMATS)} (--format)")
@@ -402,6 +403,8 @@ def _open_voc(path, images, split, classes, options: dict, checks: ImageChecks, 
 def _open_yolo(path, images, split, classes, options: dict, checks: ImageChecks, report: Report) -> Source:
     index = yolo.read_index(path, split, classes, images=images, report=report, **options)
     entries, masks, limit, files = index.entries, options["masks"], checks.max_pixels, index.files
+    if report.errors and not options["keep_missing"] and not any(entry.objects for entry in entries):
+        raise ValueError("\n".join([f"no object of {path} can be used:", *report.errors[:5]]))
 
     def make(number: int, to: Report) -> Record | None:
         return yolo.make_record(entries[number], checks, to, masks=masks, keep_empty=True)

@@ -235,7 +235,7 @@ class Report:
         return any(PROBLEMS[kind][0] == IMAGE_LEFT_OUT for kind in self.counts)
 
     def summary(self, outcomes: dict[str, str] | None = None) -> str:
-        """A line for the whole and one for each kind of problem.
+        """A line for the whole, one for each kind of problem, and the first errors.
 
         Args:
             outcomes: kind -> what happened to the item, where that is not what `PROBLEMS` says.
@@ -250,7 +250,7 @@ class Report:
                 line += ": " + ", ".join(f"{value} {number}" for value, number in values[:MAX_PLACES])
                 line += ", ..." if len(values) > MAX_PLACES else ""
             lines.append(f"{line}, e.g. {'; '.join(self.places[kind][:3])}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.errors[:MAX_PLACES]])
 
 
 def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Iterator[str]:
