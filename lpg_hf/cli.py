@@ -324,7 +324,9 @@ def export_data(
     Example: `lpg-hf export-data voc_boxes --format voc --root VOC2012 --split train --split val --masks`
     """
     from lpg_hf.data.export import write_dataset
+    from lpg_hf.data.formats.records import Report
 
+    found = Report()
     num_rows = write_dataset(
         out,
         format,
@@ -340,7 +342,9 @@ def export_data(
         zero_based=zero_based,
         num_proc=num_proc,
         title=title,
+        report=found,
     )
+    typer.echo(found.summary())
     typer.echo(f"wrote {num_rows} rows to {out}")
 
 
@@ -368,8 +372,10 @@ def push_data(
 
     Example: `lpg-hf push-data my-name/voc-boxes --format voc --root VOC2012 --split train --split val --masks`
     """
+    from lpg_hf.data.formats.records import Report
     from lpg_hf.hub import push_data
 
+    found = Report()
     pushed = push_data(
         repo_id,
         format,
@@ -388,7 +394,9 @@ def push_data(
         private=private,
         revision=revision,
         dry_run=dry_run,
+        report=found,
     )
+    typer.echo(found.summary())
     done = "would hold" if dry_run else f"{pushed.commit[:7]} {'pushed' if pushed.is_new else 'unchanged'}:"
     typer.echo(f"{repo_id} {done} {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
 

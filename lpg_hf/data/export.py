@@ -23,6 +23,7 @@ from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from lpg_hf.data.formats.coco import NAMED_CLASS_SETS
+from lpg_hf.data.formats.records import Report
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.files import fs_path, write_atomically
 from lpg_hf.hub.cards import render_card
@@ -145,6 +146,7 @@ def write_dataset(
     num_proc: int = 1,
     title: str | None = None,
     repo_id: str | None = None,
+    report: Report | None = None,
 ) -> int:
     """Write a COCO, VOC or YOLO data set as Parquet with a card; `out` is written completely or not at all.
 
@@ -157,6 +159,7 @@ def write_dataset(
         title: of the card; default: the name of the repository or the folder.
         repo_id: where it will be on the Hub.
         zero_based: VOC: corners are 0-based and end exclusive.
+        report: takes the problems of all splits, for the caller to show.
         root, images, masks, keep_empty, allow_missing, num_proc: as in `load_boxes`.
 
     Returns:
@@ -193,6 +196,7 @@ def write_dataset(
             num_proc=num_proc,
             keep_empty=keep_empty,
             allow_missing=allow_missing,
+            report=report,
             **({"zero_based": True} if zero_based else {}),
         )
         loaded[str(dataset.split)] = dataset if with_images else dataset.remove_columns("image")

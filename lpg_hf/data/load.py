@@ -38,7 +38,7 @@ def load_boxes(
     report: Report | None = None,
     **options,
 ) -> Dataset:
-    """Load pictures with boxes; the problems met are logged.
+    """Load pictures with boxes; the problems met are logged, unless `report` takes them.
 
     Args:
         format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
@@ -51,7 +51,7 @@ def load_boxes(
         masks: read the masks too.
         num_proc: processes that check the pictures.
         cache_dir: of `datasets`.
-        report: takes the problems too.
+        report: takes the problems, for the caller to show.
         **options: the other fields of the format's `builders.BoxesConfig` (keep_empty, allow_missing, max_pixels, ...).
 
     Returns:
@@ -75,9 +75,9 @@ def load_boxes(
             )
         found = Report()
         dataset = _load_parquet(root, images, split, masks, cache_dir, allow_missing, found)
-        _log(root, replace(found, **_totals(dataset)))
-        if report is not None:
-            report.merge(found)
+        if report is None:  # Who opens the rows one by one counts them itself.
+            found = replace(found, **_totals(dataset))
+        _tell(root, found, report)
         return dataset
 
     builder_class = BUILDERS[format]
@@ -99,15 +99,15 @@ def load_boxes(
     )
     builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
     dataset = builder.as_dataset(split=split_name(split))
-    found = builder.report
-    _log(root or annotations, found)
-    if report is not None:
-        report.merge(found)
+    _tell(root or annotations, builder.report, report)
     return dataset
 
 
-def _log(place: str | os.PathLike, found: Report) -> None:
-    logger.log(logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", place, found.summary())
+def _tell(place: str | os.PathLike, found: Report, report: Report | None) -> None:
+    if report is not None:
+        report.merge(found)
+    else:
+        logger.log(logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", place, found.summary())
 
 
 def _totals(dataset: Dataset) -> dict:

@@ -189,6 +189,21 @@ def test_what_stops_in_the_middle_leaves_nothing(coco_tree, tmp_path, monkeypatc
     assert write_dataset(tmp_path / "new" / "out", "coco", root=coco_tree.root) == 1
 
 
+@pytest.mark.parametrize("command", ["export-data", "push-data"])
+def test_r_d5_r_e4_pictures_without_objects_or_labels_are_told(voc_tree, yolo_tree, tmp_path, capsys, command):
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[]))
+    yolo_tree.add("b", None)
+    for tree, name, kind in (
+        (voc_tree, "voc", "image_without_object: 1"),
+        (yolo_tree, "yolo", "image_without_annotation: 1"),
+    ):
+        where = [str(tmp_path / "out" / name)] if command == "export-data" else [f"org/{name}", "--dry-run"]
+        with pytest.raises(SystemExit) as end:
+            main([command, *where, "--format", name, "--root", str(tree.root)])
+        told = capsys.readouterr().out
+        assert not end.value.code and kind in told and told.startswith("1 images, 1 objects, 1 classes")
+
+
 def test_yolo_data_are_exported_too(run, yolo_tree, tmp_path):
     result = run(tmp_path / "out", "--format", "yolo", "--root", yolo_tree.root, "--with-images")
     assert result.exit_code == 0, result.output

@@ -69,8 +69,10 @@ def test_what_was_found_beside_a_parquet_folder_is_logged_too(coco_tree, tmp_pat
             (logging.WARNING, "1 images, 1 objects, 1 classes\n  missing_image: 1"),
         ):
             caplog.clear()
+            options = {"root": tmp_path / "data", "images": coco_tree.images, "allow_missing": True}
+            load_boxes("parquet", **options)
             report = Report()
-            load_boxes("parquet", root=tmp_path / "data", images=coco_tree.images, allow_missing=True, report=report)
+            load_boxes("parquet", **options, report=report)  # What a report takes is the caller's to show.
             (record,) = caplog.records
             assert record.levelno == level and record.getMessage().startswith(f"{tmp_path / 'data'}: {text}")
             (coco_tree.images / "b.png").unlink(missing_ok=True)
