@@ -414,6 +414,9 @@ def _eval(
         typer.Option(help="Label of the ground truth that counts nowhere [default: 255; 65535 in 16-bit maps]."),
     ] = None,
     num_workers: Annotated[int, typer.Option(help="Threads.")] = 4,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger label maps are not used; default: 178956970.", min=1)
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the scores to this file.")] = None,
 ) -> None:
     """Compare masks with ground truth: mIoU of label maps, or IoU per box of COCO masks.
@@ -422,9 +425,17 @@ def _eval(
 
     Example: `lpg-hf eval masks VOC2012/SegmentationClass --classes classes.txt --json scores.json`
     """
+    from lpg_hf.data.formats.records import MAX_PIXELS
     from lpg_hf.evaluation import evaluate, write_json
 
-    result = evaluate(prediction, truth, classes=classes, ignore=ignore, num_workers=num_workers)
+    result = evaluate(
+        prediction,
+        truth,
+        classes=classes,
+        ignore=ignore,
+        num_workers=num_workers,
+        max_pixels=max_pixels or MAX_PIXELS,
+    )
     typer.echo(result.text())
     if json_file is not None:
         write_json(json_file, result.as_dict())

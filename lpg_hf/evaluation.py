@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lpg_hf.data.formats.coco import id_text, read_categories, read_json
-from lpg_hf.data.formats.records import Geometry, Report, finite_numbers, stated_size
+from lpg_hf.data.formats.records import MAX_PIXELS, Geometry, Report, finite_numbers, stated_size
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.voc import read_class_list
 from lpg_hf.files import fs_path, json_text, write_atomically
@@ -111,6 +111,7 @@ def evaluate(
     classes: str | os.PathLike | Sequence[str] | None = None,
     ignore: int | None = None,
     num_workers: int = 4,
+    max_pixels: int = MAX_PIXELS,
 ) -> Evaluation:
     """Compare two folders of label maps, or two COCO files.
 
@@ -122,6 +123,7 @@ def evaluate(
         ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. Where a prediction has it,
             it counts as background. Label maps only.
         num_workers: threads.
+        max_pixels: a larger label map is not used.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -139,7 +141,7 @@ def evaluate(
         )
     names = class_list(classes)
     if kinds[0]:
-        return evaluate_label_maps(prediction, truth, names, ignore, num_workers)
+        return evaluate_label_maps(prediction, truth, names, ignore, num_workers, max_pixels)
     return evaluate_coco(prediction, truth, names, num_workers)
 
 
@@ -228,6 +230,7 @@ def evaluate_label_maps(
     classes: Sequence[str] | None = None,
     ignore: int | None = None,
     num_workers: int = 4,
+    max_pixels: int = MAX_PIXELS,
 ) -> Evaluation:
     """mIoU over the label maps (PNG) that two folders have under the same relative path; arguments as of `evaluate`.
 
@@ -245,9 +248,8 @@ def evaluate_label_maps(
 
     def count(name: str) -> tuple[tuple[np.ndarray, np.ndarray], int] | str:
         try:
-            return _count_pairs(
-                os.path.join(os.fspath(prediction), name), os.path.join(os.fspath(truth), name), classes, ignore
-            )
+            paths = [os.path.join(os.fspath(folder), name) for folder in (prediction, truth)]
+            return _count_pairs(*paths, classes, ignore, max_pixels)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
             return f"{name}: {error}"
 
@@ -286,10 +288,10 @@ def _label_map_names(folder: str | os.PathLike) -> set[str]:
 
 
 def _count_pairs(
-    prediction: str, truth: str, classes: Sequence[str] | None, ignore: int | None
+    prediction: str, truth: str, classes: Sequence[str] | None, ignore: int | None, max_pixels: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     """(counts of `LabelPairs`, predicted pixels of the ignored value) of one pair of files."""
-    predicted, true = read_label_map(prediction), read_label_map(truth)
+    predicted, true = read_label_map(prediction, max_pixels), read_label_map(truth, max_pixels)
     if predicted.shape != true.shape:
         sizes = [
             f"{path} is {shape[1]} x {shape[0]}"

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from lpg_hf.files import fs_path, write_atomically
+from lpg_hf.data.formats.records import MAX_PIXELS, open_image
+from lpg_hf.files import write_atomically
 
 from .labels import IGNORE_INDEX, voc_palette
 
@@ -63,19 +64,22 @@ def mask_name(file_name: str) -> str:
     return str(PurePosixPath(file_name).with_suffix(".png"))
 
 
-def read_label_map(path: str | os.PathLike) -> np.ndarray:
+def read_label_map(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Labels of a palette (P) or grey (L) PNG, as stored.
 
     Args:
         path: file to read.
+        max_pixels: a larger map is refused before it takes memory.
 
     Returns:
         (H, W) uint8, 0 background, 255 ignored; of a 16-bit file uint16, 65535 ignored.
 
     Raises:
+        ImageProblem: it cannot be opened, or is too large.
+        OSError: it is cut off.
         ValueError: the file is a colour picture, whose values are no labels.
     """
-    with Image.open(fs_path(path)) as picture:
+    with open_image(path, os.fspath(path), max_pixels) as picture:
         if picture.mode == "I;16":
             return np.array(picture, dtype=np.uint16)
         if picture.mode not in ("P", "L"):

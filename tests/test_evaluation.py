@@ -113,6 +113,17 @@ def test_bad_files_are_named_and_the_others_scored(folders, tmp_path):
     assert all(0 < saved[key] < 1 for key in ("mean_iou", "foreground_mean_iou"))
 
 
+def test_r_f6_a_map_with_too_many_pixels_is_named_and_the_others_scored(folders):
+    random_maps(folders, count=2)
+    for folder in folders:
+        Image.new("1", (20_000, 10_000)).save(folder / "z.png")
+    result = run(*folders)
+    assert result.exit_code == 1 and "2 label maps" in result.output and "z.png has 20000 x 10000" in result.output
+    assert "--max-pixels" in result.output
+    found = evaluate(*folders, max_pixels=20 * 30)
+    assert found.num_scored == 1 and len(found.bad) == 2 and "max_pixels=600" in found.bad[0]
+
+
 def test_labels_outside_the_class_list_are_bad(folders):
     random_maps(folders, count=2)
     result = evaluate(*folders, classes=["a", "b"])
