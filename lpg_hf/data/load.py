@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Image, load_dataset
 
@@ -42,7 +43,7 @@ def load_boxes(
 
     Args:
         format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
-            writes it).
+            writes it). Of its rows only embedded pictures and masks are read: a path in a row could name any file of this machine.
         root: folder of the data set; for "parquet" a folder or a Hub id.
         annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of labels.
         images: another image folder than the usual one; for "parquet" the folder of pictures that were not exported.
@@ -141,6 +142,8 @@ def _load_parquet(
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
     if masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
         raise ValueError(f"{root} was exported without masks; export it again from a data set with masks=True")
+    columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]
+    dataset = _without_foreign_paths(dataset, columns, root, report)
     if images is not None:
         folder = unicode_path(images)
         paths, present, missing = [], [], []
@@ -164,3 +167,27 @@ def _load_parquet(
             f"{root} was exported without pictures; pass images=... (the folder that the file names are in)"
         )
     return dataset
+
+
+def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.PathLike, report: Report) -> Dataset:
+    """The rows whose pictures are embedded or absent; the others, which name a file by its path, are counted.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    foreign: dict[int, str] = {}
+    for column in columns:
+        pictures = dataset.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
+        data, paths = (pc.struct_field(pictures[:][column], name) for name in ("bytes", "path"))
+        by_path = pc.and_not(pc.is_valid(paths), pc.is_valid(data))
+        foreign |= {number: paths[number].as_py() for number in np.flatnonzero(by_path).tolist()}
+    if not foreign:
+        return dataset
+    for number, path in sorted(foreign.items()):
+        report.add("unsafe_path", f"{path!r}: row {number} names a file in the place of a picture", picture=path)
+    if len(foreign) == len(dataset):
+        raise ValueError(
+            f"{root} holds paths in the place of pictures or masks, which are not opened. Pass images=... (the folder of the "
+            "pictures), or export it again with its pictures"
+        )
+    return dataset.select([number for number in range(len(dataset)) if number not in foreign])

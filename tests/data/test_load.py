@@ -2,9 +2,11 @@
 
 import logging
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from lpg_hf.data.export import write_shards
+from lpg_hf.data.export import write_dataset, write_shards
 from lpg_hf.data.formats.records import Report
 from lpg_hf.data.load import class_names, load_boxes
 
@@ -108,3 +110,28 @@ def test_errors_of_the_readers_come_through_as_they_are(coco_tree, voc_tree):
     (voc_tree.root / "JPEGImages" / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists in .*JPEGImages"):
         load_boxes("voc", root=voc_tree.root)
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_r_m2_rows_that_name_a_file_of_the_machine_are_refused(voc_tree, tmp_path, column):
+    for name in "ab":
+        voc_tree.add(name)
+        voc_tree.add_mask(name)
+    write_dataset(tmp_path / "out", "voc", root=voc_tree.root, masks=True, with_images=True)
+    (file,) = (tmp_path / "out/data").iterdir()
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    secret = {"image": voc_tree.root / "JPEGImages/b.png", "mask": voc_tree.root / "SegmentationClass/b.png"}
+    rows[1][column] = {"bytes": None, "path": str(secret[column])}
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    report = Report()
+    dataset = load_boxes("parquet", root=tmp_path / "out", report=report)
+    assert dataset["file_name"][:] == ["a.png"] and report.counts == {"unsafe_path": 1}
+    assert report.left_out == [(str(secret[column]), "unsafe_path")]
+    options = {"root": tmp_path / "out", "images": voc_tree.root / "JPEGImages"}
+    assert len(load_boxes("parquet", **options)) == (2 if column == "image" else 1)
+    rows[0][column] = rows[1][column]
+    (tmp_path / "other").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "other/train.parquet")
+    with pytest.raises(ValueError, match="paths in the place of pictures or masks, .* not opened. Pass images="):
+        load_boxes("parquet", root=tmp_path / "other")
