@@ -24,8 +24,8 @@ def test_r_f1_size_is_that_of_the_upright_picture(tmp_path, orientation, suffix)
     assert size == ((60, 40) if orientation >= 5 else (40, 60))
 
 
-def test_r_f5_cut_jpeg_and_png_are_named_by_the_check(tmp_path):
-    for suffix in ("jpg", "png"):
+def test_r_f5_cut_pictures_are_named_by_the_check(tmp_path):
+    for suffix in ("jpg", "png", "bmp", "tif"):
         Image.effect_noise((60, 40), 50).save(tmp_path / f"a.{suffix}")
         data = (tmp_path / f"a.{suffix}").read_bytes()
         assert check(tmp_path / f"a.{suffix}")[0] is not None

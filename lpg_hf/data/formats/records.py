@@ -30,6 +30,7 @@ MAX_PLACES = 10
 MAX_ERRORS = 100
 EXIF_ORIENTATION = 0x0112
 PNG_START = b"\x89PNG\r\n\x1a\n"
+FORMATS_WITH_AN_END = ("JPEG", "MPO", "PNG", "WEBP")  # Pillow's names
 
 IMAGE_LEFT_OUT = "image left out"
 # kind of problem -> (what happens to the item, what was found)
@@ -342,7 +343,8 @@ def open_image(source, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
-        if isinstance(source, str) and os.path.isfile(source) and _ends_early(source):
+        is_cut_file = isinstance(source, str) and os.path.isfile(source) and _ends_early(source)
+        if is_cut_file or "truncated" in reason.lower():
             raise ImageProblem("truncated_image", f"the picture {name} is cut off: {reason}") from error
         raise ImageProblem("unreadable_image", f"cannot open the picture {name}: {reason}") from error
     width, height = image.size
@@ -379,7 +381,9 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) of a picture when shown upright, from its header; a file without its end mark is decoded as well.
+    """(height, width) of a picture when shown upright, from its header; a file that may be cut off is decoded as well.
+
+    So is every BMP, TIFF and the like: they have no mark at their end. Pillow looks at the whole of a WebP when it opens it.
 
     Raises:
         ImageProblem: unreadable, too large or cut off.
@@ -387,11 +391,11 @@ def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int,
     with open_image(path, name, max_pixels) as image:
         width, height = image.size
         turned = exif_orientation(image) in (5, 6, 7, 8)
-        if _ends_early(fs_path(path)):
+        if image.format not in FORMATS_WITH_AN_END or _ends_early(fs_path(path)):
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError) as error:
-                raise ImageProblem("truncated_image", f"the picture {name} is cut off: {error}") from error
+                raise ImageProblem("truncated_image", f"the picture {name} is cut off or damaged: {error}") from error
     return (width, height) if turned else (height, width)
 
 
