@@ -272,6 +272,20 @@ def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Itera
                 yield unicode_name(relative).replace(os.sep, "/")
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """A text file: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    data = Path(fs_path(path)).read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: byte {error.start}. Save it as UTF-8") from error
+
+
 @lru_cache(maxsize=4096)
 def _real_folder(path: str) -> str:
     return os.path.realpath(path)

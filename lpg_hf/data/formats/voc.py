@@ -36,6 +36,7 @@ from lpg_hf.data.formats.records import (
     checked_box,
     finite_numbers,
     open_image,
+    read_text,
     relative_name,
     resolve_inside,
     stated_size,
@@ -87,10 +88,9 @@ def read_class_list(path: str | os.PathLike) -> list[str]:
     """The names in a text file, one a line, in the order of the labels; a background line is left out.
 
     Raises:
-        ValueError: no names, or a name twice.
+        ValueError: no text, no names, or a name twice.
     """
-    text = Path(fs_path(path)).read_bytes().decode("utf-8-sig")
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     names = [name for name in names if name not in BACKGROUND_NAMES]
     _check_class_names(names, str(path))
     return names
@@ -149,7 +149,7 @@ def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
 
     names: dict[str, None] = {}
     list_name = os.path.basename(path)
-    for number, line in enumerate(Path(fs_path(path)).read_bytes().decode("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

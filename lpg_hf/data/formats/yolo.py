@@ -32,6 +32,7 @@ from lpg_hf.data.formats.records import (
     check_missing,
     checked_box,
     image_size,
+    read_text,
     resolve_inside,
 )
 from lpg_hf.data.formats.rle import segmentation_to_rle
@@ -42,7 +43,6 @@ from lpg_hf.data.formats.yolo_layout import (
     OTHER_TXT_FILES,
     YoloLayout,
     find_layout,
-    read_text,
     swap_last,
     txt_names,
     without_folders,

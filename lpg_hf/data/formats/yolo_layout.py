@@ -2,13 +2,13 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 
 from lpg_hf.data.formats.records import (
     IMAGE_SUFFIXES,
     Report,
+    read_text,
     relative_name,
     walk_files,
 )
@@ -48,20 +48,6 @@ class YoloLayout:
     names: list[str] | None = None
     sources: list[str] = field(default_factory=list)
     keypoints: int = 0
-
-
-def read_text(path: str) -> str:
-    """A text file: UTF-8, or UTF-16 with its mark.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    data = Path(fs_path(path)).read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: byte {error.start}") from error
 
 
 def read_yaml(path: str) -> dict:
