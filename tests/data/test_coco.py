@@ -113,6 +113,22 @@ def test_r_a8_box_from_polygon_else_skipped(coco_tree, masks):
     assert report.places["no_box"] == ["a.png: annotation 2", "a.png: annotation 3"]
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_r_a8_box_from_rle_else_skipped(coco_tree, masks):
+    mask = np.zeros((40, 60), dtype=np.uint8, order="F")
+    mask[8:24, 10:30] = 1
+    rle = coco_mask.encode(mask)
+    rle["counts"] = rle["counts"].decode("ascii")
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(bbox=..., segmentation=rle),
+        coco_tree.annotation(id=2, bbox=..., segmentation={"size": [40, 60], "counts": [2400]}),
+        coco_tree.annotation(id=3, bbox=..., segmentation={"size": [4, 6], "counts": [0, 24]}),
+        coco_tree.annotation(id=4, bbox=..., segmentation={"size": [40, 60], "counts": "garbage"}),
+    ]
+    item, report = only_object(coco_tree, masks=masks)
+    assert item.box == BOX and report.counts == {"box_from_polygon": 1, "no_box": 3}
+
+
 def test_r_a9_no_segmentation_is_the_normal_input(coco_tree):
     coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=...)]
     item, report = only_object(coco_tree)

@@ -107,11 +107,17 @@ def checked_rle(segmentation: dict) -> dict | None:
     return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 
+def fits(rle: dict, frame: Geometry) -> bool:
+    """Whether an RLE has the stated size of a picture."""
+    height, width = rle["size"]
+    return (round(height * frame.scale_y), round(width * frame.scale_x)) == (frame.height, frame.width)
+
+
 def rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
     """RLE of the stated size in the picture's size (nearest pixel), or None if its size is neither."""
-    height, width = rle["size"]
-    if (round(height * frame.scale_y), round(width * frame.scale_x)) != (frame.height, frame.width):
+    if not fits(rle, frame):
         return None
+    height, width = rle["size"]
     rows = (np.arange(frame.height) * height) // frame.height
     columns = (np.arange(frame.width) * width) // frame.width
     return coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)[rows][:, columns]))
