@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -22,7 +23,7 @@ from lpg_hf.data.formats.voc import read_class_list
 from lpg_hf.files import fs_path, json_text, write_atomically
 from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
-from lpg_hf.metrics.box_masks import BoxMaskScores
+from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
 
 
 MAX_NAMED = 10
@@ -127,7 +128,7 @@ def evaluate(
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: two kinds, no pair at all, or unknown classes.
+        ValueError: two kinds, no pair at all, unknown classes, or `ignore` that is the label of one of `classes`.
     """
     kinds = []
     for path in (prediction, truth):
@@ -140,6 +141,11 @@ def evaluate(
             "Pass two folders of label maps, or two COCO json files."
         )
     names = class_list(classes)
+    if kinds[0] and names is not None and ignore is not None and 1 <= ignore <= len(names):
+        raise ValueError(
+            f"ignore={ignore} (--ignore) is the label of the class {names[ignore - 1]!r}, which would be in no score. Choose a value "
+            f"that is no class, above {len(names)}."
+        )
     if kinds[0]:
         return evaluate_label_maps(prediction, truth, names, ignore, num_workers, max_pixels)
     return evaluate_coco(prediction, truth, names, num_workers)
@@ -344,7 +350,7 @@ class _CocoFile:
     content: dict
     instances: list[_Instance]
     sizes: dict[str, tuple[int, int]]  # image -> (height, width)
-    num_crowd: int
+    crowds: list[_Instance]
 
 
 def evaluate_coco(
@@ -356,7 +362,8 @@ def evaluate_coco(
     """Masks of two COCO files, box by box; arguments as of `evaluate`.
 
     Pairs have the same annotation id, if every prediction has an id that the ground truth has for the same image and
-    category. If not, they are boxes of the same image and category that agree to a pixel, the closest first. Crowd regions take no part.
+    category. If not, they are boxes of the same image and category that agree to a pixel, the closest first. Crowd regions are no
+    partners: the pixels of those of the ground truth that none of its objects covers count nowhere.
 
     Raises:
         ValueError: a file that is no COCO file, unknown classes, or no pair at all.
@@ -375,6 +382,7 @@ def evaluate_coco(
     predicted = _read_predictions(prediction, true, names)
     listed = set(names.values())
     bad = [f"{truth}: {i.place}: no category {i.category}" for i in true.instances if i.category not in listed]
+    every_object = true.instances
     true.instances = [instance for instance in true.instances if instance.category in listed]
     if classes is not None:
         for file in (true, predicted):
@@ -390,15 +398,18 @@ def evaluate_coco(
     by_image: dict[str, list[tuple[_Instance, _Instance]]] = defaultdict(list)
     for pair in pairs:
         by_image[pair[1].image].append(pair)
+    crowds, objects = (_by_image(instances) for instances in (true.crowds, every_object))
 
     def score(of_image: list[tuple[_Instance, _Instance]]) -> tuple[BoxMaskScores, list[str]]:
         scores, bad = BoxMaskScores(), []
+        image = of_image[0][1].image
+        void = _void(crowds[image], objects[image], true.sizes.get(image), truth) if image in crowds else None
         for instance, target in of_image:
             try:
                 size = true.sizes.get(target.image)
                 target_rle = _mask_of(target, size, truth)
                 predicted_rle = _mask_of(instance, tuple(target_rle["size"]), prediction, may_be_empty=True)
-                scores.update(predicted_rle, target_rle, label_of[target.category])
+                scores.update(predicted_rle, target_rle, label_of[target.category], void)
             except ValueError as error:
                 bad.append(str(error))
         return scores, bad
@@ -410,7 +421,7 @@ def evaluate_coco(
     computed = total.compute()
     of_label = computed["per_class_iou"]
     matched = {id(instance) for pair in pairs for instance in pair}
-    crowd = true.num_crowd + predicted.num_crowd
+    num_crowds = len(true.crowds) + len(predicted.crowds)
     return Evaluation(
         "box_masks",
         {key: computed[key] for key in ("mean_box_iou", "mean_boundary_iou", "foreground_iou")},
@@ -420,7 +431,7 @@ def evaluate_coco(
         [instance.place for instance in true.instances if id(instance) not in matched],
         [instance.place for instance in predicted.instances if id(instance) not in matched],
         bad,
-        [f"{crowd} crowd regions take no part"] if crowd else [],
+        [f"{num_crowds} crowd regions take no part"] if num_crowds else [],
     )
 
 
@@ -452,15 +463,13 @@ def _read_instances(path: str | os.PathLike, content: dict, names: dict[str, str
             size = stated_size(image.get("height"), image.get("width"))
             if size is not None:
                 sizes[images[key]] = size
-    instances, num_crowd = [], 0
+    instances, crowds = [], []
     for annotation in content["annotations"]:
         if not isinstance(annotation, dict):
             raise ValueError(f"{path}: an annotation is a {type(annotation).__name__}, not an object.")
-        if annotation.get("iscrowd") in (1, True, "1"):
-            num_crowd += 1
-            continue
         image, category = id_text(annotation.get("image_id")), id_text(annotation.get("category_id"))
-        instances.append(
+        kind = crowds if annotation.get("iscrowd") in (1, True, "1") else instances
+        kind.append(
             _Instance(
                 id_text(annotation.get("id")),
                 images.get(image, str(image)),
@@ -469,7 +478,7 @@ def _read_instances(path: str | os.PathLike, content: dict, names: dict[str, str
                 annotation,
             )
         )
-    return _CocoFile(os.fspath(path), content, instances, sizes, num_crowd)
+    return _CocoFile(os.fspath(path), content, instances, sizes, crowds)
 
 
 def _match(predicted: list[_Instance], true: list[_Instance]) -> tuple[list[tuple[_Instance, _Instance]], str]:
@@ -497,6 +506,30 @@ def _match(predicted: list[_Instance], true: list[_Instance]) -> tuple[list[tupl
                 free_there.remove(j)
     order = {id(instance): i for i, instance in enumerate(true)}
     return sorted(pairs, key=lambda pair: order[id(pair[1])]), "image and box (the annotation ids differ)"
+
+
+def _by_image(instances: Iterable[_Instance]) -> dict[str, list[_Instance]]:
+    groups = defaultdict(list)
+    for instance in instances:
+        groups[instance.image].append(instance)
+    return groups
+
+
+def _void(
+    crowds: list[_Instance], objects: list[_Instance], size: tuple[int, int] | None, path: str | os.PathLike
+) -> np.ndarray | None:
+    """(H, W) bool: the crowd pixels of a picture that no object covers; None if no crowd region has a mask."""
+    masks = []
+    for group in (crowds, objects):
+        covered = []
+        for instance in group:
+            with suppress(ValueError):  # Objects whose mask cannot be used are named where they are scored.
+                rle = _mask_of(instance, size, path)
+                size = tuple(rle["size"])
+                covered.append(as_mask(rle))
+        masks.append(np.logical_or.reduce(covered) if covered else None)
+    crowd, objects_of_picture = masks
+    return crowd if crowd is None or objects_of_picture is None else crowd & ~objects_of_picture
 
 
 def _by_image_and_category(instances: Iterable[_Instance]) -> dict[tuple[str, str], list[_Instance]]:

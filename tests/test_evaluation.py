@@ -84,6 +84,13 @@ def test_the_ignored_value_can_be_chosen(folders):
     assert evaluate(*folders).scores["mean_iou"] < 1
 
 
+@pytest.mark.parametrize("ignore", [1, 2])
+def test_r_i2_an_ignored_value_that_is_a_class_is_refused(folders, ignore):
+    random_maps(folders, count=1)
+    with pytest.raises(ValueError, match=f"ignore={ignore} .* is the label of the class .* above 2"):
+        evaluate(*folders, classes=["a", "b"], ignore=ignore)
+
+
 def test_what_has_no_partner_is_counted_and_named(folders):
     random_maps(folders)
     (folders[0] / "part0" / "0.png").unlink()
@@ -286,6 +293,25 @@ def test_crowd_regions_take_no_part_and_classes_can_be_chosen(files):
     assert evaluate(*files).notes == ["1 crowd regions take no part"]
     chosen = evaluate(*files, classes="dog")
     assert list(chosen.per_class) == ["dog"] and chosen.num_scored == 2
+
+
+def test_r_c6_crowd_pixels_that_no_object_covers_count_nowhere(files):
+    crowd = {"id": 50, "iscrowd": 1, "image_id": 1, "category_id": 1, "segmentation": rle(20, 5, 40, 25)}
+    entries = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 5, 10, 20], "segmentation": rle(10, 5, 20, 25)},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [30, 5, 10, 20], "segmentation": rle(30, 5, 40, 25)},
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    write(files[1], content | {"annotations": [*entries, crowd]})
+    # The first reaches over the crowd alone (void), the second over the crowd and the first object.
+    grown = [entries[0] | {"segmentation": rle(10, 5, 30, 25)}, entries[1] | {"segmentation": rle(10, 5, 40, 25)}]
+    write(files[0], content | {"annotations": grown})
+    assert evaluate(*files).scores["mean_box_iou"] == pytest.approx((1 + 200 / 400) / 2)
+    write(files[1], content | {"annotations": entries})
+    assert evaluate(*files).scores["mean_box_iou"] == pytest.approx((200 / 400 + 200 / 600) / 2)
 
 
 @pytest.mark.parametrize(
