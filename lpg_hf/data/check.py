@@ -22,7 +22,7 @@ class Checked:
     Attributes:
         format: of the annotations.
         path: of the annotations.
-        report: counts and places. Pictures that do not exist count too: their annotations were checked.
+        report: counts and all places. Pictures that do not exist count too: their annotations were checked.
         note: what was checked of pictures that do not exist, if there are any.
     """
 
@@ -57,7 +57,7 @@ def check_source(
     num_workers: int | None = None,
     progress: bool = False,
 ) -> Checked:
-    """Open everything, and count what is wrong. Memory does not grow with the number of pictures.
+    """Open everything, and count what is wrong. Memory grows with the number of problems, not with that of the pictures.
 
     Where pictures of annotation files do not exist, the annotations are checked all the same, against the stated sizes.
 
@@ -78,7 +78,7 @@ def check_source(
         FileNotFoundError: the annotations are missing, or all pictures of a data set.
         ValueError: the annotations cannot be read at all.
     """
-    report = Report()
+    report = Report(max_places=None)
     source = open_source(
         annotations,
         images,
@@ -114,7 +114,7 @@ def _note(source: Source, report: Report) -> str:
 
 
 def _check_some(source: Source, start: int, decode: bool) -> Report:
-    total = Report()
+    total = Report(max_places=None)
     for index in range(start, min(start + TASK_SIZE, len(source))):
         for report in _check_one(source, index, decode):
             total.merge(report)
@@ -122,7 +122,7 @@ def _check_some(source: Source, start: int, decode: bool) -> Report:
 
 
 def _check_one(source: Source, index: int, decode: bool) -> Iterator[Report]:
-    report = Report()
+    report = Report(max_places=None)
     name = source.file_names[index]
     try:
         record = source.record(index, report)

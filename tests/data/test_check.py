@@ -227,3 +227,11 @@ def test_report_can_be_saved_as_json(coco_tree, tmp_path):
     assert content["counts"] == {"degenerate_box": 1} and content["images"] == 1
     assert content["places"]["degenerate_box"] == ["a.png: annotation 2 [0, 0, 0, 0]"]
     assert picture().size == (WIDTH, HEIGHT)
+
+
+def test_r_n1_every_place_is_in_the_json_file(coco_tree, tmp_path):
+    boxes = [coco_tree.annotation(id=number, bbox=[10, 8, 0, 16]) for number in range(100, 150)]
+    coco_tree.content["annotations"].extend(boxes)
+    check_source(coco_tree.write()).report.save(tmp_path / "report.json")
+    places = json.loads((tmp_path / "report.json").read_text())["places"]["degenerate_box"]
+    assert [place.split(" [")[0] for place in places] == [f"a.png: annotation {number}" for number in range(100, 150)]

@@ -162,13 +162,14 @@ class Report:
         images: pictures that became records.
         objects: objects in them.
         counts: kind (key of `PROBLEMS`) -> number.
-        places: kind -> the first `MAX_PLACES` of them, "file: object (detail)".
+        places: kind -> the first `max_places` of them, "file: object (detail)".
         classes: one line per class, "label name" (COCO: "label name (category id N)").
         details: kind -> value (a class name, a category id) -> number, where the value matters.
         errors: messages of faults that a data set must not be built with (a mask that does not fit its picture), the first
             `MAX_ERRORS` of them.
         left_out: (file name, kind) of all pictures that were left out before they were looked at: when an index was read. The
             name is the annotation file's, or the place in it, where the picture's is not known.
+        max_places: of a kind that are kept; None: all.
     """
 
     images: int = 0
@@ -179,15 +180,14 @@ class Report:
     classes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    max_places: int | None = field(default=MAX_PLACES, compare=False)
 
     def add(self, kind: str, place: str, value: str | None = None, *, picture: str | None = None) -> None:
         """Count one problem of a kind; `value` is counted on its own too, `picture` is one of `left_out`."""
         if kind not in PROBLEMS:
             raise KeyError(f"unknown kind of problem {kind!r}")
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        places = self.places.setdefault(kind, [])
-        if len(places) < MAX_PLACES:
-            places.append(place)
+        self._add_places(kind, [place])
         if value is not None:
             values = self.details.setdefault(kind, {})
             values[value] = values.get(value, 0) + 1
@@ -199,6 +199,10 @@ class Report:
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(message)
 
+    def _add_places(self, kind: str, places: list[str]) -> None:
+        kept = self.places.setdefault(kind, [])
+        kept.extend(places if self.max_places is None else places[: self.max_places - len(kept)])
+
     def merge(self, other: "Report") -> None:
         """Add another report's counts to this one."""
         self.images += other.images
@@ -208,8 +212,7 @@ class Report:
         self.left_out.extend(other.left_out)
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
-            places = self.places.setdefault(kind, [])
-            places.extend(other.places.get(kind, [])[: MAX_PLACES - len(places)])
+            self._add_places(kind, other.places.get(kind, []))
         for kind, values in other.details.items():
             mine = self.details.setdefault(kind, {})
             for value, count in values.items():
