@@ -478,7 +478,6 @@ def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[
 
 def _write_coco(job: _Job, parts) -> None:
     source, classes = job.source, job.source.coco_classes
-    kept_ids = source.format == "coco"
 
     def pictures() -> Iterator[tuple[int | str, dict]]:
         number = 0
@@ -486,7 +485,7 @@ def _write_coco(job: _Job, parts) -> None:
             for image in part["images"]:
                 number += 1
                 if "objects" in image:
-                    yield coco.id_of(image["image_id"]) if kept_ids else number, image
+                    yield coco.id_of(image["image_id"]) if source.has_coco_ids else number, image
 
     def annotations() -> Iterator[dict]:
         for image_id, image in pictures():

@@ -439,7 +439,7 @@ def test_parts_without_licences_are_joined_too(data: Path, licensed: dict, lpg_f
     assert [image.get("license") for image in written["images"]] == [None, None, 6, None, None, None]
 
 
-def test_licences_of_a_data_set_are_listed(data: Path, licensed: dict):
+def test_licences_and_picture_ids_of_a_data_set_are_listed(data: Path, licensed: dict):
     (data / "parquet/data").mkdir(parents=True)
     dataset = load_boxes("coco", annotations=data / "coco.json", images=data / "images", keep_empty=True)
     write_shards(dataset, data / "parquet/data", "train", 100)
@@ -447,6 +447,7 @@ def test_licences_of_a_data_set_are_listed(data: Path, licensed: dict):
     written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
     assert written["licenses"] == [{"id": 1, "name": "BY http://example.org/by"}, {"id": 2, "name": "CC0"}]
     assert [image.get("license") for image in written["images"]] == [1, 2, 2, None, 9, 1]
+    assert [image["id"] for image in written["images"]] == [100, 101, 102, 103, 104, 105]
 
 
 def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):

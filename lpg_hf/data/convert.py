@@ -240,6 +240,9 @@ class _Reading:
         if self.to == "coco":
             if source.format not in ("coco", "dataset"):
                 lines.append("ids of annotations: numbered from 1")
+            if source.format == "dataset":
+                what = "categories" if source.has_coco_ids else "images and categories"
+                lines.append(f"ids of {what}, if the data set was made of a COCO file: numbered from 1")
             if source.format == "coco":
                 lines.append("fields of images and annotations that are not COCO's own for detection")
         if self.masks and self.to == "voc" and source.format != "voc":
@@ -287,7 +290,7 @@ def _write_coco(out: Path, reading: _Reading, split: str) -> None:
     def numbered() -> Iterator[Record]:
         for number, record in enumerate(reading, start=1):
             # COCO tools need a number as the id of an image.
-            yield record if reading.source.format == "coco" else replace(record, image_id=str(number))
+            yield record if reading.source.has_coco_ids else replace(record, image_id=str(number))
 
     coco.write_coco(
         out / "annotations.json",

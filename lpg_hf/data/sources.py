@@ -68,6 +68,8 @@ class Source:
         options: what the records depend on besides these files, fit for json: zero_based, size_mismatch, max_pixels, images
             (absolute path or None), split, classes, and for a data set of the Hub its fingerprint.
         image_folder: that the file names are relative to; None for a data set.
+        has_coco_ids: whether the ids of the pictures can stay what they are in a COCO file: of COCO, and of a data set in which
+            all are different numbers.
     """
 
     format: str
@@ -82,6 +84,7 @@ class Source:
     annotation_files: Sequence[str] = ()
     options: dict = field(default_factory=dict)
     image_folder: str | None = None
+    has_coco_ids: bool = False
 
     @property
     def has_class_masks(self) -> bool:
@@ -350,6 +353,7 @@ def _open_coco(path, images, split, classes, options: dict, checks: ImageChecks,
         limit,
         annotation_files=[file],
         image_folder=folder,
+        has_coco_ids=True,
     )
 
 
@@ -502,7 +506,11 @@ def _open_dataset(
     else:
         options["fingerprint"] = dataset._fingerprint  # Tells the revision; `datasets` has no public name for it.
     pairs = list(enumerate(chosen, start=1))
-    return Source("dataset", path, pairs, file_names, make, {}, masks, max_pixels, rows, files, options)
+    ids = {coco.id_of(str(image_id)) for image_id in dataset["image_id"]} if "image_id" in dataset.features else ()
+    has_ids = len(ids) == len(dataset) and all(isinstance(image_id, int) for image_id in ids)
+    return Source(
+        "dataset", path, pairs, file_names, make, {}, masks, max_pixels, rows, files, options, has_coco_ids=has_ids
+    )
 
 
 def _first_ids(dataset: Dataset) -> list[int]:
@@ -547,5 +555,6 @@ def _row_record(
         objects.append(BoxObject(box, position[category], area, *flags, object_id, rle))
     if not objects:
         report.add("empty_image", file_name)
-    image_id = str(row.get("image_id") or Path(file_name).with_suffix("").as_posix())
+    image_id = row.get("image_id")
+    image_id = Path(file_name).with_suffix("").as_posix() if image_id in (None, "") else str(image_id)
     return RowRecord("", file_name, image_id, height, width, objects, license=row.get("license") or "", row=number)

@@ -369,3 +369,20 @@ def test_class_masks_of_an_exported_data_set_become_masks_of_objects(voc_tree, t
     assert any("pixels of its class in its box" in line for line in done.lost) and not done.report.needs_attention
     (item,) = json.loads((tmp_path / "new.json").read_text())["annotations"]
     assert item["area"] == 320 == coco_mask.area(item["segmentation"])
+
+
+def test_r_a5_ids_of_an_exported_data_set_are_kept_or_said_to_be_lost(coco_tree, tmp_path):
+    coco_tree.content["images"][0]["id"] = 101
+    coco_tree.content["annotations"][0] |= {"id": 11, "image_id": 101, "category_id": 7}
+    coco_tree.content["categories"] = [{"id": 7, "name": "thing"}]
+    for image_id, kept, lost in (
+        (101, 101, "ids of categories, if the data set was made of a COCO file: numbered from 1"),
+        ("x101", 1, "ids of images and categories, if the data set was made of a COCO file: numbered from 1"),
+    ):
+        coco_tree.content["images"][0]["id"] = coco_tree.content["annotations"][0]["image_id"] = image_id
+        coco_tree.write()
+        folder = tmp_path / str(image_id)
+        write_dataset(folder, "coco", root=coco_tree.root, masks=True, with_images=True)
+        done = convert_labels(folder, tmp_path / f"{image_id}.json", "coco")
+        content = json.loads((tmp_path / f"{image_id}.json").read_text())
+        assert content["images"][0]["id"] == content["annotations"][0]["image_id"] == kept and lost in done.lost
