@@ -524,6 +524,8 @@ def _row_record(
 ) -> RowRecord:
     columns, height, width = row["objects"], row["height"], row["width"]
     labels = label_map(row) if row.get("mask") is not None else None
+    if labels is not None:
+        voc.check_mask_values(labels, f"of {file_name}", len(names))
     objects = []
     for i, (bbox, category) in enumerate(zip(columns["bbox"], columns["category"])):
         object_id = columns["id"][i]

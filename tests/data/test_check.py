@@ -235,3 +235,18 @@ def test_r_n1_every_place_is_in_the_json_file(coco_tree, tmp_path):
     check_source(coco_tree.write()).report.save(tmp_path / "report.json")
     places = json.loads((tmp_path / "report.json").read_text())["places"]["degenerate_box"]
     assert [place.split(" [")[0] for place in places] == [f"a.png: annotation {number}" for number in range(100, 150)]
+
+
+def test_r_h3_a_class_mask_of_a_data_set_with_a_value_that_is_no_class_is_an_error(voc_tree, tmp_path):
+    for name in "ab":
+        voc_tree.add(name)
+        voc_tree.add_mask(name)
+    write_dataset(tmp_path / "exported", "voc", root=voc_tree.root, masks=True, with_images=True)
+    (file,) = (tmp_path / "exported").rglob("*.parquet")
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[1]["mask"]["bytes"] = voc_tree.add_mask("b", np.full((HEIGHT, WIDTH), 7, dtype=np.uint8)).read_bytes()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    checked = check_source(tmp_path / "exported", masks=True)
+    assert not checked.passed and checked.report.counts == {"invalid_class_mask": 1} and checked.report.images == 1
+    assert "the class mask of b.png holds the value 7, but there are 1 classes" in checked.summary()

@@ -580,13 +580,19 @@ def check_mask(
                 raise ValueError(
                     f"the class mask {path} has mode {mask.mode}; it must be a palette or grey PNG of indices"
                 )
-            values = np.flatnonzero(np.bincount(np.asarray(mask).ravel(), minlength=256))
+            labels = np.asarray(mask)
     except (ImageProblem, OSError) as error:
         raise ValueError(f"cannot read the class mask {path}: {error}") from error
+    check_mask_values(labels, path, num_classes)
+
+
+def check_mask_values(labels: np.ndarray, name: str, num_classes: int) -> None:
+    """Raises ValueError if a class mask ((H, W) uint8) holds a value above `num_classes` other than 255."""
+    values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     wrong = [int(value) for value in values if num_classes < value != IGNORE_INDEX]
     if wrong:
         raise ValueError(
-            f"the class mask {path} holds the value {wrong[0]}, but there are {num_classes} classes "
+            f"the class mask {name} holds the value {wrong[0]}, but there are {num_classes} classes "
             f"(0 background, 1..{num_classes}, {IGNORE_INDEX} ignored); correct the mask or the class list"
         )
 
