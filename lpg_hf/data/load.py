@@ -1,16 +1,19 @@
 """One call from a folder to a data set."""
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Image, load_dataset
 
-from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, split_name
-from lpg_hf.data.formats.records import Report, check_missing, relative_name, resolve_inside
+from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
+from lpg_hf.data.formats.records import Report, check_missing, relative_name, resolve_inside, walk_files
 from lpg_hf.files import fs_path, unicode_path
 
 
@@ -131,7 +134,7 @@ def _load_parquet(
 ) -> Dataset:
     if root is None:
         raise ValueError("format 'parquet' needs root=... (a folder or a Hub id)")
-    splits = load_dataset(os.fspath(root), cache_dir=None if cache_dir is None else os.fspath(cache_dir))
+    splits = load_dataset(os.fspath(root), cache_dir=_cache_of_folder(root, cache_dir))
     if split is None and len(splits) > 1:
         raise ValueError(f"{root} holds several splits ({', '.join(splits)}); pass split=...")
     name = next(iter(splits)) if split is None else split_name(split)
@@ -167,6 +170,16 @@ def _load_parquet(
             f"{root} was exported without pictures; pass images=... (the folder that the file names are in)"
         )
     return dataset
+
+
+def _cache_of_folder(root: str | os.PathLike, cache_dir: str | os.PathLike | None) -> str | None:
+    """The cache for `load_dataset(root)`, which knows a folder that has a card by its last name alone: one per state of its files."""
+    if not os.path.isdir(fs_path(root)):
+        return None if cache_dir is None else os.fspath(cache_dir)
+    folder = unicode_path(root)
+    state = file_fingerprint([f"{folder}/{name}" for name in walk_files(folder, ("",))])
+    digest = hashlib.sha256(json.dumps(state).encode("utf-8")).hexdigest()[:16]
+    return os.path.join(os.fspath(cache_dir or datasets.config.HF_DATASETS_CACHE), f"folder-{digest}")
 
 
 def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.PathLike, report: Report) -> Dataset:

@@ -1,6 +1,7 @@
 """`load_boxes`: one call for every format."""
 
 import logging
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -135,3 +136,15 @@ def test_r_m2_rows_that_name_a_file_of_the_machine_are_refused(voc_tree, tmp_pat
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "other/train.parquet")
     with pytest.raises(ValueError, match="paths in the place of pictures or masks, .* not opened. Pass images="):
         load_boxes("parquet", root=tmp_path / "other")
+
+
+def test_exported_folders_of_one_name_do_not_share_a_cache(coco_tree, tmp_path):
+    """`datasets` knows a folder with a card by its last name: another folder, and a new export, gave the old rows."""
+    for x in (10, 11, 12):
+        coco_tree.content["annotations"][0]["bbox"] = [x, 8, 20, 16]
+        coco_tree.write()
+        out = tmp_path / ("a" if x == 10 else "b") / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        write_dataset(out, "coco", root=coco_tree.root, with_images=True)
+        (row,) = load_boxes("parquet", root=out)
+        assert row["objects"]["bbox"] == [[x, 8, 20, 16]]
