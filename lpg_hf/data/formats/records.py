@@ -569,6 +569,6 @@ def check_missing(
         raise FileNotFoundError(f"none of the {total} {what} exists in {folder}: {first}. Pass the right folder")
     if not allow_missing:
         raise FileNotFoundError(
-            f"{len(names)} of {total} {what} are missing in {folder}: {first}. "
-            "Complete the folder, or pass allow_missing=True to go on without them"
+            f"{len(names)} of {total} {what} are missing in {folder}: {first}. Complete the folder, or pass allow_missing=True "
+            "(--allow-missing; in training --aux_allow_missing true, --target_allow_missing true) to go on without them"
         )
