@@ -22,7 +22,6 @@ from lpg_hf.data.formats.records import Record, Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation import write_json
 from lpg_hf.generators.base import BoxedImage, MaskGenerator
-from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
 
@@ -73,7 +72,7 @@ def measure(
     boxes = []
     for index, record, image, true in pictures_with_truth(source, truth, tqdm(indices, disable=None)):
         found = {title: masks_of(generator, image).masks for title, generator in generators.items()}
-        objects = [item for item in record.objects if not item.iscrowd]
+        objects = record.single_objects
         for position, item in enumerate(objects):
             target, ignore = true.of_box(item)
             if target is None or not target.any():
@@ -119,7 +118,7 @@ def draw(
     for kind, box in chosen:
         ((_, _, image, true),) = pictures_with_truth(source, truth, [box.picture])
         corners = image.boxes[[box.position]]
-        colours = np.where(true.label_map == true.ignored, IGNORE_INDEX, colour_index(true.label_map))
+        colours = colour_index(true.label_map, true.ignored)
         cells = [(kind, draw_boxes(image.image, image.boxes, image.labels)), ("", overlay(image.image, colours))]
         for title, generator in generators.items():
             label_map = masks_of(generator, image).label_map
@@ -131,7 +130,7 @@ def draw(
 def as_dict(kind: str, box: MeasuredBox, source: Source) -> dict:
     """For the json file."""
     record = source.record(box.picture, Report())
-    item = [item for item in record.objects if not item.iscrowd][box.position]
+    item = record.single_objects[box.position]
     return {
         "kind": kind,
         "file_name": record.file_name,

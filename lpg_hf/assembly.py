@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats.records import Record
-from lpg_hf.fusion import fuse_classes
+from lpg_hf.fusion import fuse_classes, smallest_box_areas
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
 
 
@@ -49,7 +49,7 @@ class ImageMasks:
 
 def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
     """A picture, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are no objects."""
-    objects = [item for item in record.objects if not item.iscrowd]
+    objects = record.single_objects
     return BoxedImage(
         image,
         np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4),
@@ -105,8 +105,7 @@ def assemble(
             masks[index] = _box_mask(inside, rows, columns, height, width, threshold)
     if min_score > 0:
         _erase_rejected(foreground, position, image, masks, min_score)
-    areas = (image.boxes[:, 2] - image.boxes[:, 0]) * (image.boxes[:, 3] - image.boxes[:, 1])
-    smallest = np.array([areas[image.labels == label].min() for label in classes])
+    smallest = smallest_box_areas(image.boxes, image.labels, classes)
     labels = np.asarray(classes, dtype=np.int64)
     return ImageMasks(masks, fuse_classes(labels, foreground, smallest, overlap_rule, threshold))
 

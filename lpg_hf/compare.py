@@ -25,7 +25,6 @@ from lpg_hf.files import fs_path, write_atomically
 from lpg_hf.generators import check_generator, load_generator
 from lpg_hf.generators.base import GRANULARITIES, check_choice
 from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
-from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
 from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
 
@@ -204,7 +203,7 @@ def measure(job: Job, name: str) -> Row:
         num_masks += len(masks.masks)
         counts = true.label_map != true.ignored
         pairs.add(LabelPairs.count(masks.label_map[counts], true.label_map[counts]))
-        objects = [item for item in record.objects if not item.iscrowd]
+        objects = record.single_objects
         for item, mask in zip(objects, masks.masks):
             target, ignore = true.of_box(item)
             if target is None:
@@ -480,7 +479,7 @@ def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
         record = source.record(index, report)
         image = boxed_image(source.image(record), record)
         true = truth.of(record)
-        colours = np.where(true.label_map == true.ignored, IGNORE_INDEX, colour_index(true.label_map))
+        colours = colour_index(true.label_map, true.ignored)
         lines.append(
             [draw_boxes(image.image, image.boxes, image.labels), overlay(image.image, colours)]
             + [overlay(image.image, colour_index(row.label_maps[index])) for row in ran]

@@ -1,9 +1,17 @@
 """Class-wise foreground maps of one image to one label map: Eq. (7) and the overlap rule of Sec. III-D."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
 OVERLAP_RULES = ("rate", "first", "prob", "smallest_box")
+
+
+def smallest_box_areas(boxes: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """(K,) area of the smallest box of each class in pixels, of (N, 4) xyxy boxes with (N,) labels."""
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.array([areas[labels == label].min() for label in classes])
 
 
 def fuse_classes(

@@ -7,7 +7,7 @@
     OUT/classes.txt           class names in the order of the labels
     OUT/report.json           settings, counts of problems, and for every picture its time or why it was left out
 
-NAME keeps the folders of the picture's name. The pictures are worked off in fixed blocks. A block is finished when its part file
+NAME keeps the folders of the picture's name. The pictures are processed in fixed blocks. A block is finished when its part file
 exists, which is written after all of the block's other files; each file is complete or absent. So a killed run goes
 on where it was and ends with the same masks and annotations to the byte, and processes can share the blocks out among them without
 talking to each other: whoever finishes the last block joins the parts.
@@ -42,7 +42,6 @@ from lpg_hf.files import atomic_file, fs_path, write_atomically
 from lpg_hf.fusion import OVERLAP_RULES
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
 from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
-from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.visualize import colour_index, draw_boxes, overlay
 
 
@@ -263,7 +262,7 @@ class _Job:
 
     def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
         """Files of one picture; returns its entry in the part."""
-        objects = [item for item in record.objects if not item.iscrowd]
+        objects = record.single_objects
         kept, rejected = [], []
         for item, mask in zip(objects, masks.masks):
             place = f"{record.file_name}: object {item.id}"
@@ -301,7 +300,7 @@ class _Job:
         write_atomically(path, yolo_text(record, masks=True).encode(), self.scratch)
 
     def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
-        shown = np.where(label_map == self.ignored, IGNORE_INDEX, colour_index(label_map))
+        shown = colour_index(label_map, self.ignored)
         names = [class_name for _, class_name in self.source.classes]
         picture = draw_boxes(overlay(image.image, shown), image.boxes, image.labels, names)
         buffer = io.BytesIO()

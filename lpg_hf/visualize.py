@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .labels import voc_palette
+from .labels import IGNORE_INDEX, voc_palette
 
 
 def colorize(label_map: np.ndarray) -> np.ndarray:
@@ -20,10 +20,11 @@ def colorize(label_map: np.ndarray) -> np.ndarray:
     return voc_palette()[np.asarray(label_map)]
 
 
-def colour_index(labels: np.ndarray) -> np.ndarray:
-    """The palette entries of labels of any size: above 254 the colours come again."""
+def colour_index(labels: np.ndarray, ignored: int | None = None) -> np.ndarray:
+    """The palette entries of labels of any size: above 254 the colours come again; `ignored` is 255."""
     labels = np.asarray(labels, dtype=np.int64)
-    return np.where(labels > 0, (labels - 1) % 254 + 1, 0)
+    index = np.where(labels > 0, (labels - 1) % 254 + 1, 0)
+    return index if ignored is None else np.where(labels == ignored, IGNORE_INDEX, index)
 
 
 def overlay(image: np.ndarray, label_map: np.ndarray, alpha: float = 0.6) -> np.ndarray:

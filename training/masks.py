@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lpg_hf.class_probs import CLASS_PROB_STRIDE, at_picture_size, padded_size, stored_probs
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.files import fs_path
-from lpg_hf.fusion import fuse_classes
+from lpg_hf.fusion import fuse_classes, smallest_box_areas
 from lpg_hf.generators.base import batches_of_one_size
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
@@ -226,8 +226,7 @@ def write_pseudo_masks(
     def save(logits: Tensor, path: Path, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, views, crowd):
         path.parent.mkdir(parents=True, exist_ok=True)
         classes, foreground = processor.decode(logits, views, *image.shape[:2], image)
-        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        smallest = np.array([areas[labels == c].min() for c in classes])
+        smallest = smallest_box_areas(boxes, labels, classes)
         fused = fuse_classes(classes, foreground, smallest, settings.overlap_rule)
         fused[crowd & (fused == 0)] = IGNORE_INDEX
         write_label_map(path, fused)

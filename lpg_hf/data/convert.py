@@ -317,7 +317,7 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
         elif record.mask_path is not None or any(item.rle is not None for item in record.objects):
             _write_class_mask(_place(out, voc.MASKS_FOLDER, f"{stem}.png"), record)
             num_masks += 1
-        kept = replace(record, objects=[item for item in record.objects if not item.iscrowd])
+        kept = replace(record, objects=record.single_objects)
         voc.write_voc(_place(out, voc.ANNOTATIONS_FOLDER, f"{stem}.xml"), kept, reading.names)
     for stem, height, width in (
         empty if num_masks else []
@@ -352,7 +352,7 @@ def _write_yolo(out: Path, reading: _Reading, split: str) -> None:
     outlines = reading.masks and reading.finds_a_mask()
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]
-        kept = replace(record, objects=[item for item in record.objects if not item.iscrowd])
+        kept = replace(record, objects=record.single_objects)
         path = _place(out, yolo_layout.LABELS_FOLDER, f"{stem}.txt")
         yolo.write_yolo(path, kept, masks=outlines, only_outlines=outlines)
     content = {

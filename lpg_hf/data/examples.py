@@ -153,18 +153,13 @@ def _paint(
     segmentation = row["objects"]["segmentation"]
     rles = [segmentation[i] for i in indices if segmentation[i]["counts"]]
     if rles:
-        merged = rles[0] if len(rles) == 1 else coco_mask.merge([_encoded(rle) for rle in rles])
-        pixels = coco_mask.decode(_encoded(merged)).view(bool)
+        merged = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
+        pixels = coco_mask.decode(merged).view(bool)
         target[pixels & (target == 0) if free else pixels] = value
     for i in indices:
         if not segmentation[i]["counts"]:
             region = target[box_slices(boxes[i], *target.shape)]
             region[region == 0] = IGNORE_INDEX
-
-
-def _encoded(rle: dict) -> dict:
-    counts = rle["counts"]
-    return {"size": list(rle["size"]), "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 
 def class_mask(row: dict, label: int) -> np.ndarray:

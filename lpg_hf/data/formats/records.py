@@ -153,6 +153,11 @@ class Record:
     mask_path: str | None = None
     license: str = ""
 
+    @property
+    def single_objects(self) -> list[BoxObject]:
+        """The objects without crowd regions."""
+        return [item for item in self.objects if not item.iscrowd]
+
 
 @dataclass
 class Report:
