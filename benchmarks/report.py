@@ -19,6 +19,7 @@ settings, seeds, versions and the machine stand there. Percent; where a row has 
 - **boxes**: masks of the boxes of the measured photographs, which no step of the training has seen. **per box**: mean IoU of the
   single boxes; **boundary**: their boundary IoU.
 - **masks**: pseudo masks on the target's own training photographs, whose ground truth no step has read, except where a row says so.
+- **boxes / s**: on one core, often beside other work on the machine: an order of magnitude.
 - **segm.**: the segmenter on the measured photographs, single scale; **CRF**: after a dense CRF; **of full**: its bg as a share of the
   same segmenter's with full supervision, in the same stage.
 - The photographs are the subsets of `../shared/data`, scaled to 320 px; `val_mix` is not VOC's val, and no number here compares with a
