@@ -25,6 +25,10 @@ app = typer.Typer(
 _ZeroBased = Annotated[
     bool, typer.Option("--zero-based", help="VOC corners are 0-based and end exclusive, as some tools write them.")
 ]
+_SizeMismatch = Annotated[
+    str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
+]
+_MaxPixels = Annotated[int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)]
 
 
 @app.callback()
@@ -69,12 +73,8 @@ def masks(
     threshold: Annotated[float, typer.Option(help="Foreground probability above which a pixel is in the mask.")] = 0.5,
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
     zero_based: _ZeroBased = False,
-    size_mismatch: Annotated[
-        str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
-    ] = "skip",
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)
-    ] = None,
+    size_mismatch: _SizeMismatch = "skip",
+    max_pixels: _MaxPixels = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
     ] = False,
@@ -213,9 +213,7 @@ def convert_labels(
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
     masks: Annotated[bool, typer.Option(help="Write the masks that there are.")] = True,
     zero_based: _ZeroBased = False,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)
-    ] = None,
+    max_pixels: _MaxPixels = None,
 ) -> None:
     """Write labels in another format, and say what it cannot hold. Pictures are not copied.
 
@@ -532,12 +530,8 @@ def _compare(
     format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
     split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
     zero_based: _ZeroBased = False,
-    size_mismatch: Annotated[
-        str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
-    ] = "skip",
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)
-    ] = None,
+    size_mismatch: _SizeMismatch = "skip",
+    max_pixels: _MaxPixels = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
     ] = False,

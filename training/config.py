@@ -58,7 +58,7 @@ class Settings:
     aux_zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
     aux_allow_missing: bool = False  # go on without pictures, masks or annotation files that do not exist
     aux_size_mismatch: str = (
-        "skip"  # COCO and VOC pictures of another size than stated: skip, error, or rescale the boxes
+        "skip"  # COCO and VOC: picture of another size than stated: skip, error, or rescale (boxes)
     )
     aux_fraction: float = 1.0  # share of the auxiliary images, drawn by the seed (Table VI)
 

@@ -137,8 +137,7 @@ def _load(
 ) -> Dataset:
     """Builds or opens the data set, on the main process first; pictures stay undecoded until they are needed.
 
-    What good files have too and is left out (pictures and objects without the classes, unlabelled pictures) is printed; the rest of
-    the loader's report is logged by the loader, as a warning.
+    What the loader found is printed if something was left out, changed, or deserves attention.
     """
     if zero_based:
         source["zero_based"] = True  # VOC's alone: an error for any other format.
@@ -149,7 +148,7 @@ def _load(
     report = Report()
     with accelerator.main_process_first():
         rows = load_boxes(format, report=report, **source)
-    if any(PROBLEMS[kind][0] != "kept" for kind in report.counts) and not report.needs_attention:
+    if report.needs_attention or any(PROBLEMS[kind][0] != "kept" for kind in report.counts):
         accelerator.print(f"{part}: {report.summary()}")
     for column in ("image", "mask"):
         if column in rows.column_names:

@@ -29,7 +29,7 @@ def own(settings, data, tmp_path):
     )
 
 
-def test_r_f7_missing_pictures_are_an_error_unless_they_may_be_missing(accelerator, own, tmp_path):
+def test_r_f7_missing_pictures_are_an_error_unless_they_may_be_missing(accelerator, own, tmp_path, capsys):
     for folder in ("aux/images", "target/JPEGImages"):
         for picture in {path.name[:4]: path for path in (tmp_path / "data" / folder).iterdir()}.values():
             picture.unlink()  # one of each part
@@ -39,7 +39,9 @@ def test_r_f7_missing_pictures_are_an_error_unless_they_may_be_missing(accelerat
         for load in functions:
             with pytest.raises(FileNotFoundError, match="1 of .* are missing"):
                 load(accelerator, own)
+            capsys.readouterr()
             assert len(load(accelerator, allowed)) in (7, 5, 3)
+            assert "missing_image: 1 (picture that does not exist; image left out)" in capsys.readouterr().out
 
 
 def test_r_a11_pictures_of_another_size_than_stated_are_left_out_refused_or_rescaled(accelerator, own, tmp_path):
