@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lpg_hf.data.formats.records import Report
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
 from lpg_hf.visualize import draw_boxes, overlay, panel

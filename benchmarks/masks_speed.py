@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel, bundled, load_generator
-from lpg_hf.compare import peak_memory_mb
-from lpg_hf.data.formats.records import Report
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
-from lpg_hf.masks import MaskSettings, write_masks
+from lpg_hf.evaluation.compare import peak_memory_mb
+from lpg_hf.masks.writer import MaskSettings, write_masks
 
 
 SIDE = 512

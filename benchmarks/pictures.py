@@ -16,12 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lpg_hf import load_generator
-from lpg_hf.assembly import ImageMasks, assemble, boxed_image
-from lpg_hf.compare import CocoTruth, FolderTruth, Job, PictureTruth, open_truth
-from lpg_hf.data.formats.records import Record, Report
+from lpg_hf.data.records import Record
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
-from lpg_hf.evaluation import write_json
+from lpg_hf.evaluation.compare import Job
+from lpg_hf.evaluation.truth import CocoTruth, FolderTruth, PictureTruth, open_truth
+from lpg_hf.files import write_json
 from lpg_hf.generators.base import BoxedImage, MaskGenerator
+from lpg_hf.masks.assembly import ImageMasks, assemble, boxed_image
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
 

@@ -327,7 +327,7 @@ def _surroundings(bench: Bench, cell: Cell) -> dict:
     """Settings without this machine's folders, versions and hardware."""
     import torch
 
-    from lpg_hf.generators import resolve_dtype
+    from lpg_hf.devices import resolve_dtype
     from training.config import read_yaml, settings_from_dict
     from training.models import package_versions
     from training.stages import public_settings

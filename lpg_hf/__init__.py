@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
+from lpg_hf.version import __version__ as __version__
 
-__version__ = "0.1.0"
 
 _MODULE_OF = {
     "LPGConfig": "lpg_hf.models.configuration_lpg",
@@ -35,8 +35,8 @@ _MODULE_OF = {
     "VocBoxes": "lpg_hf.data.builders",
     "YoloBoxes": "lpg_hf.data.builders",
     "load_boxes": "lpg_hf.data.load",
-    "BoxToMaskPipeline": "lpg_hf.pipeline",
-    "bundled": "lpg_hf.bundle",
+    "BoxToMaskPipeline": "lpg_hf.masks.pipeline",
+    "bundled": "lpg_hf.generators.bundle",
     "load_generator": "lpg_hf.generators",
     "ConfusionMatrix": "lpg_hf.metrics.mean_iou",
     "MeanIoU": "lpg_hf.metrics.mean_iou",
@@ -63,7 +63,7 @@ def register_auto_classes() -> None:
 
 
 def _register_pipeline() -> None:
-    importlib.import_module("lpg_hf.pipeline")  # registers its task when it is imported
+    importlib.import_module("lpg_hf.masks.pipeline")  # registers its task when it is imported
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -100,10 +100,11 @@ def masks(
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
-    from lpg_hf.data.formats.records import MAX_PIXELS, Report
+    from lpg_hf.data.report import Report
     from lpg_hf.data.sources import open_source
     from lpg_hf.generators import load_generator
-    from lpg_hf.masks import MaskSettings, write_masks
+    from lpg_hf.images import MAX_PIXELS
+    from lpg_hf.masks.writer import MaskSettings, write_masks
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
     settings = MaskSettings(
@@ -183,7 +184,7 @@ def check(
     Example: `lpg-hf check instances.json --images photos --masks --json report.json`
     """
     from lpg_hf.data.check import check_source
-    from lpg_hf.data.formats.records import MAX_PIXELS
+    from lpg_hf.images import MAX_PIXELS
 
     checked = check_source(
         annotations,
@@ -222,7 +223,7 @@ def convert_labels(
     Example: `lpg-hf convert-labels instances.json labels_yolo --to yolo --images photos`
     """
     from lpg_hf.data.convert import convert_labels as convert_all
-    from lpg_hf.data.formats.records import MAX_PIXELS
+    from lpg_hf.images import MAX_PIXELS
 
     done = convert_all(
         annotations,
@@ -322,7 +323,7 @@ def export_data(
     Example: `lpg-hf export-data voc_boxes --format voc --root VOC2012 --split train --split val --masks`
     """
     from lpg_hf.data.export import write_dataset
-    from lpg_hf.data.formats.records import Report
+    from lpg_hf.data.report import Report
 
     found = Report()
     num_rows = write_dataset(
@@ -370,7 +371,7 @@ def push_data(
 
     Example: `lpg-hf push-data my-name/voc-boxes --format voc --root VOC2012 --split train --split val --masks`
     """
-    from lpg_hf.data.formats.records import Report
+    from lpg_hf.data.report import Report
     from lpg_hf.hub import push_data
 
     found = Report()
@@ -423,8 +424,9 @@ def _eval(
 
     Example: `lpg-hf eval masks VOC2012/SegmentationClass --classes classes.txt --json scores.json`
     """
-    from lpg_hf.data.formats.records import MAX_PIXELS
-    from lpg_hf.evaluation import evaluate, write_json
+    from lpg_hf.evaluation.evaluate import evaluate
+    from lpg_hf.files import write_json
+    from lpg_hf.images import MAX_PIXELS
 
     result = evaluate(
         prediction,
@@ -459,8 +461,8 @@ def convert(
 
     Example: `lpg-hf convert LPG_Round2.pth models/lpg-round2 --kind lpg`
     """
-    from lpg_hf.evaluation import class_list
-    from lpg_hf.models import convert_original_checkpoint as converter
+    from lpg_hf import convert_official as converter
+    from lpg_hf.evaluation.evaluate import class_list
 
     if to_official:
         typer.echo(f"written to {converter.to_official(checkpoint, out)}")
@@ -547,9 +549,9 @@ def _compare(
 
     Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box,grabcut --out compared`
     """
-    from lpg_hf.compare import Job, as_dict, compare, table, write
-    from lpg_hf.data.formats.records import MAX_PIXELS
-    from lpg_hf.evaluation import write_json
+    from lpg_hf.evaluation.compare import Job, as_dict, compare, table, write
+    from lpg_hf.files import write_json
+    from lpg_hf.images import MAX_PIXELS
 
     names = None if generators is None else [name.strip() for name in generators.split(",") if name.strip()]
     job = Job(

@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lpg_hf.assembly import ImageMasks, assemble
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.examples import decode_image
 from lpg_hf.data.formats.coco import write_coco
-from lpg_hf.data.formats.records import BoxObject, Record
+from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator
+from lpg_hf.images import read_rgb
 from lpg_hf.label_maps import write_label_map
-from lpg_hf.pipeline import checked_boxes
+from lpg_hf.masks.assembly import ImageMasks, assemble
+from lpg_hf.masks.pipeline import checked_boxes
 from lpg_hf.visualize import colorize, colour_index, draw_boxes, overlay
 
 
@@ -343,7 +343,7 @@ class Page:
         picture, message = None, ""
         if path is not None:
             try:
-                picture = Picture(Path(path).name, decode_image({"image": {"path": path}}, self.max_pixels))
+                picture = Picture(Path(path).name, read_rgb(path, max_pixels=self.max_pixels))
             except (OSError, ValueError) as error:
                 reason = str(error).replace(path, Path(path).name)
                 message = _problem(f"This picture cannot be used: {reason}.")

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,3 +66,77 @@ def json_text(content: object, **options: object) -> str:
     """
     text = json.dumps(content, ensure_ascii=False, **options)
     return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Iterator[str]:
+    """Relative names of the files of a folder (`deep`: and below), forward slashes, sorted.
+
+    Args:
+        folder: links to folders in it are not followed.
+        suffixes: lower case; any case is found.
+        deep: go into its folders.
+    """
+    base = fs_path(folder)
+    for current, folders, files in os.walk(base):
+        folders[:] = sorted(folders) if deep else []
+        inner = os.path.relpath(current, base)
+        for name in sorted(files):
+            if name.lower().endswith(tuple(suffixes)):
+                relative = name if inner == "." else os.path.join(inner, name)
+                yield unicode_name(relative).replace(os.sep, "/")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A text file: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    data = Path(fs_path(path)).read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: byte {error.start}. Save it as UTF-8") from error
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def relative_name(name: object) -> str:
+    """A file name of an annotation file as a relative path with forward slashes.
+
+    Raises:
+        ValueError: it is empty, absolute, on a drive, or climbs with "..".
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise ValueError("is no file name")
+    name = name.replace("\\", "/")
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        raise ValueError("is not relative")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        raise ValueError("climbs out of the folder")
+    return "/".join(parts)
+
+
+def resolve_inside(root: str, name: str) -> str:
+    """The path of `name` (from `relative_name`) under `root`; the file need not exist.
+
+    Raises:
+        ValueError: a symbolic link leads outside `root`.
+    """
+    path = f"{root}/{name}"
+    local = fs_path(path)
+    real = os.path.realpath(local) if os.path.islink(local) else _real_folder(os.path.dirname(local)) + os.sep
+    base = os.path.join(_real_folder(fs_path(root)), "")
+    if not real.startswith(base):
+        raise ValueError("is a link that leads outside the folder")
+    return path
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write a json file that is complete or absent; folders are created."""
+    write_atomically(path, (json_text(content, indent=2) + "\n").encode("utf-8"))

@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from lpg_hf.data.formats.records import MAX_PIXELS, open_image
 from lpg_hf.files import write_atomically
-
-from .labels import IGNORE_INDEX, voc_palette
+from lpg_hf.images import MAX_PIXELS, open_image
+from lpg_hf.labels import IGNORE_INDEX, voc_palette
 
 
 IGNORE_INDEX_16 = 65535

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .labels import IGNORE_INDEX, voc_palette
+from lpg_hf.labels import IGNORE_INDEX, voc_palette
 
 
 def colorize(label_map: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ from benchmarks.cells import Cell, differences, expand, read_cells, select
 from benchmarks.fold0 import auxiliary, write_target
 from benchmarks.report import duration, render
 from benchmarks.running import ROOT, Bench, Busy, Commands, commands, run_cell, thinned_log
-from lpg_hf.data.formats.records import BoxObject, Record
 from lpg_hf.data.formats.voc import read_voc, write_voc
+from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.synthetic import write_synthetic_dataset
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import COCO_CLASSES, VOC_CLASSES

@@ -21,7 +21,7 @@ from PIL import Image
 
 from lpg_hf.cli import main
 from lpg_hf.data.formats.coco import read_coco
-from lpg_hf.data.formats.records import Report
+from lpg_hf.data.report import Report
 from lpg_hf.generators.base import Patch
 from lpg_hf.label_maps import read_label_map
 from tests.browser import CHROMIUM, Browser

@@ -5,8 +5,8 @@ import pyarrow.compute as pc
 from accelerate import Accelerator
 from datasets import Dataset, Image
 
-from lpg_hf.data.formats.records import PROBLEMS, Report
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.report import PROBLEMS, Report
 from lpg_hf.labels import IGNORE_INDEX
 from training.config import Settings
 

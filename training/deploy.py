@@ -22,11 +22,12 @@ from datasets import Dataset
 
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.load import class_names
+from lpg_hf.files import write_json
 from training.config import Settings, parse_settings
 from training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
 from training.masks import check_distinct
 from training.measure import measure_label_maps, measure_segmenter
-from training.models import build_segmenter, load_lpg, load_segmenter, package_versions, write_json
+from training.models import build_segmenter, load_lpg, load_segmenter, package_versions
 from training.report import write_panel, write_table
 from training.stages import (
     Labels,

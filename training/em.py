@@ -17,11 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpg_hf.data.load import class_names
+from lpg_hf.files import write_json
 from training.config import Settings, parse_settings
 from training.data import check_num_classes, load_aux
 from training.masks import check_distinct
 from training.measure import measure_label_maps
-from training.models import build_lpg, build_segmenter, load_lpg, write_json
+from training.models import build_lpg, build_segmenter, load_lpg
 from training.stages import (
     add_metrics,
     box_labels,

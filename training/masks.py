@@ -12,17 +12,17 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lpg_hf.class_probs import CLASS_PROB_STRIDE, at_picture_size, padded_size, stored_probs
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
-from lpg_hf.files import fs_path
-from lpg_hf.fusion import fuse_classes, smallest_box_areas
+from lpg_hf.files import fs_path, write_json
 from lpg_hf.generators.base import batches_of_one_size
+from lpg_hf.generators.class_probs import CLASS_PROB_STRIDE, at_picture_size, padded_size, stored_probs
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
+from lpg_hf.masks.fusion import fuse_classes, smallest_box_areas
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
 from training.config import Settings
-from training.models import Normalization, write_json
+from training.models import Normalization
 from training.samples import BOX_COLUMNS
 from training.steps import to_device
 

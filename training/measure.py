@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
 
-from lpg_hf.class_probs import resize_logits
 from lpg_hf.data.examples import label_map
+from lpg_hf.generators.class_probs import resize_logits
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training.config import Settings
@@ -74,7 +74,7 @@ def measure_segmenter(
             truth = label_map(rows[index])
             confusion.update(full.argmax(dim=0).cpu().numpy(), truth)
             if settings.crf:
-                from lpg_hf.crf import LARGEFOV_CRF, RESNET_CRF, dense_crf
+                from lpg_hf.generators.crf import LARGEFOV_CRF, RESNET_CRF, dense_crf
 
                 kernels = (RESNET_CRF if model.config.model_type == "deeplab_v2" else LARGEFOV_CRF)._asdict()
                 probs = full.softmax(dim=0).cpu().numpy()

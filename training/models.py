@@ -1,6 +1,5 @@
 """The networks of a run: built from the settings, loaded from a stage folder, saved as one."""
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-import lpg_hf
-from lpg_hf.bundle import BUNDLED, bundled
-from lpg_hf.class_probs import aligns_corners
+from lpg_hf.files import write_json
+from lpg_hf.generators.bundle import BUNDLED, bundled
+from lpg_hf.generators.class_probs import aligns_corners
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
@@ -29,6 +28,7 @@ from lpg_hf.models.imagenet import (
     load_vgg16_imagenet,
 )
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.version import __version__
 from lpg_hf.weight_files import reading_weights
 from training.config import Settings
 
@@ -230,7 +230,7 @@ def check_crop_size(model: nn.Module, settings: Settings) -> None:
     """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
 
     Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel, as in pictures
-    (see `lpg_hf.class_probs.padded_size`).
+    (see `lpg_hf.generators.class_probs.padded_size`).
 
     Raises:
         ValueError: names the next size.
@@ -292,16 +292,9 @@ def save_stage(folder: Path, model: nn.Module, processor: object, metrics: dict)
     os.replace(temporary, folder)
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Writes a file that appears complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def package_versions() -> dict[str, str]:
     names = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "opencv-python-headless")
-    return {"lpg_hf": lpg_hf.__version__} | {name: version(name) for name in names}
+    return {"lpg_hf": __version__} | {name: version(name) for name in names}
 
 
 def _segmenter_processor(name: str) -> object:

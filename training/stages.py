@@ -16,7 +16,8 @@ from datasets import Dataset
 
 from lpg_hf.data.examples import box_label_map
 from lpg_hf.data.load import class_names
-from lpg_hf.generators import resolve_dtype, usable_device
+from lpg_hf.devices import resolve_dtype, usable_device
+from lpg_hf.files import write_json
 from lpg_hf.hub import write_card
 from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
@@ -33,7 +34,6 @@ from training.models import (
     lpg_processor,
     package_versions,
     save_stage,
-    write_json,
 )
 from training.samples import LPGViews, SegmenterCrops
 from training.steps import remove_checkpoints, train_lpg, train_segmenter

@@ -49,8 +49,10 @@ from datasets import (
 )
 
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
-from lpg_hf.data.formats.records import MAX_PIXELS, SIZE_MISMATCH_CHOICES, ImageChecks, Record, Report
+from lpg_hf.data.records import SIZE_MISMATCH_CHOICES, ImageChecks, Record
+from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, json_text, unicode_path, write_atomically
+from lpg_hf.images import MAX_PIXELS
 
 
 # Part of the cache path, which holds no hash of the code: raise it when the same files give other rows.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from lpg_hf.data.formats.records import MAX_PIXELS, Report
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
+from lpg_hf.images import MAX_PIXELS
 
 
 # Pictures per task: the report of a task is merged when its turn comes, so that places keep the order of the file.

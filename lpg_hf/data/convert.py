@@ -21,10 +21,12 @@ from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
-from lpg_hf.data.formats.records import MAX_PIXELS, BoxObject, Record, Report, resolve_inside
 from lpg_hf.data.formats.rle import class_in_box_to_rle
+from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source, recognise_format, voc_places
-from lpg_hf.files import fs_path
+from lpg_hf.files import fs_path, resolve_inside
+from lpg_hf.images import MAX_PIXELS
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 

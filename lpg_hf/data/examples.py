@@ -7,29 +7,19 @@ Every function works on the row alone and in the frame of the upright picture, h
 """
 
 import io
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices, clip_boxes, convert_boxes
-from lpg_hf.data.formats.records import MAX_PIXELS, ImageProblem, exif_orientation, open_image
+from lpg_hf.images import MAX_PIXELS, open_image, read_rgb
 from lpg_hf.labels import IGNORE_INDEX
 
 
-# EXIF orientation -> what makes the picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _open_column(row: dict, column: str, max_pixels: int) -> tuple[Image.Image, str]:
+def _column_source(row: dict, column: str) -> tuple[Image.Image | BinaryIO | str, str]:
+    """What `images.open_image` takes, and the name for messages."""
     value = row[column]
     name = row.get("file_name") or row.get("image_id") or column
     if isinstance(value, Image.Image):
@@ -37,10 +27,10 @@ def _open_column(row: dict, column: str, max_pixels: int) -> tuple[Image.Image, 
     if not isinstance(value, dict):
         raise ValueError(f"column {column!r} of {name} is a {type(value).__name__}, not a picture")
     if value.get("bytes") is not None:
-        return open_image(io.BytesIO(value["bytes"]), name, max_pixels), name
+        return io.BytesIO(value["bytes"]), name
     if not value.get("path"):
         raise ValueError(f"column {column!r} of {name} holds neither a path nor bytes")
-    return open_image(value["path"], value["path"], max_pixels), value["path"]
+    return value["path"], value["path"]
 
 
 def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -60,36 +50,10 @@ def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         ImageProblem: cannot be opened or is cut off; the message names the file.
         ValueError: a kind of picture that is refused, or another size than the row states.
     """
-    image, name = _open_column(row, "image", max_pixels)
-    try:
-        orientation = exif_orientation(image)
-        if orientation in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[orientation])
-        pixels = np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)
-    except (OSError, SyntaxError) as error:
-        kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
-        raise ImageProblem(
-            kind, f"cannot decode the picture {name}: {error}. Replace the file or leave it out"
-        ) from error
+    source, name = _column_source(row, "image")
+    pixels = read_rgb(source, name, max_pixels)
     _check_size(pixels, row, name)
     return pixels
-
-
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ValueError(
-                f"the picture {name} holds values {values.min()}..{values.max()}; save it with 8 or 16 bits"
-            )
-        grey = np.round(values / 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise ValueError(f"the picture {name} holds floats, whose range is not known; save it with 8 bits")
-    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return np.array(image.convert("RGB"))
 
 
 def _check_size(pixels: np.ndarray, row: dict, name: str) -> None:
@@ -126,7 +90,8 @@ def row_boxes(row: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mask_column(row: dict) -> np.ndarray:
-    mask, name = _open_column(row, "mask", MAX_PIXELS)
+    source, name = _column_source(row, "mask")
+    mask = open_image(source, name)
     if mask.mode not in ("P", "L"):
         raise ValueError(f"the class mask {name} has mode {mask.mode}; it must be a palette or grey PNG of indices")
     try:

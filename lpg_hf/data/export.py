@@ -8,12 +8,10 @@
 
 Without ``--with-images`` the column `image` is left out, and `file_name` says which picture of your own copy belongs to a row:
 ``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together again. Class masks are always embedded. No path of this
-machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes; ``python -m lpg_hf.data.export``
-is ``lpg-hf export-data``.
+machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
 """
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,11 +20,11 @@ from datasets import Dataset
 from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from lpg_hf.cards import render_card
 from lpg_hf.data.formats.coco import NAMED_CLASS_SETS
-from lpg_hf.data.formats.records import Report
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, write_atomically
-from lpg_hf.hub.cards import render_card
 
 
 TITLES = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}  # of the formats that can be exported
@@ -216,9 +214,3 @@ def write_dataset(
             target.rmdir()
         os.replace(written, target)
     return sum(len(dataset) for dataset in loaded.values())
-
-
-if __name__ == "__main__":
-    from lpg_hf.cli import main
-
-    main(["export-data", *sys.argv[1:]])

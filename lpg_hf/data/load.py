@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Image, load_dataset
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
-from lpg_hf.data.formats.records import Report, check_missing, relative_name, resolve_inside, walk_files
-from lpg_hf.files import fs_path, unicode_path
+from lpg_hf.data.report import Report, check_missing
+from lpg_hf.files import fs_path, relative_name, resolve_inside, unicode_path, walk_files
 
 
 logger = logging.getLogger(__name__)

@@ -26,24 +26,20 @@ from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import decode_image, label_map
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
-from lpg_hf.data.formats.records import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
+from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
+from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.records import (
     SIZE_MISMATCH_CHOICES,
     BoxObject,
     Geometry,
     ImageChecks,
-    ImageProblem,
     Record,
-    Report,
     checked_box,
     finite_numbers,
-    relative_name,
-    walk_files,
 )
-from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
-from lpg_hf.data.load import class_names, load_boxes
-from lpg_hf.files import fs_path, unicode_name, unicode_path
+from lpg_hf.data.report import Report
+from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files
+from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageProblem
 
 
 FORMATS = ("coco", "voc", "yolo", "dataset")

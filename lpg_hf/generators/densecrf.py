@@ -8,8 +8,8 @@ import math
 import cv2
 import numpy as np
 
-from lpg_hf.crf import dense_crf
 from lpg_hf.generators.base import BoxByBoxGenerator
+from lpg_hf.generators.crf import dense_crf
 
 
 # Probability of what is taken for certain; the rest keeps energies finite.

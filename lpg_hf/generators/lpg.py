@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lpg_hf.class_probs import SegmenterProbs
 from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch, weights_digest
+from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel

@@ -1,8 +1,8 @@
 """Stages and data sets on the Hub: cards, push and pull. Nothing here imports torch."""
 
-from .cards import write_card
-from .pull import fetch_stage, pull_run
-from .push import Pushed, PushReport, push_data, push_run
+from lpg_hf.cards import write_card
+from lpg_hf.hub.pull import fetch_stage, pull_run
+from lpg_hf.hub.push import Pushed, PushReport, push_data, push_run
 
 
 __all__ = ["PushReport", "Pushed", "fetch_stage", "pull_run", "push_data", "push_run", "write_card"]

@@ -9,9 +9,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .cards import read_json
-from .client import HUB_ERRORS, commit_files, reason, signed_in
-from .stages import check_stage, find_stages, prepare_stage
+from lpg_hf.cards import read_json
+from lpg_hf.hub.client import HUB_ERRORS, commit_files, reason, signed_in
+from lpg_hf.hub.stages import check_stage, find_stages, prepare_stage
 
 
 # What a repository may hold before its first push: what the Hub's own page puts there.

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from .cards import read_json, write_card
+from lpg_hf.cards import read_json, write_card
 
 
 MODELS = Path(__file__).parents[1] / "models"

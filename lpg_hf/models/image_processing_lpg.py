@@ -413,7 +413,7 @@ class LPGImageProcessor(PilBackend):
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
-    """A PIL image as `lpg_hf.data.examples.decode_image` reads it, which a checkpoint that is used without the package lacks.
+    """A PIL image as `lpg_hf.images.read_rgb` reads it, which a checkpoint that is used without the package lacks.
 
     Turned as the EXIF orientation says; transparent pixels are laid over white; 16-bit grey is divided by 257.
 

@@ -12,9 +12,10 @@ from trees import HEIGHT, RED, WIDTH, add_everywhere, picture
 
 from lpg_hf.data.check import check_source
 from lpg_hf.data.export import write_shards
-from lpg_hf.data.formats.records import MAX_PIXELS, Report
 from lpg_hf.data.load import load_boxes
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
+from lpg_hf.images import MAX_PIXELS
 
 
 BASE_BOX = (10, 8, 30, 24)

@@ -8,7 +8,7 @@ from PIL import Image
 from trees import HEIGHT, WIDTH, add_everywhere
 
 from lpg_hf.data.check import check_source
-from lpg_hf.data.formats.records import PROBLEMS, Report
+from lpg_hf.data.report import PROBLEMS, Report
 
 
 # what is changed of a second annotation of picture b.png -> kind of problem

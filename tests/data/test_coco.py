@@ -10,8 +10,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.coco import header_with, id_of, make_record, read_coco, read_index, write_coco
-from lpg_hf.data.formats.records import Geometry, ImageChecks, Report
 from lpg_hf.data.formats.rle import segmentation_to_rle
+from lpg_hf.data.records import Geometry, ImageChecks
+from lpg_hf.data.report import Report
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
 

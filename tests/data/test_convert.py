@@ -12,7 +12,7 @@ from trees import HEIGHT, WIDTH
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import _Reading, convert_labels
 from lpg_hf.data.export import write_dataset
-from lpg_hf.data.formats.records import Report
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
 

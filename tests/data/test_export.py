@@ -223,10 +223,10 @@ def test_zero_based_corners_are_exported_as_they_are(run, voc_tree, coco_tree, t
     assert result.exit_code == 2 and "format 'coco' has no option zero_based" in result.output
 
 
-def test_module_runs_as_a_command(coco_tree, tmp_path):
+def test_command_line_runs_as_a_module(coco_tree, tmp_path):
     coco_tree.write()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "lpg_hf.data.export", str(tmp_path / "out"), "--format", "coco"]
+    command = [sys.executable, "-m", "lpg_hf.cli", "export-data", str(tmp_path / "out"), "--format", "coco"]
     process = subprocess.run(
         [*command, "--root", str(coco_tree.root)], env=environment, capture_output=True, text=True
     )

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpg_hf.data.export import write_dataset, write_shards
-from lpg_hf.data.formats.records import Report
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.report import Report
 
 
 def test_coco_voc_and_yolo_give_the_same_box(coco_tree, voc_tree, yolo_tree):

@@ -6,7 +6,9 @@ import sys
 import pytest
 from PIL import Image
 
-from lpg_hf.data.formats.records import MAX_PLACES, PROBLEMS, ImageChecks, Report, exif_orientation, image_size
+from lpg_hf.data.records import ImageChecks
+from lpg_hf.data.report import MAX_PLACES, PROBLEMS, Report
+from lpg_hf.images import exif_orientation, image_size
 
 
 def check(path, **options):

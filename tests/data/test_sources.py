@@ -9,8 +9,8 @@ from pycocotools import mask as coco_mask
 from trees import HEIGHT, RED, WIDTH, picture
 
 from lpg_hf.data.export import write_card, write_shards
-from lpg_hf.data.formats.records import PROBLEMS, Report
 from lpg_hf.data.load import load_boxes
+from lpg_hf.data.report import PROBLEMS, Report
 from lpg_hf.data.sources import open_source, recognise_format
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpg_hf.data.formats.records import ImageChecks, Report
 from lpg_hf.data.formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
+from lpg_hf.data.records import ImageChecks
+from lpg_hf.data.report import Report
 from lpg_hf.labels import VOC_CLASSES
 
 

@@ -10,9 +10,10 @@ from trees import HEIGHT, WIDTH, picture
 
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import yolo, yolo_layout
-from lpg_hf.data.formats.records import BoxObject, Record, Report
 from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.data.report import Report
 
 
 LINE = "0 0.333333 0.4 0.333333 0.4"

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import MobileNetV2ImageProcessorPil, SegformerForSemanticSegmentation
 
 from lpg_hf import LPGImageProcessor, load_generator
-from lpg_hf.class_probs import SegmenterProbs
-from lpg_hf.generators import usable_device
+from lpg_hf.devices import usable_device
 from lpg_hf.generators.base import BoxedImage
+from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.generators.grabcut import GrabCutGenerator
 from lpg_hf.generators.lpg import LPGGenerator, inference_copy
 from tests.conftest import tiny_lpg

@@ -10,7 +10,7 @@ import torch
 
 from lpg_hf import load_generator
 from lpg_hf.boxes import box_slices
-from lpg_hf.compare import Job, compare
+from lpg_hf.evaluation.compare import Job, compare
 from lpg_hf.generators.base import BoxedImage
 from lpg_hf.generators.saliency import SaliencyGenerator
 

@@ -15,12 +15,12 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from lpg_hf.assembly import assemble
-from lpg_hf.class_probs import SegmenterProbs, aligns_corners
 from lpg_hf.data.examples import decode_image, label_map, row_boxes
 from lpg_hf.generators.base import BoxedImage
+from lpg_hf.generators.class_probs import SegmenterProbs, aligns_corners
 from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.label_maps import mask_name, read_label_map
+from lpg_hf.masks.assembly import assemble
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training import masks as masks_module
 from training.data import load_aux, load_eval, load_target

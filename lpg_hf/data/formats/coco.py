@@ -22,21 +22,10 @@ from pathlib import Path
 
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats.records import (
-    BoxObject,
-    Geometry,
-    ImageChecks,
-    Record,
-    Report,
-    check_missing,
-    checked_box,
-    finite_numbers,
-    relative_name,
-    resolve_inside,
-    stated_size,
-)
 from lpg_hf.data.formats.rle import checked_rle, fits, polygons_of, segmentation_to_rle
-from lpg_hf.files import fs_path, json_text, unicode_path
+from lpg_hf.data.records import BoxObject, Geometry, ImageChecks, Record, checked_box, finite_numbers, stated_size
+from lpg_hf.data.report import Report, check_missing
+from lpg_hf.files import fs_path, json_text, relative_name, resolve_inside, unicode_path
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
 

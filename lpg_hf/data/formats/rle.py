@@ -7,7 +7,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.records import Geometry, Report, finite_numbers
+from lpg_hf.data.records import Geometry, finite_numbers
+from lpg_hf.data.report import Report
 
 
 def polygons_of(segmentation: object) -> Iterator[list[float] | None]:

@@ -24,25 +24,10 @@ import numpy as np
 from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
 
-from lpg_hf.data.formats.records import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    BoxObject,
-    ImageChecks,
-    ImageProblem,
-    Record,
-    Report,
-    check_missing,
-    checked_box,
-    finite_numbers,
-    open_image,
-    read_text,
-    relative_name,
-    resolve_inside,
-    stated_size,
-    walk_files,
-)
-from lpg_hf.files import fs_path, unicode_name, unicode_path
+from lpg_hf.data.records import BoxObject, ImageChecks, Record, checked_box, finite_numbers, stated_size
+from lpg_hf.data.report import Report, check_missing
+from lpg_hf.files import fs_path, read_text, relative_name, resolve_inside, unicode_name, unicode_path, walk_files
+from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageProblem, open_image
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
 
 

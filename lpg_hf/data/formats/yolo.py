@@ -22,19 +22,6 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats.records import (
-    BoxObject,
-    Geometry,
-    ImageChecks,
-    ImageProblem,
-    Record,
-    Report,
-    check_missing,
-    checked_box,
-    image_size,
-    read_text,
-    resolve_inside,
-)
 from lpg_hf.data.formats.rle import segmentation_to_rle
 from lpg_hf.data.formats.yolo_layout import (
     IMAGES_FOLDER,
@@ -47,7 +34,10 @@ from lpg_hf.data.formats.yolo_layout import (
     txt_names,
     without_folders,
 )
-from lpg_hf.files import fs_path, unicode_name, unicode_path
+from lpg_hf.data.records import BoxObject, Geometry, ImageChecks, Record, checked_box
+from lpg_hf.data.report import Report, check_missing
+from lpg_hf.files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
+from lpg_hf.images import ImageProblem, image_size
 
 
 # A fraction beyond this is a number of pixels; a box may be somewhat larger than its picture.

@@ -5,14 +5,9 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from lpg_hf.data.formats.records import (
-    IMAGE_SUFFIXES,
-    Report,
-    read_text,
-    relative_name,
-    walk_files,
-)
-from lpg_hf.files import fs_path, unicode_name, unicode_path
+from lpg_hf.data.report import Report
+from lpg_hf.files import fs_path, read_text, relative_name, unicode_name, unicode_path, walk_files
+from lpg_hf.images import IMAGE_SUFFIXES
 
 
 IMAGES_FOLDER = "images"

@@ -7,6 +7,7 @@ pipe = pipeline("box-mask-generation", model="org/lpg-stage1")
 result = pipe("street.jpg", boxes=[[10, 20, 110, 140]], labels=[1])
 """
 
+import io
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -18,16 +19,15 @@ from PIL import Image
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from lpg_hf.assembly import ImageMasks, assemble, by_position
 from lpg_hf.boxes import clip_boxes, convert_boxes
-from lpg_hf.bundle import bundled
-from lpg_hf.class_probs import SegmenterProbs
-from lpg_hf.data.examples import decode_image
-from lpg_hf.data.formats.records import MAX_PIXELS
-from lpg_hf.fusion import OVERLAP_RULES
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
+from lpg_hf.generators.bundle import bundled
+from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator
+from lpg_hf.images import MAX_PIXELS, read_rgb
 from lpg_hf.label_maps import IGNORE_INDEX_16
+from lpg_hf.masks.assembly import ImageMasks, assemble, by_position
+from lpg_hf.masks.fusion import OVERLAP_RULES
 from lpg_hf.models.modeling_lpg import LPGModel
 
 
@@ -224,11 +224,11 @@ def as_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         ValueError: an array of another type or shape, or a kind of picture that is refused.
     """
     if isinstance(image, Image.Image):
-        return decode_image({"image": image})
+        return read_rgb(image)
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return decode_image({"image": {"bytes": fetched(image)}, "file_name": image}, max_pixels)
+        return read_rgb(io.BytesIO(fetched(image)), image, max_pixels)
     if hasattr(image, "__fspath__") or isinstance(image, str):
-        return decode_image({"image": {"path": str(image)}}, max_pixels)
+        return read_rgb(str(image), max_pixels=max_pixels)
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"the picture is a {pixels.dtype} array of shape {pixels.shape}; pass (H, W, 3) uint8 RGB.")

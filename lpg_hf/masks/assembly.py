@@ -7,9 +7,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.records import Record
-from lpg_hf.fusion import fuse_classes, smallest_box_areas
+from lpg_hf.data.records import Record
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
+from lpg_hf.masks.fusion import fuse_classes, smallest_box_areas
 
 
 @dataclass(frozen=True)

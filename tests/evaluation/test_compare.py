@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf.cli import app
-from lpg_hf.compare import COLUMNS, Job, Row, compare, measure, peak_memory_mb, table, write
+from lpg_hf.evaluation.compare import COLUMNS, Job, Row, compare, measure, peak_memory_mb, table, write
 from lpg_hf.label_maps import write_label_map
 
 
@@ -120,7 +120,7 @@ def test_a_generator_that_sees_colours_beats_the_box(tree):
 
 
 def test_a_trained_stage_is_one_of_the_generators(tree, lpg_folder, monkeypatch):
-    monkeypatch.setattr("lpg_hf.compare.ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
     rows, _ = compare(job(tree, model=str(lpg_folder), dtype="float32"), ["box", "lpg"])
     assert [row.generator for row in rows] == ["box", "lpg"] and rows[1].num_boxes == 3
     assert 0 < rows[1].scores["mean_box_iou"] != rows[0].scores["mean_box_iou"]
@@ -159,7 +159,7 @@ def test_r_n1_what_the_readers_leave_out_is_told_with_its_reason(tree, monkeypat
     save(tree / "full.json", content)
     data = (tree / "images/3.png").read_bytes()
     (tree / "images/3.png").write_bytes(data[: len(data) // 2])
-    monkeypatch.setattr("lpg_hf.compare.ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
     rows, chosen = compare(job(tree), ["box"])
     (row,) = rows
     assert (row.num_pictures, row.num_boxes) == (1, 1) and len(row.skipped) == 5
@@ -265,7 +265,7 @@ def test_one_that_cannot_run_leaves_the_others_alone(tree, monkeypatch, tmp_path
 
 def test_pictures_are_chosen_evenly_among_those_with_truth(tree, monkeypatch):
     (tree / "maps" / "2.png").unlink()
-    monkeypatch.setattr("lpg_hf.compare.ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
     rows, chosen = compare(job(tree, truth="maps"), ["box"])
     assert chosen.indices == (0, 2) and rows[0].num_pictures == 2
     assert compare(job(tree), ["box"], limit=1)[1].indices == (0,)
@@ -316,7 +316,7 @@ def test_the_table_has_a_column_for_each_number_and_says_what_is_unknown():
 
 def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
     ballast = np.ones(40_000_000)  # 305 MB here
-    code = "from lpg_hf.compare import peak_memory_mb; import numpy, sys; before = peak_memory_mb(); "
+    code = "from lpg_hf.evaluation.compare import peak_memory_mb; import numpy, sys; before = peak_memory_mb(); "
     code += "numpy.ones(12_500_000); print(before, peak_memory_mb(), 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after, has_torch = result.stdout.split()

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lpg_hf.assembly import assemble, boxed_image
-from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.records import IMAGE_LEFT_OUT, MAX_PIXELS, PROBLEMS, BoxObject, Record, Report
+from lpg_hf.data.report import PROBLEMS, Report
 from lpg_hf.data.sources import Source, open_source
-from lpg_hf.evaluation import BOX_TOLERANCE, LabelPairs, default_ignore, write_json
-from lpg_hf.files import fs_path, write_atomically
+from lpg_hf.evaluation.evaluate import LabelPairs
+from lpg_hf.evaluation.truth import open_truth
+from lpg_hf.files import fs_path, write_atomically, write_json
 from lpg_hf.generators import check_generator, load_generator
 from lpg_hf.generators.base import GRANULARITIES, check_choice
-from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
-from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
+from lpg_hf.images import MAX_PIXELS
+from lpg_hf.masks.assembly import assemble, boxed_image
+from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
 
 
@@ -142,7 +142,9 @@ def compare(
         check_generator(name)
     check_choice("per", job.per, GRANULARITIES)
     source = _open(job, Report())
-    truth = open_truth(job, source)
+    truth = open_truth(
+        job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
+    )
     with_truth = [index for index, name in enumerate(source.file_names) if truth.has(name)]
     if not with_truth:
         raise ValueError(
@@ -176,7 +178,9 @@ def measure(job: Job, name: str) -> Row:
         dtype=job.dtype,
         **lpg,
     )
-    truth = open_truth(job, source)
+    truth = open_truth(
+        job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
+    )
     row, pairs, scores, seconds, num_masks = Row(name), LabelPairs(), BoxMaskScores(), 0.0, 0
     row.skipped += [f"{picture} ({PROBLEMS[kind][1]})" for picture, kind in report.left_out]
     row.reports["annotations"] = report
@@ -187,7 +191,7 @@ def measure(job: Job, name: str) -> Row:
         record = source.record(index, found)
         pixels = None if record is None else source.decode(record, found)
         report.merge(found)
-        row.skipped += _left_out(found)
+        row.skipped += found.reasons()
         if record is None or pixels is None:
             continue
         image = boxed_image(pixels, record)
@@ -262,169 +266,10 @@ def _open(job: Job, report: Report) -> Source:
     )
 
 
-def _left_out(report: Report) -> list[str]:
-    """The picture, or its boxes, that a reader has left out, with the reason."""
-    kinds = [kind for kind in report.counts if PROBLEMS[kind][0] in (IMAGE_LEFT_OUT, "object left out")]
-    return [f"{place} ({PROBLEMS[kind][1]})" for kind in kinds for place in report.places[kind]]
-
-
 def _evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
     """At most `count` of the items, evenly spaced, the first among them."""
     step = max(1.0, len(items) / count) if count else np.inf
     return tuple(items[int(i * step)] for i in range(min(count, len(items))))
-
-
-# --- ground truth -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class PictureTruth:
-    """The truth of one picture.
-
-    Attributes:
-        label_map: (H, W) integer in the labels of the source.
-        ignored: its value that counts nowhere.
-        objects: of a COCO file: the true objects with their labels; None if there is only the label map.
-        crowd: of a COCO file: (H, W) bool, its crowd regions where no object lies.
-    """
-
-    label_map: np.ndarray
-    ignored: int
-    objects: list[tuple[BoxObject, int]] | None = None
-    crowd: np.ndarray | None = None
-
-    def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(mask of an object of the source, pixels that count nowhere); the mask is None if there is no truth for it."""
-        if self.objects is None:
-            target = np.zeros(self.label_map.shape, dtype=bool)
-            window = box_slices(item.box, *target.shape)
-            target[window] = self.label_map[window] == item.category + 1
-            return target, self.label_map == self.ignored
-        same_class = [true for true, label in self.objects if label == item.category + 1]
-        found = next(
-            (true for true in same_class if true.id == item.id and _distance(true, item) <= BOX_TOLERANCE), None
-        )
-        if found is None:
-            found = min(same_class, key=lambda true: _distance(true, item), default=None)
-        if found is None or _distance(found, item) > BOX_TOLERANCE or found.rle is None:
-            return None, None
-        return as_mask(found.rle), self.crowd
-
-
-def _distance(a: BoxObject, b: BoxObject) -> float:
-    return max(abs(x - y) for x, y in zip(a.box, b.box))
-
-
-class FolderTruth:
-    """Label maps (PNG) under the pictures' relative paths."""
-
-    report = None  # Of a map that cannot be used, `of` says why.
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def has(self, file_name: str) -> bool:
-        return os.path.isfile(fs_path(self._path(file_name)))
-
-    def of(self, record: Record) -> PictureTruth:
-        """
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: it is no label map, or of another size than the picture.
-        """
-        path = self._path(record.file_name)
-        label_map = read_label_map(path)
-        if label_map.shape != (record.height, record.width):
-            raise ValueError(
-                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the picture {record.width} x {record.height}"
-            )
-        return PictureTruth(label_map, default_ignore(label_map))
-
-    def _path(self, file_name: str) -> str:
-        return os.path.join(self.folder, mask_name(file_name))
-
-
-class CocoTruth:
-    """Masks of a COCO file; its pictures meet those of the source by file name, its classes by name."""
-
-    def __init__(self, job: Job, source: Source) -> None:
-        self.report = Report()
-        self.source = open_source(
-            job.truth,
-            job.images,
-            format="coco",
-            masks=True,
-            size_mismatch=job.size_mismatch,
-            max_pixels=job.max_pixels,
-            report=self.report,
-        )
-        self.index = {name: index for index, name in enumerate(self.source.file_names)}
-        self.names = [name for _, name in self.source.classes]
-        self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
-
-    def has(self, file_name: str) -> bool:
-        return file_name in self.index
-
-    def of(self, record: Record) -> PictureTruth:
-        """
-        Raises:
-            ValueError: the reader leaves the picture out, or it has another size there.
-        """
-        found = Report()
-        true = self.source.record(self.index[record.file_name], found)
-        self.report.merge(found)
-        if true is None:
-            raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(_left_out(found))}")
-        if (true.height, true.width) != (record.height, record.width):
-            raise ValueError(
-                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} in the annotations"
-            )
-        names, label_of = self.names, self.label_of
-        objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
-        single = [pair for pair in objects if not pair[0].iscrowd]
-        label_map = _painted(objects, true.height, true.width)
-        return PictureTruth(label_map, IGNORE_INDEX_16, single, _crowd(objects, label_map))
-
-
-def _painted(objects: list[tuple[BoxObject, int]], height: int, width: int) -> np.ndarray:
-    """(H, W) uint16: large objects first, so that the smaller lies on top; crowds and objects without a mask are ignored."""
-    label_map = np.zeros((height, width), dtype=np.uint16)
-    for item, label in sorted(objects, key=lambda pair: -pair[0].area):
-        if item.rle is not None and not item.iscrowd:
-            label_map[as_mask(item.rle)] = label
-    for item, _ in objects:
-        if item.rle is None:
-            region = label_map[box_slices(item.box, height, width)]
-            region[region == 0] = IGNORE_INDEX_16
-        elif item.iscrowd:
-            label_map[as_mask(item.rle) & (label_map == 0)] = IGNORE_INDEX_16
-    return label_map
-
-
-def _crowd(objects: list[tuple[BoxObject, int]], label_map: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the pixels of crowd regions that no object of `_painted` covers."""
-    crowd = np.zeros(label_map.shape, dtype=bool)
-    for item, _ in objects:
-        if item.iscrowd and item.rle is None:
-            crowd[box_slices(item.box, *crowd.shape)] = True
-        elif item.iscrowd:
-            crowd |= as_mask(item.rle)
-    return crowd & (label_map == IGNORE_INDEX_16)
-
-
-def open_truth(job: Job, source: Source) -> FolderTruth | CocoTruth:
-    """The ground truth of a job.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-    """
-    if os.path.isdir(fs_path(job.truth)):
-        return FolderTruth(job.truth)
-    if not os.path.isfile(fs_path(job.truth)):
-        raise FileNotFoundError(
-            f"ground truth {job.truth} does not exist. Pass a folder of label maps or a COCO json."
-        )
-    return CocoTruth(job, source)
 
 
 # --- what people read -------------------------------------------------------------------------------------------------
@@ -473,7 +318,9 @@ def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
         return
     report = Report()
     source = _open(job, report)
-    truth = open_truth(job, source)
+    truth = open_truth(
+        job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
+    )
     lines = []
     for index in shown:
         record = source.record(index, report)

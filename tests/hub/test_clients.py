@@ -17,7 +17,7 @@ from PIL import Image
 from lpg_hf.cli import main
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # A network on a fixed input, and its outputs as a file: what both sides of a comparison run.
 COMPUTE = """

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from transformers import pipeline
 
 from lpg_hf import BoxToMaskPipeline, LPGImageProcessor
-from lpg_hf.pipeline import as_pixels
+from lpg_hf.masks.pipeline import as_pixels
 from tests.conftest import tiny_lpg
 
 

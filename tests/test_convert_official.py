@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from lpg_hf.cli import main
+from lpg_hf.convert_official import convert, read_official, to_official
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage
 from lpg_hf.models.configuration_lpg import LPGConfig
-from lpg_hf.models.convert_original_checkpoint import convert, read_official, to_official
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from lpg_hf.assembly import assemble, by_position, window_to_rle
 from lpg_hf.generators.base import BoxedImage, Patch
+from lpg_hf.masks.assembly import assemble, by_position, window_to_rle
 
 
 def boxed(boxes: list, labels: list, height: int = 20, width: int = 30) -> BoxedImage:

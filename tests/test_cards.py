@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from lpg_hf.hub import cards, write_card
+from lpg_hf import cards
+from lpg_hf.hub import write_card
 
 
 METRICS = {

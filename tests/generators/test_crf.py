@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from lpg_hf.crf import LARGEFOV_CRF, RESNET_CRF, dense_crf
+from lpg_hf.generators.crf import LARGEFOV_CRF, RESNET_CRF, dense_crf
 
 
 HEIGHT, WIDTH = 40, 60

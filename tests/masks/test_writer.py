@@ -12,14 +12,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-import lpg_hf.masks
+import lpg_hf.masks.writer
 from lpg_hf import cli, load_generator
 from lpg_hf.data.export import write_shards
-from lpg_hf.data.formats.records import Report
 from lpg_hf.data.load import load_boxes
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
-from lpg_hf.masks import MaskSettings, write_masks
+from lpg_hf.masks.writer import MaskSettings, write_masks
 
 
 NAMES = ["set1/a.jpg", "set1/b c.png", "é/图片.jpg", "d.png", "e.jpg", "f.jpg"]
@@ -221,8 +221,8 @@ def test_a_finished_run_is_not_done_again(name: str, data: Path, monkeypatch):
     def never(*arguments):
         raise AssertionError("something was written")
 
-    monkeypatch.setattr(lpg_hf.masks, "write_atomically", never)
-    monkeypatch.setattr(lpg_hf.masks, "write_label_map", never)
+    monkeypatch.setattr(lpg_hf.masks.writer, "write_atomically", never)
+    monkeypatch.setattr(lpg_hf.masks.writer, "write_label_map", never)
     assert run(*command) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (data / "out").rglob("*")}
 
@@ -242,7 +242,7 @@ def masks_of(data: Path, out: Path, lpg_folder: Path, **arguments) -> Report | N
 
 
 def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path, lpg_folder: Path, monkeypatch):
-    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
     masks_of(data, data / "clean", lpg_folder)
     expected = files(data / "clean")
     replace = os.replace
@@ -275,7 +275,7 @@ def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path,
 
 
 def test_processes_share_the_pictures_and_the_last_one_joins(data: Path, lpg_folder: Path, monkeypatch):
-    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 1)
+    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 1)
     masks_of(data, data / "one", lpg_folder)
     results = [masks_of(data, data / "three", lpg_folder, rank=rank, num_processes=3) for rank in (2, 0, 1)]
     assert results[:2] == [None, None] and results[2].images == 6
@@ -283,7 +283,7 @@ def test_processes_share_the_pictures_and_the_last_one_joins(data: Path, lpg_fol
 
 
 def test_another_process_may_be_faster_with_the_end(data: Path, lpg_folder: Path, monkeypatch):
-    join, seen = lpg_hf.masks._write_coco, []
+    join, seen = lpg_hf.masks.writer._write_coco, []
 
     def join_while_another_does(job, parts):
         if not seen:
@@ -291,7 +291,7 @@ def test_another_process_may_be_faster_with_the_end(data: Path, lpg_folder: Path
             assert masks_of(data, data / "out", lpg_folder).images == 6  # the other process, from here to its end
         join(job, parts)
 
-    monkeypatch.setattr(lpg_hf.masks, "_write_coco", join_while_another_does)
+    monkeypatch.setattr(lpg_hf.masks.writer, "_write_coco", join_while_another_does)
     assert masks_of(data, data / "out", lpg_folder).images == 6
     assert (data / "out/report.json").is_file()
 
@@ -363,7 +363,7 @@ def test_r_e1_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_obj
 
 
 def test_two_processes_may_join_at_the_same_time(data: Path, lpg_folder: Path, monkeypatch):
-    write_coco, inside = lpg_hf.masks._write_coco, []
+    write_coco, inside = lpg_hf.masks.writer._write_coco, []
 
     def twice(job, parts):
         inside.append(1)
@@ -371,7 +371,7 @@ def test_two_processes_may_join_at_the_same_time(data: Path, lpg_folder: Path, m
             write_coco(job, parts)
         write_coco(job, parts)
 
-    monkeypatch.setattr(lpg_hf.masks, "_write_coco", twice)
+    monkeypatch.setattr(lpg_hf.masks.writer, "_write_coco", twice)
     assert masks_of(data, data / "out", lpg_folder).images == 6
     assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["annotations"]) == 9
 
@@ -417,7 +417,7 @@ def licensed(data: Path) -> dict:
 
 
 def test_licences_of_pictures_come_back_from_every_process(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
-    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
     for rank in (0, 1):  # the second joins what the first has left in its parts
         masks_of(data, data / "out", lpg_folder, rank=rank, num_processes=2)
     written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
@@ -427,7 +427,7 @@ def test_licences_of_pictures_come_back_from_every_process(data: Path, licensed:
 
 
 def test_parts_without_licences_are_joined_too(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
-    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
     masks_of(data, data / "out", lpg_folder, rank=0, num_processes=2)
     for path in (data / "out/.parts").glob("0*.json"):
         part = json.loads(path.read_text())
@@ -655,19 +655,19 @@ def test_overwrite_goes_on_beside_files_that_no_run_has_written(data: Path):
 
 
 def test_overwrite_clears_an_unfinished_run_beside_other_files_too(data: Path, lpg_folder: Path, monkeypatch):
-    monkeypatch.setattr(lpg_hf.masks, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
     masks_of(data, data / "clean", lpg_folder)
-    out, overlay = data / "out", lpg_hf.masks._Job._write_overlay
+    out, overlay = data / "out", lpg_hf.masks.writer._Job._write_overlay
 
     def dying(job, image, name, label_map):
         overlay(job, image, name, label_map)
         if name == NAMES[2]:
             raise Killed
 
-    monkeypatch.setattr(lpg_hf.masks._Job, "_write_overlay", dying)
+    monkeypatch.setattr(lpg_hf.masks.writer._Job, "_write_overlay", dying)
     with pytest.raises(Killed):
         masks_of(data, out, lpg_folder)
-    monkeypatch.setattr(lpg_hf.masks._Job, "_write_overlay", overlay)
+    monkeypatch.setattr(lpg_hf.masks.writer._Job, "_write_overlay", overlay)
     (out / "notes.txt").write_text("mine")
     write_pictures(data / "images/more")
     content = coco_content()

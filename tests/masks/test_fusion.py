@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lpg_hf.fusion import OVERLAP_RULES, fuse_classes
+from lpg_hf.masks.fusion import OVERLAP_RULES, fuse_classes
 
 
 every_rule = pytest.mark.parametrize("rule", OVERLAP_RULES)

@@ -26,15 +26,14 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
+from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
+from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
+from lpg_hf.models.configuration_lpg import LPGConfig
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor
+from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
+from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
+from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.weight_files import reading_weights, why_unreadable
-
-from .configuration_deeplab_largefov import DeepLabLargeFOVConfig
-from .configuration_deeplab_v2 import DeepLabV2Config
-from .configuration_lpg import LPGConfig
-from .image_processing_lpg import LPGImageProcessor
-from .modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
-from .modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
-from .modeling_lpg import LPGModel
 
 
 logger = logging.getLogger(__name__)

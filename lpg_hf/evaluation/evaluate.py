@@ -17,10 +17,12 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lpg_hf.data.formats.coco import id_text, read_categories, read_json
-from lpg_hf.data.formats.records import MAX_PIXELS, Geometry, Report, finite_numbers, stated_size
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.voc import read_class_list
-from lpg_hf.files import fs_path, json_text, write_atomically
+from lpg_hf.data.records import Geometry, finite_numbers, stated_size
+from lpg_hf.data.report import Report
+from lpg_hf.files import fs_path
+from lpg_hf.images import MAX_PIXELS
 from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
@@ -165,11 +167,6 @@ def class_list(classes: str | os.PathLike | Sequence[str] | None) -> list[str] |
     if not names or len(set(names)) < len(names):
         raise ValueError(f"classes {str(classes)!r} is no file, and no list of different names with commas.")
     return names
-
-
-def write_json(path: str | os.PathLike, content: dict) -> None:
-    """Write a json file that is complete or absent; folders are created."""
-    write_atomically(path, (json_text(content, indent=2) + "\n").encode("utf-8"))
 
 
 def map_in_threads(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:

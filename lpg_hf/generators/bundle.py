@@ -17,4 +17,4 @@ def bundled(name: str = "lpg-small") -> Path:
     """
     if name not in BUNDLED:
         raise ValueError(f"no generator {name!r} comes with the package. There is: {', '.join(BUNDLED)}.")
-    return Path(__file__).parent / "weights" / name
+    return Path(__file__).parents[1] / "weights" / name

@@ -31,17 +31,18 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-import lpg_hf
-from lpg_hf.assembly import ImageMasks, assemble, boxed_image, by_position
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats import coco
-from lpg_hf.data.formats.records import Record, Report
 from lpg_hf.data.formats.yolo import yolo_text
+from lpg_hf.data.records import Record
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
 from lpg_hf.files import atomic_file, fs_path, write_atomically
-from lpg_hf.fusion import OVERLAP_RULES
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
 from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
+from lpg_hf.masks.assembly import ImageMasks, assemble, boxed_image, by_position
+from lpg_hf.masks.fusion import OVERLAP_RULES
+from lpg_hf.version import __version__
 from lpg_hf.visualize import colour_index, draw_boxes, overlay
 
 
@@ -134,7 +135,7 @@ def write_masks(
     if overwrite and num_processes > 1:
         raise ValueError(f"--overwrite is for one process; delete {out} before you start {num_processes} of them.")
     identity = {
-        "version": lpg_hf.__version__,
+        "version": __version__,
         "annotations": source.path,
         "annotations_sha256": _digest(source),
         **source.options,

@@ -17,7 +17,7 @@ from lpg_hf.files import write_atomically
 
 
 # Installed, the templates are package data; in a checkout they lie beside the package.
-TEMPLATES = [Path(__file__).parents[1] / "hub_cards", Path(__file__).parents[2] / "hub_cards"]
+TEMPLATES = [Path(__file__).parent / "hub_cards", Path(__file__).parents[1] / "hub_cards"]
 _METRIC_NAME = re.compile(r"(iou|accuracy)(_|$)")
 _COMPUTE_KEYS = ("device", "processes", "mixed_precision", "seconds", "loss", "steps", "versions")
 _LATER = "after_training_"  # begins the names of what was set when the training was over

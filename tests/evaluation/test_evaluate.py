@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf.cli import app
-from lpg_hf.evaluation import Evaluation, _Instance, _match, class_list, evaluate
+from lpg_hf.evaluation.evaluate import Evaluation, _Instance, _match, class_list, evaluate
 from lpg_hf.label_maps import write_label_map
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.metrics.mean_iou import ConfusionMatrix

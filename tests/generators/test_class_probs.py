@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lpg_hf.class_probs import at_picture_size, padded_size, stored_probs
+from lpg_hf.generators.class_probs import at_picture_size, padded_size, stored_probs
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 

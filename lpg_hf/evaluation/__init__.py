@@ -1,0 +1,1 @@
+"""Masks against ground truth, and generators side by side."""

@@ -1,0 +1,165 @@
+"""True masks beside the images of a source: a folder of label maps, or a COCO file."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from lpg_hf.boxes import box_slices
+from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.data.report import Report
+from lpg_hf.data.sources import Source, open_source
+from lpg_hf.evaluation.evaluate import BOX_TOLERANCE, default_ignore
+from lpg_hf.files import fs_path
+from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
+from lpg_hf.metrics.box_masks import as_mask
+
+
+@dataclass
+class PictureTruth:
+    """The truth of one picture.
+
+    Attributes:
+        label_map: (H, W) integer in the labels of the source.
+        ignored: its value that counts nowhere.
+        objects: of a COCO file: the true objects with their labels; None if there is only the label map.
+        crowd: of a COCO file: (H, W) bool, its crowd regions where no object lies.
+    """
+
+    label_map: np.ndarray
+    ignored: int
+    objects: list[tuple[BoxObject, int]] | None = None
+    crowd: np.ndarray | None = None
+
+    def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(mask of an object of the source, pixels that count nowhere); the mask is None if there is no truth for it."""
+        if self.objects is None:
+            target = np.zeros(self.label_map.shape, dtype=bool)
+            window = box_slices(item.box, *target.shape)
+            target[window] = self.label_map[window] == item.category + 1
+            return target, self.label_map == self.ignored
+        same_class = [true for true, label in self.objects if label == item.category + 1]
+        found = next(
+            (true for true in same_class if true.id == item.id and _distance(true, item) <= BOX_TOLERANCE), None
+        )
+        if found is None:
+            found = min(same_class, key=lambda true: _distance(true, item), default=None)
+        if found is None or _distance(found, item) > BOX_TOLERANCE or found.rle is None:
+            return None, None
+        return as_mask(found.rle), self.crowd
+
+
+def _distance(a: BoxObject, b: BoxObject) -> float:
+    return max(abs(x - y) for x, y in zip(a.box, b.box))
+
+
+class FolderTruth:
+    """Label maps (PNG) under the pictures' relative paths."""
+
+    report = None  # Of a map that cannot be used, `of` says why.
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def has(self, file_name: str) -> bool:
+        return os.path.isfile(fs_path(self._path(file_name)))
+
+    def of(self, record: Record) -> PictureTruth:
+        """
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no label map, or of another size than the picture.
+        """
+        path = self._path(record.file_name)
+        label_map = read_label_map(path)
+        if label_map.shape != (record.height, record.width):
+            raise ValueError(
+                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the picture {record.width} x {record.height}"
+            )
+        return PictureTruth(label_map, default_ignore(label_map))
+
+    def _path(self, file_name: str) -> str:
+        return os.path.join(self.folder, mask_name(file_name))
+
+
+class CocoTruth:
+    """Masks of a COCO file; its pictures meet those of the source by file name, its classes by name."""
+
+    def __init__(self, path: str, source: Source, images: str | None, size_mismatch: str, max_pixels: int) -> None:
+        self.report = Report()
+        self.source = open_source(
+            path,
+            images,
+            format="coco",
+            masks=True,
+            size_mismatch=size_mismatch,
+            max_pixels=max_pixels,
+            report=self.report,
+        )
+        self.index = {name: index for index, name in enumerate(self.source.file_names)}
+        self.names = [name for _, name in self.source.classes]
+        self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
+
+    def has(self, file_name: str) -> bool:
+        return file_name in self.index
+
+    def of(self, record: Record) -> PictureTruth:
+        """
+        Raises:
+            ValueError: the reader leaves the picture out, or it has another size there.
+        """
+        found = Report()
+        true = self.source.record(self.index[record.file_name], found)
+        self.report.merge(found)
+        if true is None:
+            raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(found.reasons())}")
+        if (true.height, true.width) != (record.height, record.width):
+            raise ValueError(
+                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} in the annotations"
+            )
+        names, label_of = self.names, self.label_of
+        objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
+        single = [pair for pair in objects if not pair[0].iscrowd]
+        label_map = _painted(objects, true.height, true.width)
+        return PictureTruth(label_map, IGNORE_INDEX_16, single, _crowd(objects, label_map))
+
+
+def _painted(objects: list[tuple[BoxObject, int]], height: int, width: int) -> np.ndarray:
+    """(H, W) uint16: large objects first, so that the smaller lies on top; crowds and objects without a mask are ignored."""
+    label_map = np.zeros((height, width), dtype=np.uint16)
+    for item, label in sorted(objects, key=lambda pair: -pair[0].area):
+        if item.rle is not None and not item.iscrowd:
+            label_map[as_mask(item.rle)] = label
+    for item, _ in objects:
+        if item.rle is None:
+            region = label_map[box_slices(item.box, height, width)]
+            region[region == 0] = IGNORE_INDEX_16
+        elif item.iscrowd:
+            label_map[as_mask(item.rle) & (label_map == 0)] = IGNORE_INDEX_16
+    return label_map
+
+
+def _crowd(objects: list[tuple[BoxObject, int]], label_map: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the pixels of crowd regions that no object of `_painted` covers."""
+    crowd = np.zeros(label_map.shape, dtype=bool)
+    for item, _ in objects:
+        if item.iscrowd and item.rle is None:
+            crowd[box_slices(item.box, *crowd.shape)] = True
+        elif item.iscrowd:
+            crowd |= as_mask(item.rle)
+    return crowd & (label_map == IGNORE_INDEX_16)
+
+
+def open_truth(
+    path: str, source: Source, *, images: str | None, size_mismatch: str, max_pixels: int
+) -> FolderTruth | CocoTruth:
+    """The ground truth of a source: a folder of label maps, or a COCO json (further arguments as of `open_source`).
+
+    Raises:
+        FileNotFoundError: it does not exist.
+    """
+    if os.path.isdir(fs_path(path)):
+        return FolderTruth(path)
+    if not os.path.isfile(fs_path(path)):
+        raise FileNotFoundError(f"ground truth {path} does not exist. Pass a folder of label maps or a COCO json.")
+    return CocoTruth(path, source, images, size_mismatch, max_pixels)

@@ -1,0 +1,182 @@
+"""Opening image files: headers, EXIF orientation, limits, and any kind of image as upright 8-bit RGB."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lpg_hf.files import fs_path
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Pillow's own limit for an error (twice its limit for a warning), 178,956,970 pixels.
+MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
+EXIF_ORIENTATION = 0x0112
+PNG_START = b"\x89PNG\r\n\x1a\n"
+FORMATS_WITH_AN_END = ("JPEG", "MPO", "PNG", "WEBP")  # Pillow's names
+
+# What an image can be read from.
+ImageSource = str | os.PathLike | BinaryIO | Image.Image
+# EXIF orientation -> what makes the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageProblem(OSError):
+    """A picture that cannot be used; `kind` is its key in `PROBLEMS`."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+_pixel_limit_lock = threading.Lock()
+
+
+@contextmanager
+def _without_pixel_limit() -> Iterator[None]:
+    """Pillow checks its process-wide limit in `Image.open`; ours is an argument, so theirs is off for that call only."""
+    with _pixel_limit_lock:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture: its header is read, its pixels are not.
+
+    Args:
+        source: path or binary file; an opened image is returned as it is.
+        name: for messages.
+        max_pixels: a picture with more is refused before any memory is taken for it.
+
+    Raises:
+        ImageProblem: it cannot be opened, or is too large.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        source = fs_path(source)
+    try:
+        with _without_pixel_limit():
+            image = Image.open(source)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+        is_cut_file = isinstance(source, str) and os.path.isfile(source) and _ends_early(source)
+        if is_cut_file or "truncated" in reason.lower():
+            raise ImageProblem("truncated_image", f"the picture {name} is cut off: {reason}") from error
+        raise ImageProblem("unreadable_image", f"cannot open the picture {name}: {reason}") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise ImageProblem(
+            "image_too_large",
+            f"the picture {name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
+            "raise max_pixels (--max-pixels) if you trust the file",
+        )
+    return image
+
+
+def _ends_early(path: str) -> bool:
+    """Whether the end mark of a JPEG or PNG is absent: the file may be cut off, only decoding can tell."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
+        end = file.read()
+    return (start[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in end) or (start == PNG_START and b"IEND" not in end)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """How an opened picture is stored: 1 upright, 2 to 8 turned or mirrored; nothing is decoded.
+
+    Pillow turns TIFF itself, and would decode a whole PNG to look for a block behind the pixels.
+    """
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises many types on a broken block; viewers show such a picture as stored.
+        return 1
+
+
+def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) of a picture when shown upright, from its header; a file that may be cut off is decoded as well.
+
+    So is every BMP, TIFF and the like: they have no mark at their end. Pillow looks at the whole of a WebP when it opens it.
+
+    Raises:
+        ImageProblem: unreadable, too large or cut off.
+    """
+    with open_image(path, name, max_pixels) as image:
+        width, height = image.size
+        turned = exif_orientation(image) in (5, 6, 7, 8)
+        if image.format not in FORMATS_WITH_AN_END or _ends_early(fs_path(path)):
+            try:
+                image.load()
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ImageProblem("truncated_image", f"the picture {name} is cut off or damaged: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+def read_rgb(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image as upright 8-bit RGB.
+
+    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is divided
+    by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are refused.
+
+    Args:
+        source: path, binary file, or an opened image.
+        name: for messages; None: the path.
+        max_pixels: a larger image is refused before it takes memory.
+
+    Returns:
+        (H, W, 3) uint8 RGB, turned as the EXIF orientation says.
+
+    Raises:
+        ImageProblem: cannot be opened or is cut off; the message names the file.
+        ValueError: a kind of image that is refused.
+    """
+    name = name or (os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image")
+    image = open_image(source, name, max_pixels)
+    try:
+        orientation = exif_orientation(image)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)
+    except (OSError, SyntaxError) as error:
+        kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
+        raise ImageProblem(
+            kind, f"cannot decode the picture {name}: {error}. Replace the file or leave it out"
+        ) from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ValueError(
+                f"the picture {name} holds values {values.min()}..{values.max()}; save it with 8 or 16 bits"
+            )
+        grey = np.round(values / 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise ValueError(f"the picture {name} holds floats, whose range is not known; save it with 8 bits")
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image.convert("RGB"))
