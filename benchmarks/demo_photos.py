@@ -57,9 +57,9 @@ def write_data(folder: Path) -> None:
     content = {"images": [], "annotations": [], "categories": [{"id": i, "name": n} for i, n in enumerate(names, 1)]}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for image_id, (photo, objects) in enumerate(PHOTOS.items(), 1):
-        picture = Image.fromarray(getattr(data, photo)()).convert("RGB")
-        picture.save(folder / "images" / f"{photo}.png")
-        size = {"width": picture.width, "height": picture.height}
+        image = Image.fromarray(getattr(data, photo)()).convert("RGB")
+        image.save(folder / "images" / f"{photo}.png")
+        size = {"width": image.width, "height": image.height}
         content["images"].append({"id": image_id, "file_name": f"{photo}.png"} | size)
         for name, (x1, y1, x2, y2) in objects:
             content["annotations"].append(

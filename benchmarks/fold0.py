@@ -3,7 +3,7 @@
     python benchmarks/fold0.py ../shared/data runs/bench/fold0
 
 Writes OUT/auxiliary.json, a COCO file of the masks of VOC classes 6 to 20 in train_mix and of the 60 COCO classes outside VOC (file
-names relative to the data folder), and OUT/target, a VOC folder without pictures: the boxes of classes 1 to 5 in train_mix and
+names relative to the data folder), and OUT/target, a VOC folder without images: the boxes of classes 1 to 5 in train_mix and
 val_mix, and class masks in which the other classes are background. The auxiliary photographs may show objects of the target classes,
 as background. What is there already is left alone.
 """
@@ -49,7 +49,7 @@ def auxiliary(content: dict) -> dict:
 
 
 def write_target(voc: Path, out: Path) -> None:
-    """The VOC folder of the target classes; its lists of pictures come last, so that a folder with them is complete."""
+    """The VOC folder of the target classes; its lists of images come last, so that a folder with them is complete."""
     (out / "Annotations").mkdir(parents=True, exist_ok=True)
     write_atomically(out / "classes.txt", "".join(f"{name}\n" for name in TARGET_CLASSES).encode("utf-8"))
     for split in SPLITS:

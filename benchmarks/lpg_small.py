@@ -10,7 +10,7 @@ What lies in the package was trained with an object_loss_weight of 1 and without
     python benchmarks/lpg_small.py bundle lpg_hf/weights/lpg-small --object_weight 1.5 --edge_radius 1 --out runs/lpg_small_edges
 
 `data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix into one COCO
-file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of the picture, which training
+file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of the image, which training
 leaves out.
 
 The twins on the card have not seen the classes that they are measured on: stage 3 of the bench, without a segmenter
@@ -57,8 +57,8 @@ def joined(root: Path) -> dict:
     next_id = max(annotation["id"] for annotation in coco["annotations"]) + 1
     id_of_name = {name: category_id for category_id, name in COCO_CLASSES}
     for number, record in enumerate(read_voc(root / "voc", "train_mix", masks=True)):
-        with Image.open(record.mask_path) as picture:
-            labels = np.array(picture)
+        with Image.open(record.mask_path) as file:
+            labels = np.array(file)
         image_id, regions = next_image + number, []
         for item in record.objects:
             mask = np.zeros(labels.shape, dtype=bool)

@@ -1,8 +1,8 @@
-"""Pictures a second and peak memory of `lpg-hf masks`, JPEG to PNG, for the paper's hourglass and for lpg-small.
+"""Images a second and peak memory of `lpg-hf masks`, JPEG to PNG, for the paper's hourglass and for lpg-small.
 
-    python benchmarks/masks_speed.py [--pictures 100] [--share 0.4]
+    python benchmarks/masks_speed.py [--images 100] [--share 0.4]
 
-Each generator runs over procedural pictures of 512 x 512 with one box each, as the command line runs it, in a process of its own; the rate
+Each generator runs over procedural images of 512 x 512 with one box each, as the command line runs it, in a process of its own; the rate
 is that of the whole job without the start of the process. The hourglass has random weights, which changes nothing about its speed.
 """
 
@@ -26,11 +26,11 @@ from lpg_hf.masks.writer import MaskSettings, write_masks
 SIDE = 512
 
 
-def write_data(folder: Path, num_pictures: int, share: float) -> None:
-    """Pictures of coloured noise, and boxes of `share` of their area, of all shapes and places."""
+def write_data(folder: Path, num_images: int, share: float) -> None:
+    """Images of coloured noise, and boxes of `share` of their area, of all shapes and places."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(num_pictures):
+    for number in range(num_images):
         noise = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
         noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
         images.append({"id": number, "file_name": f"{number}.jpg", "width": SIDE, "height": SIDE})
@@ -43,7 +43,7 @@ def write_data(folder: Path, num_pictures: int, share: float) -> None:
 
 
 def measure(model: str, folder: Path, out: Path) -> tuple[float, float]:
-    """(pictures a second, peak memory in MB) of this process."""
+    """(images a second, peak memory in MB) of this process."""
     report = Report()
     source = open_source(folder / "boxes.json", folder, report=report)
     generator = load_generator("lpg", model=model)
@@ -54,18 +54,18 @@ def measure(model: str, folder: Path, out: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=100)
-    parser.add_argument("--share", type=float, default=0.4, help="of the picture that its box covers")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--share", type=float, default=0.4, help="of the image that its box covers")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_data(folder, arguments.pictures, arguments.share)
+        write_data(folder, arguments.images, arguments.share)
         LPGModel(LPGConfig(use_class_prob=False)).save_pretrained(folder / "hourglass")
         LPGImageProcessor().save_pretrained(folder / "hourglass")
         for label, model in (("hourglass, whole image", folder / "hourglass"), ("lpg-small", bundled())):
             with multiprocessing.get_context("spawn").Pool(1) as process:
                 rate, memory = process.apply(measure, (str(model), folder, folder / f"out {label}"))
-            print(f"{label}: {rate:.1f} pictures a second, peak memory {memory:.0f} MB")
+            print(f"{label}: {rate:.1f} images a second, peak memory {memory:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def box_table(lines: list[Line], link: Callable[[Line], str]) -> str:
                 cells[title] = percent(line.values("boxes", name, key))
             cells["boxes / s"] = plain(line.values("boxes", name, "boxes_per_second"))
             cells["photographs, boxes"] = ", ".join(
-                plain(line.values("boxes", name, key)[:1]) for key in ("num_pictures", "num_boxes")
+                plain(line.values("boxes", name, key)[:1]) for key in ("num_images", "num_boxes")
             )
             table.append(cells | _ends(line, link, first=name == names[0]))
         if not names:

@@ -257,7 +257,7 @@ def measured(cell: Cell, run: Path) -> dict:
 
     Returns:
         `boxes`: generator, or stage -> scores of the masks of the measured boxes. `training`: stage folder -> loss and seconds
-        over all starts. Of deploy.py: `box_fill` and `pseudo_masks` (stage -> scores on the training pictures of the target),
+        over all starts. Of deploy.py: `box_fill` and `pseudo_masks` (stage -> scores on the training images of the target),
         `segmenter` (stage -> scores, with `crf` those after a dense CRF) and `num_images`.
     """
     found: dict = {"boxes": {}}
@@ -304,7 +304,7 @@ def thinned_log(path: Path) -> str:
 
 def _compared(path: Path) -> dict:
     (row,) = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    counts = {"num_pictures": row["num_pictures"], "num_boxes": row["num_boxes"], "num_skipped": len(row["skipped"])}
+    counts = {"num_images": row["num_images"], "num_boxes": row["num_boxes"], "num_skipped": len(row["skipped"])}
     return {key: row["scores"][key] for key in (*SCORES, "boxes_per_second")} | counts
 
 

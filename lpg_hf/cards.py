@@ -38,7 +38,7 @@ def write_card(folder: str | os.PathLike) -> Path:
             `measured_on` (the dataset of the metrics where it is not `dataset`), `classes`, `excluded_classes`, `settings`
             (with `origin` if the weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`, and metrics: keys that name an IoU or an accuracy, with a number or a
             dictionary of numbers. A push adds `repo_id`, `segmenter` (the one that goes with an LPG), `base_model` and
-            `run` (the target's numbers of all stages). Only `config.json` is required. A picture `panel.png` is shown.
+            `run` (the target's numbers of all stages). Only `config.json` is required. An image `panel.png` is shown.
 
     Returns:
         Path of the card. Metrics also go to its `model-index`.

@@ -26,9 +26,9 @@ _ZeroBased = Annotated[
     bool, typer.Option("--zero-based", help="VOC corners are 0-based and end exclusive, as some tools write them.")
 ]
 _SizeMismatch = Annotated[
-    str, typer.Option(help="If the stated size of a picture is not its own: skip, error, or rescale the boxes.")
+    str, typer.Option(help="If the stated size of an image is not its own: skip, error, or rescale the boxes.")
 ]
-_MaxPixels = Annotated[int | None, typer.Option(help="Larger pictures are left out; default: 178956970.", min=1)]
+_MaxPixels = Annotated[int | None, typer.Option(help="Larger images are left out; default: 178956970.", min=1)]
 
 
 @app.callback()
@@ -41,7 +41,7 @@ def masks(
     annotations: Annotated[
         str,
         typer.Argument(
-            help="COCO json, VOC folder or xml, YOLO folder or data.yaml, or a data set of the Hub or a folder."
+            help="COCO json, VOC folder or xml, YOLO folder or data.yaml, or a dataset of the Hub or a folder."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the masks; a run that was cut off goes on there.")],
@@ -62,7 +62,7 @@ def masks(
         str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
     ] = None,
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Also write pictures with masks and boxes drawn in.")
+        bool, typer.Option("--overlay", help="Also write images with masks and boxes drawn in.")
     ] = False,
     min_score: Annotated[
         float, typer.Option(help="Leave out masks with a lower score; label maps ignore what only they cover.")
@@ -71,7 +71,7 @@ def masks(
         str, typer.Option(help="Which class keeps a pixel that several claim: rate, first, prob or smallest_box.")
     ] = "rate",
     threshold: Annotated[float, typer.Option(help="Foreground probability above which a pixel is in the mask.")] = 0.5,
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
     zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
@@ -79,7 +79,7 @@ def masks(
         bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(help="Pictures taken together; a forward pass has up to twice as many views.")
+        int, typer.Option(help="Images taken together; a forward pass has up to twice as many views.")
     ] = 8,
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode and write; default: one per core, at most 8.", min=1)
@@ -93,10 +93,10 @@ def masks(
         bool, typer.Option("--overwrite", help="Throw away what an earlier run left in OUT.")
     ] = False,
 ) -> None:
-    """Make a mask for every box of a data set. What is finished is not done again.
+    """Make a mask for every box of a dataset. What is finished is not done again.
 
-    Exit status: 0, 1 if pictures were left out (OUT/report.json names them) or labels cannot be read, 2 if nothing could be
-    done. Under `accelerate launch` the processes share the pictures.
+    Exit status: 0, 1 if images were left out (OUT/report.json names them) or labels cannot be read, 2 if nothing could be
+    done. Under `accelerate launch` the processes share the images.
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
@@ -163,21 +163,21 @@ def check(
     annotations: Annotated[
         str, typer.Argument(help="COCO json, VOC folder or xml, YOLO folder, data.yaml, exported folder or Hub id.")
     ],
-    images: Annotated[str | None, typer.Option(help="Folder of the pictures, if it is not the usual one.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
     format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Check the masks too.")] = False,
-    decode: Annotated[bool, typer.Option(help="Decode every picture, or read headers only.")] = True,
+    decode: Annotated[bool, typer.Option(help="Decode every image, or read headers only.")] = True,
     zero_based: _ZeroBased = False,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Larger pictures are counted, not decoded; default: 178956970.", min=1)
+        int | None, typer.Option(help="Larger images are counted, not decoded; default: 178956970.", min=1)
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.", min=1)] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the report to this file.")] = None,
 ) -> None:
-    """Look at every picture and object of a data set, and count what is wrong.
+    """Look at every image and object of a dataset, and count what is wrong.
 
-    Where pictures do not exist, the annotations are checked all the same, boxes against the stated sizes.
+    Where images do not exist, the annotations are checked all the same, boxes against the stated sizes.
 
     Exit status: 0 nothing needs attention, 1 problems found, 2 cannot be read at all.
 
@@ -210,13 +210,13 @@ def convert_labels(
     out: Annotated[str, typer.Argument(help="New folder, or json file for COCO; it must not exist yet.")],
     to: Annotated[str, typer.Option(help="coco, voc or yolo.")],
     format: Annotated[str, typer.Option("--from", help="auto, coco, voc, yolo or dataset.")] = "auto",
-    images: Annotated[str | None, typer.Option(help="Folder of the pictures, if it is not the usual one.")] = None,
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
     masks: Annotated[bool, typer.Option(help="Write the masks that there are.")] = True,
     zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
 ) -> None:
-    """Write labels in another format, and say what it cannot hold. Pictures are not copied.
+    """Write labels in another format, and say what it cannot hold. Images are not copied.
 
     Exit status: 0, 1 if problems were found on the way, 2 if nothing was written.
 
@@ -281,7 +281,7 @@ def pull(
 
 
 _Format = Annotated[str, typer.Option(help="coco, voc or yolo.")]
-_Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
+_Root = Annotated[Path | None, typer.Option(help="Folder of the dataset.")]
 _Annotations = Annotated[
     list[str] | None,
     typer.Option(help="COCO: json file, one for each --split. VOC: other folder of xml files. YOLO: data.yaml."),
@@ -293,11 +293,11 @@ _Classes = Annotated[
 ]
 _Masks = Annotated[bool, typer.Option("--masks", help="Write the masks too.")]
 _WithImages = Annotated[
-    bool, typer.Option("--with-images", help="Embed the picture files. Publish them only if their licences allow it.")
+    bool, typer.Option("--with-images", help="Embed the image files. Publish them only if their licences allow it.")
 ]
-_KeepEmpty = Annotated[bool, typer.Option("--keep-empty", help="Keep pictures without an object of the classes.")]
-_AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without pictures that do not exist.")]
-_NumProc = Annotated[int, typer.Option(help="Processes that check the pictures.", min=1)]
+_KeepEmpty = Annotated[bool, typer.Option("--keep-empty", help="Keep images without an object of the classes.")]
+_AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without images that do not exist.")]
+_NumProc = Annotated[int, typer.Option(help="Processes that check the images.", min=1)]
 _Title = Annotated[str | None, typer.Option(help="Title of the card. Default: the name of folder or repository.")]
 
 
@@ -349,7 +349,7 @@ def export_data(
 
 @app.command("push-data")
 def push_data(
-    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The data set on the Hub.")],
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The dataset on the Hub.")],
     format: _Format,
     root: _Root = None,
     annotations: _Annotations = None,
@@ -367,7 +367,7 @@ def push_data(
     revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing, and list what would be sent.")] = False,
 ) -> None:
-    """Push COCO, VOC or YOLO annotations as the data set that `lpg-hf export-data` writes.
+    """Push COCO, VOC or YOLO annotations as the dataset that `lpg-hf export-data` writes.
 
     Example: `lpg-hf push-data my-name/voc-boxes --format voc --root VOC2012 --split train --split val --masks`
     """
@@ -453,7 +453,7 @@ def convert(
         typer.Option(help="Class names in the order of the labels: a file with one a line, or a list with commas."),
     ] = None,
     pad: Annotated[
-        int, typer.Option(help="LPG: pad smaller pictures to this side, as officially: VOC 512, COCO 640; 0: do not.")
+        int, typer.Option(help="LPG: pad smaller images to this side, as officially: VOC 512, COCO 640; 0: do not.")
     ] = 512,
     to_official: Annotated[bool, typer.Option("--to-official", help="The other way.")] = False,
 ) -> None:
@@ -481,15 +481,13 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX operator set, 13 to 20.")] = 17,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(
-            metavar="HEIGHT WIDTH", help="One size for all pictures, for models that cannot have free sizes."
-        ),
+        typer.Option(metavar="HEIGHT WIDTH", help="One size for all images, for models that cannot have free sizes."),
     ] = None,
     check: Annotated[
         bool, typer.Option(help="Compare with PyTorch at several sizes before anything is written.")
     ] = True,
 ) -> None:
-    """Write an LPG or a segmenter as one ONNX model for any batch and picture size.
+    """Write an LPG or a segmenter as one ONNX model for any batch and image size.
 
     Example: `lpg-hf export runs/demo/aux/stage3/lpg --onnx lpg.onnx`
     """
@@ -504,7 +502,7 @@ def export(
 def _compare(
     annotations: Annotated[
         str,
-        typer.Argument(help="COCO json, VOC folder, YOLO folder or data.yaml, or a data set of the Hub or a folder."),
+        typer.Argument(help="COCO json, VOC folder, YOLO folder or data.yaml, or a dataset of the Hub or a folder."),
     ],
     masks: Annotated[
         str,
@@ -523,14 +521,14 @@ def _compare(
     segmenter: Annotated[
         str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many pictures, evenly over the data.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many images, evenly over the data.", min=1)] = None,
     per: Annotated[
         str, typer.Option(help="class or instance: whether boxes of a class share their foreground.")
     ] = "instance",
     out: Annotated[str | None, typer.Option(help="Folder for comparison.md, comparison.json and panel.jpg.")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
     format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
     zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
@@ -594,7 +592,7 @@ def demo(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Larger pictures are refused; default: 50000000.", min=1)
+        int | None, typer.Option(help="Larger images are refused; default: 50000000.", min=1)
     ] = None,
 ) -> None:
     """Show a page that makes masks of the boxes that you draw, offline. Needs the extra `demo`.

@@ -89,7 +89,7 @@ def convert(
         kind: "lpg", "largefov" or "deeplab-v2"; None: what the names say.
         num_labels: checked against the weights; 2 for an LPG, else the classes and the background.
         classes: names of the labels 1, 2, ... of a segmenter. Left out, 21 labels are VOC's, 61 are COCO's without VOC's.
-        view_min_size: LPG; side in pixels to which a picture is padded, as officially (VOC 512, COCO 640). None pads to
+        view_min_size: LPG; side in pixels to which an image is padded, as officially (VOC 512, COCO 640). None pads to
             what the network needs, which moves masks by up to about a pixel.
 
     Returns:

@@ -1,7 +1,7 @@
-"""The demo page: boxes on a picture in the browser, masks back. `lpg-hf demo` and the Space of hub_cards/space show it.
+"""The demo page: boxes on an image in the browser, masks back. `lpg-hf demo` and the Space of hub_cards/space show it.
 
-The boxes are lines of text, which clicks on the picture write too, so that drawn and pasted boxes are the same thing. A
-visitor's picture and files live as long as the session; the page asks no server but this one for anything.
+The boxes are lines of text, which clicks on the image write too, so that drawn and pasted boxes are the same thing. A
+visitor's image and files live as long as the session; the page asks no server but this one for anything.
 """
 
 import functools
@@ -42,14 +42,14 @@ except ModuleNotFoundError as error:
     raise ImportError("the demo needs gradio, which is not installed: pip install 'lpg_hf[demo]'") from None
 
 
-MAX_PIXELS = 50_000_000  # a visitor's picture stays in memory
+MAX_PIXELS = 50_000_000  # a visitor's image stays in memory
 MAX_BOXES = 100
 MAX_LABEL = 60  # characters
-SHOWN_SIDE = 960  # pixels of the picture in the page
+SHOWN_SIDE = 960  # pixels of the image in the page
 TILE_SIDE = 320  # pixels of a box in the gallery
-FONT_SIZE = 28  # of the shown picture's pixels
+FONT_SIZE = 28  # of the shown image's pixels
 DEFAULT_LABEL = "object"
-# How the page is served, here and in the Space. Of more sessions than that, those that were used last keep their pictures.
+# How the page is served, here and in the Space. Of more sessions than that, those that were used last keep their images.
 LAUNCH = {"max_file_size": "100mb", "state_session_capacity": 20, "ssr_mode": False, "footer_links": []}
 BOX_FORMAT = "x1 y1 x2 y2 label"
 
@@ -58,8 +58,8 @@ _LINE = re.compile(r"[\[(]?\s*" + r"[\s,;]+".join([_NUMBER] * 4) + r"(?:\s*[\])]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A visitor's picture.
+class Upload:
+    """A visitor's image.
 
     Attributes:
         name: of the file, without folders.
@@ -72,16 +72,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Found:
-    """What a generator made of a picture.
+    """What a generator made of an image.
 
     Attributes:
-        picture: the visitor's.
+        image: the visitor's.
         image: with its boxes; their labels are 1-based positions in `names`.
         names: class names.
         masks: one per box, and the label map.
     """
 
-    picture: Picture
+    upload: Upload
     image: BoxedImage
     names: list[str]
     masks: ImageMasks
@@ -95,7 +95,7 @@ def parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[f
         label: of lines without one.
 
     Returns:
-        Per box: number of its line, counted from 1; xyxy in pixels of the upright picture; label.
+        Per box: number of its line, counted from 1; xyxy in pixels of the upright image; label.
 
     Raises:
         ValueError: a line that is no box, or too many of them.
@@ -123,21 +123,21 @@ def parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[f
 
 
 def boxed_image(
-    picture: Picture, boxes: list[tuple[int, list[float], str]], classes: Sequence[str] | None = None
+    upload: Upload, boxes: list[tuple[int, list[float], str]], classes: Sequence[str] | None = None
 ) -> tuple[BoxedImage, list[str]]:
-    """Checks boxes against their picture and numbers their labels.
+    """Checks boxes against their image and numbers their labels.
 
     Args:
         boxes: from `parse_boxes`; reaching over the border is allowed.
         classes: the only labels allowed, upper or lower case; None: any, in the order of their first box.
 
     Returns:
-        The picture with its boxes, and the class names in the order of the labels.
+        The image with its boxes, and the class names in the order of the labels.
 
     Raises:
-        ValueError: a box is empty or outside the picture, or a label is none of `classes`.
+        ValueError: a box is empty or outside the image, or a label is none of `classes`.
     """
-    height, width = picture.pixels.shape[:2]
+    height, width = upload.pixels.shape[:2]
     names = list(classes or dict.fromkeys(label for _, _, label in boxes))
     label_of = {name.casefold() if classes else name: label for label, name in enumerate(names, start=1)}
     labels = []
@@ -146,7 +146,7 @@ def boxed_image(
             checked_boxes([box], None, "xyxy", height, width)
         except ValueError:
             raise ValueError(
-                f"The box in line {number} is empty or outside the picture of {width} x {height} pixels: {_line(box)}. "
+                f"The box in line {number} is empty or outside the image of {width} x {height} pixels: {_line(box)}. "
                 f"Write {BOX_FORMAT} with x1 < x2 and y1 < y2."
             ) from None
         key = label.casefold() if classes else label
@@ -156,46 +156,46 @@ def boxed_image(
             )
         labels.append(label_of[key])
     return BoxedImage(
-        picture.pixels, *checked_boxes([box for _, box, _ in boxes], labels, "xyxy", height, width)
+        upload.pixels, *checked_boxes([box for _, box, _ in boxes], labels, "xyxy", height, width)
     ), names
 
 
-def box_of_clicks(picture: Picture, first: Sequence[int], second: Sequence[int]) -> list[float]:
-    """The box of which two clicked pixels of the shown picture are opposite corners; both belong to it.
+def box_of_clicks(upload: Upload, first: Sequence[int], second: Sequence[int]) -> list[float]:
+    """The box of which two clicked pixels of the shown image are opposite corners; both belong to it.
 
     Args:
-        first: x, y in the shown picture, see `shown`.
+        first: x, y in the shown image, see `shown`.
         second: the same.
 
     Returns:
-        xyxy in whole pixels of the picture itself.
+        xyxy in whole pixels of the image itself.
     """
-    scale = np.array(picture.pixels.shape[1::-1]) / shown(picture.pixels).size
+    scale = np.array(upload.pixels.shape[1::-1]) / shown(upload.pixels).size
     corners = np.array([first, second])
     low, high = np.floor(corners.min(axis=0) * scale), np.ceil((corners.max(axis=0) + 1) * scale)
-    return [float(value) for value in (*low, *np.minimum(high, picture.pixels.shape[1::-1]))]
+    return [float(value) for value in (*low, *np.minimum(high, upload.pixels.shape[1::-1]))]
 
 
 def shown(pixels: np.ndarray, side: int = SHOWN_SIDE, *, smooth: bool = True) -> Image.Image:
-    """A picture or label map at the size in which the page shows it; small ones are enlarged by a whole number.
+    """An image or label map at the size in which the page shows it; small ones are enlarged by a whole number.
 
     Args:
         pixels: (H, W, 3) or (H, W) uint8.
         side: at most this many pixels high and wide.
         smooth: mix pixels when scaling down, which labels must not be.
     """
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    scale = side / max(picture.size)
+    upload = Image.fromarray(np.ascontiguousarray(pixels))
+    scale = side / max(upload.size)
     scale = int(scale) if scale >= 1 else scale
-    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    size = tuple(max(1, round(length * scale)) for length in upload.size)
     kind = Image.Resampling.BOX if smooth and scale < 1 else Image.Resampling.NEAREST
-    return picture.resize(size, kind)
+    return upload.resize(size, kind)
 
 
-def draw(picture: Picture, text: str, label: str = DEFAULT_LABEL, corner: Sequence[int] | None = None) -> np.ndarray:
-    """The shown picture with the boxes of `text`, and a mark where the first corner of the next one is."""
-    image, names = boxed_image(picture, parse_boxes(text, label))
-    canvas = np.asarray(shown(picture.pixels))
+def draw(upload: Upload, text: str, label: str = DEFAULT_LABEL, corner: Sequence[int] | None = None) -> np.ndarray:
+    """The shown image with the boxes of `text`, and a mark where the first corner of the next one is."""
+    image, names = boxed_image(upload, parse_boxes(text, label))
+    canvas = np.asarray(shown(upload.pixels))
     canvas = _with_boxes(canvas, image, names)
     if corner is None:
         return canvas
@@ -204,7 +204,7 @@ def draw(picture: Picture, text: str, label: str = DEFAULT_LABEL, corner: Sequen
 
 
 def find_masks(
-    picture: Picture | None,
+    upload: Upload | None,
     text: str,
     generator: MaskGenerator,
     *,
@@ -216,28 +216,28 @@ def find_masks(
     """The masks of the boxes of `text`; arguments as of `parse_boxes`, `boxed_image` and `assemble`.
 
     Raises:
-        ValueError: no picture, no boxes, or boxes that are not right; the message is for the visitor.
+        ValueError: no image, no boxes, or boxes that are not right; the message is for the visitor.
     """
-    if picture is None:
-        raise ValueError("There is no picture yet: drop one on the field above, or click it to choose one.")
+    if upload is None:
+        raise ValueError("There is no image yet: drop one on the field above, or click it to choose one.")
     boxes = parse_boxes(text, label)
     if not boxes:
-        raise ValueError("There is no box yet: click two opposite corners on the picture, or write a line of numbers.")
-    image, names = boxed_image(picture, boxes, classes)
+        raise ValueError("There is no box yet: click two opposite corners on the image, or write a line of numbers.")
+    image, names = boxed_image(upload, boxes, classes)
     patches = (patch for _, patch in generator.patches([image], per))
-    return Found(picture, image, names, assemble(image, patches, per, threshold=threshold))
+    return Found(upload, image, names, assemble(image, patches, per, threshold=threshold))
 
 
-def result_pictures(found: Found) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:
+def result_images(found: Found) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:
     """What is shown of a result.
 
     Returns:
-        The picture with label map and boxes, the coloured label map, and per box its part of the picture, with its own mask
+        The image with label map and boxes, the coloured label map, and per box its part of the image, with its own mask
         tinted, and its title.
     """
-    picture = np.asarray(shown(found.picture.pixels))
+    upload = np.asarray(shown(found.upload.pixels))
     label_map = np.asarray(shown(colour_index(found.masks.label_map).astype(np.uint8), smooth=False))
-    tinted = _with_boxes(overlay(picture, label_map), found.image, found.names)
+    tinted = _with_boxes(overlay(upload, label_map), found.image, found.names)
     tiles = []
     for number, (box, label, mask) in enumerate(
         zip(found.image.boxes, found.image.labels, found.masks.masks), start=1
@@ -262,22 +262,22 @@ def result_rows(found: Found) -> list[list]:
 
 
 def write_files(found: Found, folder: str | os.PathLike) -> tuple[Path, Path]:
-    """Write a result as the files that `lpg-hf masks` makes of a data set.
+    """Write a result as the files that `lpg-hf masks` makes of a dataset.
 
     Returns:
         The label map, a palette PNG; and a COCO json with a mask, `score` and `fill_rate` for every box.
     """
-    stem = Path(found.picture.name).stem
+    stem = Path(found.upload.name).stem
     png, coco = Path(folder) / f"{stem}_label_map.png", Path(folder) / f"{stem}_coco.json"
     write_label_map(png, found.masks.label_map)
-    height, width = found.picture.pixels.shape[:2]
+    height, width = found.upload.pixels.shape[:2]
     objects = [
         BoxObject(tuple(box), label - 1, mask.area, rle=mask.rle)
         for box, label, mask in zip(found.image.boxes.tolist(), found.image.labels.tolist(), found.masks.masks)
     ]
     write_coco(
         coco,
-        [Record(found.picture.name, found.picture.name, "1", height, width, objects)],
+        [Record(found.upload.name, found.upload.name, "1", height, width, objects)],
         list(enumerate(found.names, start=1)),
     )
     content = json.loads(coco.read_text(encoding="utf-8"))
@@ -294,7 +294,7 @@ class Page:
         model: LPG stage, a Hub id or a folder; None: the bundled one.
         segmenter: Hub id or folder, for an LPG that uses its class probability. Labels are then its class names.
         device: see `load_generator`.
-        max_pixels: a larger picture is refused.
+        max_pixels: a larger image is refused.
 
     Attributes:
         generators: names of the generators that can be chosen, the best first.
@@ -337,61 +337,61 @@ class Page:
             names = lpg.segmenter.model.config.id2label
             self.classes = [names[label] for label in range(1, len(names))]
 
-    def load(self, path: str | None, picture: Picture | None, text: str, label: str) -> tuple:
-        """A new picture, or none. Boxes of an earlier picture go with it; boxes that were there first stay."""
-        text = text if picture is None else ""
-        picture, message = None, ""
+    def load(self, path: str | None, upload: Upload | None, text: str, label: str) -> tuple:
+        """A new image, or none. Boxes of an earlier image go with it; boxes that were there first stay."""
+        text = text if upload is None else ""
+        upload, message = None, ""
         if path is not None:
             try:
-                picture = Picture(Path(path).name, read_rgb(path, max_pixels=self.max_pixels))
+                upload = Upload(Path(path).name, read_rgb(path, max_pixels=self.max_pixels))
             except (OSError, ValueError) as error:
                 reason = str(error).replace(path, Path(path).name)
-                message = _problem(f"This picture cannot be used: {reason}.")
-        return picture, None, text, *self.redraw(picture, text, label), message, gr.update(visible=False)
+                message = _problem(f"This image cannot be used: {reason}.")
+        return upload, None, text, *self.redraw(upload, text, label), message, gr.update(visible=False)
 
     def click(
-        self, picture: Picture | None, corner: list[int] | None, text: str, label: str, event: gr.SelectData
+        self, upload: Upload | None, corner: list[int] | None, text: str, label: str, event: gr.SelectData
     ) -> tuple:
         """The first corner of a box is remembered; the second writes a line. While a line is wrong, neither."""
-        canvas, hint = self.redraw(picture, text, label)
-        if picture is None or hint:
+        canvas, hint = self.redraw(upload, text, label)
+        if upload is None or hint:
             return None, text, canvas, hint
         if corner is None:
             corner = list(event.index)
         else:
-            line = f"{_line(box_of_clicks(picture, corner, event.index))} {' '.join(label.split())}".strip()
+            line = f"{_line(box_of_clicks(upload, corner, event.index))} {' '.join(label.split())}".strip()
             corner, text = None, "\n".join([*filter(str.strip, text.splitlines()), line])
-        return corner, text, *self.redraw(picture, text, label, corner)
+        return corner, text, *self.redraw(upload, text, label, corner)
 
-    def undo(self, picture: Picture | None, corner: list[int] | None, text: str, label: str) -> tuple:
+    def undo(self, upload: Upload | None, corner: list[int] | None, text: str, label: str) -> tuple:
         """Takes back the last click or line."""
         lines = [line for line in text.splitlines() if line.strip()]
         text = "\n".join(lines if corner is not None else lines[:-1])
-        return None, text, *self.redraw(picture, text, label)
+        return None, text, *self.redraw(upload, text, label)
 
-    def clear(self, picture: Picture | None) -> tuple:
+    def clear(self, upload: Upload | None) -> tuple:
         """Takes back all boxes."""
-        return None, "", *self.redraw(picture, "", "")
+        return None, "", *self.redraw(upload, "", "")
 
     def redraw(
-        self, picture: Picture | None, text: str, label: str, corner: Sequence[int] | None = None
+        self, upload: Upload | None, text: str, label: str, corner: Sequence[int] | None = None
     ) -> tuple[np.ndarray | None, str]:
-        """The picture with the boxes that the text says, or without them and a hint what is wrong with the text."""
-        if picture is None:
+        """The image with the boxes that the text says, or without them and a hint what is wrong with the text."""
+        if upload is None:
             return None, ""
         try:
-            return draw(picture, text, label, corner), ""
+            return draw(upload, text, label, corner), ""
         except ValueError as error:
-            return np.asarray(shown(picture.pixels)), _problem(error)
+            return np.asarray(shown(upload.pixels)), _problem(error)
 
     def run(
-        self, picture: Picture | None, text: str, label: str, name: str, per: str, threshold: float, folder: str | None
+        self, upload: Upload | None, text: str, label: str, name: str, per: str, threshold: float, folder: str | None
     ) -> tuple:
         """The masks, or a message that says what is missing."""
         start = time.perf_counter()
         try:
             found = find_masks(
-                picture,
+                upload,
                 text,
                 self.generator(name),
                 label=label,
@@ -405,7 +405,7 @@ class Page:
             shutil.rmtree(folder, ignore_errors=True)
         folder = tempfile.mkdtemp(prefix="lpg_hf_demo_")
         png, coco = write_files(found, folder)
-        tinted, coloured, tiles = result_pictures(found)
+        tinted, coloured, tiles = result_images(found)
         empty = [str(number) for number, mask in enumerate(found.masks.masks, start=1) if mask.area == 0]
         count = len(found.image.boxes)
         message = f"{count} mask{'s' * (count > 1)} by {name} in {time.perf_counter() - start:.2f} s." + (
@@ -436,20 +436,20 @@ def build_demo(
     hint = "" if page.classes is None else f" The model `lpg` knows these labels: {', '.join(page.classes[:40])}."
     private = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(title="Masks from boxes", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        picture, corner = gr.State(None), gr.State(None)
+        upload, corner = gr.State(None), gr.State(None)
         folder = gr.State(None, delete_callback=lambda path: path and shutil.rmtree(path, ignore_errors=True))
         gr.Markdown(
-            "# Masks from boxes\nChoose a picture, click two opposite corners of every object's box (or write the boxes down), "
+            "# Masks from boxes\nChoose an image, click two opposite corners of every object's box (or write the boxes down), "
             f"and press *Make masks*.{hint}"
         )
         with gr.Row():
             with gr.Column(scale=3):
                 canvas = gr.Image(
-                    label="Picture",
+                    label="Image",
                     show_label=False,  # it would lie over a corner
                     sources=["upload", "clipboard"],
                     buttons=[],
-                    elem_id="picture",
+                    elem_id="image",
                 )
                 # gradio would open the file without our limits and messages; `load` takes its path, whatever is in it.
                 # An update of its properties (gr.update, gr.skip) would make gradio build the field anew, without this.
@@ -515,18 +515,18 @@ def build_demo(
                 coco = gr.DownloadButton("COCO json", elem_id="coco")
 
         edited = [corner, boxes, canvas, hint]
-        replaced = [picture, corner, boxes, canvas, hint, message, results]
+        replaced = [upload, corner, boxes, canvas, hint, message, results]
         # Shows its progress, so that nobody clicks on the browser's own copy, whose pixels may be others than `shown`'s.
-        canvas.upload(page.load, [canvas, picture, boxes, label], replaced, api_visibility="private")
-        canvas.clear(functools.partial(page.load, None), [picture, boxes, label], replaced, **private)
+        canvas.upload(page.load, [canvas, upload, boxes, label], replaced, api_visibility="private")
+        canvas.clear(functools.partial(page.load, None), [upload, boxes, label], replaced, **private)
         # "multiple": a click while an earlier one is under way counts too (only a third within one round trip is lost).
-        canvas.select(page.click, [picture, corner, boxes, label], edited, trigger_mode="multiple", **private)
-        undo.click(page.undo, [picture, corner, boxes, label], edited, trigger_mode="multiple", **private)
-        clear.click(page.clear, [picture], edited, **private)
-        boxes.blur(page.redraw, [picture, boxes, label], [canvas, hint], **private)
+        canvas.select(page.click, [upload, corner, boxes, label], edited, trigger_mode="multiple", **private)
+        undo.click(page.undo, [upload, corner, boxes, label], edited, trigger_mode="multiple", **private)
+        clear.click(page.clear, [upload], edited, **private)
+        boxes.blur(page.redraw, [upload, boxes, label], [canvas, hint], **private)
         run.click(
             page.run,
-            [picture, boxes, label, generator, per, threshold, folder],
+            [upload, boxes, label, generator, per, threshold, folder],
             [message, results, tinted, table, tiles, label_map, png, coco, folder],
             api_visibility="private",
             show_progress_on=[message],
@@ -576,7 +576,7 @@ def _path_of(payload: "gr.components.image.ImageData | None") -> str | None:
 
 
 def _with_boxes(canvas: np.ndarray, image: BoxedImage, names: Sequence[str]) -> np.ndarray:
-    """The shown picture with the boxes drawn in."""
+    """The shown image with the boxes drawn in."""
     factors = np.array(canvas.shape[1::-1]) / image.image.shape[1::-1]
     titles = [_shortened(name, 20) for name in names]
     return draw_boxes(canvas, image.boxes * np.tile(factors, 2), image.labels, titles, FONT_SIZE)

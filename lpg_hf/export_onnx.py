@@ -1,4 +1,4 @@
-"""A generator or a segmenter as one ONNX model, for any batch and picture size, compared with PyTorch.
+"""A generator or a segmenter as one ONNX model, for any batch and image size, compared with PyTorch.
 
 Inputs are those of the PyTorch model: `pixel_values` (B, 3, H, W) and, for an LPG, `box_mask` (B, 1, H, W) and perhaps
 `class_prob` (B, 1, H, W), all float32, made by the image processor. The output is `logits`; padding to the network's stride
@@ -59,8 +59,8 @@ def export_onnx(
         model: an LPG or any `AutoModelForSemanticSegmentation`: a folder, a Hub id, or the model itself (left unchanged).
         out: the .onnx file.
         opset: ONNX operator set, 13 to 20.
-        size: (height, width) of all pictures, for a model that cannot have free sizes. None: any size.
-        check: run the file through onnxruntime at several batch and picture sizes and compare it with PyTorch.
+        size: (height, width) of all images, for a model that cannot have free sizes. None: any size.
+        check: run the file through onnxruntime at several batch and image sizes and compare it with PyTorch.
 
     Returns:
         (batch, height, width) -> largest difference of the logits from PyTorch's, in units of max(1, largest logit); empty
@@ -116,7 +116,7 @@ def _load(source: str | os.PathLike) -> PreTrainedModel:
 
 
 def _inputs(names: Sequence[str], batch: int, height: int, width: int, num_channels: int) -> tuple[Tensor, ...]:
-    """Random pictures, a box in each, random probabilities."""
+    """Random images, a box in each, random probabilities."""
     generator = torch.Generator().manual_seed(batch + height + width)
     box_mask = torch.zeros(batch, 1, height, width)
     box_mask[:, :, height // 5 : height // 2, width // 4 : width - width // 5] = 1
@@ -179,7 +179,7 @@ def _differences(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised as well
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    remedy = "Export it for one size of pictures (size=, --size)." if free else "Nothing was written."
+    remedy = "Export it for one size of images (size=, --size)." if free else "Nothing was written."
     differences: dict[tuple[int, int, int], float] = {}
     for batch, height, width in sizes:
         inputs = _inputs(network.names, batch, height, width, _num_channels(network))

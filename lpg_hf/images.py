@@ -21,7 +21,7 @@ FORMATS_WITH_AN_END = ("JPEG", "MPO", "PNG", "WEBP")  # Pillow's names
 
 # What an image can be read from.
 ImageSource = str | os.PathLike | BinaryIO | Image.Image
-# EXIF orientation -> what makes the picture upright.
+# EXIF orientation -> what makes the image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,7 +34,7 @@ _UPRIGHT = {
 
 
 class ImageProblem(OSError):
-    """A picture that cannot be used; `kind` is its key in `PROBLEMS`."""
+    """An image that cannot be used; `kind` is its key in `PROBLEMS`."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -57,12 +57,12 @@ def _without_pixel_limit() -> Iterator[None]:
 
 
 def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open a picture: its header is read, its pixels are not.
+    """Open an image: its header is read, its pixels are not.
 
     Args:
         source: path or binary file; an opened image is returned as it is.
         name: for messages.
-        max_pixels: a picture with more is refused before any memory is taken for it.
+        max_pixels: an image with more is refused before any memory is taken for it.
 
     Raises:
         ImageProblem: it cannot be opened, or is too large.
@@ -76,17 +76,17 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
             image = Image.open(source)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+        reason = "it is no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
         is_cut_file = isinstance(source, str) and os.path.isfile(source) and _ends_early(source)
         if is_cut_file or "truncated" in reason.lower():
-            raise ImageProblem("truncated_image", f"the picture {name} is cut off: {reason}") from error
-        raise ImageProblem("unreadable_image", f"cannot open the picture {name}: {reason}") from error
+            raise ImageProblem("truncated_image", f"the image {name} is cut off: {reason}") from error
+        raise ImageProblem("unreadable_image", f"cannot open the image {name}: {reason}") from error
     width, height = image.size
     if width * height > max_pixels:
         image.close()
         raise ImageProblem(
             "image_too_large",
-            f"the picture {name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
+            f"the image {name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
             "raise max_pixels (--max-pixels) if you trust the file",
         )
     return image
@@ -102,7 +102,7 @@ def _ends_early(path: str) -> bool:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """How an opened picture is stored: 1 upright, 2 to 8 turned or mirrored; nothing is decoded.
+    """How an opened image is stored: 1 upright, 2 to 8 turned or mirrored; nothing is decoded.
 
     Pillow turns TIFF itself, and would decode a whole PNG to look for a block behind the pixels.
     """
@@ -110,12 +110,12 @@ def exif_orientation(image: Image.Image) -> int:
         return 1
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises many types on a broken block; viewers show such a picture as stored.
+    except Exception:  # Pillow's parser raises many types on a broken block; viewers show such an image as stored.
         return 1
 
 
 def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) of a picture when shown upright, from its header; a file that may be cut off is decoded as well.
+    """(height, width) of an image when shown upright, from its header; a file that may be cut off is decoded as well.
 
     So is every BMP, TIFF and the like: they have no mark at their end. Pillow looks at the whole of a WebP when it opens it.
 
@@ -129,7 +129,7 @@ def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int,
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError) as error:
-                raise ImageProblem("truncated_image", f"the picture {name} is cut off or damaged: {error}") from error
+                raise ImageProblem("truncated_image", f"the image {name} is cut off or damaged: {error}") from error
     return (width, height) if turned else (height, width)
 
 
@@ -161,7 +161,7 @@ def read_rgb(source: ImageSource, name: str | None = None, max_pixels: int = MAX
     except (OSError, SyntaxError) as error:
         kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
         raise ImageProblem(
-            kind, f"cannot decode the picture {name}: {error}. Replace the file or leave it out"
+            kind, f"cannot decode the image {name}: {error}. Replace the file or leave it out"
         ) from error
 
 
@@ -170,12 +170,12 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise ValueError(
-                f"the picture {name} holds values {values.min()}..{values.max()}; save it with 8 or 16 bits"
+                f"the image {name} holds values {values.min()}..{values.max()}; save it with 8 or 16 bits"
             )
         grey = np.round(values / 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     if image.mode == "F":
-        raise ValueError(f"the picture {name} holds floats, whose range is not known; save it with 8 bits")
+        raise ValueError(f"the image {name} holds floats, whose range is not known; save it with 8 bits")
     if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)

@@ -19,7 +19,7 @@ IGNORE_INDEX_16 = 65535
 
 
 def label_map_type(num_classes: int) -> tuple[type, int]:
-    """The integer type of the label maps of a data set, and their ignored value.
+    """The integer type of the label maps of a dataset, and their ignored value.
 
     Args:
         num_classes: without the background.
@@ -45,21 +45,21 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray, scratch: str
             "and integer. Pass the argmax over the classes."
         )
     if label_map.dtype == np.uint16:
-        picture = Image.fromarray(label_map)
+        image = Image.fromarray(label_map)
     elif label_map.size and (label_map.min() < 0 or label_map.max() > 255):
         raise ValueError(
             f"label map for {path} holds values in {label_map.min()}..{label_map.max()}, but an 8-bit PNG holds 0..255."
         )
     else:
-        picture = Image.fromarray(label_map.astype(np.uint8))
-        picture.putpalette(voc_palette().reshape(-1).tolist())
+        image = Image.fromarray(label_map.astype(np.uint8))
+        image.putpalette(voc_palette().reshape(-1).tolist())
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue(), scratch)
 
 
 def mask_name(file_name: str) -> str:
-    """The label map of a picture: the same relative path, with the suffix .png."""
+    """The label map of an image: the same relative path, with the suffix .png."""
     return str(PurePosixPath(file_name).with_suffix(".png"))
 
 
@@ -76,14 +76,14 @@ def read_label_map(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.
     Raises:
         ImageProblem: it cannot be opened, or is too large.
         OSError: it is cut off.
-        ValueError: the file is a colour picture, whose values are no labels.
+        ValueError: the file is a colour image, whose values are no labels.
     """
-    with open_image(path, os.fspath(path), max_pixels) as picture:
-        if picture.mode == "I;16":
-            return np.array(picture, dtype=np.uint16)
-        if picture.mode not in ("P", "L"):
+    with open_image(path, os.fspath(path), max_pixels) as image:
+        if image.mode == "I;16":
+            return np.array(image, dtype=np.uint16)
+        if image.mode not in ("P", "L"):
             raise ValueError(
-                f"{path} is a picture of mode {picture.mode}, not a label map. "
+                f"{path} is an image of mode {image.mode}, not a label map. "
                 "Label maps are palette or grey PNG files whose values are the labels."
             )
-        return np.array(picture, dtype=np.uint8)
+        return np.array(image, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures for people: coloured label maps, boxes, and panels like Fig. 3 and 5 of the paper. Pillow only."""
+"""Images for people: coloured label maps, boxes, and panels like Fig. 3 and 5 of the paper. Pillow only."""
 
 from collections.abc import Sequence
 
@@ -70,10 +70,10 @@ def draw_boxes(
     Returns:
         (H, W, 3) uint8 RGB, a copy.
     """
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    draw = ImageDraw.Draw(picture)
-    line = max(1, round(max(picture.size) / 160))
-    font = ImageFont.load_default(font_size or max(9, round(max(picture.size) / 16)))
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    draw = ImageDraw.Draw(canvas)
+    line = max(1, round(max(canvas.size) / 160))
+    font = ImageFont.load_default(font_size or max(9, round(max(canvas.size) / 16)))
     palette = voc_palette()
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
     labels = [1] * len(boxes) if labels is None else [int(label) for label in labels]
@@ -82,7 +82,7 @@ def draw_boxes(
         draw.rectangle([x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)], outline=colour, width=line)
         if names is not None:
             _write_on(draw, (x1 + line, y1 + line), names[label - 1], font, colour)
-    return np.asarray(picture)
+    return np.asarray(canvas)
 
 
 def _write_on(
@@ -95,15 +95,15 @@ def _write_on(
 
 
 def panel(columns: list[str], rows: list[list[np.ndarray | None]], cell_width: int = 200) -> Image.Image:
-    """One figure of pictures in a grid, with a heading over every column.
+    """One figure of images in a grid, with a heading over every column.
 
     Args:
         columns: headings.
-        rows: per row one (H, W, 3) uint8 RGB picture per column, or None for an empty cell.
-        cell_width: width of a cell in pixels; pictures keep their proportions.
+        rows: per row one (H, W, 3) uint8 RGB image per column, or None for an empty cell.
+        cell_width: width of a cell in pixels; images keep their proportions.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
         ValueError: a row has another number of cells than there are columns.
@@ -140,9 +140,9 @@ def _font_that_fits(texts: list[str], width: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _fit(picture: np.ndarray, width: int) -> Image.Image:
-    """Scaled to the width; small pictures are enlarged without blur, so that single pixels can be judged."""
-    source = Image.fromarray(np.ascontiguousarray(picture))
+def _fit(image: np.ndarray, width: int) -> Image.Image:
+    """Scaled to the width; small images are enlarged without blur, so that single pixels can be judged."""
+    source = Image.fromarray(np.ascontiguousarray(image))
     height = max(1, round(source.height * width / source.width))
     enlarge = width > source.width
     return source.resize((width, height), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)

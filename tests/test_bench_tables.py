@@ -98,7 +98,7 @@ def boxes(fg: float, bg: float) -> dict:
         "mean_box_iou": fg,
         "mean_boundary_iou": fg / 2,
         "boxes_per_second": 9.6,
-        "num_pictures": 3,
+        "num_images": 3,
         "num_boxes": 5,
     }
 
@@ -260,7 +260,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_a_cell_says_what_it_measured_and_how(finished, generator):
     metrics = finished.finished(generator)
     scores = metrics["boxes"]["1"]
-    assert scores["num_pictures"] == 3 and scores["num_boxes"] >= 3
+    assert scores["num_images"] == 3 and scores["num_boxes"] >= 3
     assert all(0 <= scores[key] <= 1 for key in ("foreground_iou", "mean_iou", "mean_box_iou", "mean_boundary_iou"))
     train, compare = (entry["command"] for entry in metrics["commands"])
     assert train.startswith("accelerate launch ") and "training/em.py --config" in train

@@ -62,7 +62,7 @@ def test_r_b4_voc_corner_values():
     assert mask.sum() == 1 and mask[0, 0] == 1
 
 
-def test_r_b1_boxes_are_clipped_to_the_picture():
+def test_r_b1_boxes_are_clipped_to_the_image():
     boxes = convert_boxes([[-5, -3, 20, 16], [50, 30, 30, 30]], "xywh", "xyxy")
     clipped = convert_boxes(clip_boxes(boxes, height=40, width=60), "xyxy", "xywh")
     assert clipped.tolist() == [[0, 0, 15, 13], [50, 30, 10, 10]]
@@ -81,7 +81,7 @@ def test_float32_rounding_does_not_paint_another_column():
         assert box_slices([10, 0, end, 1], 40, 60)[1] == slice(10, 30)
 
 
-def test_box_outside_the_picture_covers_nothing():
+def test_box_outside_the_image_covers_nothing():
     assert boxes_to_mask([[60, 0, 70, 10], [-9, -9, 0, 0]], 40, 60).sum() == 0
 
 

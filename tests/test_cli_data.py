@@ -14,7 +14,7 @@ from lpg_hf.cli import main
 
 @pytest.fixture
 def data(tmp_path):
-    """A COCO file of one picture, as a function of its box."""
+    """A COCO file of one image, as a function of its box."""
     Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
 
     def write(*boxes):
@@ -64,12 +64,12 @@ def test_what_cannot_be_read_is_one_line_and_status_two(data, tmp_path, capsys):
     assert status == 2 and "broken.json is not valid or not complete json" in err
 
 
-def test_check_goes_on_without_pictures_and_takes_one_xml_file(data, tmp_path, capsys):
+def test_check_goes_on_without_images_and_takes_one_xml_file(data, tmp_path, capsys):
     path = data([10, 8, 20, 16], [5, 5, 0, 0])
     (tmp_path / "a.png").unlink()
     status, out, err = run(capsys, "check", path)
     assert status == 1 and err == "" and "degenerate_box: 1" in out and "missing_image: 1" in out and "a.png" in out
-    assert f"1 of 1 pictures do not exist in {tmp_path}: " in out
+    assert f"1 of 1 images do not exist in {tmp_path}: " in out
     xml = tmp_path / "b.xml"
     box = "<bndbox><xmin>0</xmin><ymin>9</ymin><xmax>90</xmax><ymax>24</ymax></bndbox>"
     xml.write_text(
@@ -96,7 +96,7 @@ def test_headers_only(data, tmp_path, capsys):
     assert run(capsys, "check", path)[0] == 1
 
 
-def test_convert_labels_says_what_is_lost_and_where_pictures_go(data, tmp_path, capsys):
+def test_convert_labels_says_what_is_lost_and_where_images_go(data, tmp_path, capsys):
     path = data([10, 8, 20, 16])
     status, out, _ = run(capsys, "convert-labels", path, tmp_path / "new", "--to", "yolo", "--no-masks")
     assert status == 0 and "lost: ids of images and annotations" in out and "images/" in out
@@ -162,7 +162,7 @@ def test_file_names_that_are_no_utf8_and_letters_that_the_terminal_lacks(tmp_pat
     text = (tmp_path / "new.json").read_text(encoding="utf-8")
     assert "犬.png" in text and {i["file_name"] for i in json.loads(text)["images"]} == {"caf\udce9.png", "犬.png"}
     done = command("check", tmp_path / "new.json", "--images", root / "images", encoding="utf-8")
-    assert done.returncode == 0, done.stdout + done.stderr  # the json file names the picture's true bytes
+    assert done.returncode == 0, done.stdout + done.stderr  # the json file names the image's true bytes
     done = command("convert-labels", root, tmp_path / "voc", "--to", "voc", encoding="utf-8")
     assert done.returncode == 2 and b"VOC files cannot hold the name 'caf\\udce9'" in done.stderr
     assert not (tmp_path / "voc").exists()

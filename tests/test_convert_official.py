@@ -1,4 +1,4 @@
-"""Official checkpoints: equal logits from picture to full size, every tensor used, and back to the bit."""
+"""Official checkpoints: equal logits from image to full size, every tensor used, and back to the bit."""
 
 import io
 import json
@@ -76,7 +76,7 @@ def converted(request, tmp_path) -> tuple[str, torch.nn.Module, Path]:
 @pytest.mark.parametrize("kind", ["lpg4", "lpg5"])
 @pytest.mark.parametrize("canvas", [512, 640])
 @torch.no_grad()
-def test_r_l3_lpg_from_picture_to_foreground_equals_the_official_path(kind, canvas, tmp_path):
+def test_r_l3_lpg_from_image_to_foreground_equals_the_official_path(kind, canvas, tmp_path):
     """R-L3: 321x241, padded to the official canvas, logits brought to its size with align_corners, cut to the boxes."""
     network, image = tiny(kind), picture()
     boxes, labels = np.array([[20, 30, 120, 200], [150, 10, 241, 90], [100, 150, 230, 321]]), np.array([3, 1, 3])
@@ -129,8 +129,8 @@ def test_the_mask_generator_equals_the_official_path(tmp_path):
 
 @pytest.mark.parametrize("kind", ["largefov", "deeplab-v2"])
 @torch.no_grad()
-def test_r_l3_segmenter_from_picture_to_full_size_logits_equals_the_official_path(kind, tmp_path):
-    """R-L3: 321x241, logits brought to the picture's size with align_corners, which the config says."""
+def test_r_l3_segmenter_from_image_to_full_size_logits_equals_the_official_path(kind, tmp_path):
+    """R-L3: 321x241, logits brought to the image's size with align_corners, which the config says."""
     network, image = tiny(kind), picture()
     convert(saved(network, tmp_path / "o.pth"), tmp_path / "ours", kind)
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
@@ -164,7 +164,7 @@ def test_without_the_official_padding_the_masks_are_others(tmp_path):
     assert (results[0] - results[1]).abs().max() > 0.01
 
 
-def test_pictures_beyond_the_official_canvas_are_padded_to_what_the_network_needs():
+def test_images_beyond_the_official_canvas_are_padded_to_what_the_network_needs():
     processor = LPGImageProcessor(view_min_size=64)
     batch = processor(picture(70, 50), boxes=[[1, 2, 40, 60]], return_tensors="pt")
     assert batch["pixel_values"].shape[2:] == batch["box_mask"].shape[2:] == (70, 64)

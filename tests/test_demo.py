@@ -42,8 +42,8 @@ def demo():
 
 
 @pytest.fixture
-def picture(demo):
-    return demo.Picture("street.jpg", scene())
+def upload(demo):
+    return demo.Upload("street.jpg", scene())
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def text_of(message: str) -> str:
 
 
 def run(
-    page, picture, text: str, name: str = "box", per: str = "instance", threshold: float = 0.5, folder=None
+    page, upload, text: str, name: str = "box", per: str = "instance", threshold: float = 0.5, folder=None
 ) -> dict:
     keys = ("message", "results", "overlay", "table", "tiles", "label_map", "png", "coco", "folder")
-    return dict(zip(keys, page.run(picture, text, "object", name, per, threshold, folder), strict=True))
+    return dict(zip(keys, page.run(upload, text, "object", name, per, threshold, folder), strict=True))
 
 
 # Lines of boxes
@@ -112,13 +112,13 @@ def test_too_many_boxes_and_too_long_labels_are_refused(demo):
 
 
 @pytest.mark.parametrize("box", ["200 5 300 50", "30 20 30 50", "30 20 10 40", "0 0 1e999 5"])
-def test_a_box_that_is_empty_or_outside_is_named(demo, picture, box: str):
-    with pytest.raises(ValueError, match="box in line 2 is empty or outside the picture of 120 x 90 pixels.*x1 < x2"):
-        demo.boxed_image(picture, demo.parse_boxes(f"1 2 3 4\n{box}"))
+def test_a_box_that_is_empty_or_outside_is_named(demo, upload, box: str):
+    with pytest.raises(ValueError, match="box in line 2 is empty or outside the image of 120 x 90 pixels.*x1 < x2"):
+        demo.boxed_image(upload, demo.parse_boxes(f"1 2 3 4\n{box}"))
 
 
-def test_boxes_are_clipped_and_labels_numbered_in_their_order(demo, picture):
-    image, names = demo.boxed_image(picture, demo.parse_boxes("-5 10 40 400 dog\n1 2 3 4 cat\n2 2 9 9 dog"))
+def test_boxes_are_clipped_and_labels_numbered_in_their_order(demo, upload):
+    image, names = demo.boxed_image(upload, demo.parse_boxes("-5 10 40 400 dog\n1 2 3 4 cat\n2 2 9 9 dog"))
     assert names == ["dog", "cat"] and image.labels.tolist() == [1, 2, 1]
     assert image.boxes[0].tolist() == [0, 10, 40, HEIGHT]
 
@@ -128,93 +128,93 @@ def test_boxes_are_clipped_and_labels_numbered_in_their_order(demo, picture):
 
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (7, 3), (2000, 3001), (1, 4000)])
 def test_two_clicks_make_the_box_that_holds_both_pixels(demo, size: tuple[int, int]):
-    picture = demo.Picture("a.png", np.zeros((*size, 3), dtype=np.uint8))
-    width, height = demo.shown(picture.pixels).size
+    upload = demo.Upload("a.png", np.zeros((*size, 3), dtype=np.uint8))
+    width, height = demo.shown(upload.pixels).size
     assert max(width, height) <= demo.SHOWN_SIDE
     last = [width - 1, height - 1]
-    assert demo.box_of_clicks(picture, [0, 0], last) == [0, 0, size[1], size[0]]
+    assert demo.box_of_clicks(upload, [0, 0], last) == [0, 0, size[1], size[0]]
     for first, second in (([0, height - 1], [width - 1, 0]), (last, [0, 0])):
-        assert demo.box_of_clicks(picture, first, second) == [0, 0, size[1], size[0]]
-    x1, y1, x2, y2 = demo.box_of_clicks(picture, *[[width // 2, height // 2]] * 2)
+        assert demo.box_of_clicks(upload, first, second) == [0, 0, size[1], size[0]]
+    x1, y1, x2, y2 = demo.box_of_clicks(upload, *[[width // 2, height // 2]] * 2)
     assert x1 < x2 and y1 < y2
 
 
-def test_a_click_on_an_enlarged_picture_is_one_pixel(demo, picture):
-    assert demo.shown(picture.pixels).size == (8 * WIDTH, 8 * HEIGHT)
-    assert demo.box_of_clicks(picture, [80, 16], [87, 23]) == [10, 2, 11, 3]
-    assert demo.box_of_clicks(picture, [80, 16], [88, 24]) == [10, 2, 12, 4]
+def test_a_click_on_an_enlarged_image_is_one_pixel(demo, upload):
+    assert demo.shown(upload.pixels).size == (8 * WIDTH, 8 * HEIGHT)
+    assert demo.box_of_clicks(upload, [80, 16], [87, 23]) == [10, 2, 11, 3]
+    assert demo.box_of_clicks(upload, [80, 16], [88, 24]) == [10, 2, 12, 4]
 
 
-def test_clicks_undo_and_clear(demo, page, picture):
+def test_clicks_undo_and_clear(demo, page, upload):
     def click(corner, text, at):
-        return page.click(picture, corner, text, " cat\n", SimpleNamespace(index=at))
+        return page.click(upload, corner, text, " cat\n", SimpleNamespace(index=at))
 
-    plain = demo.draw(picture, "")
+    plain = demo.draw(upload, "")
     corner, text, canvas, message = click(None, "", [80, 16])
     assert (corner, text, message) == ([80, 16], "", "") and not np.array_equal(canvas, plain)
     corner, text, canvas, message = click(corner, text, [400, 320])
     assert (corner, text, message) == (None, "10 2 51 41 cat", "")
-    assert np.array_equal(canvas, demo.draw(picture, text))
+    assert np.array_equal(canvas, demo.draw(upload, text))
     corner, _, _, _ = click(None, text, [5, 5])
-    _, text, canvas, _ = page.undo(picture, corner, text, "cat")  # the click first, then the line
-    assert text == "10 2 51 41 cat" and np.array_equal(canvas, demo.draw(picture, text))
-    _, text, canvas, _ = page.undo(picture, None, "1 1 5 5\n" + text, "cat")
+    _, text, canvas, _ = page.undo(upload, corner, text, "cat")  # the click first, then the line
+    assert text == "10 2 51 41 cat" and np.array_equal(canvas, demo.draw(upload, text))
+    _, text, canvas, _ = page.undo(upload, None, "1 1 5 5\n" + text, "cat")
     assert text == "1 1 5 5"
-    corner, text, canvas, message = page.clear(picture)
+    corner, text, canvas, message = page.clear(upload)
     assert (corner, text, message) == (None, "", "") and np.array_equal(canvas, plain)
 
 
-def test_a_click_keeps_the_text_while_a_line_is_wrong(page, picture):
-    corner, text, _, message = page.click(picture, [1, 1], "1 2 3", "cat", SimpleNamespace(index=[50, 50]))
+def test_a_click_keeps_the_text_while_a_line_is_wrong(page, upload):
+    corner, text, _, message = page.click(upload, [1, 1], "1 2 3", "cat", SimpleNamespace(index=[50, 50]))
     assert (corner, text) == (None, "1 2 3") and text_of(message).startswith("Line 1 is no box")
 
 
-def test_buttons_without_a_picture_do_nothing(page):
+def test_buttons_without_a_image_do_nothing(page):
     assert page.click(None, None, "1 2 3 4", "cat", SimpleNamespace(index=[5, 5]))[:2] == (None, "1 2 3 4")
     assert page.undo(None, None, "1 2 3 4\n5 6 7 8", "cat")[1] == "1 2 3 4"
     assert page.clear(None)[1] == ""
 
 
-# Pictures
+# Images
 
 
-def test_a_second_picture_drops_the_boxes_and_boxes_that_were_there_first_stay(page, photo: Path):
-    picture, corner, text, canvas, hint, message, results = page.load(str(photo), None, "1 2 30 40 cat", "object")
-    assert np.array_equal(picture.pixels, scene()) and text == "1 2 30 40 cat" and hint == message == ""
+def test_a_second_image_drops_the_boxes_and_boxes_that_were_there_first_stay(page, photo: Path):
+    upload, corner, text, canvas, hint, message, results = page.load(str(photo), None, "1 2 30 40 cat", "object")
+    assert np.array_equal(upload.pixels, scene()) and text == "1 2 30 40 cat" and hint == message == ""
     assert canvas.shape == (8 * HEIGHT, 8 * WIDTH, 3) and results["visible"] is False
-    again, corner, text, canvas, hint, message, _ = page.load(str(photo), picture, text, "object")
+    again, corner, text, canvas, hint, message, _ = page.load(str(photo), upload, text, "object")
     assert (corner, text, hint, message) == (None, "", "", "")
     gone = page.load(None, again, "1 2 3 4", "object")
     assert gone[:6] == (None, None, "", None, "", "")
 
 
-def test_first_boxes_that_do_not_fit_the_picture_are_told(page, photo: Path):
-    picture, _, text, canvas, hint, message, _ = page.load(str(photo), None, "500 2 600 40 cat", "object")
-    assert picture is not None and canvas is not None and text == "500 2 600 40 cat"
-    assert "line 1 is empty or outside the picture of 120 x 90" in text_of(hint) and message == ""
+def test_first_boxes_that_do_not_fit_the_image_are_told(page, photo: Path):
+    upload, _, text, canvas, hint, message, _ = page.load(str(photo), None, "500 2 600 40 cat", "object")
+    assert upload is not None and canvas is not None and text == "500 2 600 40 cat"
+    assert "line 1 is empty or outside the image of 120 x 90" in text_of(hint) and message == ""
 
 
-def test_a_turned_picture_is_shown_upright(page, tmp_path: Path):
+def test_a_turned_image_is_shown_upright(page, tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(scene()).save(tmp_path / "turned.jpg", exif=exif)
     assert page.load(str(tmp_path / "turned.jpg"), None, "", "")[0].pixels.shape == (WIDTH, HEIGHT, 3)
 
 
-def test_files_that_are_no_picture_or_too_large_are_refused_in_one_line(demo, page, photo: Path, tmp_path: Path):
-    (tmp_path / "notes.png").write_text("no picture")
+def test_files_that_are_no_image_or_too_large_are_refused_in_one_line(demo, page, photo: Path, tmp_path: Path):
+    (tmp_path / "notes.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:-2000])
     Image.new("1", (9000, 6000)).save(tmp_path / "huge.png")
-    for name, reason in (("notes", "no picture that Pillow"), ("cut", "cannot decode"), ("huge", "54000000 pixels")):
-        picture, _, _, canvas, _, message, _ = page.load(str(tmp_path / f"{name}.png"), None, "", "")
-        assert picture is None and canvas is None and str(tmp_path) not in message
-        assert text_of(message).startswith("This picture cannot be used: ") and reason in message
+    for name, reason in (("notes", "no image that Pillow"), ("cut", "cannot decode"), ("huge", "54000000 pixels")):
+        upload, _, _, canvas, _, message, _ = page.load(str(tmp_path / f"{name}.png"), None, "", "")
+        assert upload is None and canvas is None and str(tmp_path) not in message
+        assert text_of(message).startswith("This image cannot be used: ") and reason in message
     assert demo.Page(max_pixels=WIDTH * HEIGHT).load(str(photo), None, "", "")[0] is not None
     assert demo.Page(max_pixels=WIDTH * HEIGHT - 1).load(str(photo), None, "", "")[0] is None
 
 
 def test_gradio_leaves_the_file_to_us(demo):
-    (field,) = [block for block in demo.build_demo().blocks.values() if block.elem_id == "picture"]
+    (field,) = [block for block in demo.build_demo().blocks.values() if block.elem_id == "image"]
     assert field.preprocess(SimpleNamespace(path="/a/b.png")) == "/a/b.png" and field.preprocess(None) is None
 
 
@@ -230,23 +230,23 @@ def test_gradio_leaves_the_file_to_us(demo):
         ("500 2 600 40", "The box in line 1 is empty or outside"),
     ],
 )
-def test_bad_boxes_give_a_message_and_no_result(page, picture, tmp_path, text: str, message: str):
-    result = run(page, picture, text, folder=str(tmp_path))
+def test_bad_boxes_give_a_message_and_no_result(page, upload, tmp_path, text: str, message: str):
+    result = run(page, upload, text, folder=str(tmp_path))
     assert text_of(result["message"]).startswith(message) and "<script>" not in result["message"]
     assert result["results"]["visible"] is False and result["png"] is None and result["folder"] == str(tmp_path)
 
 
-def test_masks_without_a_picture_give_a_message(page):
-    assert text_of(run(page, None, "1 2 3 4")["message"]).startswith("There is no picture yet")
+def test_masks_without_a_image_give_a_message(page):
+    assert text_of(run(page, None, "1 2 3 4")["message"]).startswith("There is no image yet")
 
 
 @pytest.mark.parametrize("name", ["lpg", "grabcut", "densecrf", "box"])
-def test_files_hold_the_masks_that_are_shown(demo, page, picture, name: str):
+def test_files_hold_the_masks_that_are_shown(demo, page, upload, name: str):
     if name == "densecrf":
         pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed: pip install 'lpg_hf[crf]'")
     assert name in page.generators
     text = "25 15 75 65 disc\n80 60 110 85 corner / odd"
-    result = run(page, picture, text, name)
+    result = run(page, upload, text, name)
     assert re.fullmatch(rf"2 masks by {name} in [\d.]+ s\..*", text_of(result["message"]))
     assert result["results"]["visible"] is True and len(result["tiles"]) == 2
     assert result["tiles"][1][1] == "2 corner / odd"
@@ -259,21 +259,21 @@ def test_files_hold_the_masks_that_are_shown(demo, page, picture, name: str):
     content = json.loads(Path(result["coco"]).read_text(encoding="utf-8"))
     assert [category["name"] for category in content["categories"]] == ["disc", "corner / odd"]
     assert content["images"] == [{"id": 1, "file_name": "street.jpg", "width": WIDTH, "height": HEIGHT}]
-    found = demo.find_masks(picture, text, page.generator(name))
+    found = demo.find_masks(upload, text, page.generator(name))
     for row, annotation, mask in zip(result["table"], content["annotations"], found.masks.masks, strict=True):
         assert annotation["segmentation"] == mask.rle and annotation["area"] == mask.area
         assert annotation["score"] == round(mask.score, 4) and annotation["fill_rate"] == round(mask.fill_rate, 4)
         assert row[1:3] == [round(mask.score, 3), round(mask.fill_rate, 3)]
     assert [row[3:] for row in result["table"]] == [["disc", "25 15 75 65"], ["corner / odd", "80 60 110 85"]]
 
-    again = run(page, picture, text, name, folder=result["folder"])
+    again = run(page, upload, text, name, folder=result["folder"])
     assert not Path(result["folder"]).exists() and Path(again["png"]).is_file()
     shutil.rmtree(again["folder"])
 
 
-def test_our_own_reader_takes_the_coco_file(page, picture, tmp_path: Path):
-    result = run(page, picture, "25 15 75 65 disc\n1 2 3.5 4 dot")
-    Image.fromarray(picture.pixels).save(tmp_path / picture.name)
+def test_our_own_reader_takes_the_coco_file(page, upload, tmp_path: Path):
+    result = run(page, upload, "25 15 75 65 disc\n1 2 3.5 4 dot")
+    Image.fromarray(upload.pixels).save(tmp_path / upload.name)
     report = Report()
     records = read_coco(result["coco"], tmp_path, masks=True, report=report)
     (record,) = records
@@ -284,7 +284,7 @@ def test_our_own_reader_takes_the_coco_file(page, picture, tmp_path: Path):
 
 @pytest.mark.parametrize("per", ["instance", "class"])
 @pytest.mark.parametrize("threshold", [0.25, 0.75])
-def test_threshold_and_granularity_reach_the_generator(page, picture, monkeypatch, per: str, threshold: float):
+def test_threshold_and_granularity_reach_the_generator(page, upload, monkeypatch, per: str, threshold: float):
     class Ramp:
         def patches(self, images, asked):
             assert asked == per
@@ -292,18 +292,18 @@ def test_threshold_and_granularity_reach_the_generator(page, picture, monkeypatc
             yield 0, Patch(1, (0,), slice(0, 40), slice(0, 40), foreground)
 
     monkeypatch.setattr(page, "generator", lambda name: Ramp())
-    result = run(page, picture, "0 0 40 40", per=per, threshold=threshold)
+    result = run(page, upload, "0 0 40 40", per=per, threshold=threshold)
     assert result["table"][0][2] == 1 - threshold
     shutil.rmtree(result["folder"])
 
 
-def test_a_box_without_a_mask_is_told(demo, page, picture, monkeypatch: pytest.MonkeyPatch):
+def test_a_box_without_a_mask_is_told(demo, page, upload, monkeypatch: pytest.MonkeyPatch):
     class Nothing:
         def patches(self, images, per):
             yield 0, Patch(1, (0,), slice(0, 4), slice(0, 4), np.zeros((4, 4), dtype=np.float32))
 
     monkeypatch.setattr(page, "generator", lambda name: Nothing())
-    result = run(page, picture, "0 0 4 4")
+    result = run(page, upload, "0 0 4 4")
     assert "Without a pixel: box 1; try a lower threshold" in text_of(result["message"])
     assert result["table"][0][1:3] == [0, 0]
     shutil.rmtree(result["folder"])
@@ -320,16 +320,16 @@ def prob_folder(tmp_path_factory, lpg_folder):
     return folder
 
 
-def test_with_a_segmenter_the_labels_are_its_classes(demo, picture, prob_folder, segmenter_folder):
+def test_with_a_segmenter_the_labels_are_its_classes(demo, upload, prob_folder, segmenter_folder):
     page = demo.Page(prob_folder, segmenter_folder, device="cpu")
     assert page.classes == ["cat", "dog", "cow"]
-    result = run(page, picture, "25 15 75 65 Dog", "lpg", threshold=0.05)
+    result = run(page, upload, "25 15 75 65 Dog", "lpg", threshold=0.05)
     label_map = read_label_map(result["png"])
     assert label_map.any() and set(np.unique(label_map)) <= {0, 2} and result["table"][0][3] == "dog"
     shutil.rmtree(result["folder"])
-    wrong = text_of(run(page, picture, "25 15 75 65 <horse>", "lpg")["message"])
+    wrong = text_of(run(page, upload, "25 15 75 65 <horse>", "lpg")["message"])
     assert wrong == "The segmenter knows no class &#x27;&lt;horse&gt;&#x27; (line 1). Its classes are: cat, dog, cow."
-    free = run(page, picture, "25 15 75 65 horse", "box")
+    free = run(page, upload, "25 15 75 65 horse", "box")
     assert free["results"]["visible"] is True
     shutil.rmtree(free["folder"])
 
@@ -453,7 +453,7 @@ def address(demo, lpg_folder, tmp_path_factory):
     process, address = serve(command, TMPDIR=str(temporary), OMP_NUM_THREADS="1")
     yield address
     assert stop(process) == 0
-    assert not [path for path in temporary.rglob("*") if path.is_file()]  # no picture of a visitor is left behind
+    assert not [path for path in temporary.rglob("*") if path.is_file()]  # no image of a visitor is left behind
 
 
 def free_port() -> int:
@@ -463,7 +463,7 @@ def free_port() -> int:
 
 
 def fetched(browser: Browser, selector: str) -> np.ndarray:
-    """The picture of an <img> of the page, as the server sends it."""
+    """The image of an <img> of the page, as the server sends it."""
     data = browser.run(
         f"fetch(document.querySelector('{selector}').src).then(r => r.arrayBuffer())"
         ".then(b => btoa(Array.from(new Uint8Array(b), c => String.fromCharCode(c)).join('')))"
@@ -472,11 +472,11 @@ def fetched(browser: Browser, selector: str) -> np.ndarray:
 
 
 def opened(browser: Browser, address: str, photo: Path) -> None:
-    """The page with a picture in it."""
+    """The page with an image in it."""
     browser.open(address)
-    browser.wait("document.querySelector('#picture input[type=file]') !== null", 60)
-    browser.choose_file("#picture input[type=file]", photo)
-    browser.wait(f"document.querySelector('#picture img')?.naturalWidth === {8 * WIDTH}")
+    browser.wait("document.querySelector('#image input[type=file]') !== null", 60)
+    browser.choose_file("#image input[type=file]", photo)
+    browser.wait(f"document.querySelector('#image img')?.naturalWidth === {8 * WIDTH}")
 
 
 def told(browser: Browser, start: str, where: str = "#message") -> str:
@@ -493,7 +493,7 @@ def test_a_box_in_the_browser_becomes_a_mask(demo, address: str, photo: Path, tm
         told(browser, "1 mask by lpg")
         for name in ("overlay", "label_map", "tiles"):
             browser.wait(f"document.querySelector('#{name} img')?.complete")
-        before, after = (fetched(browser, f"#{name} img").astype(int) for name in ("picture", "overlay"))
+        before, after = (fetched(browser, f"#{name} img").astype(int) for name in ("image", "overlay"))
         label_map = fetched(browser, "#label_map img")
         inside = np.zeros((8 * HEIGHT, 8 * WIDTH), dtype=bool)
         inside[8 * 15 : 8 * 65, 8 * 25 : 8 * 75] = True
@@ -528,13 +528,13 @@ def test_boxes_are_drawn_with_clicks_on_a_phone(address: str, photo: Path, tmp_p
         assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
         browser.click("#run")
         told(browser, "There is no box yet")
-        source = "document.querySelector('#picture img').src"
+        source = "document.querySelector('#image img').src"
         for first, second in (((0.26, 0.2), (0.6, 0.7)), ((0.7, 0.9), (0.9, 0.7))):
             shown = browser.run(source)
-            browser.click("#picture img", first)
-            browser.wait(f"{source} !== {shown!r} && document.querySelector('#picture img').naturalWidth > 0")
+            browser.click("#image img", first)
+            browser.wait(f"{source} !== {shown!r} && document.querySelector('#image img').naturalWidth > 0")
             count = browser.run("document.querySelector('#boxes textarea').value.length")
-            browser.click("#picture img", second)
+            browser.click("#image img", second)
             browser.wait(f"document.querySelector('#boxes textarea').value.length > {count}")
         lines = browser.run("document.querySelector('#boxes textarea').value").splitlines()
         corners = [[float(value) for value in line.split()[:4]] for line in lines]
@@ -554,9 +554,9 @@ def test_boxes_are_drawn_with_clicks_on_a_phone(address: str, photo: Path, tmp_p
         browser.wait("document.querySelector('#hint').innerText.trim() === ''")
         assert told(browser, "There is no box yet")
         notes = tmp_path / "notes.png"
-        notes.write_text("no picture")
-        browser.choose_file("#picture input[type=file]", notes)
-        assert told(browser, "This picture cannot be used") == (
-            "This picture cannot be used: cannot open the picture notes.png: it is no picture that Pillow knows."
+        notes.write_text("no image")
+        browser.choose_file("#image input[type=file]", notes)
+        assert told(browser, "This image cannot be used") == (
+            "This image cannot be used: cannot open the image notes.png: it is no image that Pillow knows."
         )
-        browser.wait("document.querySelector('#picture img') === null")
+        browser.wait("document.querySelector('#image img') === null")

@@ -28,7 +28,7 @@ def test_the_data_set_has_no_problem(folder):
     assert checked.report.objects == sum(len(objects) for objects in PHOTOS.values())
 
 
-def test_pictures_are_those_of_scikit_image(folder):
+def test_images_are_those_of_scikit_image(folder):
     for name in PHOTOS:
         pixels = getattr(skimage.data, name)()
         with Image.open(folder / "images" / f"{name}.png") as picture:

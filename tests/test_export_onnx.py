@@ -157,7 +157,7 @@ def test_a_model_with_sizes_of_its_own_needs_a_fixed_one(tmp_path):
 
 
 def test_a_model_that_cannot_be_traced_is_one_line(tmp_path, capfd):
-    """UPerNet pools to sizes that do not divide the picture's; the exporter would print its whole graph."""
+    """UPerNet pools to sizes that do not divide the image's; the exporter would print its whole graph."""
     backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_indices=[1, 2, 3, 4])
     config = UperNetConfig(num_labels=5, backbone_config=backbone, hidden_size=8, auxiliary_in_channels=8)
     model = AutoModelForSemanticSegmentation.from_config(config)

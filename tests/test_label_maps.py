@@ -59,7 +59,7 @@ def test_wrong_maps_are_refused_before_a_file_is_made(tmp_path: Path, label_map:
     assert not list(tmp_path.iterdir())
 
 
-def test_colour_picture_is_no_label_map(tmp_path: Path):
+def test_colour_image_is_no_label_map(tmp_path: Path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="a.png is a picture of mode RGB"):
+    with pytest.raises(ValueError, match="a.png is an image of mode RGB"):
         read_label_map(tmp_path / "a.png")

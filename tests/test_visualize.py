@@ -1,4 +1,4 @@
-"""Pictures: right colours at the right pixels, and panels whose parts do not touch."""
+"""Images: right colours at the right pixels, and panels whose parts do not touch."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_boxes_without_labels_names_or_boxes():
     assert named.sum() > draw_boxes(image, [[1.0, 1.0, 50.0, 30.0]], [1]).sum()
 
 
-def test_panel_places_every_picture_below_its_heading():
+def test_panel_places_every_image_below_its_heading():
     red, blue = (np.full((30, 20, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
     wide = np.full((20, 80, 3), [0, 255, 0], np.uint8)
     figure = panel(["image", "a much longer heading", "truth"], [[red, None, blue], [wide, wide, None]], cell_width=40)

@@ -56,10 +56,8 @@ class Settings:
     aux_split: str | None = None
     aux_classes: str | list[str] | None = "nonvoc60"
     aux_zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
-    aux_allow_missing: bool = False  # go on without pictures, masks or annotation files that do not exist
-    aux_size_mismatch: str = (
-        "skip"  # COCO and VOC: picture of another size than stated: skip, error, or rescale (boxes)
-    )
+    aux_allow_missing: bool = False  # go on without images, masks or annotation files that do not exist
+    aux_size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
     aux_fraction: float = 1.0  # share of the auxiliary images, drawn by the seed (Table VI)
 
     # Target data: boxes; masks are used to measure only (and in the modes semi and full)
@@ -115,9 +113,9 @@ class Settings:
     lpg_context_range: list[float] = field(default_factory=lambda: [0.1, 0.5])  # box views in training
     lpg_box_jitter: float = 0.05  # box views in training
     box_encoding: str = "filled"  # or distance (to the box's edge)
-    edge_radius: int = 0  # pseudo masks follow the picture's edges, see LPGImageProcessor; 0: as they are (paper)
+    edge_radius: int = 0  # pseudo masks follow the image's edges, see LPGImageProcessor; 0: as they are (paper)
     lpg_min_box_side: float = 0.0  # views all of whose boxes have a shorter side are not trained on
-    # box views in training: share whose picture is first reduced, as if the object were small
+    # box views in training: share whose image is first reduced, as if the object were small
     lpg_low_detail: float = 0.0
     lpg_color_jitter: float = 0.0  # brightness, contrast and saturation in training vary by up to this share
     # what a box view learns: class, its class's pixels, or object (needs masks of objects: COCO, YOLO)

@@ -106,14 +106,14 @@ def check_num_classes(names: list[str]) -> None:
     """Raises ValueError if the classes do not fit into label maps of 8 bits, where 255 is ignored."""
     if len(names) >= IGNORE_INDEX:
         raise ValueError(
-            f"the data set has {len(names)} classes, but the label maps that a segmenter is trained on hold at most "
+            f"the dataset has {len(names)} classes, but the label maps that a segmenter is trained on hold at most "
             f"{IGNORE_INDEX - 1}. Choose some of them (aux_classes, target_classes), or let `lpg-hf masks` write the masks, which has "
             "no such limit."
         )
 
 
 def check_same_classes(one: Dataset, other: Dataset, what: str) -> None:
-    """Raises ValueError if two parts of a data set do not name the same classes."""
+    """Raises ValueError if two parts of a dataset do not name the same classes."""
     if class_names(one) != class_names(other):
         raise ValueError(f"{what} differ in their classes: {class_names(one)} and {class_names(other)}.")
 
@@ -135,7 +135,7 @@ def _load(
     size_mismatch: str,
     **source,
 ) -> Dataset:
-    """Builds or opens the data set, on the main process first; pictures stay undecoded until they are needed.
+    """Builds or opens the dataset, on the main process first; images stay undecoded until they are needed.
 
     What the loader found is printed if something was left out, changed, or deserves attention.
     """

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.files import fs_path, write_json
 from lpg_hf.generators.base import batches_of_one_size
-from lpg_hf.generators.class_probs import CLASS_PROB_STRIDE, at_picture_size, padded_size, stored_probs
+from lpg_hf.generators.class_probs import CLASS_PROB_STRIDE, at_image_size, padded_size, stored_probs
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.fusion import fuse_classes, smallest_box_areas
@@ -125,7 +125,7 @@ class ClassProbs:
         height, width = self.sizes[index]
         h, w = _cached_size(height, width)
         start = self.offsets[index][label]
-        return at_picture_size(self.values[start : start + h * w].reshape(h, w), height, width)
+        return at_image_size(self.values[start : start + h * w].reshape(h, w), height, width)
 
 
 def cache_class_probs(
@@ -268,7 +268,7 @@ def check_distinct(file_names: list[str]) -> None:
         mask = mask_name(name)
         if mask in taken and taken[mask] == name:
             raise ValueError(
-                f"the data set has two entries of the image {name}, which would share the mask {mask}. Put all boxes of an image "
+                f"the dataset has two entries of the image {name}, which would share the mask {mask}. Put all boxes of an image "
                 "into one entry (COCO: one image id; VOC: one xml file, whose <filename> is its own image)."
             )
         if mask in taken:

@@ -17,7 +17,7 @@ from training.masks import prefetch, segmenter_logits, size_batches
 from training.models import Normalization
 
 
-# Classes below it in the whole picture do not enter the dense CRF. With 21 classes, 0.02 to 0.06 % of the pixels change, for
+# Classes below it in the whole image do not enter the dense CRF. With 21 classes, 0.02 to 0.06 % of the pixels change, for
 # 2.3 to 2.6 times the speed (15 photographs of val_mix, segmenters of 25.6 and 35.7 mIoU).
 CRF_MIN_PROBABILITY = 0.05
 

@@ -229,7 +229,7 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
 def check_crop_size(model: nn.Module, settings: Settings) -> None:
     """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
 
-    Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel, as in pictures
+    Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel, as in images
     (see `lpg_hf.generators.class_probs.padded_size`).
 
     Raises:

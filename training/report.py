@@ -1,4 +1,4 @@
-"""What a deployment leaves for a reader: the stage table and the picture panel."""
+"""What a deployment leaves for a reader: the stage table and the image panel."""
 
 from pathlib import Path
 

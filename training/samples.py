@@ -100,10 +100,10 @@ class LPGViews(Positions):
 
 def jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) uint8 RGB with brightness, contrast and saturation multiplied by factors in [1 - strength, 1 + strength]."""
-    picture = Image.fromarray(image)
+    jittered = Image.fromarray(image)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = enhance(picture).enhance(rng.uniform(1 - strength, 1 + strength))
-    return np.asarray(picture)
+        jittered = enhance(jittered).enhance(rng.uniform(1 - strength, 1 + strength))
+    return np.asarray(jittered)
 
 
 def trainable_views(rows: Dataset, processor: LPGImageProcessor, min_box_side: float) -> np.ndarray:

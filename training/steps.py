@@ -113,7 +113,7 @@ def train(
 ) -> dict:
     """The loop of both steps; resumes from the newest checkpoint in `folder`, exactly.
 
-    Losses are means over pictures, so neither the micro-batch nor the number of processes changes the gradient.
+    Losses are means over images, so neither the micro-batch nor the number of processes changes the gradient.
 
     Args:
         network: "lpg" or "segmenter", which the names of its settings begin with.
@@ -246,7 +246,7 @@ def divide_batch(network: str, batch_size: int, micro_batch_size: int | None, nu
 
 @contextmanager
 def explained_batch_norm(network: str, micro_batch_size: int) -> Iterator[None]:
-    """Names the settings where torch says that a batch norm has one value per channel, as over a pooled picture.
+    """Names the settings where torch says that a batch norm has one value per channel, as over a pooled image.
 
     Raises:
         ValueError: with the remedy, in place of torch's.
@@ -258,7 +258,7 @@ def explained_batch_norm(network: str, micro_batch_size: int) -> Iterator[None]:
             raise
         raise ValueError(
             f"a batch norm of the {network} has one value per channel in micro-batches of {micro_batch_size} ({error}). Set "
-            f"{network}_batch_size and {network}_micro_batch_size so that a process has at least 2 pictures at a time, or take a "
+            f"{network}_batch_size and {network}_micro_batch_size so that a process has at least 2 images at a time, or take a "
             "network that trains on frozen batch norms."
         ) from error
 

@@ -1,4 +1,4 @@
-"""`datasets` builders: COCO, VOC and YOLO folders as data sets with one row per picture.
+"""`datasets` builders: COCO, VOC and YOLO folders as datasets with one row per image.
 
     builder = VocBoxes(config_name="boxes", data_dir="VOC2012", split="train_aug")
     builder.download_and_prepare(num_proc=4)
@@ -10,18 +10,18 @@ Columns (masks only if asked for):
     image          Image, the path only: the cache holds no pixels
     image_id       string
     file_name      string, relative to the image folder, forward slashes
-    width, height  int32, of the picture shown upright
+    width, height  int32, of the image shown upright
     objects        {bbox: 4 x float32 (COCO: x, y, width, height in pixels), category: ClassLabel (semantic label - 1),
                    area, iscrowd, difficult, id [, segmentation: COCO's RLE (not VOC), "" for an object without a mask]}
     license        string, COCO only
     mask           Image, VOC only: the PNG of class indices
 
 The cache is keyed by every option and by size and time of every annotation file, so an edited file is read again. The problems
-that were met are kept beside the cached data: `builder.report`. So are the times of the folders that hold pictures, and size and
-time of the pictures that were left out: if one of them has changed, the data are made again, so a picture that comes, goes or is
-repaired is noticed. A good picture that is overwritten in its place is not: that would mean to look at all of them at every load.
+that were met are kept beside the cached data: `builder.report`. So are the times of the folders that hold images, and size and
+time of the images that were left out: if one of them has changed, the data are made again, so an image that comes, goes or is
+repaired is noticed. A good image that is overwritten in its place is not: that would mean to look at all of them at every load.
 
-Cost, on one core: a COCO file of 200,000 pictures and 2 million boxes takes about 45 s and less than 2 GB once, without opening pictures. After
+Cost, on one core: a COCO file of 200,000 images and 2 million boxes takes about 45 s and less than 2 GB once, without opening images. After
 that the rows are memory-mapped: a second load takes 0.1 s, and a `DataLoader` worker needs about 12 MB of its own, whatever the
 size of the data.
 """
@@ -60,7 +60,7 @@ VERSION = "1.1.0"
 NUM_SHARDS = 64
 # Hidden, so that a prepared folder is still a plain data folder for `load_dataset`.
 REPORT_PREFIX = ".report-"
-PICTURES_PREFIX = ".pictures-"
+IMAGES_PREFIX = ".images-"
 
 
 def split_name(split: str | None) -> str:
@@ -86,17 +86,17 @@ class BoxesConfig(BuilderConfig):
     """Options that every format has.
 
     Attributes:
-        data_dir: folder of the data set.
+        data_dir: folder of the dataset.
         split: name of the split; see the builders.
         classes: see the builders.
         annotations: another annotation file (COCO, YOLO: data.yaml) or folder (VOC, YOLO: labels) than the usual one of
             `data_dir`; absolute, or relative to `data_dir` or else to the working folder, as `images`.
         images: another image folder than the usual one.
         masks: read the masks. Off, nothing of them is opened.
-        keep_empty: keep pictures without an object of the classes.
-        allow_missing: go on without pictures, masks or annotation files that do not exist, and count them; off, they are an
+        keep_empty: keep images without an object of the classes.
+        allow_missing: go on without images, masks or annotation files that do not exist, and count them; off, they are an
             error before anything starts.
-        max_pixels: a picture with more pixels is left out.
+        max_pixels: an image with more pixels is left out.
     """
 
     version: Version | str | None = VERSION
@@ -111,7 +111,7 @@ class BoxesConfig(BuilderConfig):
 
     @property
     def checks(self) -> ImageChecks:
-        """How each picture is checked."""
+        """How each image is checked."""
         return ImageChecks(max_pixels=self.max_pixels)
 
     @abstractmethod
@@ -140,12 +140,12 @@ def _place(root: str, name: str | None, usual: str = "") -> str:
 
 @dataclass
 class StatedSizeConfig(BoxesConfig):
-    """Options of the formats that state the size of a picture; fractions (YOLO) need the picture's own.
+    """Options of the formats that state the size of an image; fractions (YOLO) need the image's own.
 
     Attributes:
-        verify_images: open the header of each picture (about 0.2 ms; BMP and TIFF are decoded) and compare the stated size; off, a
+        verify_images: open the header of each image (about 0.2 ms; BMP and TIFF are decoded) and compare the stated size; off, a
             stated size is believed.
-        size_mismatch: what to do when the stated size is not the picture's: "skip", "error" or "rescale" (the boxes).
+        size_mismatch: what to do when the stated size is not the image's: "skip", "error" or "rescale" (the boxes).
     """
 
     verify_images: bool = True
@@ -203,8 +203,8 @@ class VocConfig(StatedSizeConfig):
         folders = [annotations, *masks]
         names = {folder: voc.annotation_names(folder) for folder in folders}
         files = [f"{folder}/{name}" for folder in folders for name in names[folder]]
-        pictures = sorted({images, *(os.path.dirname(f"{images}/{name}") for name in names[annotations])})
-        return [*listed, f"{root}/{voc.CLASSES_FILE}", *pictures, *files]
+        folders = sorted({images, *(os.path.dirname(f"{images}/{name}") for name in names[annotations])})
+        return [*listed, f"{root}/{voc.CLASSES_FILE}", *folders, *files]
 
 
 @dataclass
@@ -222,7 +222,7 @@ class YoloConfig(BoxesConfig):
     def sources(self) -> list[str]:
         root, images = self.paths()
         layout = yolo_layout.find_layout(root, self.split, images, report=Report())
-        folders = sorted({os.path.dirname(f"{layout.images}/{name}") for name in layout.pictures})
+        folders = sorted({os.path.dirname(f"{layout.images}/{name}") for name in layout.images})
         labels = [
             f"{folder}/{name}" for folder in (*layout.label_roots, layout.images) for name in yolo.txt_names(folder)
         ]
@@ -283,7 +283,7 @@ def record_to_row(record: Record, features: Features) -> dict:
 
 def _have_changed(prepared: Path) -> bool:
     """Whether something whose state `_BoxesBuilder` has kept in a folder of prepared data is in another state now."""
-    kept = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(prepared.glob(f"{PICTURES_PREFIX}*.json")))
+    kept = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(prepared.glob(f"{IMAGES_PREFIX}*.json")))
     return any(file_fingerprint([path for path, *_ in state]) != [tuple(item) for item in state] for state in kept)
 
 
@@ -298,7 +298,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
 
     def _info(self) -> DatasetInfo:
         # The features need the class names, for which the annotation file is read: not before the data are made.
-        return DatasetInfo(description=f"{self.DATASET_NAME}: pictures with boxes")
+        return DatasetInfo(description=f"{self.DATASET_NAME}: images with boxes")
 
     @property
     def report(self) -> Report:
@@ -313,7 +313,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
         return report
 
     def download_and_prepare(self, output_dir: str | None = None, **kwargs) -> None:
-        """As of `datasets`; data whose pictures have changed (see the top of this file) are made again."""
+        """As of `datasets`; data whose images have changed (see the top of this file) are made again."""
         if _have_changed(Path(fs_path(output_dir or self._cache_dir))):
             kwargs["download_mode"] = DownloadMode.REUSE_CACHE_IF_EXISTS
             self.info.splits = None  # Else the new number of rows is checked against the old one.
@@ -323,13 +323,13 @@ class _BoxesBuilder(GeneratorBasedBuilder):
     def _read_index(self, report: Report) -> tuple[list, dict, Features]:
         """The entries, the arguments of `_make_record`, and the features."""
 
-    def _picture_folders(self, entries: list, report: Report) -> list[str]:
-        """The folders that hold pictures, or ought to."""
+    def _image_folders(self, entries: list, report: Report) -> list[str]:
+        """The folders that hold images, or ought to."""
         return sorted({os.path.dirname(entry.path) for entry in entries})
 
     @abstractmethod
     def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
-        """The record of an entry; None (and counted) if its picture cannot be used."""
+        """The record of an entry; None (and counted) if its image cannot be used."""
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         report = Report()
@@ -338,7 +338,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
         size = max(1, -(-len(entries) // NUM_SHARDS))
         shards = [(start // size, entries[start : start + size]) for start in range(0, len(entries), size)]
         folder = None if dl_manager.is_streaming else self._output_dir
-        self._keep(report, self._picture_folders(entries, report), folder, "index")
+        self._keep(report, self._image_folders(entries, report), folder, "index")
         return [
             SplitGenerator(
                 name=split_name(self.config.split),
@@ -364,24 +364,24 @@ class _BoxesBuilder(GeneratorBasedBuilder):
                     yield record.image_id, record_to_row(record, self.info.features)
             self._keep(report, left_out, report_folder, f"{number:03d}")
 
-    def _keep(self, report: Report, pictures: list[str], folder: str | None, name: str) -> None:
-        """Keep a report, and the state of the pictures or folders whose change must make the data anew."""
+    def _keep(self, report: Report, images: list[str], folder: str | None, name: str) -> None:
+        """Keep a report, and the state of the images or folders whose change must make the data anew."""
         if folder is None:
             self._live_report.merge(report)
         else:
             report.save(os.path.join(folder, f"{REPORT_PREFIX}{name}.json"))
-            state = json_text(file_fingerprint(pictures)).encode("utf-8")
-            write_atomically(os.path.join(folder, f"{PICTURES_PREFIX}{name}.json"), state)
+            state = json_text(file_fingerprint(images)).encode("utf-8")
+            write_atomically(os.path.join(folder, f"{IMAGES_PREFIX}{name}.json"), state)
 
     def _prepare_split(self, split_generator: SplitGenerator, *args, **kwargs) -> None:
-        """Raises ValueError, before anything is cached, if a file must not be used or no picture is left."""
+        """Raises ValueError, before anything is cached, if a file must not be used or no image is left."""
         super()._prepare_split(split_generator, *args, **kwargs)
         report = self.report
         if report.errors:
             more = f"\n({len(report.errors)} such files)" if len(report.errors) > 1 else ""
             raise ValueError("\n".join(report.errors[:5]) + more)
         if report.images == 0:
-            raise ValueError(f"no picture can be used:\n{report.summary()}")
+            raise ValueError(f"no image can be used:\n{report.summary()}")
 
 
 class CocoBoxes(_BoxesBuilder):
@@ -389,7 +389,7 @@ class CocoBoxes(_BoxesBuilder):
 
     `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the full list),
     or a list of category names or ids. Labels follow the ascending category id. `split` names the default places
-    (`coco.find_annotations`, `coco.find_images`) and the split of the data set.
+    (`coco.find_annotations`, `coco.find_images`) and the split of the dataset.
     """
 
     DATASET_NAME = "coco_boxes"
@@ -421,10 +421,10 @@ class CocoBoxes(_BoxesBuilder):
         options = {"masks": self.config.masks, "keep_empty": self.config.keep_empty}
         return index.entries, options, _features(names, segmentation=self.config.masks, license=Value("string"))
 
-    def _picture_folders(self, entries: list, report: Report) -> list[str]:
+    def _image_folders(self, entries: list, report: Report) -> list[str]:
         _, images = self.config.paths()
         missing = [f"{images}/{name}" for name, kind in report.left_out if kind == "missing_image"]
-        return sorted({*super()._picture_folders(entries, report), *map(os.path.dirname, missing)})
+        return sorted({*super()._image_folders(entries, report), *map(os.path.dirname, missing)})
 
     def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
         return coco.make_record(entry, checks, report, **options)
@@ -473,7 +473,7 @@ class VocBoxes(_BoxesBuilder):
 class YoloBoxes(_BoxesBuilder):
     """YOLO folders, or data.yaml.
 
-    `split`: train, val or test of data.yaml, a folder of pictures, or a txt list; None takes every picture that has a label
+    `split`: train, val or test of data.yaml, a folder of images, or a txt list; None takes every image that has a label
     file. `classes`: None or "all" (data.yaml or classes.txt), or a list of names or numbers; labels follow the ascending number.
     """
 

@@ -1,4 +1,4 @@
-"""Look at every picture and every object of a source before it is used: `lpg-hf check`."""
+"""Look at every image and every object of a source before it is used: `lpg-hf check`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from lpg_hf.data.sources import Source, open_source
 from lpg_hf.images import MAX_PIXELS
 
 
-# Pictures per task: the report of a task is merged when its turn comes, so that places keep the order of the file.
+# Images per task: the report of a task is merged when its turn comes, so that places keep the order of the file.
 TASK_SIZE = 16
 
 
@@ -23,8 +23,8 @@ class Checked:
     Attributes:
         format: of the annotations.
         path: of the annotations.
-        report: counts and all places. Pictures that do not exist count too: their annotations were checked.
-        note: what was checked of pictures that do not exist, if there are any.
+        report: counts and all places. Images that do not exist count too: their annotations were checked.
+        note: what was checked of images that do not exist, if there are any.
     """
 
     format: str
@@ -58,25 +58,25 @@ def check_source(
     num_workers: int | None = None,
     progress: bool = False,
 ) -> Checked:
-    """Open everything, and count what is wrong. Memory grows with the number of problems, not with that of the pictures.
+    """Open everything, and count what is wrong. Memory grows with the number of problems, not with that of the images.
 
-    Where pictures of annotation files do not exist, the annotations are checked all the same, against the stated sizes.
+    Where images of annotation files do not exist, the annotations are checked all the same, against the stated sizes.
 
     Args:
         annotations: see `sources.open_source`, as for `images`, `format`, `split`, `classes`, `zero_based`, `max_pixels`.
-        images: folder of the pictures.
+        images: folder of the images.
         format: of the annotations.
         split: part of the data.
         classes: only these.
-        masks: check masks too (COCO, YOLO: that each object's can be used; VOC: that the PNG fits picture and classes).
-        decode: decode every picture, which finds those that are damaged; off, only headers are read.
+        masks: check masks too (COCO, YOLO: that each object's can be used; VOC: that the PNG fits image and classes).
+        decode: decode every image, which finds those that are damaged; off, only headers are read.
         zero_based: VOC corners are 0-based.
-        max_pixels: larger pictures are counted and not decoded.
+        max_pixels: larger images are counted and not decoded.
         num_workers: threads; None: one per core.
         progress: show a bar on stderr.
 
     Raises:
-        FileNotFoundError: the annotations are missing, or all pictures of a data set.
+        FileNotFoundError: the annotations are missing, or all images of a dataset.
         ValueError: the annotations cannot be read at all.
     """
     report = Report(max_places=None)
@@ -95,7 +95,7 @@ def check_source(
     starts = range(0, len(source), TASK_SIZE)
     with (
         ThreadPoolExecutor(num_workers or os.cpu_count()) as pool,
-        tqdm(total=len(source), unit=" pictures", disable=not progress) as bar,
+        tqdm(total=len(source), unit=" images", disable=not progress) as bar,
     ):
         for found in pool.map(lambda start: _check_some(source, start, decode), starts):
             report.merge(found)
@@ -109,8 +109,8 @@ def _note(source: Source, report: Report) -> str:
         return ""
     sizes = "as fractions" if source.format == "yolo" else "against the stated sizes"
     return (
-        f"{num_missing} of {len(source)} pictures do not exist in {source.image_folder}: of these only the annotations were "
-        f"checked, boxes {sizes}. Pass the right folder (--images) to check the pictures too"
+        f"{num_missing} of {len(source)} images do not exist in {source.image_folder}: of these only the annotations were "
+        f"checked, boxes {sizes}. Pass the right folder (--images) to check the images too"
     )
 
 

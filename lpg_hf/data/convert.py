@@ -4,7 +4,7 @@
     voc     OUT/Annotations/NAME.xml, OUT/ImageSets/Main/SPLIT.txt, OUT/classes.txt, OUT/SegmentationClass/NAME.png
     yolo    OUT/labels/NAME.txt, OUT/data.yaml, OUT/classes.txt
 
-Pictures are not copied: put them, or a link to them, in OUT/images (YOLO) or OUT/JPEGImages (VOC), or pass their folder when the
+Images are not copied: put them, or a link to them, in OUT/images (YOLO) or OUT/JPEGImages (VOC), or pass their folder when the
 labels are read. What the new format cannot hold is named in `Conversion.lost`.
 """
 
@@ -41,9 +41,9 @@ class Conversion:
 
     Attributes:
         out: file or folder.
-        report: of the pictures and objects that were read.
+        report: of the images and objects that were read.
         lost: one line for each thing that the new format does not hold, or holds differently.
-        remedy: where the pictures must be to be found.
+        remedy: where the images must be to be found.
     """
 
     out: str
@@ -75,16 +75,16 @@ def convert_labels(
         out: new folder; for COCO a json file or a folder. It must not exist, or be empty.
         to: "coco", "voc" or "yolo".
         format: of `annotations`.
-        images: folder of the pictures.
+        images: folder of the images.
         split: part of the data; also the name of the list that VOC gets.
         masks: write the masks that there are.
         zero_based: VOC corners are 0-based.
-        max_pixels: larger pictures are left out.
+        max_pixels: larger images are left out.
 
     Raises:
-        FileNotFoundError: annotations or all pictures are missing.
+        FileNotFoundError: annotations or all images are missing.
         FileExistsError: `out` is there already.
-        ValueError: unknown format, annotations that are not valid, or no picture that can be used.
+        ValueError: unknown format, annotations that are not valid, or no image that can be used.
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
@@ -98,8 +98,7 @@ def convert_labels(
         images,
         format=format,
         split=split,
-        masks=masks
-        and format != "voc",  # Class masks are looked for picture by picture, as few pictures may have one.
+        masks=masks and format != "voc",  # Class masks are looked for image by image, as few images may have one.
         zero_based=zero_based,
         max_pixels=max_pixels,
         report=report,
@@ -112,7 +111,7 @@ def convert_labels(
         written.mkdir()
         _WRITERS[to](written, reading, split or "all")
         if report.images == 0:
-            raise ValueError(f"no picture of {source.path} can be used:\n{report.summary()}")
+            raise ValueError(f"no image of {source.path} can be used:\n{report.summary()}")
         if to == "coco" and target.suffix.lower() == ".json":
             written = written / "annotations.json"
         if target.is_dir():
@@ -128,10 +127,8 @@ def convert_labels(
 def _remedy(to: str) -> str:
     folder = {"voc": voc.IMAGES_FOLDER, "yolo": yolo_layout.IMAGES_FOLDER}.get(to)
     if folder is None:
-        return "pictures are not copied: pass their folder (--images) with the json file"
-    return (
-        f"pictures are not copied: put them, or a link to their folder, in {folder}/, or pass their folder (--images)"
-    )
+        return "images are not copied: pass their folder (--images) with the json file"
+    return f"images are not copied: put them, or a link to their folder, in {folder}/, or pass their folder (--images)"
 
 
 class _Reading:
@@ -198,7 +195,7 @@ class _Reading:
         if self.to != "coco":
             # A stated area says something of its own only if it is not the mask's and not the box's.
             self.count("areas: recomputed from mask or box", sum(map(_has_own_area, objects)))
-            self.count("licences of pictures", bool(record.license))
+            self.count("licences of images", bool(record.license))
         return record
 
     def _read_class_mask(self, record: Record) -> None:
@@ -244,7 +241,7 @@ class _Reading:
                 lines.append("ids of annotations: numbered from 1")
             if source.format == "dataset":
                 what = "categories" if source.has_coco_ids else "images and categories"
-                lines.append(f"ids of {what}, if the data set was made of a COCO file: numbered from 1")
+                lines.append(f"ids of {what}, if the dataset was made of a COCO file: numbered from 1")
             if source.format == "coco":
                 lines.append("fields of images and annotations that are not COCO's own for detection")
         if self.masks and self.to == "voc" and source.format != "voc":
@@ -311,7 +308,7 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
             stem.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"VOC files cannot hold the name {stem!r}, which is no UTF-8. Rename the picture, or choose another format (--to)"
+                f"VOC files cannot hold the name {stem!r}, which is no UTF-8. Rename the image, or choose another format (--to)"
             ) from error
         names.append(stem)
         if reading.masks and not record.objects and record.mask_path is None:
@@ -350,7 +347,7 @@ def _write_class_mask(path: Path, record: Record) -> None:
 
 def _write_yolo(out: Path, reading: _Reading, split: str) -> None:
     (out / yolo_layout.LABELS_FOLDER).mkdir()
-    # Trainers drop all outlines of a data set that holds boxes too, so one mask decides for all files.
+    # Trainers drop all outlines of a dataset that holds boxes too, so one mask decides for all files.
     outlines = reading.masks and reading.finds_a_mask()
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]

@@ -1,9 +1,9 @@
-"""A row of a built data set -> arrays.
+"""A row of a built dataset -> arrays.
 
-A row is what `dataset[i]` gives. Cast the picture columns to `Image(decode=False)` first if only some of them are needed:
+A row is what `dataset[i]` gives. Cast the image columns to `Image(decode=False)` first if only some of them are needed:
 otherwise `datasets` decodes each at every access.
 
-Every function works on the row alone and in the frame of the upright picture, height x width as stated in the row.
+Every function works on the row alone and in the frame of the upright image, height x width as stated in the row.
 """
 
 import io
@@ -25,7 +25,7 @@ def _column_source(row: dict, column: str) -> tuple[Image.Image | BinaryIO | str
     if isinstance(value, Image.Image):
         return value, name
     if not isinstance(value, dict):
-        raise ValueError(f"column {column!r} of {name} is a {type(value).__name__}, not a picture")
+        raise ValueError(f"column {column!r} of {name} is a {type(value).__name__}, not an image")
     if value.get("bytes") is not None:
         return io.BytesIO(value["bytes"]), name
     if not value.get("path"):
@@ -34,21 +34,21 @@ def _column_source(row: dict, column: str) -> tuple[Image.Image | BinaryIO | str
 
 
 def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The picture of a row as upright RGB.
+    """The image of a row as upright RGB.
 
     Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is divided
     by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are refused.
 
     Args:
-        row: `image` is a decoded PIL picture, or {"path", "bytes"} of an `Image(decode=False)` column.
-        max_pixels: a larger picture is refused before it takes memory.
+        row: `image` is a decoded PIL image, or {"path", "bytes"} of an `Image(decode=False)` column.
+        max_pixels: a larger image is refused before it takes memory.
 
     Returns:
         (H, W, 3) uint8 RGB, turned as the EXIF orientation says.
 
     Raises:
         ImageProblem: cannot be opened or is cut off; the message names the file.
-        ValueError: a kind of picture that is refused, or another size than the row states.
+        ValueError: a kind of image that is refused, or another size than the row states.
     """
     source, name = _column_source(row, "image")
     pixels = read_rgb(source, name, max_pixels)
@@ -61,7 +61,7 @@ def _check_size(pixels: np.ndarray, row: dict, name: str) -> None:
     if pixels.shape[:2] != expected:
         raise ValueError(
             f"{name} is {pixels.shape[1]} x {pixels.shape[0]}, the row says {expected[1]} x {expected[0]} (width x height); "
-            "build the data set again with verify_images=True"
+            "build the dataset again with verify_images=True"
         )
 
 
@@ -79,10 +79,10 @@ def row_boxes(row: dict) -> tuple[np.ndarray, np.ndarray]:
     """The boxes of the single objects of a row; crowd regions are left out.
 
     Args:
-        row: of a built data set.
+        row: of a built dataset.
 
     Returns:
-        boxes: (N, 4) float32 xyxy, pixels, clipped to the picture.
+        boxes: (N, 4) float32 xyxy, pixels, clipped to the image.
         labels: (N,) int64 semantic labels, 1-based.
     """
     boxes, labels, crowd = _objects(row)
@@ -107,7 +107,7 @@ def _has_class_png(row: dict) -> bool:
         return True
     if "segmentation" not in row["objects"]:
         name = row.get("file_name") or row.get("image_id")
-        raise ValueError(f"the row of {name} has no masks: build the data set with masks=True")
+        raise ValueError(f"the row of {name} has no masks: build the dataset with masks=True")
     return False
 
 
@@ -131,7 +131,7 @@ def class_mask(row: dict, label: int) -> np.ndarray:
     """The pixels of one class, without losing any to the other classes.
 
     Args:
-        row: of a data set built with masks.
+        row: of a dataset built with masks.
         label: semantic label, 1-based.
 
     Returns:
@@ -140,7 +140,7 @@ def class_mask(row: dict, label: int) -> np.ndarray:
         whose 255 stays 255.
 
     Raises:
-        ValueError: the row has no masks, or the PNG does not fit the picture.
+        ValueError: the row has no masks, or the PNG does not fit the image.
     """
     if _has_class_png(row):
         labels = _mask_column(row)
@@ -157,7 +157,7 @@ def object_mask(row: dict, index: int) -> np.ndarray:
     """The pixels of one object, without those of others of its class.
 
     Args:
-        row: of a data set built with masks of objects (COCO).
+        row: of a dataset built with masks of objects (COCO).
         index: position in `row_boxes`.
 
     Returns:
@@ -183,14 +183,14 @@ def label_map(row: dict) -> np.ndarray:
     """The ground truth of a row as one map.
 
     Args:
-        row: of a data set built with masks.
+        row: of a dataset built with masks.
 
     Returns:
         (H, W) uint8 semantic labels, 255 ignored. VOC: the PNG as it is. COCO: instances painted by area, large first, so that
         the smaller lies on top; crowd regions, and boxes of objects without a mask, are 255 where no instance lies.
 
     Raises:
-        ValueError: the row has no masks, or the PNG does not fit the picture.
+        ValueError: the row has no masks, or the PNG does not fit the image.
     """
     if _has_class_png(row):
         return _mask_column(row)

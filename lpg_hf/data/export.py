@@ -1,4 +1,4 @@
-"""Write a data set as Parquet with a card, so that ``load_dataset(FOLDER)`` reads it without this package.
+"""Write a dataset as Parquet with a card, so that ``load_dataset(FOLDER)`` reads it without this package.
 
     lpg-hf export-data OUT --format voc --root VOC2012 --split train_aug --split val --masks --with-images
     lpg-hf export-data OUT --format coco --annotations instances_train2017.json --images train2017 --classes nonvoc60
@@ -6,7 +6,7 @@
     OUT/README.md                                the card: YAML `configs:`, counts, columns, classes
     OUT/data/SPLIT-00000-of-00001.parquet        rows as in `lpg_hf.data.builders`
 
-Without ``--with-images`` the column `image` is left out, and `file_name` says which picture of your own copy belongs to a row:
+Without ``--with-images`` the column `image` is left out, and `file_name` says which image of your own copy belongs to a row:
 ``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together again. Class masks are always embedded. No path of this
 machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
 """
@@ -42,13 +42,13 @@ SIZE_CATEGORIES = [
 
 
 def write_shards(dataset: Dataset, folder: Path, split: str, rows_per_shard: int) -> None:
-    """Write a data set as Parquet files `SPLIT-00000-of-0000N.parquet`, pictures and masks embedded.
+    """Write a dataset as Parquet files `SPLIT-00000-of-0000N.parquet`, images and masks embedded.
 
     Args:
         dataset: of `load_boxes`.
         folder: where the files go.
         split: first part of their names.
-        rows_per_shard: largest number of rows in a file; so many pictures are held in memory at once.
+        rows_per_shard: largest number of rows in a file; so many images are held in memory at once.
     """
     num_shards = max(1, -(-len(dataset) // rows_per_shard))
     schema = dataset.features.arrow_schema
@@ -61,13 +61,13 @@ def write_shards(dataset: Dataset, folder: Path, split: str, rows_per_shard: int
 
 def _columns(dataset: Dataset) -> list[tuple[str, str]]:
     meaning = {
-        "image": "the picture file",
+        "image": "the image file",
         "image_id": "id in the annotation file",
         "file_name": "relative to the image folder",
         "width": "pixels, upright",
         "height": "pixels, upright",
         "objects": "lists, one item per object: " + ", ".join(f"`{name}`" for name in dataset.features["objects"]),
-        "license": "of the picture, as the annotation file states it",
+        "license": "of the image, as the annotation file states it",
         "mask": "class mask, PNG of class indices",
     }
     return [(name, meaning[name]) for name in dataset.features]
@@ -79,7 +79,7 @@ def write_card(
     """Write README.md for Parquet files in `folder`/data.
 
     Args:
-        folder: the data set's folder.
+        folder: the dataset's folder.
         datasets: split name -> rows, as written.
         title: of the card.
         source: name of the annotation format.
@@ -146,7 +146,7 @@ def write_dataset(
     repo_id: str | None = None,
     report: Report | None = None,
 ) -> int:
-    """Write a COCO, VOC or YOLO data set as Parquet with a card; `out` is written completely or not at all.
+    """Write a COCO, VOC or YOLO dataset as Parquet with a card; `out` is written completely or not at all.
 
     Args:
         out: new folder; it must not exist, or be empty.

@@ -1,4 +1,4 @@
-"""One call from a folder to a data set."""
+"""One call from a folder to a dataset."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ FORMATS = (*BUILDERS, "parquet")
 
 
 def class_names(dataset: Dataset) -> list[str]:
-    """The class names of a built data set in the order of the labels, without the background."""
+    """The class names of a built dataset in the order of the labels, without the background."""
     return list(dataset.features["objects"]["category"].feature.names)
 
 
@@ -42,18 +42,18 @@ def load_boxes(
     report: Report | None = None,
     **options,
 ) -> Dataset:
-    """Load pictures with boxes; the problems met are logged, unless `report` takes them.
+    """Load images with boxes; the problems met are logged, unless `report` takes them.
 
     Args:
         format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
-            writes it). Of its rows only embedded pictures and masks are read: a path in a row could name any file of this machine.
-        root: folder of the data set; for "parquet" a folder or a Hub id.
+            writes it). Of its rows only embedded images and masks are read: a path in a row could name any file of this machine.
+        root: folder of the dataset; for "parquet" a folder or a Hub id.
         annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of labels.
-        images: another image folder than the usual one; for "parquet" the folder of pictures that were not exported.
+        images: another image folder than the usual one; for "parquet" the folder of images that were not exported.
         split: VOC: a list in ImageSets; COCO: part of the default places; YOLO: of data.yaml, a folder or a list; "parquet": the split.
         classes: see `builders.CocoBoxes`, `builders.VocBoxes` and `builders.YoloBoxes`.
         masks: read the masks too.
-        num_proc: processes that check the pictures.
+        num_proc: processes that check the images.
         cache_dir: of `datasets`.
         report: takes the problems, for the caller to show.
         **options: the other fields of the format's `builders.BoxesConfig` (keep_empty, allow_missing, max_pixels, ...).
@@ -144,7 +144,7 @@ def _load_parquet(
     if "objects" not in dataset.features:
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
     if masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
-        raise ValueError(f"{root} was exported without masks; export it again from a data set with masks=True")
+        raise ValueError(f"{root} was exported without masks; export it again from a dataset with masks=True")
     columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]
     dataset = _without_foreign_paths(dataset, columns, root, report)
     if images is not None:
@@ -161,13 +161,13 @@ def _load_parquet(
                 paths.append(path)
             else:
                 missing.append(name)
-        check_missing("missing_image", missing, len(dataset), folder, "pictures", allow_missing, report)
+        check_missing("missing_image", missing, len(dataset), folder, "images", allow_missing, report)
         dataset = dataset if len(present) == len(dataset) else dataset.select(present)
         dataset = dataset.remove_columns([name for name in ("image",) if name in dataset.features])
         dataset = dataset.add_column("image", paths).cast_column("image", Image())
     elif "image" not in dataset.features:
         raise ValueError(
-            f"{root} was exported without pictures; pass images=... (the folder that the file names are in)"
+            f"{root} was exported without images; pass images=... (the folder that the file names are in)"
         )
     return dataset
 
@@ -183,24 +183,24 @@ def _cache_of_folder(root: str | os.PathLike, cache_dir: str | os.PathLike | Non
 
 
 def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.PathLike, report: Report) -> Dataset:
-    """The rows whose pictures are embedded or absent; the others, which name a file by its path, are counted.
+    """The rows whose images are embedded or absent; the others, which name a file by its path, are counted.
 
     Raises:
         ValueError: no row is left.
     """
     foreign: dict[int, str] = {}
     for column in columns:
-        pictures = dataset.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
-        data, paths = (pc.struct_field(pictures[:][column], name) for name in ("bytes", "path"))
+        images = dataset.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
+        data, paths = (pc.struct_field(images[:][column], name) for name in ("bytes", "path"))
         by_path = pc.and_not(pc.is_valid(paths), pc.is_valid(data))
         foreign |= {number: paths[number].as_py() for number in np.flatnonzero(by_path).tolist()}
     if not foreign:
         return dataset
     for number, path in sorted(foreign.items()):
-        report.add("unsafe_path", f"{path!r}: row {number} names a file in the place of a picture", picture=path)
+        report.add("unsafe_path", f"{path!r}: row {number} names a file in the place of an image", image=path)
     if len(foreign) == len(dataset):
         raise ValueError(
-            f"{root} holds paths in the place of pictures or masks, which are not opened. Pass images=... (the folder of the "
-            "pictures), or export it again with its pictures"
+            f"{root} holds paths in the place of images or masks, which are not opened. Pass images=... (the folder of the "
+            "images), or export it again with its images"
         )
     return dataset.select([number for number in range(len(dataset)) if number not in foreign])

@@ -17,7 +17,7 @@ class BoxObject:
     """One annotated object.
 
     Attributes:
-        box: (x1, y1, x2, y2), pixels, 0-based, end exclusive, inside the upright picture.
+        box: (x1, y1, x2, y2), pixels, 0-based, end exclusive, inside the upright image.
         category: 0-based position in the class list (semantic label - 1).
         area: pixels; of the mask if there is one, else as stated, else of the box.
         iscrowd: a region of many objects (COCO); no single object.
@@ -40,13 +40,13 @@ class BoxObject:
 
 @dataclass
 class Record:
-    """One picture with its objects.
+    """One image with its objects.
 
     Attributes:
-        path: of the picture file; None: it does not exist, and only its annotations are to be checked (`keep_missing`).
+        path: of the image file; None: it does not exist, and only its annotations are to be checked (`keep_missing`).
         file_name: relative to the image folder, forward slashes.
         image_id: the id in the annotation file, as text.
-        height: of the upright picture (EXIF orientation applied), pixels; without a picture as stated, infinite if not stated.
+        height: of the upright image (EXIF orientation applied), pixels; without an image as stated, infinite if not stated.
         width: the same.
         objects: in the order of the file.
         mask_path: VOC class mask (PNG of class indices), if asked for.
@@ -79,9 +79,9 @@ def stated_size(height: object, width: object) -> tuple[int, int] | None:
 
 @dataclass
 class Geometry:
-    """The frame of one picture: its true size, and the factors from the stated frame to it (1 unless rescaled).
+    """The frame of one image: its true size, and the factors from the stated frame to it (1 unless rescaled).
 
-    Without a picture it is the stated size, and infinite if none is stated.
+    Without an image it is the stated size, and infinite if none is stated.
     """
 
     height: int | float
@@ -95,12 +95,12 @@ SIZE_MISMATCH_CHOICES = ("skip", "error", "rescale")
 
 @dataclass
 class ImageChecks:
-    """How pictures are checked while records are made.
+    """How images are checked while records are made.
 
     Attributes:
-        verify: open each picture's header; off, the stated size is believed where there is one.
-        size_mismatch: stated size differs from the picture's: "skip" it, raise an "error", or "rescale" the boxes.
-        max_pixels: a picture with more pixels is left out.
+        verify: open each image's header; off, the stated size is believed where there is one.
+        size_mismatch: stated size differs from the image's: "skip" it, raise an "error", or "rescale" the boxes.
+        max_pixels: an image with more pixels is left out.
     """
 
     verify: bool = True
@@ -108,7 +108,7 @@ class ImageChecks:
     max_pixels: int = MAX_PIXELS
 
     def geometry(self, path: str | None, name: str, stated: tuple[int, int] | None, report: Report) -> Geometry | None:
-        """The frame of a picture (`path` None: there is none); None (and counted) if the picture cannot be used.
+        """The frame of an image (`path` None: there is none); None (and counted) if the image cannot be used.
 
         Raises:
             ValueError: the sizes differ and `size_mismatch` is "error".
@@ -129,7 +129,7 @@ class ImageChecks:
             return Geometry(height, width)
         if stated == (height, width):
             return Geometry(height, width)
-        place = f"{name}: stated {stated[1]} x {stated[0]}, picture {width} x {height}"
+        place = f"{name}: stated {stated[1]} x {stated[0]}, image {width} x {height}"
         if self.size_mismatch == "error":
             raise ValueError(
                 f"size (width x height) of {place}. Correct the file, or pass size_mismatch='skip' or 'rescale'"
@@ -142,17 +142,17 @@ class ImageChecks:
 
 
 def checked_box(box: object, height: int, width: int, place: str, report: Report) -> tuple[float, ...] | None:
-    """Put the corners of a box in order and clip it to the picture.
+    """Put the corners of a box in order and clip it to the image.
 
     Args:
         box: four numbers, xyxy, pixels, 0-based, end exclusive; anything else is counted.
-        height: of the picture; may be infinite.
-        width: of the picture; may be infinite.
+        height: of the image; may be infinite.
+        width: of the image; may be infinite.
         place: "file: object", for the report.
         report: counts what was done.
 
     Returns:
-        xyxy inside the picture with a positive area, or None if the object has to be left out.
+        xyxy inside the image with a positive area, or None if the object has to be left out.
     """
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:
@@ -163,10 +163,10 @@ def checked_box(box: object, height: int, width: int, place: str, report: Report
         return None
     clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
-        report.add("box_outside", f"{place} {_text(box)}, picture {width} x {height}")
+        report.add("box_outside", f"{place} {_text(box)}, image {width} x {height}")
         return None
     if min(x1, width - x2, y1, height - y2) < -CLIP_TOLERANCE_PIXELS:
-        report.add("clipped_box", f"{place} {_text(box)}, picture {width} x {height}")
+        report.add("clipped_box", f"{place} {_text(box)}, image {width} x {height}")
     return clipped
 
 

@@ -20,30 +20,30 @@ PROBLEMS = {
     "invalid_image_entry": (IMAGE_LEFT_OUT, "image entry without a usable id and file name"),
     "duplicate_image_id": (IMAGE_LEFT_OUT, "image id that an earlier image has already"),
     "unsafe_path": (IMAGE_LEFT_OUT, "file name that leads outside the image folder"),
-    "missing_image": (IMAGE_LEFT_OUT, "picture that does not exist"),
+    "missing_image": (IMAGE_LEFT_OUT, "image that does not exist"),
     "missing_annotation": (IMAGE_LEFT_OUT, "name in the split list without an annotation file"),
-    "invalid_class_mask": ("mask not used", "class mask that fits neither its picture nor the classes"),
-    "label_name_taken": (IMAGE_LEFT_OUT, "picture whose label file an earlier picture has already"),
-    "missing_mask": (IMAGE_LEFT_OUT, "picture without a class mask"),
+    "invalid_class_mask": ("mask not used", "class mask that fits neither its image nor the classes"),
+    "label_name_taken": (IMAGE_LEFT_OUT, "image whose label file an earlier image has already"),
+    "missing_mask": (IMAGE_LEFT_OUT, "image without a class mask"),
     "unreadable_annotation": (IMAGE_LEFT_OUT, "annotation file that is not valid"),
-    "unreadable_image": (IMAGE_LEFT_OUT, "picture that cannot be opened"),
-    "truncated_image": (IMAGE_LEFT_OUT, "picture file that is cut off"),
-    "image_too_large": (IMAGE_LEFT_OUT, "picture with more pixels than max_pixels"),
-    "size_mismatch": (IMAGE_LEFT_OUT, "stated size differs from the picture's"),
-    "size_rescaled": ("boxes rescaled", "stated size differs from the picture's"),
-    "ambiguous_image": (IMAGE_LEFT_OUT, "several pictures of one name with different extensions"),
-    "same_name_images": ("used the one in <filename>", "several pictures of one name with different extensions"),
+    "unreadable_image": (IMAGE_LEFT_OUT, "image that cannot be opened"),
+    "truncated_image": (IMAGE_LEFT_OUT, "image file that is cut off"),
+    "image_too_large": (IMAGE_LEFT_OUT, "image with more pixels than max_pixels"),
+    "size_mismatch": (IMAGE_LEFT_OUT, "stated size differs from the image's"),
+    "size_rescaled": ("boxes rescaled", "stated size differs from the image's"),
+    "ambiguous_image": (IMAGE_LEFT_OUT, "several images of one name with different extensions"),
+    "same_name_images": ("used the one in <filename>", "several images of one name with different extensions"),
     "image_without_object": (IMAGE_LEFT_OUT, "image without an object of the classes (keep_empty=True keeps it)"),
     "empty_image": ("kept", "image without an object of the classes"),
-    "duplicate_file_name": ("kept", "picture that several image entries name"),
+    "duplicate_file_name": ("kept", "image that several image entries name"),
     "duplicate_entry": ("used once", "name that the split list holds more than once"),
-    "image_without_annotation": ("not read", "picture without an annotation file: unlabelled"),
-    "label_without_image": ("not read", "txt file without a picture"),
+    "image_without_annotation": ("not read", "image without an annotation file: unlabelled"),
+    "label_without_image": ("not read", "txt file without an image"),
     "yaml_path": ("not used", "path in data.yaml that does not exist inside the folder of the data"),
     "class_count_differs": ("names used", "data.yaml states another number of classes than names"),
-    "file_name_differs": ("kept", "<filename> names another existing picture than the annotation file's own name"),
-    "size_from_image": ("kept", "no valid size stated, taken from the picture"),
-    "size_unknown": ("right and lower border not checked", "neither a picture nor a valid size stated"),
+    "file_name_differs": ("kept", "<filename> names another existing image than the annotation file's own name"),
+    "size_from_image": ("kept", "no valid size stated, taken from the image"),
+    "size_unknown": ("right and lower border not checked", "neither an image nor a valid size stated"),
     "invalid_annotation": ("object left out", "annotation that is no object with an image and a category"),
     "unknown_image": ("object left out", "annotation of an image that the file does not list"),
     "unknown_category": ("object left out", "category that the file does not list"),
@@ -56,17 +56,17 @@ PROBLEMS = {
     "invalid_line": ("object left out", "line that is neither class and box nor class and outline"),
     "pixel_values": ("object left out", "YOLO line with pixels in the place of fractions"),
     "duplicate_line": ("used once", "line that the label file holds more than once"),
-    "centre_outside": ("object left out", "YOLO box with its centre outside the picture"),
+    "centre_outside": ("object left out", "YOLO box with its centre outside the image"),
     "invalid_box": ("object left out", "box that is not four finite numbers"),
     "no_box": ("object left out", "object with neither a box nor a mask to take it from"),
     "box_from_polygon": ("kept", "no box stated, taken from the polygon or mask"),
     "corners_swapped": ("put in order", "box with its corners in the wrong order"),
     "degenerate_box": ("object left out", "box without an area"),
-    "box_outside": ("object left out", "box outside the picture"),
-    "clipped_box": ("clipped", "box that reaches over the border of the picture"),
+    "box_outside": ("object left out", "box outside the image"),
+    "clipped_box": ("clipped", "box that reaches over the border of the image"),
     "one_pixel_box": ("kept", "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ("kept", "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"),
-    "mask_name_taken": (IMAGE_LEFT_OUT, "picture whose mask would have the name of an earlier one's"),
+    "mask_name_taken": (IMAGE_LEFT_OUT, "image whose mask would have the name of an earlier one's"),
     "low_score": ("left out of the result", "mask whose score is below min_score"),
     "empty_mask": ("kept, without a pixel", "box in which the generator found no object"),
     "no_mask": ("box kept", "object without a mask"),
@@ -81,16 +81,16 @@ class Report:
     """What a reader found: counts, and for each kind of problem the first places.
 
     Attributes:
-        images: pictures that became records.
+        images: images that became records.
         objects: objects in them.
         counts: kind (key of `PROBLEMS`) -> number.
         places: kind -> the first `max_places` of them, "file: object (detail)".
         classes: one line per class, "label name" (COCO: "label name (category id N)").
         details: kind -> value (a class name, a category id) -> number, where the value matters.
-        errors: messages of faults that a data set must not be built with (a mask that does not fit its picture), the first
+        errors: messages of faults that a dataset must not be built with (a mask that does not fit its image), the first
             `MAX_ERRORS` of them.
-        left_out: (file name, kind) of all pictures that were left out before they were looked at: when an index was read. The
-            name is the annotation file's, or the place in it, where the picture's is not known.
+        left_out: (file name, kind) of all images that were left out before they were looked at: when an index was read. The
+            name is the annotation file's, or the place in it, where the image's is not known.
         max_places: of a kind that are kept; None: all.
     """
 
@@ -104,8 +104,8 @@ class Report:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     max_places: int | None = field(default=MAX_PLACES, compare=False)
 
-    def add(self, kind: str, place: str, value: str | None = None, *, picture: str | None = None) -> None:
-        """Count one problem of a kind; `value` is counted on its own too, `picture` is one of `left_out`."""
+    def add(self, kind: str, place: str, value: str | None = None, *, image: str | None = None) -> None:
+        """Count one problem of a kind; `value` is counted on its own too, `image` is one of `left_out`."""
         if kind not in PROBLEMS:
             raise KeyError(f"unknown kind of problem {kind!r}")
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -113,11 +113,11 @@ class Report:
         if value is not None:
             values = self.details.setdefault(kind, {})
             values[value] = values.get(value, 0) + 1
-        if picture is not None:
-            self.left_out.append((picture, kind))
+        if image is not None:
+            self.left_out.append((image, kind))
 
     def add_error(self, message: str) -> None:
-        """Keep the message of a fault that a data set must not be built with."""
+        """Keep the message of a fault that a dataset must not be built with."""
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(message)
 
@@ -157,7 +157,7 @@ class Report:
 
     @property
     def has_images_left_out(self) -> bool:
-        """Whether any picture was left out."""
+        """Whether any image was left out."""
         return any(PROBLEMS[kind][0] == IMAGE_LEFT_OUT for kind in self.counts)
 
     def reasons(self) -> list[str]:
@@ -192,7 +192,7 @@ def check_missing(
     what: str,
     allow_missing: bool,
     report: Report,
-    pictures: list[str] | None = None,
+    images: list[str] | None = None,
     keep: bool = False,
 ) -> None:
     """Count missing files, and stop unless that is allowed.
@@ -205,14 +205,14 @@ def check_missing(
         what: files these are, for the message.
         allow_missing: go on without them.
         report: counts them.
-        pictures: the picture that each is missing for; None: `names` are pictures.
-        keep: only count: the pictures are not left out, and all may be missing.
+        images: the image that each is missing for; None: `names` are images.
+        keep: only count: the images are not left out, and all may be missing.
 
     Raises:
         FileNotFoundError: some are missing and `allow_missing` is off, or all are; not with `keep`.
     """
-    for name, picture in zip(names, names if pictures is None else pictures):
-        report.add(kind, name, picture=None if keep else picture)
+    for name, image in zip(names, names if images is None else images):
+        report.add(kind, name, image=None if keep else image)
     if not names or keep:
         return
     first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""Any annotations as one kind of source: pictures with boxes, opened one at a time.
+"""Any annotations as one kind of source: images with boxes, opened one at a time.
 
     source = open_source("instances.json", "photos", report=report)
     for index in range(len(source)):
@@ -7,9 +7,9 @@
             image = source.image(record)
 
 What comes from a source is meant for masks, which know no class: objects of a class that no list names are kept, their class is
-appended to the list, and counted. Pictures without boxes are listed.
+appended to the list, and counted. Images without boxes are listed.
 
-Memory: a source holds its boxes, no picture and, unless `masks`, no outline: about 0.4 GB for a COCO file of 1 million
+Memory: a source holds its boxes, no image and, unless `masks`, no outline: about 0.4 GB for a COCO file of 1 million
 boxes.
 """
 
@@ -48,23 +48,23 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 @dataclass
 class Source:
-    """Pictures with boxes, from any format; several threads may use it at the same time.
+    """Images with boxes, from any format; several threads may use it at the same time.
 
     Attributes:
         format: "coco", "voc", "yolo" or "dataset".
         path: what was opened.
         classes: (category id, name) in the order of the labels; the id is COCO's category id, YOLO's class number, else the
             label.
-        file_names: of the pictures, relative, forward slashes; known before any picture is opened.
+        file_names: of the images, relative, forward slashes; known before any image is opened.
         coco_header: "info", "licenses" and "categories" of a COCO file, as they are in the file.
         masks: whether records hold masks.
-        max_pixels: a picture with more is refused.
-        rows: of a data set, else None.
-        annotation_files: absolute paths of the files that were read; none for a data set of the Hub.
+        max_pixels: an image with more is refused.
+        rows: of a dataset, else None.
+        annotation_files: absolute paths of the files that were read; none for a dataset of the Hub.
         options: what the records depend on besides these files, fit for json: zero_based, size_mismatch, max_pixels, images
-            (absolute path or None), split, classes, and for a data set of the Hub its fingerprint.
-        image_folder: that the file names are relative to; None for a data set.
-        has_coco_ids: whether the ids of the pictures can stay what they are in a COCO file: of COCO, and of a data set in which
+            (absolute path or None), split, classes, and for a dataset of the Hub its fingerprint.
+        image_folder: that the file names are relative to; None for a dataset.
+        has_coco_ids: whether the ids of the images can stay what they are in a COCO file: of COCO, and of a dataset in which
             all are different numbers.
     """
 
@@ -84,7 +84,7 @@ class Source:
 
     @property
     def has_class_masks(self) -> bool:
-        """Whether it is a data set whose masks hold classes, not objects."""
+        """Whether it is a dataset whose masks hold classes, not objects."""
         return self.masks and self.rows is not None and "mask" in self.rows.features
 
     @property
@@ -93,17 +93,17 @@ class Source:
         return [(number + 1, name) for number, name in self.classes] if self.format == "yolo" else self.classes
 
     def files(self) -> Iterator[str]:
-        """Absolute paths of the annotation files that were read: the lists of classes and pictures, and every file of labels."""
+        """Absolute paths of the annotation files that were read: the lists of classes and images, and every file of labels."""
         return iter(self.annotation_files)
 
     def __len__(self) -> int:
         return len(self.file_names)
 
     def record(self, index: int, report: Report) -> Record | None:
-        """The record of a picture; None if it was left out, which the report counts.
+        """The record of an image; None if it was left out, which the report counts.
 
         Raises:
-            ValueError: the stated size is not the picture's and `size_mismatch` is "error", or a class mask does not fit.
+            ValueError: the stated size is not the image's and `size_mismatch` is "error", or a class mask does not fit.
         """
         return self.make_record(index, report)
 
@@ -112,14 +112,14 @@ class Source:
 
         Raises:
             OSError: cannot be opened or is cut off.
-            ValueError: a kind of picture that is refused, or another size than the record's.
+            ValueError: a kind of image that is refused, or another size than the record's.
         """
         row = {"file_name": record.file_name, "height": record.height, "width": record.width}
         row["image"] = self.rows[record.row]["image"] if isinstance(record, RowRecord) else {"path": record.path}
         return decode_image(row, self.max_pixels)
 
     def decode(self, record: Record, report: Report) -> np.ndarray | None:
-        """As `image`; None if the picture cannot be decoded, which is counted and takes it out of the report's totals."""
+        """As `image`; None if the image cannot be decoded, which is counted and takes it out of the report's totals."""
         try:
             return self.image(record)
         except (OSError, ValueError) as error:
@@ -132,7 +132,7 @@ class Source:
 
 @dataclass
 class RowRecord(Record):
-    """A record of a data set: the picture is in its row."""
+    """A record of a dataset: the image is in its row."""
 
     row: int = 0
 
@@ -156,19 +156,19 @@ def open_source(
 
     Args:
         annotations: a COCO json (or a folder in which `coco.find_annotations` finds one); a VOC folder, its Annotations, or one
-            xml file, whose pictures are in JPEGImages beside its folder Annotations, or beside it; a YOLO folder, its labels,
+            xml file, whose images are in JPEGImages beside its folder Annotations, or beside it; a YOLO folder, its labels,
             or data.yaml; a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export` writes it.
-        images: folder of the pictures, where the usual place is not meant.
+        images: folder of the images, where the usual place is not meant.
         format: one of `FORMATS`, or "auto": by what is there.
         split: see the formats.
         classes: None: all, and those that no list names; else only these, the others are left out and counted.
-        masks: read the masks too (VOC: `Record.mask_path`; a data set with class masks: the pixels of an object's class in
+        masks: read the masks too (VOC: `Record.mask_path`; a dataset with class masks: the pixels of an object's class in
             its box).
         allow_missing: go on (and count) when some files do not exist.
         zero_based: VOC: corners are 0-based and end exclusive.
-        size_mismatch: COCO and VOC: stated size is not the picture's: "skip", "error" or "rescale".
-        max_pixels: a picture with more pixels is left out.
-        keep_missing: annotation files: pictures and class masks that do not exist are counted, and their records kept, so that
+        size_mismatch: COCO and VOC: stated size is not the image's: "skip", "error" or "rescale".
+        max_pixels: an image with more pixels is left out.
+        keep_missing: annotation files: images and class masks that do not exist are counted, and their records kept, so that
             the annotations can be checked: `Record.path` is None, and the size is the stated one.
         report: counts problems.
 
@@ -257,7 +257,7 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if not found:
         raise FileNotFoundError(
             f"no annotations recognised in {text}: no COCO json, no Annotations folder with xml files, no labels folder or "
-            "txt file beside a picture or data.yaml, no Parquet file. Pass another folder, or the format (--format)"
+            "txt file beside an image or data.yaml, no Parquet file. Pass another folder, or the format (--format)"
         )
     return found[0]
 
@@ -294,8 +294,8 @@ def _looks_like_yolo(root: str, split: str | None) -> bool:
     if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds(root, (".txt",), deep=False):
         return True
     for folder in inner:
-        pictures = {os.path.splitext(name)[0] for name in walk_files(folder, IMAGE_SUFFIXES, deep=False)}
-        if any(os.path.splitext(name)[0] in pictures for name in walk_files(folder, (".txt",), deep=False)):
+        images = {os.path.splitext(name)[0] for name in walk_files(folder, IMAGE_SUFFIXES, deep=False)}
+        if any(os.path.splitext(name)[0] in images for name in walk_files(folder, (".txt",), deep=False)):
             return True
     return False
 
@@ -354,7 +354,7 @@ def _open_coco(path, images, split, classes, options: dict, checks: ImageChecks,
 
 
 def voc_places(path: str, images: str | None) -> tuple[str, str, str]:
-    """(root, annotation folder, image folder) of a VOC root, of its Annotations, of xml files beside pictures, or of an xml."""
+    """(root, annotation folder, image folder) of a VOC root, of its Annotations, of xml files beside images, or of an xml."""
     if os.path.isfile(fs_path(path)):
         folders = [os.path.dirname(path)]
         while os.path.dirname(folders[-1]) != folders[-1]:
@@ -449,13 +449,13 @@ def _open_dataset(
     absent += [f"objects.{name}" for name in ("bbox", "category") if name not in dataset.features.get("objects", {})]
     if absent or not hasattr(dataset.features["objects"]["category"].feature, "names"):
         raise ValueError(
-            f"the data set {annotations} has no column {', '.join(absent) or 'objects.category with class names'}; "
+            f"the dataset {annotations} has no column {', '.join(absent) or 'objects.category with class names'}; "
             "its rows must be as lpg_hf.data.export writes them"
         )
     names = class_names(dataset)
     chosen = names
     if isinstance(classes, str) and classes != "all":
-        raise ValueError(f"classes must be a list of names, 'all' or None for a data set, got {classes!r}")
+        raise ValueError(f"classes must be a list of names, 'all' or None for a dataset, got {classes!r}")
     if classes is not None and classes != "all":
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -470,13 +470,13 @@ def _open_dataset(
             file_names.append(relative_name(name))
             numbers.append(number)
         except ValueError as error:
-            report.add("unsafe_path", f"{name!r}: row {number} {error}", picture=str(name))
-    pictures = [name for name in ("image", "mask") if name in dataset.features]
+            report.add("unsafe_path", f"{name!r}: row {number} {error}", image=str(name))
+    image_columns = [name for name in ("image", "mask") if name in dataset.features]
     rows = dataset
-    for name in pictures:
+    for name in image_columns:
         rows = rows.cast_column(name, Image(decode=False))
-    label_maps = rows.select_columns(["mask"]) if masks and "mask" in pictures else None
-    light = dataset.remove_columns(pictures)
+    label_maps = rows.select_columns(["mask"]) if masks and "mask" in image_columns else None
+    light = dataset.remove_columns(image_columns)
     first_ids = None if "id" in dataset.features["objects"] else _first_ids(light)
 
     def make(index: int, to: Report) -> Record | None:

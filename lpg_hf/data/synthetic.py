@@ -31,7 +31,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf.labels import voc_palette
 
 
-# Part of the stored settings: raise it when the same arguments draw other pictures.
+# Part of the stored settings: raise it when the same arguments draw other images.
 GENERATOR_VERSION = 1
 SETTINGS_FILE = "synthetic.json"
 MIN_VISIBLE_FRACTION = 0.5
@@ -185,7 +185,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Pl
 
 def _draw_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Two or three textured regions of muted colours; (H, W, 3) float32 in 0..255."""
-    picture = np.empty((height, width, 3), np.float32)
+    image = np.empty((height, width, 3), np.float32)
     region = _noise(rng, height, width, cell=60)
     grid_y, grid_x = np.mgrid[:height, :width].astype(np.float32)
     for low, high in ((-np.inf, -0.4), (-0.4, 0.5), (0.5, np.inf)):
@@ -197,13 +197,13 @@ def _draw_background(rng: np.random.Generator, height: int, width: int) -> np.nd
         weight = 0.5 + 0.22 * _noise(rng, height, width, rng.uniform(6, 25)) + 0.18 * rng.uniform(0, 1) * waves
         weight = np.clip(weight, 0, 1)[..., None]
         inside = (region >= low) & (region < high)
-        picture[inside] = (first * (1 - weight) + second * weight)[inside]
-    return picture
+        image[inside] = (first * (1 - weight) + second * weight)[inside]
+    return image
 
 
-def _draw_distractors(rng: np.random.Generator, picture: np.ndarray) -> None:
+def _draw_distractors(rng: np.random.Generator, image: np.ndarray) -> None:
     """Paint unlabelled plain ellipses, polygons and lines, in any colour, the objects' ones included."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     for _ in range(int(rng.integers(4, 10))):
         colour = _colour(rng.uniform(0, 360), rng.uniform(0.1, 0.75), rng.uniform(0.3, 0.95)).tolist()
         x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
@@ -211,14 +211,14 @@ def _draw_distractors(rng: np.random.Generator, picture: np.ndarray) -> None:
         kind = int(rng.integers(0, 3))
         if kind == 0:
             axes = (int(radius), max(2, int(radius * rng.uniform(0.4, 1))))
-            cv2.ellipse(picture, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
+            cv2.ellipse(image, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
         elif kind == 1:
             angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 6))))
             corners = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
-            cv2.fillPoly(picture, [corners.astype(np.int32)], colour)
+            cv2.fillPoly(image, [corners.astype(np.int32)], colour)
         else:
             end = (int(x + rng.uniform(-50, 50)), int(y + rng.uniform(-50, 50)))
-            cv2.line(picture, (x, y), end, colour, int(rng.integers(1, 4)))
+            cv2.line(image, (x, y), end, colour, int(rng.integers(1, 4)))
 
 
 def _draw_object(
@@ -251,7 +251,7 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 def draw_scene(
     rng: np.random.Generator, classes: tuple[SyntheticClass, ...], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Draw one picture with one to three objects; a later object covers the earlier ones.
+    """Draw one image with one to three objects; a later object covers the earlier ones.
 
     Args:
         rng: the only source of randomness.
@@ -259,12 +259,12 @@ def draw_scene(
         size: (height, width) in pixels.
 
     Returns:
-        The picture (H, W, 3) uint8 RGB, and for every object its label (1-based position in `classes`) and the mask of
+        The image (H, W, 3) uint8 RGB, and for every object its label (1-based position in `classes`) and the mask of
         its visible part (H, W) bool. At least half of every object is visible.
     """
     height, width = size
-    picture = _draw_background(rng, height, width)
-    _draw_distractors(rng, picture)
+    image = _draw_background(rng, height, width)
+    _draw_distractors(rng, image)
     objects: list[tuple[int, np.ndarray]] = []
     full_areas: list[int] = []
     wanted = int(rng.choice([1, 2, 3], p=[0.35, 0.4, 0.25]))
@@ -278,9 +278,9 @@ def draw_scene(
             continue  # it would hide another object (or lies almost outside): draw a new one
         objects, full_areas = [*covered, (label, mask)], areas
         alpha = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.6)[..., None]
-        picture = picture * (1 - alpha) + colours * alpha
-    picture += rng.normal(0, 5, picture.shape)  # sensor noise
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8), objects
+        image = image * (1 - alpha) + colours * alpha
+    image += rng.normal(0, 5, image.shape)  # sensor noise
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), objects
 
 
 def _scene(
@@ -296,10 +296,10 @@ def _write_coco(folder: Path, num_images: int, size: tuple[int, int], seed: int)
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
     for index in range(num_images):
-        picture, objects = _scene(seed, 0, index, AUX_CLASSES, size)
+        image, objects = _scene(seed, 0, index, AUX_CLASSES, size)
         name = f"{index + 1:06d}.png"
-        Image.fromarray(picture).save(folder / "images" / name, compress_level=1)
-        images.append({"id": index + 1, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})
+        Image.fromarray(image).save(folder / "images" / name, compress_level=1)
+        images.append({"id": index + 1, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
         for label, mask in objects:
             x1, y1, x2, y2 = _box(mask)
             rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -326,13 +326,13 @@ def _write_voc(folder: Path, num_train: int, num_val: int, size: tuple[int, int]
     for stream, split, count in ((1, "train", num_train), (2, "val", num_val)):
         ids = [f"{split}_{index + 1:06d}" for index in range(count)]
         for index, image_id in enumerate(ids):
-            picture, objects = _scene(seed, stream, index, TARGET_CLASSES, size)
-            Image.fromarray(picture).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=95, subsampling=0)
-            labels = np.zeros(picture.shape[:2], np.uint8)
+            image, objects = _scene(seed, stream, index, TARGET_CLASSES, size)
+            Image.fromarray(image).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=95, subsampling=0)
+            labels = np.zeros(image.shape[:2], np.uint8)
             root = ElementTree.Element("annotation")
             ElementTree.SubElement(root, "filename").text = f"{image_id}.jpg"
             size_tag = ElementTree.SubElement(root, "size")
-            for tag, value in zip(("width", "height", "depth"), (picture.shape[1], picture.shape[0], 3)):
+            for tag, value in zip(("width", "height", "depth"), (image.shape[1], image.shape[0], 3)):
                 ElementTree.SubElement(size_tag, tag).text = str(value)
             ElementTree.SubElement(root, "segmented").text = "1"
             for label, mask in objects:

@@ -1,4 +1,4 @@
-"""The same boxes through several generators, side by side: scores, time, memory and pictures (`lpg-hf compare`).
+"""The same boxes through several generators, side by side: scores, time, memory and images (`lpg-hf compare`).
 
 Each generator runs in a process of its own, so that its peak memory is its own, and a generator that cannot run leaves the
 others alone.
@@ -34,7 +34,7 @@ COLUMNS = {
     "foreground_iou": "foreground IoU",
     "mean_box_iou": "IoU per box",
     "mean_boundary_iou": "boundary IoU",
-    "seconds_per_picture": "s / picture",
+    "seconds_per_image": "s / image",
     "boxes_per_second": "boxes / s",
     "peak_memory_mb": "peak memory (MB)",
     "peak_gpu_memory_mb": "peak GPU memory (MB)",
@@ -56,7 +56,7 @@ class Job:
         zero_based: the same.
         size_mismatch: the same; for a COCO json of the truth too.
         max_pixels: the same.
-        indices: pictures of the source.
+        indices: images of the source.
         shown: those of them whose label maps are wanted for the panel.
         model: LPG stage; None: the bundled one.
         segmenter: of the LPG.
@@ -92,19 +92,19 @@ class Row:
     Attributes:
         generator: its name.
         scores: keys of `COLUMNS` -> number; None where nothing was counted or the system does not tell.
-        num_pictures: measured.
+        num_images: measured.
         num_boxes: in them, those that count: where the ground truth or the generator's mask has a pixel. A box whose label map
             holds no pixel of its class counts for a generator that finds one there, and not for one that finds none.
-        skipped: pictures and boxes that are in no score, with the reason; of a picture at most ten of a kind.
-        reports: what the readers found in the pictures that were chosen and when the files were opened: "annotations" and, of a
+        skipped: images and boxes that are in no score, with the reason; of an image at most ten of a kind.
+        reports: what the readers found in the images that were chosen and when the files were opened: "annotations" and, of a
             COCO json, "ground truth".
         error: why the generator did not run, or None.
-        label_maps: index of a shown picture -> (H, W) label map.
+        label_maps: index of a shown image -> (H, W) label map.
     """
 
     generator: str
     scores: dict[str, float | None] = field(default_factory=dict)
-    num_pictures: int = 0
+    num_images: int = 0
     num_boxes: int = 0
     skipped: list[str] = field(default_factory=list)
     reports: dict[str, Report] = field(default_factory=dict)
@@ -119,22 +119,22 @@ class Row:
 def compare(
     job: Job, generators: Sequence[str] | None = None, *, limit: int | None = None, num_shown: int = 6
 ) -> tuple[list[Row], Job]:
-    """Measure some generators on the pictures that have ground truth; a script that calls it needs `if __name__ == "__main__"`.
+    """Measure some generators on the images that have ground truth; a script that calls it needs `if __name__ == "__main__"`.
 
     A box's truth is its object's mask or, of a label map, the pixels of its class inside the box. The time is that from the
-    decoded picture to its masks, one picture at a time, without loading the model. Memory is the peak of the process.
+    decoded image to its masks, one image at a time, without loading the model. Memory is the peak of the process.
 
     Args:
         job: `indices` and `shown` are chosen here.
         generators: names as of `load_generator`; None: box, grabcut, densecrf and lpg.
-        limit: at most this many pictures, evenly over the source.
-        num_shown: pictures for the panel.
+        limit: at most this many images, evenly over the source.
+        num_shown: images for the panel.
 
     Returns:
-        One row per generator, in order, and the job with the pictures that were chosen.
+        One row per generator, in order, and the job with the images that were chosen.
 
     Raises:
-        ValueError: an unknown generator or `per`, or no picture with ground truth.
+        ValueError: an unknown generator or `per`, or no image with ground truth.
         FileNotFoundError: annotations or ground truth that do not exist.
     """
     names = list(generators or ("box", "grabcut", "densecrf", "lpg"))
@@ -148,8 +148,8 @@ def compare(
     with_truth = [index for index, name in enumerate(source.file_names) if truth.has(name)]
     if not with_truth:
         raise ValueError(
-            f"none of the {len(source)} pictures of {job.annotations} has ground truth in {job.truth}, for example "
-            f"{source.file_names[0] if len(source) else '(no picture)'}. Label maps have the picture's relative path, with .png."
+            f"none of the {len(source)} images of {job.annotations} has ground truth in {job.truth}, for example "
+            f"{source.file_names[0] if len(source) else '(no image)'}. Label maps have the image's relative path, with .png."
         )
     indices = _evenly(with_truth, limit or len(with_truth))
     chosen = Job(**{**asdict(job), "indices": indices, "shown": _evenly(indices, num_shown)})
@@ -166,7 +166,7 @@ def compare(
 
 
 def measure(job: Job, name: str) -> Row:
-    """Run one generator over the pictures of a job; meant for a process of its own."""
+    """Run one generator over the images of a job; meant for a process of its own."""
     lpg = {"model": job.model, "segmenter": job.segmenter, "flip": job.flip} if name == "lpg" else {}
     report = Report()
     source = _open(job, report)
@@ -182,7 +182,7 @@ def measure(job: Job, name: str) -> Row:
         job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
     )
     row, pairs, scores, seconds, num_masks = Row(name), LabelPairs(), BoxMaskScores(), 0.0, 0
-    row.skipped += [f"{picture} ({PROBLEMS[kind][1]})" for picture, kind in report.left_out]
+    row.skipped += [f"{image} ({PROBLEMS[kind][1]})" for image, kind in report.left_out]
     row.reports["annotations"] = report
     if truth.report is not None:
         row.reports["ground truth"] = truth.report
@@ -203,7 +203,7 @@ def measure(job: Job, name: str) -> Row:
         start = time.perf_counter()
         masks = assemble(image, (patch for _, patch in generator.patches([image], job.per)), job.per)
         seconds += time.perf_counter() - start
-        row.num_pictures += 1
+        row.num_images += 1
         num_masks += len(masks.masks)
         counts = true.label_map != true.ignored
         pairs.add(LabelPairs.count(masks.label_map[counts], true.label_map[counts]))
@@ -221,7 +221,7 @@ def measure(job: Job, name: str) -> Row:
     row.scores = {
         "mean_iou": pairs.compute()[0]["mean_iou"],
         **{key: boxes[key] for key in ("foreground_iou", "mean_box_iou", "mean_boundary_iou")},
-        "seconds_per_picture": seconds / row.num_pictures if row.num_pictures else None,
+        "seconds_per_image": seconds / row.num_images if row.num_images else None,
         "boxes_per_second": num_masks / seconds if seconds else None,
         "peak_memory_mb": peak_memory_mb(),
         "peak_gpu_memory_mb": peak_gpu_memory_mb(),
@@ -288,10 +288,10 @@ def table(rows: Sequence[Row]) -> str:
         counts = sorted({row.num_boxes for row in measured})
         num_boxes = f"{counts[0]} boxes" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} boxes"
         lines.append(
-            f"\n{measured[0].num_pictures} pictures, {num_boxes} where the ground truth or the generator's mask has a pixel"
+            f"\n{measured[0].num_images} images, {num_boxes} where the ground truth or the generator's mask has a pixel"
         )
         if skipped := measured[0].skipped:
-            lines.append(f"{len(skipped)} pictures or boxes are in no score, e.g. {skipped[0]}")
+            lines.append(f"{len(skipped)} images or boxes are in no score, e.g. {skipped[0]}")
         for name, report in measured[0].reports.items():
             if report.needs_attention:
                 lines.append(f"{name}: {report.summary()}")
@@ -305,11 +305,11 @@ def _cell(key: str, row: Row) -> str:
         return "-" if row.error is not None else "n/a"
     if key in _PERCENT:
         return f"{100 * value:.1f}"
-    return f"{value:.3f}" if key == "seconds_per_picture" else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:.3f}" if key == "seconds_per_image" else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
-    """Write comparison.md, comparison.json and, if there are pictures to show, panel.jpg into a folder."""
+    """Write comparison.md, comparison.json and, if there are images to show, panel.jpg into a folder."""
     write_atomically(Path(out, "comparison.md"), (table(rows) + "\n").encode("utf-8"))
     write_json(Path(out, "comparison.json"), as_dict(rows, job))
     ran = [row for row in rows if row.error is None]

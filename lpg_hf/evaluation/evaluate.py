@@ -388,7 +388,7 @@ def evaluate_coco(
     if not pairs:
         raise ValueError(
             f"no mask of {prediction} has a partner in {truth}: neither annotation ids nor boxes of an image agree. "
-            "Both files must be of the same pictures."
+            "Both files must be of the same images."
         )
     wanted = list(dict.fromkeys(names.values() if classes is None else classes))
     label_of = {name: label for label, name in enumerate(wanted, start=1)}
@@ -515,7 +515,7 @@ def _by_image(instances: Iterable[_Instance]) -> dict[str, list[_Instance]]:
 def _void(
     crowds: list[_Instance], objects: list[_Instance], size: tuple[int, int] | None, path: str | os.PathLike
 ) -> np.ndarray | None:
-    """(H, W) bool: the crowd pixels of a picture that no object covers; None if no crowd region has a mask."""
+    """(H, W) bool: the crowd pixels of an image that no object covers; None if no crowd region has a mask."""
     masks = []
     for group in (crowds, objects):
         covered = []
@@ -525,8 +525,8 @@ def _void(
                 size = tuple(rle["size"])
                 covered.append(as_mask(rle))
         masks.append(np.logical_or.reduce(covered) if covered else None)
-    crowd, objects_of_picture = masks
-    return crowd if crowd is None or objects_of_picture is None else crowd & ~objects_of_picture
+    crowd, objects_of_image = masks
+    return crowd if crowd is None or objects_of_image is None else crowd & ~objects_of_image
 
 
 def _by_image_and_category(instances: Iterable[_Instance]) -> dict[tuple[str, str], list[_Instance]]:
@@ -543,7 +543,7 @@ def _mask_of(
     """RLE of an annotation.
 
     Args:
-        size: (height, width) of the picture; None: as the RLE says.
+        size: (height, width) of the image; None: as the RLE says.
 
     Raises:
         ValueError: no mask that can be used, or one of another size.
@@ -553,11 +553,11 @@ def _mask_of(
     if own is not None and size is not None and tuple(own["size"]) != size:
         raise ValueError(
             f"{path}: {instance.place}: the mask has (height, width) {tuple(own['size'])}, but the ground truth's "
-            f"picture {size}"
+            f"image {size}"
         )
     size = size or (tuple(own["size"]) if own is not None else None)
     if size is None:
-        raise ValueError(f"{path}: {instance.place}: the file does not state the picture's height and width")
+        raise ValueError(f"{path}: {instance.place}: the file does not state the image's height and width")
     if may_be_empty and (segmentation in (None, [], {}) or (own is not None and coco_mask.area(own) == 0)):
         return {"size": list(size), "counts": [size[0] * size[1]]}
     report = Report()

@@ -16,8 +16,8 @@ from lpg_hf.metrics.box_masks import as_mask
 
 
 @dataclass
-class PictureTruth:
-    """The truth of one picture.
+class ImageTruth:
+    """The truth of one image.
 
     Attributes:
         label_map: (H, W) integer in the labels of the source.
@@ -54,7 +54,7 @@ def _distance(a: BoxObject, b: BoxObject) -> float:
 
 
 class FolderTruth:
-    """Label maps (PNG) under the pictures' relative paths."""
+    """Label maps (PNG) under the images' relative paths."""
 
     report = None  # Of a map that cannot be used, `of` says why.
 
@@ -64,26 +64,26 @@ class FolderTruth:
     def has(self, file_name: str) -> bool:
         return os.path.isfile(fs_path(self._path(file_name)))
 
-    def of(self, record: Record) -> PictureTruth:
+    def of(self, record: Record) -> ImageTruth:
         """
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is no label map, or of another size than the picture.
+            ValueError: it is no label map, or of another size than the image.
         """
         path = self._path(record.file_name)
         label_map = read_label_map(path)
         if label_map.shape != (record.height, record.width):
             raise ValueError(
-                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the picture {record.width} x {record.height}"
+                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x {record.height}"
             )
-        return PictureTruth(label_map, default_ignore(label_map))
+        return ImageTruth(label_map, default_ignore(label_map))
 
     def _path(self, file_name: str) -> str:
         return os.path.join(self.folder, mask_name(file_name))
 
 
 class CocoTruth:
-    """Masks of a COCO file; its pictures meet those of the source by file name, its classes by name."""
+    """Masks of a COCO file; its images meet those of the source by file name, its classes by name."""
 
     def __init__(self, path: str, source: Source, images: str | None, size_mismatch: str, max_pixels: int) -> None:
         self.report = Report()
@@ -103,10 +103,10 @@ class CocoTruth:
     def has(self, file_name: str) -> bool:
         return file_name in self.index
 
-    def of(self, record: Record) -> PictureTruth:
+    def of(self, record: Record) -> ImageTruth:
         """
         Raises:
-            ValueError: the reader leaves the picture out, or it has another size there.
+            ValueError: the reader leaves the image out, or it has another size there.
         """
         found = Report()
         true = self.source.record(self.index[record.file_name], found)
@@ -121,7 +121,7 @@ class CocoTruth:
         objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
         single = [pair for pair in objects if not pair[0].iscrowd]
         label_map = _painted(objects, true.height, true.width)
-        return PictureTruth(label_map, IGNORE_INDEX_16, single, _crowd(objects, label_map))
+        return ImageTruth(label_map, IGNORE_INDEX_16, single, _crowd(objects, label_map))
 
 
 def _painted(objects: list[tuple[BoxObject, int]], height: int, width: int) -> np.ndarray:

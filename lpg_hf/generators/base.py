@@ -1,7 +1,7 @@
 """What every generator of masks takes and gives.
 
-A generator turns pictures with boxes into patches of foreground probability, and hands them out one at a time, so that
-a picture with very many boxes does not fill the memory.
+A generator turns images with boxes into patches of foreground probability, and hands them out one at a time, so that
+an image with very many boxes does not fill the memory.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 GRANULARITIES = ("class", "instance")
-PAD_MULTIPLE = 32  # pixels; pictures whose padded sizes agree share a forward pass
+PAD_MULTIPLE = 32  # pixels; images whose padded sizes agree share a forward pass
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -30,13 +30,13 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class BoxedImage:
-    """A picture and the boxes whose masks are wanted.
+    """An image and the boxes whose masks are wanted.
 
     Args:
         image: (H, W, 3) uint8 RGB, upright.
-        boxes: (N, 4) float32 xyxy, pixels, inside the picture, each with an area; N may be 0.
+        boxes: (N, 4) float32 xyxy, pixels, inside the image, each with an area; N may be 0.
         labels: (N,) int64 class ids, 1-based.
-        class_probs: class id -> (h, w) probability of a segmenter over the whole picture, float32 in [0, 1] or uint8 in
+        class_probs: class id -> (h, w) probability of a segmenter over the whole image, float32 in [0, 1] or uint8 in
             [0, 255], at any resolution; for generators that use one.
     """
 
@@ -48,13 +48,13 @@ class BoxedImage:
 
 @dataclass(frozen=True)
 class Patch:
-    """Foreground of one box, or of several boxes of one class, in a window of the picture.
+    """Foreground of one box, or of several boxes of one class, in a window of the image.
 
     Args:
         label: class id.
         boxes: positions in `BoxedImage.boxes` of the boxes that it belongs to.
-        rows: of the window, inside the picture.
-        columns: of the window, inside the picture.
+        rows: of the window, inside the image.
+        columns: of the window, inside the image.
         foreground: (rows, columns) float32 probability in [0, 1], 0 outside the boxes (Eq. (7)).
     """
 
@@ -70,16 +70,16 @@ class MaskGenerator(ABC):
 
     @abstractmethod
     def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
-        """The foreground of some pictures; several threads may call it at the same time.
+        """The foreground of some images; several threads may call it at the same time.
 
         Args:
-            images: what one forward pass may combine; the result for a picture depends on no picture outside.
+            images: what one forward pass may combine; the result for an image depends on no image outside.
             per: "instance": one patch per box, which knows nothing of the other boxes of its class. "class": patches that
                 may stand for all boxes of a class together, whichever the method does best. Patches of a class are merged
                 by their maximum.
 
         Yields:
-            (position in `images`, patch), pictures in their order.
+            (position in `images`, patch), images in their order.
         """
 
     def settings(self) -> dict:
@@ -124,10 +124,10 @@ def weights_digest(*networks: "nn.Module") -> str:
 
 
 def batches_of_one_size(sizes: Mapping[int, tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """The pictures in batches whose padded sizes agree; the same batches on every run, so results repeat to the bit.
+    """The images in batches whose padded sizes agree; the same batches on every run, so results repeat to the bit.
 
     Args:
-        sizes: number of the picture -> (height, width).
+        sizes: number of the image -> (height, width).
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in sizes.items():

@@ -1,6 +1,6 @@
-"""The segmenter's part of the generator's input: the probability of every class that has boxes in a picture.
+"""The segmenter's part of the generator's input: the probability of every class that has boxes in an image.
 
-How a picture is padded for a segmenter, and where its logits lie in the picture, is said here for training, measuring and use.
+How an image is padded for a segmenter, and where its logits lie in the image, is said here for training, measuring and use.
 """
 
 import copy
@@ -28,7 +28,7 @@ def aligns_corners(model: nn.Module) -> bool:
 
 
 def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """The size that a picture is padded to at the right and the bottom, with zeros after normalization, for a segmenter.
+    """The size that an image is padded to at the right and the bottom, with zeros after normalization, for a segmenter.
 
     Multiples of 32; one pixel more for a segmenter that aligns corners, so that its logits lie a whole stride apart, as in the
     crops that it was trained on (the official code: 513).
@@ -67,21 +67,21 @@ def stored_probs(model: nn.Module, logits: Tensor, frame: tuple[int, int]) -> Te
     return (logits.softmax(dim=1) * 255).round().to(torch.uint8)
 
 
-def at_picture_size(stored: np.ndarray, height: int, width: int) -> np.ndarray:
+def at_image_size(stored: np.ndarray, height: int, width: int) -> np.ndarray:
     """(ceil(height / 8), ceil(width / 8)) uint8 of `stored_probs` -> (height, width) uint8, bilinear."""
     h, w = stored.shape
     full = Image.fromarray(stored).resize((w * CLASS_PROB_STRIDE, h * CLASS_PROB_STRIDE), Image.Resampling.BILINEAR)
     return np.asarray(full)[:height, :width]
 
 
-class PictureProbs(Mapping[int, np.ndarray]):
+class ImageProbs(Mapping[int, np.ndarray]):
     """Class id -> (height, width) uint8, 255 times its probability; made from what is stored when it is asked for."""
 
     def __init__(self, stored: dict[int, np.ndarray], height: int, width: int) -> None:
         self.stored, self.size = stored, (height, width)
 
     def __getitem__(self, label: int) -> np.ndarray:
-        return at_picture_size(self.stored[label], *self.size)
+        return at_image_size(self.stored[label], *self.size)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.stored)
@@ -91,11 +91,11 @@ class PictureProbs(Mapping[int, np.ndarray]):
 
 
 class SegmenterProbs:
-    """A frozen segmenter that gives class probabilities for pictures with boxes.
+    """A frozen segmenter that gives class probabilities for images with boxes.
 
     Args:
         model: an AutoModelForSemanticSegmentation.
-        processor: its image processor; its cropping is left out, as probabilities are wanted for the whole picture.
+        processor: its image processor; its cropping is left out, as probabilities are wanted for the whole image.
         class_names: of the boxes, in the order of their labels; they are looked up in the segmenter's `id2label`. None: a
             box's label is the segmenter's own.
         device: where it runs.
@@ -146,16 +146,16 @@ class SegmenterProbs:
         return cls(model, AutoImageProcessor.from_pretrained(folder), class_names, device)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[PictureProbs]:
-        """Probabilities of the classes of some pictures, as a training computes them; those of one padded size share a forward
+    def __call__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[ImageProbs]:
+        """Probabilities of the classes of some images, as a training computes them; those of one padded size share a forward
         pass.
 
         Args:
             images: (H, W, 3) uint8 RGB.
-            labels: (N,) class ids per picture.
+            labels: (N,) class ids per image.
 
         Returns:
-            Per picture: class id -> (H, W) uint8, 255 times the probability.
+            Per image: class id -> (H, W) uint8, 255 times the probability.
         """
         batches: dict[tuple, list[tuple[int, Tensor]]] = {}
         for i, image in enumerate(images):
@@ -163,11 +163,11 @@ class SegmenterProbs:
             frame = image.shape[:2]
             if (
                 pixels.shape[1:] == frame
-            ):  # A processor that resizes makes the input cover the picture, and nothing else.
+            ):  # A processor that resizes makes the input cover the image, and nothing else.
                 frame = padded_size(self.model, *frame)
                 pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))
             batches.setdefault((frame, pixels.shape), []).append((i, pixels))
-        found = [PictureProbs({}, *image.shape[:2]) for image in images]
+        found = [ImageProbs({}, *image.shape[:2]) for image in images]
         for (frame, _), members in batches.items():
             batch = torch.stack([pixels for _, pixels in members]).to(self.device, self.model.dtype)
             probs = stored_probs(self.model, self.model(pixel_values=batch).logits.float(), frame).cpu().numpy()

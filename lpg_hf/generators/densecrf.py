@@ -19,10 +19,10 @@ CERTAIN = 0.99
 class DenseCRFGenerator(BoxByBoxGenerator):
     """A two-label CRF in a window around every box; kernel widths go with the box.
 
-    WSSL runs one CRF over the picture with all its classes. Here each box has its own, also with per="class". On 24 VOC and
-    20 COCO photographs the foreground IoU per class was 70.5 and 63.9 with one CRF per picture, 70.8 and 64.7 with one per
+    WSSL runs one CRF over the image with all its classes. Here each box has its own, also with per="class". On 24 VOC and
+    20 COCO photographs the foreground IoU per class was 70.5 and 63.9 with one CRF per image, 70.8 and 64.7 with one per
     class, 70.3 and 65.7 with one per box, and 57.1 and 55.3 for the boxes themselves; only the last needs no more time and
-    memory on larger pictures. Kernel widths fixed in pixels, as WSSL has them, were clearly worse on small objects in trials.
+    memory on larger images. Kernel widths fixed in pixels, as WSSL has them, were clearly worse on small objects in trials.
 
     Args:
         centre: share of the box's area, around its middle, that is foreground.

@@ -1,4 +1,4 @@
-"""Any function of a picture and its boxes as a generator."""
+"""Any function of an image and its boxes as a generator."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
 
 
 class FunctionGenerator(MaskGenerator):
-    """Calls `function(image, boxes)` once per picture and cuts what it returns to the boxes.
+    """Calls `function(image, boxes)` once per image and cuts what it returns to the boxes.
 
     Args:
         function: takes (H, W, 3) uint8 RGB and (N, 4) float32 xyxy in pixels, returns (N, H, W) masks (bool or integer, 0

@@ -12,10 +12,10 @@ class GrabCutGenerator(BoxByBoxGenerator):
     """Colour models of inside and outside of a box, then a graph cut, in a window around the box.
 
     What lies outside the box is background for sure, what lies inside is probably foreground. The box itself is the
-    mask where nothing else can be said: the window has too little background (a box as large as the picture), OpenCV
+    mask where nothing else can be said: the window has too little background (a box as large as the image), OpenCV
     cannot fit its colour models (a few pixels), or no pixel or hardly any is left as foreground.
 
-    The same picture and box give the same mask in every thread: OpenCV draws the random numbers from a generator of the
+    The same image and box give the same mask in every thread: OpenCV draws the random numbers from a generator of the
     calling thread, and its seed is set before every box. Of other threads nothing changes; a caller that draws random
     numbers with OpenCV in the same thread finds its generator moved.
 

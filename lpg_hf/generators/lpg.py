@@ -30,7 +30,7 @@ class LPGGenerator(MaskGenerator):
     Args:
         model: not changed; a copy is made for inference, in the model's dtype.
         processor: decides the view.
-        segmenter: gives the class probability of pictures that come without one.
+        segmenter: gives the class probability of images that come without one.
         batch_size: views per forward pass.
         flip: whether each view is also seen mirrored, and the two foregrounds averaged: better masks in twice the time.
         device: where the copy runs.
@@ -138,7 +138,7 @@ class LPGGenerator(MaskGenerator):
                 yield position, tuple(of_view.tolist()), view
 
     def _encode(self, images: Sequence[BoxedImage], chunk: list[tuple[int, tuple[int, ...], View]]) -> list[dict]:
-        """The arrays of the views; views of the same window of a picture share its pixels."""
+        """The arrays of the views; views of the same window of an image share its pixels."""
         rows, seen, pixels = [], None, {}
         for position, _, view in chunk:
             image = images[position]

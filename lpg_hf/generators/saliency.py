@@ -72,11 +72,11 @@ class SaliencyGenerator(MaskGenerator):
             raise ValueError(f"{file} is not an ONNX model that can run here: {str(error).splitlines()[0]}") from error
         inputs = self.session.get_inputs()
         shape = inputs[0].shape
-        takes_pictures = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
-        if not takes_pictures or (isinstance(shape[0], int) and shape[0] != 1):
+        takes_images = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
+        if not takes_images or (isinstance(shape[0], int) and shape[0] != 1):
             raise ValueError(
                 f"{file} takes {', '.join(f'{item.name} {item.shape}' for item in inputs)}, but a salient-object network "
-                "takes one picture, (B, 3, H, W) with B free or 1."
+                "takes one image, (B, 3, H, W) with B free or 1."
             )
         self.size = tuple(side if isinstance(side, int) else DEFAULT_SIZE for side in shape[2:])
         self.batch_size = 1 if shape[0] == 1 else batch_size
@@ -100,7 +100,7 @@ class SaliencyGenerator(MaskGenerator):
                 yield position, Patch(int(image.labels[index]), (index,), rows, columns, foreground)
 
     def _window(self, image: BoxedImage, index: int) -> tuple[slice, slice]:
-        """The rows and columns of a box's crop, inside the picture."""
+        """The rows and columns of a box's crop, inside the image."""
         sides = image.image.shape[:2]
         box = box_slices(image.boxes[index], *sides)
         margin = math.ceil(self.context * max(side.stop - side.start for side in box))

@@ -26,7 +26,7 @@ from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch, weights_dig
 from lpg_hf.weight_files import reading_weights
 
 
-# The checkpoints of SAM 2 on the Hub are of the video model, whose picture part is `Sam2Model`.
+# The checkpoints of SAM 2 on the Hub are of the video model, whose image part is `Sam2Model`.
 MODELS = {"sam": SamModel, "sam_hq": SamHQModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
 
 
@@ -37,7 +37,7 @@ class SAMGenerator(MaskGenerator):
         model: Hub id or folder of a `SamModel`, `SamHQModel`, `Sam2Model` or SAM 2 video checkpoint.
         device: where it runs.
         dtype: of its weights. Box coordinates stay float32: half precision would move them by pixels.
-        batch_size: boxes per pass of the mask decoder; the picture's embedding is computed once.
+        batch_size: boxes per pass of the mask decoder; the image's embedding is computed once.
         multimask_output: let the model make its three masks for a prompt, and take the one that it scores highest; off,
             it makes the one that its authors use for boxes.
         revision: of the checkpoint on the Hub.
@@ -66,9 +66,9 @@ class SAMGenerator(MaskGenerator):
             network = MODELS[kind].from_pretrained(model, revision=revision, dtype=dtype)
         self.network: PreTrainedModel = network.to(device).eval().requires_grad_(False)
         self.processor = (
-            _Sam2Pictures(model, revision)
+            _Sam2Images(model, revision)
             if MODELS[kind] is Sam2Model
-            else _SamPictures(AutoImageProcessor.from_pretrained(model, revision=revision))
+            else _SamImages(AutoImageProcessor.from_pretrained(model, revision=revision))
         )
         self.batch_size = batch_size
         self.multimask_output = multimask_output
@@ -81,7 +81,7 @@ class SAMGenerator(MaskGenerator):
     def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
         """See `MaskGenerator.patches`; one patch per box in both cases.
 
-        The picture encoder takes all pictures in one pass on an accelerator, and one at a time on a CPU, where a larger
+        The image encoder takes all images in one pass on an accelerator, and one at a time on a CPU, where a larger
         pass is no faster and takes more memory.
         """
         with_boxes = [i for i, image in enumerate(images) if len(image.boxes)]
@@ -100,14 +100,14 @@ class SAMGenerator(MaskGenerator):
             logits = self._decode(embeddings, prompts[start : start + self.batch_size])
             for index, map_logits in enumerate(logits, start):
                 rows, columns = box_slices(image.boxes[index], *size)
-                window = self.processor.to_picture(map_logits, size, rows, columns)
+                window = self.processor.to_image(map_logits, size, rows, columns)
                 foreground = window.sigmoid().cpu().numpy()
                 yield Patch(int(image.labels[index]), (index,), rows, columns, foreground)
 
     @torch.inference_mode()
-    def _embed(self, pictures: list[np.ndarray]) -> dict[str, Tensor | list[Tensor]]:
-        """What the mask decoder needs of the pictures, under the names of the model's arguments."""
-        pixels = torch.cat([self.processor.pixel_values(picture) for picture in pictures])
+    def _embed(self, images: list[np.ndarray]) -> dict[str, Tensor | list[Tensor]]:
+        """What the mask decoder needs of the images, under the names of the model's arguments."""
+        pixels = torch.cat([self.processor.pixel_values(image) for image in images])
         with self._one_at_a_time:
             found = self.network.get_image_embeddings(pixels.to(self.network.device, self.network.dtype))
         if isinstance(self.network, SamHQModel):
@@ -116,7 +116,7 @@ class SAMGenerator(MaskGenerator):
 
     @torch.inference_mode()
     def _decode(self, embeddings: dict, prompts: Tensor) -> Tensor:
-        """(N, h, w) float32 logits of N boxes of one picture, at the decoder's size."""
+        """(N, h, w) float32 logits of N boxes of one image, at the decoder's size."""
         with self._one_at_a_time:
             output = self.network(
                 input_boxes=prompts[None].to(self.network.device), multimask_output=self.multimask_output, **embeddings
@@ -126,7 +126,7 @@ class SAMGenerator(MaskGenerator):
             return masks[torch.arange(len(masks), device=masks.device), best].float()
 
 
-class _SamPictures:
+class _SamImages:
     """The frame of SAM and HQ-SAM: the longest side is scaled to 1024, the rest of the square is padding."""
 
     def __init__(self, processor: BaseImageProcessor) -> None:
@@ -134,17 +134,17 @@ class _SamPictures:
         self.longest_edge = processor.size["longest_edge"]
         self.padded = processor.pad_size["height"], processor.pad_size["width"]
 
-    def pixel_values(self, picture: np.ndarray) -> Tensor:
+    def pixel_values(self, image: np.ndarray) -> Tensor:
         """(1, 3, S, S) float32."""
-        return self.processor(images=picture, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        return self.processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
 
     def box_scale(self, size: tuple[int, int]) -> Tensor:
-        """Factors from picture pixels to the model's pixels, for x1, y1, x2, y2."""
+        """Factors from image pixels to the model's pixels, for x1, y1, x2, y2."""
         height, width = self._scaled(size)
         return torch.tensor([width / size[1], height / size[0]] * 2)
 
-    def to_picture(self, logits: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
-        """(rows, columns) of the (h, w) logits at the picture's size; as `post_process_masks`, for one window."""
+    def to_image(self, logits: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+        """(rows, columns) of the (h, w) logits at the image's size; as `post_process_masks`, for one window."""
         full = F.interpolate(logits[None, None], self.padded, mode="bilinear", align_corners=False)[0, 0]
         height, width = self._scaled(size)
         return resize_window(full[:height, :width], size, rows, columns)
@@ -154,8 +154,8 @@ class _SamPictures:
         return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
-class _Sam2Pictures:
-    """The frame of SAM 2: the picture is stretched to a square, without padding.
+class _Sam2Images:
+    """The frame of SAM 2: the image is stretched to a square, without padding.
 
     Transformers has this step in torchvision only, which nothing else here needs; the numbers come from the checkpoint.
     """
@@ -166,18 +166,18 @@ class _Sam2Pictures:
         self.mean = torch.tensor(values["image_mean"]).view(1, 3, 1, 1)
         self.std = torch.tensor(values["image_std"]).view(1, 3, 1, 1)
 
-    def pixel_values(self, picture: np.ndarray) -> Tensor:
+    def pixel_values(self, image: np.ndarray) -> Tensor:
         """(1, 3, S, S) float32."""
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
         return (pixels.round().clamp(0, 255) / 255 - self.mean) / self.std
 
     def box_scale(self, size: tuple[int, int]) -> Tensor:
-        """Factors from picture pixels to the model's pixels, for x1, y1, x2, y2."""
+        """Factors from image pixels to the model's pixels, for x1, y1, x2, y2."""
         return torch.tensor([self.size[1] / size[1], self.size[0] / size[0]] * 2)
 
-    def to_picture(self, logits: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
-        """(rows, columns) of the (h, w) logits at the picture's size."""
+    def to_image(self, logits: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+        """(rows, columns) of the (h, w) logits at the image's size."""
         return resize_window(logits, size, rows, columns)
 
 
@@ -208,7 +208,7 @@ def _neighbours(source: int, target: int, window: slice, device: torch.device) -
 
 
 def _select(embeddings: dict[str, Tensor | list[Tensor]], row: int) -> dict[str, Tensor | list[Tensor]]:
-    """The embeddings of one picture out of a batch."""
+    """The embeddings of one image out of a batch."""
     return {
         name: [level[row : row + 1] for level in value] if isinstance(value, (list, tuple)) else value[row : row + 1]
         for name, value in embeddings.items()

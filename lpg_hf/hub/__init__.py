@@ -1,4 +1,4 @@
-"""Stages and data sets on the Hub: cards, push and pull. Nothing here imports torch."""
+"""Stages and datasets on the Hub: cards, push and pull. Nothing here imports torch."""
 
 from lpg_hf.cards import write_card
 from lpg_hf.hub.pull import fetch_stage, pull_run

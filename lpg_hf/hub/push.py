@@ -1,4 +1,4 @@
-"""A run's stages, or a data set, to the Hub: one commit per repository, and nothing to repair after a failure."""
+"""A run's stages, or a dataset, to the Hub: one commit per repository, and nothing to repair after a failure."""
 
 import tempfile
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from lpg_hf.hub.stages import check_stage, find_stages, prepare_stage
 
 # What a repository may hold before its first push: what the Hub's own page puts there.
 INITIAL_FILES = {".gitattributes", "README.md", "LICENSE"}
-KINDS = {"lpg": "an LPG stage", "segmenter": "a segmenter stage", "dataset": "a data set in Parquet files"}
+KINDS = {"lpg": "an LPG stage", "segmenter": "a segmenter stage", "dataset": "a dataset in Parquet files"}
 MAX_TITLE = 60  # characters that the Hub allows in the title of a collection
 
 
@@ -52,7 +52,7 @@ def push_run(
     """Push every finished stage of a run: generators to ORG/PREFIX-stageN, segmenters to ORG/PREFIX-segmenter-stageN.
 
     A repository holds the weights, the image processor, the model's code (so that `trust_remote_code=True` works without this
-    package), card, `metrics.json`, `training_config.yaml` and the run's picture panel; all in one commit. A repository that
+    package), card, `metrics.json`, `training_config.yaml` and the run's image panel; all in one commit. A repository that
     holds the same files gets no commit, so the call may be repeated, also after a failure. All stages are checked and all
     files written before the first request.
 
@@ -113,12 +113,12 @@ def push_data(
     api: HfApi | None = None,
     **options: object,
 ) -> Pushed:
-    """Push box and mask annotations as a data set that `load_dataset(repo_id)` reads without this package.
+    """Push box and mask annotations as a dataset that `load_dataset(repo_id)` reads without this package.
 
     Args:
-        repo_id: ORG/NAME of the data set.
+        repo_id: ORG/NAME of the dataset.
         format: "coco", "voc" or "yolo".
-        with_images: push the picture files too. Only do so if their licences allow it.
+        with_images: push the image files too. Only do so if their licences allow it.
         private, revision, dry_run, api: as in `push_run`.
         **options: of `lpg_hf.data.export.write_dataset`: root, annotations, images, splits, classes, masks, ...
 
@@ -130,10 +130,10 @@ def push_data(
 
     validate_repo_id(repo_id)
     if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is not ORG/NAME, the id of a data set on the Hub.")
+        raise ValueError(f"{repo_id!r} is not ORG/NAME, the id of a dataset on the Hub.")
     api = api if dry_run else signed_in(api)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "data set"
+        out = Path(folder) / "dataset"
         write_dataset(out, format, with_images=with_images, repo_id=repo_id, **options)
         files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}

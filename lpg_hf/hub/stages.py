@@ -53,7 +53,7 @@ def stage_repo_id(run_id: str, kind: str, number: int) -> str:
 def find_stages(run_dir: Path) -> list[Stage]:
     """Finished stages of a run folder: the generators, then the segmenters, by number.
 
-    The segmenters are the target's, which a generator needs on new pictures of the target classes; those of the auxiliary set
+    The segmenters are the target's, which a generator needs on new images of the target classes; those of the auxiliary set
     if the run has no target.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Patches of foreground -> masks and label maps: of one image, of a pipeline call, of a whole data set."""
+"""Patches of foreground -> masks and label maps: of one image, of a pipeline call, of a whole dataset."""

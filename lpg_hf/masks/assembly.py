@@ -1,4 +1,4 @@
-"""Patches of foreground -> what users get of a picture: one mask per box, with its scores, and one label map."""
+"""Patches of foreground -> what users get of an image: one mask per box, with its scores, and one label map."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class BoxMask:
     """The mask of one box.
 
     Attributes:
-        rle: COCO compressed run lengths over the whole picture, {"size": [height, width], "counts": text}.
+        rle: COCO compressed run lengths over the whole image, {"size": [height, width], "counts": text}.
         area: pixels of the mask.
         score: mean foreground probability of the mask's pixels, in (threshold, 1]; 0 for a mask without a pixel. Generators that
             do not give probabilities score 1.
@@ -36,7 +36,7 @@ class BoxMask:
 
 @dataclass(frozen=True)
 class ImageMasks:
-    """All of a picture.
+    """All of an image.
 
     Attributes:
         masks: one per box, in the order of the boxes.
@@ -48,7 +48,7 @@ class ImageMasks:
 
 
 def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
-    """A picture, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are no objects."""
+    """An image, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are no objects."""
     objects = record.single_objects
     return BoxedImage(
         image,
@@ -66,7 +66,7 @@ def assemble(
     threshold: float = 0.5,
     min_score: float = 0.0,
 ) -> ImageMasks:
-    """Merge the patches of a picture by class, cut out the mask of every box, and fuse the classes.
+    """Merge the patches of an image by class, cut out the mask of every box, and fuse the classes.
 
     Args:
         patches: from a generator called with the same `per`; taken one at a time.
@@ -127,7 +127,7 @@ def _erase_rejected(
 
 
 def by_position(patches: Iterator[tuple[int, Patch]], count: int) -> Iterator[Iterator[Patch]]:
-    """Splits what `MaskGenerator.patches` yields into one iterator per picture; each must be used up before the next."""
+    """Splits what `MaskGenerator.patches` yields into one iterator per image; each must be used up before the next."""
     waiting: list[tuple[int, Patch]] = []
 
     def of_image(position: int) -> Iterator[Patch]:
@@ -155,14 +155,14 @@ def _box_mask(
 
 
 def window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> dict:
-    """Run lengths of a mask that is empty outside a window; the cost is that of the window, not of the picture.
+    """Run lengths of a mask that is empty outside a window; the cost is that of the window, not of the image.
 
     Args:
         mask: (rows, columns) bool, the window.
-        rows: of the window, inside the picture.
+        rows: of the window, inside the image.
         columns: the same.
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
 
     Returns:
         {"size": [height, width], "counts": text}, COCO's compressed form (column by column).

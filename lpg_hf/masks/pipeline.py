@@ -1,4 +1,4 @@
-"""The box-to-mask pipeline: pictures and boxes in, one mask per box and a label map per picture out.
+"""The box-to-mask pipeline: images and boxes in, one mask per box and a label map per image out.
 
 from transformers import pipeline
 import lpg_hf
@@ -39,7 +39,7 @@ URL_TIMEOUT = 60  # seconds in which a server must answer, and go on answering
 class BoxToMaskPipeline(Pipeline):
     """Masks from boxes with an [`LPGModel`].
 
-    How the model is run (the whole picture per class, or a window per box) is stored with its image processor; how fine the
+    How the model is run (the whole image per class, or a window per box) is stored with its image processor; how fine the
     result is, is the caller's: see `per`.
 
     Args:
@@ -49,7 +49,7 @@ class BoxToMaskPipeline(Pipeline):
             with `config.class_prob_optional` it may be left out. Box labels are the segmenter's own.
         segmenter_processor: its image processor, where `segmenter` is a model.
         flip: whether each view is also seen mirrored: better masks in twice the time.
-        batch_size: pictures that are prepared together (default 8); a forward pass takes up to twice as many views.
+        batch_size: images that are prepared together (default 8); a forward pass takes up to twice as many views.
     """
 
     _load_processor = False
@@ -85,34 +85,34 @@ class BoxToMaskPipeline(Pipeline):
         class_probs: Any = None,
         **kwargs,
     ) -> dict | list[dict] | Iterator[dict]:
-        """Masks of one picture, of a list, or of a stream.
+        """Masks of one image, of a list, or of a stream.
 
         Args:
-            images: a picture (path, URL, PIL, or (H, W), (H, W, 3) uint8 array) or a list of them; or, in their place, dicts
+            images: an image (path, URL, PIL, or (H, W), (H, W, 3) uint8 array) or a list of them; or, in their place, dicts
                 {"image", "boxes", "labels", "class_probs"}, also from a generator, which then gives a generator of results.
-            boxes: (N, 4) numbers for one picture, or a list of such: list, tuple, numpy or torch. In original pixels of the
-                upright picture. Reaching over its border is allowed.
-            labels: (N,) class ids from 1 on, per picture; one class if left out.
-            class_probs: (num_labels, h, w) probabilities of a segmenter over the picture, in [0, 1], per picture.
+            boxes: (N, 4) numbers for one image, or a list of such: list, tuple, numpy or torch. In original pixels of the
+                upright image. Reaching over its border is allowed.
+            labels: (N,) class ids from 1 on, per image; one class if left out.
+            class_probs: (num_labels, h, w) probabilities of a segmenter over the image, in [0, 1], per image.
             box_format (`str`): "xyxy" (default), "xywh", "cxcywh", "yolo" or "voc", see `lpg_hf.boxes`.
             per (`str`): "instance" (default), one mask per box on its own; or "class": the boxes of a class are seen together,
                 and a box's mask is its class's mask inside the box.
             overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fuse_classes`.
             threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
-            max_pixels (`int`): a picture of a path or URL with more is refused before it takes memory (default 178956970).
+            max_pixels (`int`): an image of a path or URL with more is refused before it takes memory (default 178956970).
             output_rle (`bool`): masks as COCO run lengths, which very many boxes need (default False).
-            batch_size (`int`): as of the constructor, from this call on. Pictures are decoded in this process; `num_workers`,
+            batch_size (`int`): as of the constructor, from this call on. Images are decoded in this process; `num_workers`,
                 which every pipeline takes, changes nothing.
 
         Returns:
-            Per picture a dict: `masks`, one per box in the order given, (H, W) bool, nothing outside its box (or RLE);
+            Per image a dict: `masks`, one per box in the order given, (H, W) bool, nothing outside its box (or RLE);
             `scores`, the mean foreground probability of each mask's pixels (0 for an empty mask); `fill_rates`, the share of
             each box that is mask; `labels`; `label_map`, (H, W) uint8, or uint16 above 254 classes. Without boxes the lists are empty and the map is 0.
 
         Raises:
             ValueError: boxes, labels or settings that are not as above; the message names the box, and in a list or stream the
-                picture: its position from 0 on, and its path or URL if it is one.
-            OSError: a picture that cannot be read; named in the same way.
+                image: its position from 0 on, and its path or URL if it is one.
+            OSError: an image that cannot be read; named in the same way.
         """
         single = not isinstance(images, (list, tuple))
         if not single and len(images) == 0:
@@ -125,7 +125,7 @@ class BoxToMaskPipeline(Pipeline):
         columns = {name: [value] if single else value for name, value in columns.items() if value is not None}
         lengths = {name: len(value) for name, value in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"one entry per picture is needed, but the numbers differ: {lengths}.")
+            raise ValueError(f"one entry per image is needed, but the numbers differ: {lengths}.")
         inputs = [dict(zip(columns, row)) for row in zip(*columns.values())]
         return super().__call__(inputs[0] if single else inputs, **kwargs)
 
@@ -144,7 +144,7 @@ class BoxToMaskPipeline(Pipeline):
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} is a probability: it must lie in [0, 1].")
         if max_pixels is not None and max_pixels < 1:
-            raise ValueError(f"max_pixels={max_pixels} lets no picture in: it must be at least 1.")
+            raise ValueError(f"max_pixels={max_pixels} lets no image in: it must be at least 1.")
         preprocess = {"box_format": box_format, "max_pixels": max_pixels}
         forward = {"per": per}
         postprocess = {"per": per, "overlap_rule": overlap_rule, "threshold": threshold, "output_rle": output_rle}
@@ -153,10 +153,10 @@ class BoxToMaskPipeline(Pipeline):
 
     def preprocess(self, inputs: dict, box_format: str = "xyxy", max_pixels: int = MAX_PIXELS) -> BoxedImage:
         if not isinstance(inputs, dict) or inputs.get("boxes") is None:
-            raise ValueError("the pipeline needs boxes for every picture: pipe(image, boxes=[[x1, y1, x2, y2], ...]).")
+            raise ValueError("the pipeline needs boxes for every image: pipe(image, boxes=[[x1, y1, x2, y2], ...]).")
         unknown = sorted(set(inputs) - {"image", "boxes", "labels", "class_probs"})
         if unknown:
-            raise ValueError(f"unknown input {unknown[0]!r}; a picture comes as image, boxes, labels and class_probs.")
+            raise ValueError(f"unknown input {unknown[0]!r}; an image comes as image, boxes, labels and class_probs.")
         image = as_pixels(inputs["image"], max_pixels)
         boxes, labels = checked_boxes(inputs["boxes"], inputs.get("labels"), box_format, *image.shape[:2])
         probs = inputs.get("class_probs")
@@ -195,18 +195,18 @@ class BoxToMaskPipeline(Pipeline):
         return self._results(prepared, batch_size, forward_params, postprocess_params)
 
     def _prepared(self, number: int, item: Any, preprocess_params: dict) -> BoxedImage:
-        """As `preprocess`; errors name the picture."""
+        """As `preprocess`; errors name the image."""
         try:
             return self.preprocess(item, **preprocess_params)
         except (OSError, ValueError) as error:
             image = item.get("image") if isinstance(item, dict) else item
-            place = f"picture {number}" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
+            place = f"image {number}" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
             raise (OSError if isinstance(error, OSError) else ValueError)(f"{place}: {error}") from error
 
     def _results(
         self, prepared: Iterator[BoxedImage], batch_size: int, forward_params: dict, postprocess_params: dict
     ) -> Iterator[dict]:
-        """Results in the order of the pictures, a group at a time; views of a group share forward passes."""
+        """Results in the order of the images, a group at a time; views of a group share forward passes."""
         while group := list(islice(prepared, batch_size)):
             patches = self._forward(group, **forward_params)
             for image, of_image in zip(group, by_position(patches, len(group))):
@@ -214,14 +214,14 @@ class BoxToMaskPipeline(Pipeline):
 
 
 def as_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A path, URL, PIL picture or array as upright (H, W, 3) uint8 RGB.
+    """A path, URL, PIL image or array as upright (H, W, 3) uint8 RGB.
 
     Args:
         max_pixels: a file or URL with more is refused.
 
     Raises:
-        OSError: a file that is no picture or is too large, or a URL that cannot be fetched.
-        ValueError: an array of another type or shape, or a kind of picture that is refused.
+        OSError: a file that is no image or is too large, or a URL that cannot be fetched.
+        ValueError: an array of another type or shape, or a kind of image that is refused.
     """
     if isinstance(image, Image.Image):
         return read_rgb(image)
@@ -231,7 +231,7 @@ def as_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return read_rgb(str(image), max_pixels=max_pixels)
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(f"the picture is a {pixels.dtype} array of shape {pixels.shape}; pass (H, W, 3) uint8 RGB.")
+        raise ValueError(f"the image is a {pixels.dtype} array of shape {pixels.shape}; pass (H, W, 3) uint8 RGB.")
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
@@ -245,23 +245,23 @@ def fetched(url: str) -> bytes:
         response = requests.get(url, timeout=URL_TIMEOUT)
         response.raise_for_status()
     except requests.RequestException as error:
-        raise OSError(f"cannot fetch the picture {url}: {error}") from error
+        raise OSError(f"cannot fetch the image {url}: {error}") from error
     return response.content
 
 
 def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of any container and format as xyxy inside the picture, with their labels.
+    """Boxes of any container and format as xyxy inside the image, with their labels.
 
     Args:
         boxes: (N, 4) numbers: list, tuple, numpy or torch; N may be 0.
         labels: (N,) integers from 1 on, or None: all 1.
 
     Returns:
-        boxes: (N, 4) float32 xyxy, pixels, clipped to the picture.
+        boxes: (N, 4) float32 xyxy, pixels, clipped to the image.
         labels: (N,) int64.
 
     Raises:
-        ValueError: a box is not four finite numbers, is empty or lies outside the picture; labels that do not fit.
+        ValueError: a box is not four finite numbers, is empty or lies outside the image; labels that do not fit.
     """
     given = (
         np.asarray(boxes, dtype=np.float64) if not hasattr(boxes, "detach") else boxes.detach().cpu().double().numpy()
@@ -269,7 +269,7 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
     if given.size == 0:
         given = given.reshape(0, 4)
     if given.ndim != 2 or given.shape[1] != 4:
-        raise ValueError(f"boxes of a picture must be (N, 4) numbers, got shape {given.shape}.")
+        raise ValueError(f"boxes of an image must be (N, 4) numbers, got shape {given.shape}.")
     if not np.isfinite(given).all():
         raise ValueError(
             f"box {np.flatnonzero(~np.isfinite(given).all(axis=1))[0]} holds a number that is not finite."
@@ -280,7 +280,7 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
     if len(empty):
         i = empty[0]
         raise ValueError(
-            f"box {i} is empty or outside the picture of {width} x {height}: {given[i].tolist()} as {box_format}. Boxes are "
+            f"box {i} is empty or outside the image of {width} x {height}: {given[i].tolist()} as {box_format}. Boxes are "
             "xyxy in original pixels with x1 < x2 and y1 < y2; name another format with box_format=..."
         )
     ids = np.ones(len(inside), dtype=np.int64) if labels is None else np.asarray(labels)

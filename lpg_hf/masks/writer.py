@@ -1,13 +1,13 @@
-"""Masks for a whole data set, picture by picture: the work behind `lpg-hf masks`.
+"""Masks for a whole dataset, image by image: the work behind `lpg-hf masks`.
 
     OUT/masks/NAME.png        label map, palette PNG (16-bit grey above 254 classes); 255 (65535) is ignored
     OUT/instances.json        COCO, one compressed RLE per box, with the original ids and categories
-    OUT/labels/NAME.txt       YOLO segmentation polygons, and OUT/data.yaml, which expects the pictures in OUT/images
-    OUT/overlays/NAME.jpg     the picture with its label map and boxes
+    OUT/labels/NAME.txt       YOLO segmentation polygons, and OUT/data.yaml, which expects the images in OUT/images
+    OUT/overlays/NAME.jpg     the image with its label map and boxes
     OUT/classes.txt           class names in the order of the labels
-    OUT/report.json           settings, counts of problems, and for every picture its time or why it was left out
+    OUT/report.json           settings, counts of problems, and for every image its time or why it was left out
 
-NAME keeps the folders of the picture's name. The pictures are processed in fixed blocks. A block is finished when its part file
+NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its part file
 exists, which is written after all of the block's other files; each file is complete or absent. So a killed run goes
 on where it was and ends with the same masks and annotations to the byte, and processes can share the blocks out among them without
 talking to each other: whoever finishes the last block joins the parts.
@@ -49,7 +49,7 @@ from lpg_hf.visualize import colour_index, draw_boxes, overlay
 logger = logging.getLogger(__name__)
 
 OUTPUTS = ("png", "coco", "yolo")
-BLOCK_SIZE = 8  # pictures: what a killed run does again at most, per thread
+BLOCK_SIZE = 8  # images: what a killed run does again at most, per thread
 PARTS = ".parts"
 
 
@@ -62,10 +62,10 @@ class MaskSettings:
         per: "class" or "instance", see `assemble`; None: "instance" if COCO or YOLO is written, else "class".
         overlap_rule: see `fuse_classes`.
         threshold: foreground probability above which a pixel is in the mask.
-        overlay: also write pictures for people.
+        overlay: also write images for people.
         min_score: a mask with a lower score is left out of COCO and YOLO files and of the label map, where its box is ignored
             as far as no other mask claims it.
-        batch_size: pictures that a generator may combine.
+        batch_size: images that a generator may combine.
     """
 
     write: tuple[str, ...] = ("png",)
@@ -105,7 +105,7 @@ def write_masks(
     num_processes: int = 1,
     log: Callable[[str], None] = logger.info,
 ) -> Report | None:
-    """Write the masks of all pictures of a source; finished ones are not redone.
+    """Write the masks of all images of a source; finished ones are not redone.
 
     Args:
         source: from `open_source`.
@@ -120,11 +120,11 @@ def write_masks(
         log: is told that there was nothing to do.
 
     Returns:
-        What was found, over all pictures; None if other processes still have blocks to do.
+        What was found, over all images; None if other processes still have blocks to do.
 
     Raises:
         ValueError: `out` holds a run with other settings, other files, or the annotations, or a finished run that left out
-            pictures which can be used now; `overwrite` with several processes; `rank` that is none of theirs.
+            images which can be used now; `overwrite` with several processes; `rank` that is none of theirs.
     """
     out = Path(fs_path(out))
     if not 0 <= rank < num_processes:
@@ -249,7 +249,7 @@ class _Job:
     def _images(
         self, members: list[int], records: dict[int, Record], entries: dict[int, dict], report: Report
     ) -> list[tuple[int, np.ndarray]]:
-        """The decoded pictures; one that cannot be decoded is counted and left out."""
+        """The decoded images; one that cannot be decoded is counted and left out."""
         images = []
         for index in members:
             of_image = Report()
@@ -262,7 +262,7 @@ class _Job:
         return images
 
     def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
-        """Files of one picture; returns its entry in the part."""
+        """Files of one image; returns its entry in the part."""
         objects = record.single_objects
         kept, rejected = [], []
         for item, mask in zip(objects, masks.masks):
@@ -280,7 +280,7 @@ class _Job:
             region[region == 0] = self.ignored
         name = record.file_name
         if "png" in self.settings.write:
-            write_label_map(self.out / _picture_files(name)["png"], label_map, self.scratch)
+            write_label_map(self.out / _image_files(name)["png"], label_map, self.scratch)
         if "yolo" in self.settings.write:
             self._write_outlines(replace(record, objects=[item for item, mask in kept if mask.area]))
         if self.settings.overlay:
@@ -297,20 +297,20 @@ class _Job:
         }
 
     def _write_outlines(self, record: Record) -> None:
-        path = self.out / _picture_files(record.file_name)["yolo"]
+        path = self.out / _image_files(record.file_name)["yolo"]
         write_atomically(path, yolo_text(record, masks=True).encode(), self.scratch)
 
     def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
         shown = colour_index(label_map, self.ignored)
         names = [class_name for _, class_name in self.source.classes]
-        picture = draw_boxes(overlay(image.image, shown), image.boxes, image.labels, names)
+        canvas = draw_boxes(overlay(image.image, shown), image.boxes, image.labels, names)
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=90)
-        write_atomically(self.out / _picture_files(name)["overlay"], buffer.getvalue(), self.scratch)
+        Image.fromarray(canvas).save(buffer, "JPEG", quality=90)
+        write_atomically(self.out / _image_files(name)["overlay"], buffer.getvalue(), self.scratch)
 
 
-def _picture_files(name: str) -> dict[str, str]:
-    """The files of a picture in OUT, by the output that they belong to."""
+def _image_files(name: str) -> dict[str, str]:
+    """The files of an image in OUT, by the output that they belong to."""
     path = PurePosixPath(name)
     return {
         "png": f"masks/{mask_name(name)}",
@@ -320,7 +320,7 @@ def _picture_files(name: str) -> dict[str, str]:
 
 
 def _digest(source: Source) -> str:
-    """Tells changed annotations: the classes and pictures, and the sizes and times of the files that they came from."""
+    """Tells changed annotations: the classes and images, and the sizes and times of the files that they came from."""
     digest = hashlib.sha256(json.dumps([source.classes, source.file_names]).encode())
     for path in source.files():
         state = os.stat(fs_path(path))
@@ -344,7 +344,7 @@ def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bo
         other = next((key for key in now if settings.get(key) != now[key]), None)
         if other == "annotations_sha256":
             raise ValueError(
-                f"the annotations or the pictures have changed since the masks in {out} were made. Choose another folder, or "
+                f"the annotations or the images have changed since the masks in {out} were made. Choose another folder, or "
                 "start anew with --overwrite."
             )
         if other is not None:
@@ -370,14 +370,14 @@ def _read_run(path: Path) -> dict | None:
 
 
 def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
-    """All that a run writes in OUT for some pictures, but for its parts."""
+    """All that a run writes in OUT for some images, but for its parts."""
     outputs = {*settings["write"], *(["overlay"] if settings["overlay"] else [])}
     once = {"coco": "instances.json", "yolo": "data.yaml"}
     return {
         "report.json",
         "classes.txt",
         *(once[output] for output in outputs & once.keys()),
-        *(file for name in file_names for output, file in _picture_files(name).items() if output in outputs),
+        *(file for name in file_names for output, file in _image_files(name).items() if output in outputs),
     }
 
 
@@ -421,7 +421,7 @@ def _finished_report(out: Path) -> Report:
 
 
 def _repaired(out: Path, source: Source) -> list[str]:
-    """The pictures that a finished run left out for their file, and that can be used now."""
+    """The images that a finished run left out for their file, and that can be used now."""
     images = json.loads((out / "report.json").read_text(encoding="utf-8"))["images"][: len(source)]
     left_out = (
         i for i, image in enumerate(images) if "left_out" in image and "mask_name_taken" not in image["problems"]
@@ -431,7 +431,7 @@ def _repaired(out: Path, source: Source) -> list[str]:
 
 
 def _join(job: _Job, num_blocks: int) -> Report | None:
-    """What stands in one file for all pictures, once every part is there; then the parts are deleted."""
+    """What stands in one file for all images, once every part is there; then the parts are deleted."""
     out, settings, source = job.out, job.settings, job.source
     if not all(job.part(block).is_file() for block in range(num_blocks)):
         return None
@@ -467,7 +467,7 @@ def _join(job: _Job, num_blocks: int) -> Report | None:
 
 
 def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[dict]:
-    """One entry per picture: what was found, or why it was left out; last those that were dropped when the source was opened."""
+    """One entry per image: what was found, or why it was left out; last those that were dropped when the source was opened."""
     for part in parts():
         for image in part["images"]:
             told = {key: value for key, value in image.items() if key not in ("objects", "license")}
@@ -479,7 +479,7 @@ def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[
 def _write_coco(job: _Job, parts) -> None:
     source, classes = job.source, job.source.coco_classes
 
-    def pictures() -> Iterator[tuple[int | str, dict]]:
+    def entries() -> Iterator[tuple[int | str, dict]]:
         number = 0
         for part in parts():
             for image in part["images"]:
@@ -488,7 +488,7 @@ def _write_coco(job: _Job, parts) -> None:
                     yield coco.id_of(image["image_id"]) if source.has_coco_ids else number, image
 
     def annotations() -> Iterator[dict]:
-        for image_id, image in pictures():
+        for image_id, image in entries():
             for item in image["objects"]:
                 x1, y1, x2, y2 = item["box"]
                 yield {
@@ -506,7 +506,7 @@ def _write_coco(job: _Job, parts) -> None:
     head = coco.header_with(source.coco_header, classes)
     licences = coco.LicenceIds(head)
     images = []
-    for image_id, image in pictures():
+    for image_id, image in entries():
         # Parts that were written before they held the licence go without.
         license = {"license": licences.find(image["license"])} if image.get("license") else {}
         images.append({"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")} | license)

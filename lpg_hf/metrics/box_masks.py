@@ -18,7 +18,7 @@ class BoxMaskScores:
     """Sums over pairs of a predicted and a true mask, one pair per box.
 
     Args:
-        boundary_ratio: width of the boundary band as a share of the picture's diagonal; at least one pixel.
+        boundary_ratio: width of the boundary band as a share of the image's diagonal; at least one pixel.
 
     Attributes:
         num_boxes: pairs that counted; those where both masks are empty count nowhere.
@@ -46,7 +46,7 @@ class BoxMaskScores:
 
         Args:
             prediction: (H, W) array, true on the object, or a COCO RLE {"size": [height, width], "counts": text, bytes or
-                list}; over the whole picture.
+                list}; over the whole image.
             target: the same, of the same size.
             label: class of the box.
             ignore: (H, W) bool; pixels that count nowhere, such as a void border or everything outside the box.
@@ -63,7 +63,7 @@ class BoxMaskScores:
             raise ValueError(
                 f"prediction has (height, width) {predicted.shape}, target {true.shape}"
                 + (f" and ignore {np.shape(ignore)}" if ignore is not None else "")
-                + ". All must be in the frame of the picture."
+                + ". All must be in the frame of the image."
             )
         width = boundary_width(*true.shape, self.boundary_ratio)
         window = _extent(predicted | true)
@@ -141,12 +141,12 @@ def as_mask(value: np.ndarray | dict, name: str = "mask") -> np.ndarray:
 
 
 def boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:
-    """Pixels of the boundary band in a picture of that size; at least 1."""
+    """Pixels of the boundary band in an image of that size; at least 1."""
     return max(1, round(ratio * math.hypot(height, width)))
 
 
 def boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask that lie at most `width` pixels inside its edge; the picture's border is an edge.
+    """The pixels of a mask that lie at most `width` pixels inside its edge; the image's border is an edge.
 
     Args:
         mask: (H, W) bool.

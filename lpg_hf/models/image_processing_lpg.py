@@ -42,7 +42,7 @@ class LPGImageProcessorKwargs(ImagesKwargs, total=False):
     align_corners (`bool`): how stride-4 logits are brought to full size; the official code: True.
     box_encoding (`str`): `"filled"`, 1 inside the boxes (the paper), or `"distance"`, 0.5 at their edges to 1 in their middle.
     edge_radius (`int`): 0: the foreground is the generator's own (the paper), interpolated from its stride of 4; above 0, it
-        follows the picture's edges as a guided filter of this radius does, in positions of that stride, see `edge_maps`.
+        follows the image's edges as a guided filter of this radius does, in positions of that stride, see `edge_maps`.
     """
 
     view: str
@@ -229,7 +229,7 @@ class LPGImageProcessor(PilBackend):
             ValueError: an `edge_radius` without the image.
         """
         if self.edge_radius and image is None:
-            raise ValueError(f"edge_radius={self.edge_radius} follows the picture's edges: pass the image(s) too.")
+            raise ValueError(f"edge_radius={self.edge_radius} follows the image's edges: pass the image(s) too.")
         maps = self._edge_maps(logits, view, image) if self.edge_radius else logits
         rows, columns = visible_part(view, height, width)
         prob = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
@@ -426,7 +426,7 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     image.load()
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:  # Pillow's parser raises many types on a broken block; viewers show such a picture as stored.
+    except Exception:  # Pillow's parser raises many types on a broken block; viewers show such an image as stored.
         pass
     values = np.asarray(image) if image.mode.startswith("I") else None
     if image.mode == "F" or (values is not None and values.size and not 0 <= values.min() <= values.max() <= 65535):

@@ -15,17 +15,17 @@ def pixel_cross_entropy(
     at: Literal["logits", "labels"] = "logits",
     ignore_index: int = 255,
 ) -> Tensor:
-    """Cross entropy: mean over the valid pixels of each picture, then mean over the pictures.
+    """Cross entropy: mean over the valid pixels of each image, then mean over the images.
 
-    A picture counts the same however many of its pixels are valid, so the gradient of one batch of B pictures
-    equals the mean of the gradients of B accumulated micro-batches of one picture, and that of B processes.
-    A picture without a valid pixel counts 0: if all are such, the loss and every gradient are 0. Always computed
+    An image counts the same however many of its pixels are valid, so the gradient of one batch of B images
+    equals the mean of the gradients of B accumulated micro-batches of one image, and that of B processes.
+    An image without a valid pixel counts 0: if all are such, the loss and every gradient are 0. Always computed
     in float32, without waiting for the device; labels are trusted to lie in 0..C-1 or to be `ignore_index`.
 
     Args:
         logits: (B, C, h, w) float, any floating dtype.
         labels: (B, H, W) integer, 0..C-1 or `ignore_index`.
-        weight: (B, H, W) float >= 0, weight of each pixel within its picture; None weighs all valid pixels 1.
+        weight: (B, H, W) float >= 0, weight of each pixel within its image; None weighs all valid pixels 1.
         at: "logits" brings labels and weight to (h, w), nearest pixel centre (Sec. "Losses" of both DeepLabs and the
             LPG); "labels" brings the logits to (H, W), bilinear with `align_corners=False`.
         ignore_index: label of the pixels that count neither in the sum nor in the mean.
@@ -60,8 +60,8 @@ def pixel_cross_entropy(
         mass = mass * weight.float()
         loss = loss * weight.float()
     total = mass.sum(dim=(1, 2))  # (B,)
-    per_picture = loss.sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)
-    return per_picture.mean()
+    per_image = loss.sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)
+    return per_image.mean()
 
 
 def _resize_nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:

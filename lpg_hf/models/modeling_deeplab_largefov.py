@@ -59,7 +59,7 @@ class LargeFOVFeatures(nn.Sequential):
         """(B, num_channels, H, W) -> outputs of conv1..conv5 (each with its pools), fc6 and fc7 (~H/8, ~W/8)."""
         maps, hidden_state = [], pixel_values
         if self.conv1.gradient_checkpointing and self.training and not hidden_state.requires_grad:
-            # conv1 reads the picture; reentrant checkpointing gives no gradient to a layer whose inputs need none.
+            # conv1 reads the image; reentrant checkpointing gives no gradient to a layer whose inputs need none.
             hidden_state = hidden_state.detach().requires_grad_()
         for stage in self:
             hidden_state = stage(hidden_state)

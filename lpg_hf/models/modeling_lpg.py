@@ -21,7 +21,7 @@ from .resnet import ResNetTrunk
 
 
 DECODER_STRIDES = (4, 8, 16, 32, 64)
-PROBED_SIDE = 128  # pixels; a multiple of the coarsest stride, as all pictures are after padding
+PROBED_SIDE = 128  # pixels; a multiple of the coarsest stride, as all images are after padding
 
 
 @dataclass
@@ -224,11 +224,11 @@ class VGG16Encoder(nn.Module):
 class BackboneEncoder(nn.Module):
     """An `AutoBackbone` of transformers, of whose feature maps those of strides 4, 8, ... are used, at most 64.
 
-    Strides and channels are found by passing a picture through a copy on the meta device, as configs do not state them.
+    Strides and channels are found by passing an image through a copy on the meta device, as configs do not state them.
     Of several maps with the same stride the deepest is used.
 
     Raises:
-        ValueError: `config` is none of a backbone of transformers, or the backbone cannot take a picture, or has other
+        ValueError: `config` is none of a backbone of transformers, or the backbone cannot take an image, or has other
             strides.
     """
 
@@ -278,7 +278,7 @@ class BackboneEncoder(nn.Module):
 
 
 def _feature_map_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
-    """Names of a backbone's feature maps -> their shapes (1, C, h, w) for a square picture of PROBED_SIDE pixels."""
+    """Names of a backbone's feature maps -> their shapes (1, C, h, w) for a square image of PROBED_SIDE pixels."""
     try:
         with torch.device("meta"), torch.no_grad():
             backbone = AutoBackbone.from_config(config, dtype=torch.get_default_dtype()).eval()
@@ -286,9 +286,9 @@ def _feature_map_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     except Exception as error:  # from the code of any family of transformers
         reason = str(error).strip().split("\n")[0][:200]
         raise ValueError(
-            f"the {config.model_type} backbone cannot be built from its config, or cannot take an RGB picture of {PROBED_SIDE} "
+            f"the {config.model_type} backbone cannot be built from its config, or cannot take an RGB image of {PROBED_SIDE} "
             f"x {PROBED_SIDE} pixels ({type(error).__name__}: {reason}). Correct backbone_config, or choose a backbone that "
-            "takes pictures of any size."
+            "takes images of any size."
         ) from error
     return {name: feature_map.shape for name, feature_map in zip(config.out_features, feature_maps)}
 

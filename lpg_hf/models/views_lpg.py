@@ -35,7 +35,7 @@ class View:
         window: x1, y1, x2, y2 in image pixels; may reach outside the image.
         size: (height, width) of the view in pixels.
         flip: whether the view is mirrored horizontally.
-        detail: training; pixels per side to which the picture is reduced before it is brought to `size`, so that a large
+        detail: training; pixels per side to which the image is reduced before it is brought to `size`, so that a large
             object looks as a small one does. None: not reduced.
     """
 
@@ -186,7 +186,7 @@ def image_to_view(
 
 
 def reduce_detail(pixels: np.ndarray, side: int) -> np.ndarray:
-    """(h, w, 3) uint8 picture of a view, reduced to `side` x `side` and enlarged again."""
+    """(h, w, 3) uint8 image of a view, reduced to `side` x `side` and enlarged again."""
     reduced = Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(reduced.resize(pixels.shape[1::-1], Image.Resampling.BILINEAR))
 
@@ -305,7 +305,7 @@ def _interpolation_weights(source: int, target: int, part: slice) -> Tensor:
 def edge_maps(foreground: Tensor, guide: Tensor, radius: int) -> Tensor:
     """A linear function of the colour at every position, as close to the foreground around it as one can be.
 
-    The foreground of a coarse grid gets the picture's own edges when these functions are applied to its pixels.
+    The foreground of a coarse grid gets the image's own edges when these functions are applied to its pixels.
 
     Args:
         foreground: (h, w) float probability.

@@ -66,7 +66,7 @@ def test_voc_columns(voc_tree):
     assert np.unique(np.asarray(dataset[0]["mask"])).tolist() == [0, 1]
 
 
-def test_picture_without_objects_is_an_empty_row(coco_tree):
+def test_image_without_objects_is_an_empty_row(coco_tree):
     coco_tree.add_image("b.png", 2)
     dataset = build(coco(coco_tree, keep_empty=True, masks=True))
     assert dataset[1]["objects"] == {key: [] for key in dataset.features["objects"]}
@@ -134,7 +134,7 @@ def test_edited_voc_files_are_never_served_from_a_stale_cache(voc_tree, change):
         assert len(build(second)) == 2
 
 
-def test_a_picture_that_arrives_later_is_seen(coco_tree):
+def test_a_image_that_arrives_later_is_seen(coco_tree):
     many(coco_tree, 2)
     (coco_tree.images / "2.png").rename(coco_tree.root / "2.png")
     assert len(build(coco(coco_tree, allow_missing=True))) == 1
@@ -147,7 +147,7 @@ BUILDERS = {"coco": CocoBoxes, "voc": VocBoxes, "yolo": YoloBoxes}
 
 @pytest.fixture(params=BUILDERS)
 def two_pictures(request):
-    """(path of a picture in a subfolder, function that loads the names of both)."""
+    """(path of an image in a subfolder, function that loads the names of both)."""
     tree = request.getfixturevalue(f"{request.param}_tree")
     picture = add_everywhere(tree, "set1/b.png")
 
@@ -157,7 +157,7 @@ def two_pictures(request):
     return picture, names
 
 
-def test_r_f5_a_picture_that_is_repaired_in_its_place_is_seen(two_pictures):
+def test_r_f5_a_image_that_is_repaired_in_its_place_is_seen(two_pictures):
     picture, names = two_pictures
     good = picture.read_bytes()
     picture.write_bytes(good[:100])
@@ -166,7 +166,7 @@ def test_r_f5_a_picture_that_is_repaired_in_its_place_is_seen(two_pictures):
     assert names() == ["a.png", "set1/b.png"]
 
 
-def test_r_f7_pictures_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
+def test_r_f7_images_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
     picture, names = two_pictures
     good = picture.read_bytes()
     assert names() == names(allow_missing=True) == ["a.png", "set1/b.png"]
@@ -176,11 +176,11 @@ def test_r_f7_pictures_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
     assert names(allow_missing=True) == ["a.png", "set1/b.png"]
 
 
-def test_r_f7_a_deleted_picture_is_an_error_after_a_good_build_too(coco_tree):
+def test_r_f7_a_deleted_image_is_an_error_after_a_good_build_too(coco_tree):
     picture = add_everywhere(coco_tree, "set1/b.png")
     assert len(build(coco(coco_tree))) == 2
     picture.unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are missing"):
+    with pytest.raises(FileNotFoundError, match="1 of 2 images are missing"):
         build(coco(coco_tree))
 
 
@@ -228,21 +228,21 @@ def test_masks_that_do_not_fit_stop_the_build_and_leave_no_cache(voc_tree, num_p
     voc_tree.add_mask("c", np.full((40, 60), 9, dtype=np.uint8))
     builder = voc(voc_tree, masks=True)
     with pytest.raises(
-        ValueError, match=r"(?s)b.png is 60 x 41, its picture b.png 60 x 40.*c.png holds the value 9.*\(2 such"
+        ValueError, match=r"(?s)b.png is 60 x 41, its image b.png 60 x 40.*c.png holds the value 9.*\(2 such"
     ):
         build(builder, num_proc=num_proc)
     assert not os.path.exists(builder.cache_dir)
 
 
-def test_no_usable_picture_is_an_error_with_the_counts(coco_tree):
+def test_no_usable_image_is_an_error_with_the_counts(coco_tree):
     coco_tree.content["annotations"][0]["bbox"] = [10, 8, 0, 16]
-    with pytest.raises(ValueError, match="(?s)no picture can be used.*degenerate_box: 1"):
+    with pytest.raises(ValueError, match="(?s)no image can be used.*degenerate_box: 1"):
         build(coco(coco_tree))
 
 
-def test_without_verification_no_picture_is_opened(coco_tree):
+def test_without_verification_no_image_is_opened(coco_tree):
     coco_tree.write()
-    (coco_tree.images / "a.png").write_bytes(b"no picture")
+    (coco_tree.images / "a.png").write_bytes(b"no image")
     assert len(build(coco(coco_tree, verify_images=False))) == 1
     with pytest.raises(ValueError, match="unreadable_image"):
         build(coco(coco_tree))
@@ -269,7 +269,7 @@ def test_r_h8_voc_box_data_never_open_masks(voc_tree):
     [
         ({"size_mismatch": "stretch"}, ValueError, "size_mismatch must be one of"),
         ({"annotations": "other.json"}, FileNotFoundError, "other.json.*json files in .* are: annotations.json"),
-        ({"images": "pictures"}, FileNotFoundError, "image folder not found: .*pictures"),
+        ({"images": "images"}, FileNotFoundError, "image folder not found: .*images"),
         (
             {"data_dir": "/nowhere/at/all"},
             FileNotFoundError,
@@ -296,13 +296,13 @@ def test_official_coco_layout_is_found_by_the_split(coco_tree):
 def test_other_folders_are_relative_to_the_data_or_to_the_working_folder(voc_tree, yolo_tree, tmp_path, monkeypatch):
     """As `lpg-hf masks --images` and COCO files have it: the bench gives `--target_images ../data/JPEGImages`."""
     for tree, usual, builder in ((voc_tree, "JPEGImages", VocBoxes), (yolo_tree, "images", YoloBoxes)):
-        moved = tmp_path / "pictures of" / tree.root.name
+        moved = tmp_path / "images of" / tree.root.name
         moved.parent.mkdir(exist_ok=True)
         (tree.root / usual).rename(moved)
         monkeypatch.chdir(moved.parent)
         assert len(build(builder(data_dir=str(tree.root), images=moved.name))) == 1
         moved.rename(tree.root / moved.name)
-        moved.mkdir()  # the data set's own folder is the one that is meant
+        moved.mkdir()  # the dataset's own folder is the one that is meant
         assert len(build(builder(data_dir=str(tree.root), images=moved.name))) == 1
 
 

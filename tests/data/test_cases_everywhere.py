@@ -1,4 +1,4 @@
-"""Requirements from field faults that hold for every format: each on COCO, VOC, YOLO and an exported data set."""
+"""Requirements from field faults that hold for every format: each on COCO, VOC, YOLO and an exported dataset."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def box_of(record):
     return pytest.approx(record.objects[0].box, abs=1e-3)
 
 
-def test_r_a7_r_e4_pictures_without_boxes_are_background(tree):
+def test_r_a7_r_e4_images_without_boxes_are_background(tree):
     add_everywhere(tree, "b.png")
     if hasattr(tree, "content"):
         tree.content["annotations"].pop()
@@ -54,7 +54,7 @@ def test_r_a7_r_e4_pictures_without_boxes_are_background(tree):
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_r_f1_the_box_falls_on_the_shown_pixels(tree, orientation):
-    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what stores an upright picture turned, by Pillow's numbers
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what stores an upright image turned, by Pillow's numbers
     stored = picture().transpose(Image.Transpose(turn[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -84,7 +84,7 @@ def test_r_f4_sixteen_bits_are_scaled(tree):
     assert image.min() == 0 and image.max() == 255 and abs(image.mean() - 127) < 2
 
 
-def test_r_f5_r_f6_bad_pictures_are_counted_and_the_others_used(tree):
+def test_r_f5_r_f6_bad_images_are_counted_and_the_others_used(tree):
     for name in ("b.jpg", "c.png", "d.png", "e.png"):
         path = add_everywhere(tree, name)
     cut = path.with_name("b.jpg")
@@ -133,7 +133,7 @@ def test_r_g2_backslashes_become_forward_slashes(coco_tree, voc_tree, yolo_tree)
         assert source.file_names == ["a.png", "set2/b.png"] and report.counts == {}
 
 
-def test_r_m2_a_picture_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
+def test_r_m2_a_image_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
     secret = tmp_path / "secret.png"
     picture().save(secret)
     path = add_everywhere(tree, "b.png")
@@ -180,10 +180,10 @@ def test_r_m1_archives_are_not_accepted(tmp_path, suffix):
         open_source(path, report=Report())
 
 
-def test_r_h5_a_class_mask_of_another_size_is_named_with_its_picture(voc_tree):
+def test_r_h5_a_class_mask_of_another_size_is_named_with_its_image(voc_tree):
     voc_tree.add_mask("a", np.zeros((HEIGHT + 1, WIDTH), dtype=np.uint8))
     checked = check_source(voc_tree.root, masks=True)
-    for text in ("SegmentationClass/a.png is 60 x 41", "its picture a.png 60 x 40", "never resized"):
+    for text in ("SegmentationClass/a.png is 60 x 41", "its image a.png 60 x 40", "never resized"):
         assert text in checked.summary()
 
 
@@ -197,7 +197,7 @@ def test_r_c7_outlines_far_outside_are_bounded(yolo_tree, line):
 LOCALE_SCRIPT = """
 import sys
 from lpg_hf.data.convert import convert_labels
-from lpg_hf.data.formats.records import Report
+from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.files import unicode_path
 root, report = unicode_path(sys.argv[1]), Report()

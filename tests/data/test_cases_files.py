@@ -1,4 +1,4 @@
-"""The diagnosis that a check gives of real annotation files, with blank pictures in the place of the true ones."""
+"""The diagnosis that a check gives of real annotation files, with blank images in the place of the true ones."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from lpg_hf.data.formats.voc import parse_xml
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
 
-# file -> (pictures, objects, classes, counts)
+# file -> (images, objects, classes, counts)
 DIAGNOSES = {
     "coco_crowd_rle_gap_ids.json": (6, 36, 80, {"empty_image": 1}),
     "coco_taco_dup_ids_negative_xy.json": (11, 11, 60, {"duplicate_annotation_id": 2, "clipped_box": 6}),
@@ -30,7 +30,7 @@ DIAGNOSES = {
 
 
 def blank_data(name, root):
-    """(annotations, image folder) with blank pictures of the stated sizes."""
+    """(annotations, image folder) with blank images of the stated sizes."""
     path = CASES / name
     if not path.is_file():
         pytest.skip(f"needs the file {name} in ../shared/cases")
@@ -58,7 +58,7 @@ def test_diagnosis(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", DIAGNOSES)
-def test_diagnosis_of_the_file_as_it_lies_there_without_its_pictures(name):
+def test_diagnosis_of_the_file_as_it_lies_there_without_its_images(name):
     path = CASES / name
     if not path.is_file():
         pytest.skip(f"needs the file {name} in ../shared/cases")
@@ -69,7 +69,7 @@ def test_diagnosis_of_the_file_as_it_lies_there_without_its_pictures(name):
     found = checked.report
     assert not checked.passed and (found.images, found.objects, len(found.classes)) == (images, objects, classes)
     assert found.counts == counts
-    assert f"{images} of {images} pictures do not exist in {CASES}" in checked.summary()
+    assert f"{images} of {images} images do not exist in {CASES}" in checked.summary()
 
 
 @pytest.mark.parametrize("target", ["coco", "voc", "yolo"])

@@ -11,7 +11,7 @@ from lpg_hf.data.check import check_source
 from lpg_hf.data.report import PROBLEMS, Report
 
 
-# what is changed of a second annotation of picture b.png -> kind of problem
+# what is changed of a second annotation of image b.png -> kind of problem
 COCO_FAULTS = {
     "no box": ({"bbox": ..., "segmentation": ...}, "no_box"),
     "box of polygon": ({"bbox": ...}, "box_from_polygon"),
@@ -95,7 +95,7 @@ def test_r_n1_faulty_yolo_line(yolo_tree, fault):
 
 
 @pytest.mark.parametrize("name", ["coco", "voc", "yolo"])
-def test_r_n1_faulty_picture(request, name):
+def test_r_n1_faulty_image(request, name):
     tree = request.getfixturevalue(f"{name}_tree")
     path = add_everywhere(tree, "b.png")
     for content, kind in ((b"x", "unreadable_image"), (path.read_bytes()[:60], "truncated_image")):
@@ -113,7 +113,7 @@ def test_r_n1_faulty_picture(request, name):
         assert check_source(tree.root).report.counts == {"missing_image": 1}
 
 
-def test_r_d5_a_data_set_of_pictures_without_boxes_is_noticed(voc_tree):
+def test_r_d5_a_data_set_of_images_without_boxes_is_noticed(voc_tree):
     voc_tree.add("a", voc_tree.xml(objects=[]))
     checked = check_source(voc_tree.root)
     assert checked.report.counts == {"empty_image": 1} and checked.report.objects == 0

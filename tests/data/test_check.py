@@ -1,4 +1,4 @@
-"""`check_source`: what is wrong is counted with its place; pictures are decoded."""
+"""`check_source`: what is wrong is counted with its place; images are decoded."""
 
 import json
 import shutil
@@ -44,12 +44,12 @@ def test_r_f5_cut_jpeg_among_good_ones_is_named_for_every_format(coco_tree, voc_
         checked = check_source(path)
         assert not checked.passed and checked.report.counts == {"truncated_image": 1}
         assert (checked.report.images, checked.report.objects) == (5, 5)
-        assert checked.report.places["truncated_image"][0].startswith("the picture 3.jpg is cut off")
+        assert checked.report.places["truncated_image"][0].startswith("the image 3.jpg is cut off")
         assert check_source(path, decode=False).report == checked.report  # its end is missing: headers are enough
 
 
 @pytest.mark.parametrize("percent", [10, 60])
-def test_a_cut_picture_inside_a_data_set_counts_as_cut(coco_tree, tmp_path, percent):
+def test_a_cut_image_inside_a_data_set_counts_as_cut(coco_tree, tmp_path, percent):
     picture().save(coco_tree.images / "a.jpg")
     coco_tree.content["images"][0]["file_name"] = "a.jpg"
     coco_tree.write()
@@ -64,7 +64,7 @@ def test_a_cut_picture_inside_a_data_set_counts_as_cut(coco_tree, tmp_path, perc
     assert checked.report.counts == {"truncated_image": 1} and checked.report.images == 0
 
 
-def test_damage_inside_a_picture_is_found_by_decoding(coco_tree):
+def test_damage_inside_a_image_is_found_by_decoding(coco_tree):
     data = bytearray((coco_tree.images / "a.png").read_bytes())
     start = data.index(b"IDAT") + 12
     data[start : start + 8] = b"\xff" * 8
@@ -73,10 +73,10 @@ def test_damage_inside_a_picture_is_found_by_decoding(coco_tree):
     assert check_source(path, decode=False).passed
     checked = check_source(path)
     assert checked.report.counts == {"unreadable_image": 1} and checked.report.images == 0
-    assert checked.report.places["unreadable_image"][0].startswith("a.png: cannot decode the picture")
+    assert checked.report.places["unreadable_image"][0].startswith("a.png: cannot decode the image")
 
 
-def test_pictures_of_a_refused_kind_are_named(coco_tree):
+def test_images_of_a_refused_kind_are_named(coco_tree):
     Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, dtype=np.float32)).save(coco_tree.images / "a.tif")
     coco_tree.content["images"][0]["file_name"] = "a.tif"
     checked = check_source(coco_tree.write())
@@ -124,7 +124,7 @@ def test_nothing_usable_is_no_pass_and_nothing_readable_is_an_error(coco_tree):
         check_source(coco_tree.root / "gone.json")
 
 
-def test_without_pictures_coco_annotations_are_checked_against_the_stated_sizes(coco_tree):
+def test_without_images_coco_annotations_are_checked_against_the_stated_sizes(coco_tree):
     boxes = ([10, 8, 20, 16], [50, 30, 30, 30], [5, 5, 0, 0], [10, 8, -5, 5])
     coco_tree.content["annotations"] = [coco_tree.annotation(id=i, bbox=box) for i, box in enumerate(boxes, start=1)]
     coco_tree.content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
@@ -137,12 +137,12 @@ def test_without_pictures_coco_annotations_are_checked_against_the_stated_sizes(
     assert checked.report.counts == {"missing_image": 2, "clipped_box": 2, "degenerate_box": 1, "corners_swapped": 1,
                                      "invalid_mask": 1, "empty_image": 1, "size_unknown": 1}  # fmt: skip
     assert checked.report.places["missing_image"] == ["a.png", "no_size.png"]
-    assert f"2 of 3 pictures do not exist in {coco_tree.images}" in checked.summary()
-    assert "missing_image: 2 (picture that does not exist; annotations checked), e.g. a.png" in checked.summary()
+    assert f"2 of 3 images do not exist in {coco_tree.images}" in checked.summary()
+    assert "missing_image: 2 (image that does not exist; annotations checked), e.g. a.png" in checked.summary()
     assert "against the stated sizes" in checked.summary() and "--images" in checked.summary()
 
 
-def test_without_pictures_voc_annotations_are_checked_against_the_stated_sizes(voc_tree):
+def test_without_images_voc_annotations_are_checked_against_the_stated_sizes(voc_tree):
     voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(box=(1, 1, 90, 20))]))
     voc_tree.add("c", voc_tree.xml("c.png", size=None, objects=[voc_tree.object(box=(3, 3, 3000, 20))]))
     for path in (voc_tree.root / "JPEGImages").iterdir():
@@ -150,10 +150,10 @@ def test_without_pictures_voc_annotations_are_checked_against_the_stated_sizes(v
     checked = check_source(voc_tree.root)
     assert (checked.report.images, checked.report.objects) == (3, 3)
     assert checked.report.counts == {"missing_image": 3, "clipped_box": 1, "size_unknown": 1}
-    assert f"3 of 3 pictures do not exist in {voc_tree.root}/JPEGImages" in checked.summary()
+    assert f"3 of 3 images do not exist in {voc_tree.root}/JPEGImages" in checked.summary()
 
 
-def test_without_pictures_yolo_labels_are_checked_as_fractions(yolo_tree):
+def test_without_images_yolo_labels_are_checked_as_fractions(yolo_tree):
     yolo_tree.add("sub.1/b", "0 0.5 0.5 1.2 0.2\n3 0.5 0.5 0.2 0.2\n0 320 240 10 10\n0 0.5 0.5 0.2 0\n")
     shutil.rmtree(yolo_tree.root / "images")
     checked = check_source(yolo_tree.root)
@@ -202,7 +202,7 @@ def test_a_folder_without_class_masks_gets_a_full_report(voc_tree):
 
 @pytest.mark.parametrize("percent", [2, 20, 40, 60, 80])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_cut_picture_counts_as_cut_wherever_it_is_cut(coco_tree, suffix, percent):
+def test_a_cut_image_counts_as_cut_wherever_it_is_cut(coco_tree, suffix, percent):
     path = coco_tree.images / f"a.{suffix}"
     picture().save(path)
     coco_tree.content["images"][0]["file_name"] = path.name
@@ -211,7 +211,7 @@ def test_a_cut_picture_counts_as_cut_wherever_it_is_cut(coco_tree, suffix, perce
     assert check_source(coco_tree.write()).report.counts == {"truncated_image": 1}
 
 
-def test_r_f6_a_huge_picture_is_counted_and_not_decoded(coco_tree):
+def test_r_f6_a_huge_image_is_counted_and_not_decoded(coco_tree):
     Image.new("1", (20_000, 10_000)).save(coco_tree.images / "b.png")
     coco_tree.content["images"].append({"id": 2, "file_name": "b.png", "width": 20_000, "height": 10_000})
     report = check_source(coco_tree.write()).report

@@ -138,7 +138,7 @@ def test_r_a9_no_segmentation_is_the_normal_input(coco_tree):
 
 @pytest.mark.parametrize("size", [-1, 0, None, "x", ...])
 @pytest.mark.parametrize("verify", [True, False])
-def test_r_a10_size_from_the_picture(coco_tree, size, verify):
+def test_r_a10_size_from_the_image(coco_tree, size, verify):
     image = coco_tree.content["images"][0]
     image.pop("width"), image.pop("height")
     if size is not ...:
@@ -160,8 +160,8 @@ def test_r_a11_wrong_size_is_skipped_refused_or_rescaled(coco_tree):
     ]
     records, report = read(coco_tree)
     assert [record.file_name for record in records] == ["b.png"]
-    assert report.places["size_mismatch"] == ["a.png: stated 120 x 80, picture 60 x 40"]
-    with pytest.raises(ValueError, match="a.png: stated 120 x 80, picture 60 x 40"):
+    assert report.places["size_mismatch"] == ["a.png: stated 120 x 80, image 60 x 40"]
+    with pytest.raises(ValueError, match="a.png: stated 120 x 80, image 60 x 40"):
         read(coco_tree, checks=ImageChecks(size_mismatch="error"))
     records, report = read(coco_tree, masks=True, checks=ImageChecks(size_mismatch="rescale"))
     item = records[0].objects[0]
@@ -184,7 +184,7 @@ def test_r_a11_rescale_takes_rle_masks_along(coco_tree):
 LOCALE_SCRIPT = """
 import sys
 from lpg_hf.data.formats.coco import read_coco, write_coco
-from lpg_hf.data.formats.records import Report
+from lpg_hf.data.report import Report
 from lpg_hf.files import unicode_path
 root = unicode_path(sys.argv[1])
 report = Report()
@@ -252,7 +252,7 @@ def test_r_a14_header_fields_are_optional(coco_tree, extra):
     assert only_object(coco_tree)[0].box == BOX
 
 
-def test_licence_of_a_picture_is_kept(coco_tree):
+def test_licence_of_a_image_is_kept(coco_tree):
     coco_tree.content["licenses"] = [{"id": 4, "name": "CC BY", "url": "http://example.org/by"}]
     coco_tree.content["images"][0]["license"] = 4
     records, _ = read(coco_tree)
@@ -290,7 +290,7 @@ def test_r_b5_tiny_excess_is_clipped_without_a_word(coco_tree):
     assert item.box[2] == 60 and report.counts == {}
 
 
-def test_a_pixel_over_the_border_of_a_large_picture_is_counted(coco_tree):
+def test_a_pixel_over_the_border_of_a_large_image_is_counted(coco_tree):
     coco_tree.add_image("large.png", 2, width=4000)
     coco_tree.add_picture("large.png", width=4000)
     boxes = ([-1, 8, 20, 16], [-0.5, 8, 20, 16], [3990, 8, 10.5000001, 16], [3990, 8, 11, 16])
@@ -398,7 +398,8 @@ LARGE_POLYGON_SCRIPT = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 from lpg_hf.data.formats.rle import segmentation_to_rle
-from lpg_hf.data.formats.records import Geometry, Report
+from lpg_hf.data.records import Geometry
+from lpg_hf.data.report import Report
 report = Report()
 polygon = [[-164, -221, 208543216, 352186880, 226, 236, 272, 384]]
 assert segmentation_to_rle(polygon, Geometry(28, 28), "a.png: annotation 1", report) is None
@@ -433,7 +434,7 @@ def test_polygon_a_little_outside_is_cut_at_the_border():
         {"size": [10, 5], "counts": [0, 20, 30]},
     ],
 )
-def test_rle_that_does_not_cover_the_picture_is_rejected(segmentation):
+def test_rle_that_does_not_cover_the_image_is_rejected(segmentation):
     report = Report()
     assert segmentation_to_rle(segmentation, Geometry(40, 60), "a", report) is None
     assert report.counts == {"invalid_mask": 1}
@@ -555,19 +556,19 @@ def test_image_with_crowd_only_has_no_object(coco_tree):
     assert len(records) == 1 and report.counts == {"image_without_object": 1}
 
 
-def test_r_f7_missing_pictures_are_an_error_unless_allowed(coco_tree):
+def test_r_f7_missing_images_are_an_error_unless_allowed(coco_tree):
     for image_id, name in ((2, "b.png"), (3, "c.png")):
         coco_tree.add_image(name, image_id)
         coco_tree.content["annotations"].append(coco_tree.annotation(id=image_id, image_id=image_id))
     (coco_tree.images / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 3 pictures are missing in .*images: b.png.*allow_missing=True"):
+    with pytest.raises(FileNotFoundError, match="1 of 3 images are missing in .*images: b.png.*allow_missing=True"):
         read(coco_tree)
     records, report = read(coco_tree, allow_missing=True)
     assert [record.file_name for record in records] == ["a.png", "c.png"]
     assert report.places["missing_image"] == ["b.png"]
     for name in ("a.png", "c.png"):
         (coco_tree.images / name).unlink()
-    with pytest.raises(FileNotFoundError, match="none of the 3 pictures exists in .*/images: a.png, b.png, c.png"):
+    with pytest.raises(FileNotFoundError, match="none of the 3 images exists in .*/images: a.png, b.png, c.png"):
         read(coco_tree, allow_missing=True)
 
 

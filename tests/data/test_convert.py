@@ -45,7 +45,7 @@ def same_boxes(one, other):
 
 @pytest.fixture
 def many(coco_tree):
-    """Pictures in folders, whole and broken coordinates, sparse ids, an empty picture, other scripts."""
+    """Images in folders, whole and broken coordinates, sparse ids, an empty image, other scripts."""
     random = np.random.default_rng(0)
     coco_tree.content["categories"] = [
         {"id": i, "name": n, "supercategory": "s"} for i, n in ((3, "thing"), (90, "犬 č"))
@@ -236,7 +236,7 @@ def test_what_is_lost_is_said(coco_tree, voc_tree, tmp_path):
             convert_labels(coco_tree.write(), tmp_path / "new" / target, target, images=coco_tree.images).lost
         )
         for text in ("category ids [7]", "ids of images and annotations", "info, licenses, supercategories",
-                     "crowd regions: left out", "licences of pictures (1)", "areas: recomputed from mask or box (1)"):  # fmt: skip
+                     "crowd regions: left out", "licences of images (1)", "areas: recomputed from mask or box (1)"):  # fmt: skip
             assert text in lost
         assert ("boxes that differ from the extent of their mask" in lost) == (target == "yolo")
     assert (read_label_map(tmp_path / "new" / "voc" / "SegmentationClass" / "a.png")[:20, 0] == 255).all()
@@ -290,7 +290,7 @@ def test_a_failure_leaves_nothing_behind(many, tmp_path, target, monkeypatch):
 
 def test_nothing_usable_writes_nothing(coco_tree, tmp_path):
     coco_tree.content["images"][0] |= {"width": 10, "height": 10}
-    with pytest.raises(ValueError, match="no picture of .*annotations.json can be used"):
+    with pytest.raises(ValueError, match="no image of .*annotations.json can be used"):
         convert_labels(coco_tree.write(), tmp_path / "out", "voc", images=coco_tree.images)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="unknown format 'csv' to write.*--to"):
@@ -317,7 +317,7 @@ def test_written_labels_name_no_path_of_this_machine(many, tmp_path):
             assert str(tmp_path).encode() not in file.read_bytes()
 
 
-def test_yolo_result_with_its_pictures_is_a_yolo_folder(many, tmp_path):
+def test_yolo_result_with_its_images_is_a_yolo_folder(many, tmp_path):
     path = many.write()
     convert_labels(path, tmp_path / "out", "yolo", images=many.images)
     shutil.copytree(many.images, tmp_path / "out" / "images")
@@ -376,8 +376,8 @@ def test_r_a5_ids_of_an_exported_data_set_are_kept_or_said_to_be_lost(coco_tree,
     coco_tree.content["annotations"][0] |= {"id": 11, "image_id": 101, "category_id": 7}
     coco_tree.content["categories"] = [{"id": 7, "name": "thing"}]
     for image_id, kept, lost in (
-        (101, 101, "ids of categories, if the data set was made of a COCO file: numbered from 1"),
-        ("x101", 1, "ids of images and categories, if the data set was made of a COCO file: numbered from 1"),
+        (101, 101, "ids of categories, if the dataset was made of a COCO file: numbered from 1"),
+        ("x101", 1, "ids of images and categories, if the dataset was made of a COCO file: numbered from 1"),
     ):
         coco_tree.content["images"][0]["id"] = coco_tree.content["annotations"][0]["image_id"] = image_id
         coco_tree.write()

@@ -1,4 +1,4 @@
-"""Rows -> arrays: pictures of every kind, boxes, class masks, label maps."""
+"""Rows -> arrays: images of every kind, boxes, class masks, label maps."""
 
 import io
 
@@ -50,11 +50,11 @@ def rectangle(x1, y1, x2, y2, height=10, width=12) -> np.ndarray:
     return mask
 
 
-# --- pictures
+# --- images
 
 
 def turned(path, orientation: int) -> np.ndarray:
-    """A picture that shows, upright, a red patch at columns 10..19, rows 30..44 of 40 x 60; returns it upright."""
+    """An image that shows, upright, a red patch at columns 10..19, rows 30..44 of 40 x 60; returns it upright."""
     upright = np.full((60, 40, 3), 128, dtype=np.uint8)
     upright[30:45, 10:20] = (255, 0, 0)
     inverse = {
@@ -144,7 +144,7 @@ def test_r_f4_sixteen_bits_are_scaled_to_eight(tmp_path, as_bytes):
     "values, text",
     [(np.array([[-1, 70000]], np.int32), "holds values"), (np.zeros((2, 2), np.float32), "holds floats")],
 )
-def test_pictures_without_an_agreed_range_are_refused_by_name(tmp_path, values, text):
+def test_images_without_an_agreed_range_are_refused_by_name(tmp_path, values, text):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=f"a.tif {text}"):
         decode_image(file_row(tmp_path / "a.tif"))
@@ -158,7 +158,7 @@ def test_other_modes_become_rgb(tmp_path, mode):
     assert pixels.shape == (3, 4, 3) and (pixels > 250).all()
 
 
-def test_path_bytes_and_decoded_picture_give_equal_arrays(tmp_path):
+def test_path_bytes_and_decoded_image_give_equal_arrays(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     buffer = io.BytesIO()
@@ -176,19 +176,19 @@ def test_r_f5_cut_jpeg_raises_an_error_that_names_the_file(tmp_path):
     Image.effect_noise((60, 40), 50).convert("RGB").save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(data[: len(data) * 6 // 10])
-    with pytest.raises(OSError, match="cannot decode the picture .*a.jpg"):
+    with pytest.raises(OSError, match="cannot decode the image .*a.jpg"):
         decode_image(file_row(tmp_path / "a.jpg"))
-    with pytest.raises(OSError, match="cannot open the picture .*b.jpg"):
+    with pytest.raises(OSError, match="cannot open the image .*b.jpg"):
         decode_image(file_row(tmp_path / "b.jpg"))
 
 
-def test_r_f6_huge_picture_is_refused(tmp_path):
+def test_r_f6_huge_image_is_refused(tmp_path):
     Image.new("1", (300, 200)).save(tmp_path / "a.png")
     with pytest.raises(OSError, match="300 x 200 = 60000 pixels, more than max_pixels=1000"):
         decode_image(file_row(tmp_path / "a.png"), max_pixels=1000)
 
 
-def test_picture_of_another_size_than_the_row_is_an_error():
+def test_image_of_another_size_than_the_row_is_an_error():
     with pytest.raises(ValueError, match=r"a.png is 6 x 8, the row says 8 x 6 \(width x height\)"):
         decode_image(row_of(Image.new("RGB", (6, 8)), height=6, width=8))
 
@@ -327,7 +327,7 @@ def test_r_h5_voc_mask_of_another_size_is_an_error(tmp_path):
 def test_masks_of_a_row_without_masks_are_an_error():
     row = objects_row({"box": (2, 2, 6, 6), "label": 1}, masks=False)
     for function in (label_map, lambda row: class_mask(row, 1)):
-        with pytest.raises(ValueError, match="row of a.png has no masks: build the data set with masks=True"):
+        with pytest.raises(ValueError, match="row of a.png has no masks: build the dataset with masks=True"):
             function(row)
 
 

@@ -23,7 +23,7 @@ found = {}
 for name, rows in splits.items():
     row = rows[0]
     image, mask = row.pop("image", None), row.pop("mask", None)
-    sizes = [picture and list(picture.size) for picture in (image, mask)]
+    sizes = [image and list(image.size) for image in (image, mask)]
     found[name] = {"rows": len(rows), "row": row, "sizes": sizes,
                    "names": rows.features["objects"]["category"].feature.names}
 print(json.dumps(found))
@@ -97,7 +97,7 @@ def test_export_round_trip_without_importing_lpg_hf(run, voc_tree, tmp_path):
         assert (decode_image(one) == decode_image(two)).all() and (class_mask(one, 1) == class_mask(two, 1)).all()
 
 
-def test_export_without_pictures_is_joined_with_a_folder_again(run, coco_tree, tmp_path):
+def test_export_without_images_is_joined_with_a_folder_again(run, coco_tree, tmp_path):
     coco_tree.write()
     out = tmp_path / "out"
     result = run(out, "--format", "coco", "--root", coco_tree.root, "--masks", "--title", "A: title")
@@ -107,9 +107,9 @@ def test_export_without_pictures_is_joined_with_a_folder_again(run, coco_tree, t
     dataset = load_boxes("parquet", root=out, images=coco_tree.images, masks=True)
     original = load_boxes("coco", root=coco_tree.root, masks=True)
     assert class_names(dataset) == ["thing"] and (decode_image(dataset[0]) == decode_image(original[0])).all()
-    with pytest.raises(ValueError, match="exported without pictures; pass images="):
+    with pytest.raises(ValueError, match="exported without images; pass images="):
         load_boxes("parquet", root=out)
-    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists"):
+    with pytest.raises(FileNotFoundError, match="none of the 1 images exists"):
         load_boxes("parquet", root=out, images=tmp_path)
     with pytest.raises(ValueError, match="several splits|has no split 'val'"):
         load_boxes("parquet", root=out, split="val")
@@ -147,7 +147,7 @@ def test_card_has_configs_counts_and_category_ids(run, coco_tree, tmp_path):
     assert data["pretty_name"] == "A: title"
     assert data["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     assert "| train | 1 | 1 |" in body and "1. thing" in body and "order of the labels: 1" in body
-    assert "pictures are not part of this data set" in body
+    assert "images are not part of this dataset" in body
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_stops_in_the_middle_leaves_nothing(coco_tree, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("command", ["export-data", "push-data"])
-def test_r_d5_r_e4_pictures_without_objects_or_labels_are_told(voc_tree, yolo_tree, tmp_path, capsys, command):
+def test_r_d5_r_e4_images_without_objects_or_labels_are_told(voc_tree, yolo_tree, tmp_path, capsys, command):
     voc_tree.add("b", voc_tree.xml("b.png", objects=[]))
     yolo_tree.add("b", None)
     for tree, name, kind in (

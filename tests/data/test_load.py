@@ -109,7 +109,7 @@ def test_errors_of_the_readers_come_through_as_they_are(coco_tree, voc_tree):
     with pytest.raises(FileNotFoundError, match="no split list 'train'"):
         load_boxes("voc", root=voc_tree.root, split="train")
     (voc_tree.root / "JPEGImages" / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists in .*JPEGImages"):
+    with pytest.raises(FileNotFoundError, match="none of the 1 images exists in .*JPEGImages"):
         load_boxes("voc", root=voc_tree.root)
 
 
@@ -134,7 +134,7 @@ def test_r_m2_rows_that_name_a_file_of_the_machine_are_refused(voc_tree, tmp_pat
     rows[0][column] = rows[1][column]
     (tmp_path / "other").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "other/train.parquet")
-    with pytest.raises(ValueError, match="paths in the place of pictures or masks, .* not opened. Pass images="):
+    with pytest.raises(ValueError, match="paths in the place of images or masks, .* not opened. Pass images="):
         load_boxes("parquet", root=tmp_path / "other")
 
 

@@ -1,4 +1,4 @@
-"""Picture headers, orientation, limits, and the report."""
+"""Image headers, orientation, limits, and the report."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def check(path, **options):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_r_f1_size_is_that_of_the_upright_picture(tmp_path, orientation, suffix):
+def test_r_f1_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (60, 40)).save(tmp_path / f"a.{suffix}", exif=exif)
@@ -26,7 +26,7 @@ def test_r_f1_size_is_that_of_the_upright_picture(tmp_path, orientation, suffix)
     assert size == ((60, 40) if orientation >= 5 else (40, 60))
 
 
-def test_r_f5_cut_pictures_are_named_by_the_check(tmp_path):
+def test_r_f5_cut_images_are_named_by_the_check(tmp_path):
     for suffix in ("jpg", "png", "bmp", "tif"):
         Image.effect_noise((60, 40), 50).save(tmp_path / f"a.{suffix}")
         data = (tmp_path / f"a.{suffix}").read_bytes()
@@ -44,14 +44,14 @@ def test_bytes_after_the_end_mark_do_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"GIF89a"])
-def test_files_that_are_no_picture_are_counted(tmp_path, data):
+def test_files_that_are_no_image_are_counted(tmp_path, data):
     (tmp_path / "a.png").write_bytes(data)
     frame, report = check(tmp_path / "a.png")
     assert frame is None and report.counts == {"unreadable_image": 1}
     assert str(tmp_path) not in report.places["unreadable_image"][0]
 
 
-def test_r_f6_huge_picture_is_refused_with_size_and_option(tmp_path):
+def test_r_f6_huge_image_is_refused_with_size_and_option(tmp_path):
     Image.new("1", (20000, 10000)).save(tmp_path / "a.png")
     frame, report = check(tmp_path / "a.png")
     assert frame is None and report.counts == {"image_too_large": 1}
@@ -70,7 +70,7 @@ def test_r_f6_importing_leaves_pillows_limit_alone():
 
 def test_pillows_limit_is_restored_after_a_failed_open(tmp_path):
     before = Image.MAX_IMAGE_PIXELS
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "a.png").write_bytes(b"no image")
     check(tmp_path / "a.png")
     assert Image.MAX_IMAGE_PIXELS == before
 

@@ -35,7 +35,7 @@ def exported(tree, out, format="coco", with_images=True, **options):
 
 @pytest.fixture
 def places(coco_tree, voc_tree, yolo_tree, tmp_path):
-    """Every way to name the base data set: (format, path)."""
+    """Every way to name the base dataset: (format, path)."""
     json_path = coco_tree.write()
     yolo_tree.write("other/data.yaml", "names: [thing]\ntrain: images\n")
     shutil.copytree(yolo_tree.root / "images", yolo_tree.root / "other" / "images")
@@ -56,7 +56,7 @@ def places(coco_tree, voc_tree, yolo_tree, tmp_path):
 
 @pytest.mark.parametrize("kind", ["coco json", "coco folder", "voc root", "voc annotations", "yolo root", "yolo labels",
                                   "yolo yaml", "yolo folder with yaml", "exported folder"])  # fmt: skip
-def test_every_format_gives_the_same_box_and_picture(places, kind):
+def test_every_format_gives_the_same_box_and_image(places, kind):
     format, path = places[kind]
     source, (record,), report = opened(path)
     assert (source.format, source.file_names, len(source)) == (format, ["a.png"], 1)
@@ -78,7 +78,7 @@ def test_coco_header_is_the_files_own(coco_tree):
     assert source.classes == [(7, "thing")]
 
 
-def test_pictures_without_boxes_are_listed(coco_tree, voc_tree, yolo_tree):
+def test_images_without_boxes_are_listed(coco_tree, voc_tree, yolo_tree):
     coco_tree.add_image("b.png", 2)
     voc_tree.add("b", voc_tree.xml("b.png", objects=[]))
     yolo_tree.add("b", "")
@@ -126,7 +126,7 @@ def test_yolo_without_a_class_list(yolo_tree):
     assert source.classes == [(0, "class 0")] and len(record.objects) == 1 and report.counts == {"unlisted_class": 1}
 
 
-def test_xml_beside_pictures(voc_tree, tmp_path):
+def test_xml_beside_images(voc_tree, tmp_path):
     folder = tmp_path / "both"
     folder.mkdir()
     shutil.copy(voc_tree.root / "Annotations" / "a.xml", folder)
@@ -135,13 +135,13 @@ def test_xml_beside_pictures(voc_tree, tmp_path):
     assert source.format == "voc" and record.objects[0].box == BASE_BOX
 
 
-def test_one_xml_file_is_a_source_whose_picture_must_exist(voc_tree):
+def test_one_xml_file_is_a_source_whose_image_must_exist(voc_tree):
     voc_tree.add("b")
     source, records, report = opened(voc_tree.root / "Annotations" / "b.xml")
     assert source.file_names == ["b.png"] and records[0].objects[0].box == BASE_BOX and report.counts == {}
     assert source.image(records[0]).shape == (HEIGHT, WIDTH, 3)
     (voc_tree.root / "JPEGImages" / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match="none of the 1 pictures exists"):
+    with pytest.raises(FileNotFoundError, match="none of the 1 images exists"):
         opened(voc_tree.root / "Annotations" / "b.xml")
     source, records, report = opened(voc_tree.root / "Annotations" / "b.xml", keep_missing=True)
     assert records[0].path is None and (records[0].height, records[0].width) == (HEIGHT, WIDTH)
@@ -190,18 +190,18 @@ def test_masks_of_every_format(coco_tree, voc_tree, yolo_tree, tmp_path):
     assert opened(voc_tree.root)[1][0].mask_path is None
 
 
-def test_exported_data_set_without_pictures_needs_their_folder(coco_tree, tmp_path):
+def test_exported_data_set_without_images_needs_their_folder(coco_tree, tmp_path):
     coco_tree.add_image("b.png", 2)
     coco_tree.write()
     out = exported(coco_tree, tmp_path / "exported", with_images=False, keep_empty=True)
-    with pytest.raises(ValueError, match="exported without pictures"):
+    with pytest.raises(ValueError, match="exported without images"):
         opened(out)
     source, records, _ = opened(out, coco_tree.images)
     assert source.file_names == ["a.png", "b.png"] and source.image(records[1]).shape == (HEIGHT, WIDTH, 3)
     (coco_tree.images / "b.png").unlink()
     source, _, report = opened(out, coco_tree.images)
     assert source.file_names == ["a.png"] and report.counts == {"missing_image": 1}
-    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are missing"):
+    with pytest.raises(FileNotFoundError, match="1 of 2 images are missing"):
         opened(out, coco_tree.images, allow_missing=False)
 
 
@@ -296,12 +296,12 @@ def test_a_text_like_owner_name_is_a_hub_id_and_a_file_name_is_not():
             recognise_format(text)
 
 
-def test_r_f7_missing_pictures_are_counted_or_an_error(coco_tree):
+def test_r_f7_missing_images_are_counted_or_an_error(coco_tree):
     coco_tree.add_image("b.png", 2)
     (coco_tree.images / "b.png").unlink()
     source, _, report = opened(coco_tree.write())
     assert source.file_names == ["a.png"] and report.counts == {"missing_image": 1}
-    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are missing"):
+    with pytest.raises(FileNotFoundError, match="1 of 2 images are missing"):
         opened(coco_tree.write(), allow_missing=False)
 
 
@@ -311,18 +311,18 @@ def test_r_a11_size_mismatch_options(coco_tree):
     path = coco_tree.write()
     assert opened(path)[1] == [None]
     assert opened(path, size_mismatch="rescale")[1][0].objects[0].box == BASE_BOX
-    with pytest.raises(ValueError, match="stated 120 x 80, picture 60 x 40"):
+    with pytest.raises(ValueError, match="stated 120 x 80, image 60 x 40"):
         opened(path, size_mismatch="error")
 
 
-def test_r_f6_max_pixels_is_for_the_record_and_for_the_picture(coco_tree, tmp_path):
+def test_r_f6_max_pixels_is_for_the_record_and_for_the_image(coco_tree, tmp_path):
     coco_tree.write()
     for path in (coco_tree.root, exported(coco_tree, tmp_path / "exported")):
         _, records, report = opened(path, max_pixels=100)
         assert records == [None] and report.counts == {"image_too_large": 1}
 
 
-def test_a_picture_that_became_too_large_since_is_counted_as_such(coco_tree):
+def test_a_image_that_became_too_large_since_is_counted_as_such(coco_tree):
     source, (record,), _ = opened(coco_tree.write())
     source.max_pixels = 100
     report = Report(images=1, objects=1)
@@ -330,7 +330,7 @@ def test_a_picture_that_became_too_large_since_is_counted_as_such(coco_tree):
     assert report.counts == {"image_too_large": 1} and (report.images, report.objects) == (0, 0)
 
 
-def test_many_boxes_in_one_picture_take_no_longer_each(coco_tree, voc_tree):
+def test_many_boxes_in_one_image_take_no_longer_each(coco_tree, voc_tree):
     import time
 
     def seconds(count):
@@ -417,7 +417,7 @@ def test_a_data_set_of_the_hub_has_a_fingerprint_in_place_of_files(coco_tree, tm
 
 
 def list_absent_pictures(coco_tree, voc_tree, yolo_tree):
-    """Names of twelve pictures that each of the trees lists and that do not exist: more than a report names."""
+    """Names of twelve images that each of the trees lists and that do not exist: more than a report names."""
     names = [f"gone{number:02}.png" for number in range(12)]
     for number, name in enumerate(names):
         coco_tree.content["images"].append({"id": 100 + number, "file_name": name, "width": 60, "height": 40})
@@ -427,7 +427,7 @@ def list_absent_pictures(coco_tree, voc_tree, yolo_tree):
     return names
 
 
-def test_left_out_names_every_picture_that_opening_dropped(coco_tree, voc_tree, yolo_tree):
+def test_left_out_names_every_image_that_opening_dropped(coco_tree, voc_tree, yolo_tree):
     names = list_absent_pictures(coco_tree, voc_tree, yolo_tree)
     coco_tree.content["images"].append({"id": 7, "file_name": "../evil.png", "width": 60, "height": 40})
     (voc_tree.root / "Annotations" / "broken.xml").write_text("<annotation>", encoding="utf-8")
@@ -457,7 +457,7 @@ def test_left_out_of_a_data_set(coco_tree, tmp_path):
     assert sorted(report.left_out) == sorted((f"{number}.png", "missing_image") for number in range(2, 14))
 
 
-def test_pictures_of_one_name_are_left_out_and_each_is_named(yolo_tree):
+def test_images_of_one_name_are_left_out_and_each_is_named(yolo_tree):
     yolo_tree.add("a", yolo_tree.LINE, "a.jpg")
     yolo_tree.add("b", yolo_tree.LINE)
     source, _, report = opened(yolo_tree.root)

@@ -113,7 +113,7 @@ def test_coordinates_that_are_no_numbers_are_skipped_and_counted(voc_tree, text)
 
 
 @pytest.mark.parametrize("size", [None, (60, 40), (0, 0, 3), ("", "", "")])
-def test_r_d3_size_from_the_picture(voc_tree, size):
+def test_r_d3_size_from_the_image(voc_tree, size):
     replace(voc_tree, size=size)
     records, report = read(voc_tree)
     assert (records[0].height, records[0].width) == (40, 60)
@@ -136,7 +136,7 @@ def test_object_without_a_box_is_counted(voc_tree):
     assert report.counts == {"no_box": 1, "invalid_annotation": 1}
 
 
-def test_r_d5_pictures_without_objects_are_counted(voc_tree):
+def test_r_d5_images_without_objects_are_counted(voc_tree):
     voc_tree.add("b", voc_tree.xml("b.png", objects=[""]))
     records, report = read(voc_tree)
     assert len(records) == 1 and report.counts == {"image_without_object": 1}
@@ -145,20 +145,20 @@ def test_r_d5_pictures_without_objects_are_counted(voc_tree):
 
 
 @pytest.mark.parametrize("filename", ["a", "stale.jpg", "../../elsewhere.png", None, " "])
-def test_r_d6_the_annotation_files_own_name_finds_the_picture(voc_tree, filename):
+def test_r_d6_the_annotation_files_own_name_finds_the_image(voc_tree, filename):
     replace(voc_tree, filename=filename)
     records, report = read(voc_tree)
     assert records[0].file_name == "a.png" and report.counts == {}
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "JPG", "bmp", "webp", "tif", "TIFF"])
-def test_r_d7_every_picture_suffix_is_found(voc_tree, suffix):
+def test_r_d7_every_image_suffix_is_found(voc_tree, suffix):
     voc_tree.add("x", voc_tree.xml("x"), image=f"x.{suffix}")
     records, _ = read(voc_tree)
     assert records[1].file_name == f"x.{suffix}"
 
 
-def test_r_d7_two_pictures_of_one_name_are_reported(voc_tree):
+def test_r_d7_two_images_of_one_name_are_reported(voc_tree):
     voc_tree.add("x", voc_tree.xml("x"), image="x.jpg")
     voc_tree.add("x", voc_tree.xml("x"), image="x.png")
     voc_tree.add("y", voc_tree.xml("y.jpg"), image="y.jpg")
@@ -169,7 +169,7 @@ def test_r_d7_two_pictures_of_one_name_are_reported(voc_tree):
     assert report.places["ambiguous_image"] == ["x.xml: x.jpg, x.png"]
 
 
-def test_picture_of_another_name_is_found_by_filename(voc_tree):
+def test_image_of_another_name_is_found_by_filename(voc_tree):
     voc_tree.add("x", voc_tree.xml("IMG 7.png"), image="IMG 7.png")
     voc_tree.add("y", voc_tree.xml("IMG 7.png"), image="y.png")
     records, report = read(voc_tree)
@@ -187,7 +187,7 @@ def test_r_d8_unknown_classes_are_counted_by_name_and_all_keeps_them(voc_tree):
 
 
 def test_no_object_of_the_classes_is_an_error_that_counts_the_names(voc_tree):
-    with pytest.raises(ValueError, match=r"(?s)no picture of .* has an object of the classes cat.*other_class: 1"):
+    with pytest.raises(ValueError, match=r"(?s)no image of .* has an object of the classes cat.*other_class: 1"):
         read(voc_tree, classes=["cat"])
 
 
@@ -258,13 +258,13 @@ def test_r_f7_missing_files_are_errors_unless_allowed(voc_tree):
     (voc_tree.root / "JPEGImages" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 4 annotation files are missing in .*Annotations: d.xml"):
         read(voc_tree, "train")
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 pictures are missing in .*JPEGImages: b \(b.png\)"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are missing in .*JPEGImages: b \(b.png\)"):
         read(voc_tree)
     records, report = read(voc_tree, "train", allow_missing=True)
     assert len(records) == 2 and report.counts == {"missing_annotation": 1, "missing_image": 1}
 
 
-def test_pictures_without_xml_are_counted(voc_tree):
+def test_images_without_xml_are_counted(voc_tree):
     voc_tree.add("b")
     (voc_tree.root / "Annotations" / "b.xml").unlink()
     voc_tree.add("x", voc_tree.xml("IMG 7.png"), image="IMG 7.png")  # used under another name
@@ -366,7 +366,7 @@ def test_r_h3_mask_value_beyond_the_classes_is_an_error(voc_tree):
 def test_r_h5_mask_of_another_size_is_an_error_that_names_both(voc_tree, shape):
     voc_tree.add_mask("a", np.zeros(shape, dtype=np.uint8))
     with pytest.raises(
-        ValueError, match=rf"SegmentationClass/a.png is {shape[1]} x {shape[0]}, its picture a.png 60 x 40"
+        ValueError, match=rf"SegmentationClass/a.png is {shape[1]} x {shape[0]}, its image a.png 60 x 40"
     ):
         read(voc_tree, masks=True)
 

@@ -257,7 +257,7 @@ def test_r_e4_empty_is_background_and_missing_is_unlabelled(yolo_tree):
     assert report.counts == {"image_without_annotation": 1, "empty_image": 1}
     assert "unlabelled" in report.summary()
     shutil.rmtree(yolo_tree.root / "labels")
-    with pytest.raises(FileNotFoundError, match="none of the 3 pictures.*images/a.txt"):
+    with pytest.raises(FileNotFoundError, match="none of the 3 images.*images/a.txt"):
         records(yolo_tree.root)
 
 
@@ -279,7 +279,7 @@ def test_r_e5_suffixes_in_any_case(yolo_tree):
 
 def test_r_e6_other_txt_files_are_no_labels(yolo_tree):
     yolo_tree.write("labels/classes.txt", "thing\n")
-    yolo_tree.write("labels/notes.txt", "Some prose about this data set.\n")
+    yolo_tree.write("labels/notes.txt", "Some prose about this dataset.\n")
     record, report = only(yolo_tree.root)
     assert boxes(record) == [BASE_BOX] and report.counts == {"label_without_image": 1}
     assert report.places["label_without_image"] == ["labels/notes.txt"]
@@ -357,7 +357,7 @@ def test_keypoints_are_not_an_outline(yolo_tree):
     assert boxes(record) == [BASE_BOX] and report.counts == {"no_mask": 1}
 
 
-def test_r_d7_two_pictures_of_one_name_are_reported(yolo_tree):
+def test_r_d7_two_images_of_one_name_are_reported(yolo_tree):
     yolo_tree.add("b", LINE, "b.jpg")
     yolo_tree.add("b", LINE, "b.png")
     found, report = records(yolo_tree.root)
@@ -365,7 +365,7 @@ def test_r_d7_two_pictures_of_one_name_are_reported(yolo_tree):
     assert report.places["ambiguous_image"] == ["b.txt: b.jpg, b.png"]
 
 
-def test_r_f1_fractions_are_of_the_upright_picture(yolo_tree):
+def test_r_f1_fractions_are_of_the_upright_image(yolo_tree):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture().save(yolo_tree.root / "images" / "a.png", exif=exif)
@@ -374,7 +374,7 @@ def test_r_f1_fractions_are_of_the_upright_picture(yolo_tree):
     assert boxes(record) == [(40 / 6, 12, 20, 36)]
 
 
-def test_r_f5_r_f6_pictures_that_cannot_be_used_are_counted(yolo_tree):
+def test_r_f5_r_f6_images_that_cannot_be_used_are_counted(yolo_tree):
     yolo_tree.add("b", LINE)
     yolo_tree.add("c", LINE)
     data = (yolo_tree.root / "images" / "b.png").read_bytes()
@@ -385,16 +385,16 @@ def test_r_f5_r_f6_pictures_that_cannot_be_used_are_counted(yolo_tree):
     assert [r.file_name for r in found] == ["a.png"] and report.counts == {"truncated_image": 1, "image_too_large": 1}
 
 
-def test_r_f7_listed_pictures_that_do_not_exist_are_an_error_unless_allowed(yolo_tree):
+def test_r_f7_listed_images_that_do_not_exist_are_an_error_unless_allowed(yolo_tree):
     yolo_tree.write("data.yaml", "train: list.txt\nnames: [thing]\n")
     yolo_tree.write("list.txt", "images/a.png\nimages/gone.png\nimages/a.png\n")
-    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are missing.*gone.png"):
+    with pytest.raises(FileNotFoundError, match="1 of 2 images are missing.*gone.png"):
         records(yolo_tree.root)
     found, report = records(yolo_tree.root, allow_missing=True)
     assert [r.file_name for r in found] == ["a.png"]
     assert report.counts == {"missing_image": 1, "duplicate_entry": 1}
     yolo_tree.write("list.txt", "images/gone.png\n")
-    with pytest.raises(FileNotFoundError, match=f"none of the 1 pictures exists in {yolo_tree.root}/images"):
+    with pytest.raises(FileNotFoundError, match=f"none of the 1 images exists in {yolo_tree.root}/images"):
         records(yolo_tree.root, allow_missing=True)
 
 
@@ -406,8 +406,8 @@ def test_r_g1_r_g3_sub_folders_spaces_and_other_scripts(yolo_tree):
     assert all(boxes(r) == [BASE_BOX] for r in found) and report.counts == {}
 
 
-def test_folder_without_pictures_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no picture in {tmp_path}"):
+def test_folder_without_images_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no image in {tmp_path}"):
         read_index(tmp_path, report=Report())
     with pytest.raises(FileNotFoundError, match="YOLO folder not found: .*/gone"):
         read_index(tmp_path / "gone", report=Report())
@@ -415,7 +415,7 @@ def test_folder_without_pictures_is_an_error_that_names_it(tmp_path):
 
 def test_no_object_of_the_classes_is_an_error(yolo_tree):
     yolo_tree.write("classes.txt", "thing\nother\n")
-    with pytest.raises(ValueError, match="no picture of .* has an object of the classes other"):
+    with pytest.raises(ValueError, match="no image of .* has an object of the classes other"):
         records(yolo_tree.root, classes=["other"])
 
 

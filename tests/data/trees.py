@@ -133,7 +133,7 @@ class YoloTree:
         return path
 
     def add(self, name: str, labels: str | bytes | None, image: str | None = None, split: str = "") -> None:
-        """A picture and its label file (None: without); names may hold folders."""
+        """An image and its label file (None: without); names may hold folders."""
         path = self.root / "images" / split / (image or f"{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         picture().save(path)
@@ -142,7 +142,7 @@ class YoloTree:
 
 
 def add_everywhere(tree: "CocoTree | VocTree | YoloTree", name: str) -> Path:
-    """A picture of this relative name with the base box, in whichever format; its path."""
+    """An image of this relative name with the base box, in whichever format; its path."""
     stem = name.rpartition(".")[0]
     if isinstance(tree, CocoTree):
         number = len(tree.content["images"]) + 1

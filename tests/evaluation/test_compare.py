@@ -37,7 +37,7 @@ def rectangle(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Three pictures, the last without objects; a COCO file with masks, one with boxes alone, and label maps."""
+    """Three images, the last without objects; a COCO file with masks, one with boxes alone, and label maps."""
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     annotations = []
@@ -88,13 +88,13 @@ def job(tree: Path, annotations: str = "boxes.json", truth: str = "full.json", *
 )
 def test_filled_boxes_have_the_scores_of_their_rectangles(tree, annotations, truth, per):
     row = measure(job(tree, annotations, truth, per=per), "box")
-    assert (row.num_pictures, row.num_boxes, row.skipped, row.error) == (3, 3, [], None)
+    assert (row.num_images, row.num_boxes, row.skipped, row.error) == (3, 3, [], None)
     assert row.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
     assert row.scores["foreground_iou"] == pytest.approx(np.mean(CLASS_IOUS))
     background = (3 * HEIGHT * WIDTH - 440 - 200 - 1600) / (3 * HEIGHT * WIDTH - 400 - 200 - 800)
     assert row.scores["mean_iou"] == pytest.approx(np.mean([background, *CLASS_IOUS]))
     assert 0 < row.scores["mean_boundary_iou"] < 1
-    assert row.scores["seconds_per_picture"] * 3 * row.scores["boxes_per_second"] == pytest.approx(3)
+    assert row.scores["seconds_per_image"] * 3 * row.scores["boxes_per_second"] == pytest.approx(3)
     assert list(row.label_maps) == [0] and (row.label_maps[0] == 1).sum() == 640
 
 
@@ -135,7 +135,7 @@ def test_objects_meet_by_box_when_ids_differ(tree):
     assert measure(job(tree), "box").scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
 
 
-def test_objects_and_pictures_without_truth_are_named(tree):
+def test_objects_and_images_without_truth_are_named(tree):
     content = json.loads((tree / "full.json").read_text())
     content["annotations"][0]["segmentation"] = []
     save(tree / "full.json", content)
@@ -144,8 +144,8 @@ def test_objects_and_pictures_without_truth_are_named(tree):
     write_label_map(tree / "maps" / "2.png", np.zeros((5, 5), np.uint8))
     Image.new("RGB", (WIDTH, HEIGHT)).save(tree / "maps" / "3.png")
     row = measure(job(tree, truth="maps"), "box")
-    assert row.num_pictures == 1 and len(row.skipped) == 2
-    assert "is 5 x 5, but the picture 80 x 60" in row.skipped[0] and "mode RGB" in row.skipped[1]
+    assert row.num_images == 1 and len(row.skipped) == 2
+    assert "is 5 x 5, but the image 80 x 60" in row.skipped[0] and "mode RGB" in row.skipped[1]
 
 
 def test_r_n1_what_the_readers_leave_out_is_told_with_its_reason(tree, monkeypatch):
@@ -162,17 +162,17 @@ def test_r_n1_what_the_readers_leave_out_is_told_with_its_reason(tree, monkeypat
     monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
     rows, chosen = compare(job(tree), ["box"])
     (row,) = rows
-    assert (row.num_pictures, row.num_boxes) == (1, 1) and len(row.skipped) == 5
+    assert (row.num_images, row.num_boxes) == (1, 1) and len(row.skipped) == 5
     for name, reason in (
-        ("absent.png", "picture that does not exist"),
+        ("absent.png", "image that does not exist"),
         ("../1.png", "leads outside the image folder"),
         ("1.png: annotation 11", "box without an area"),
-        ("2.png", "full.json: 2.png: stated 160 x 60, picture 80 x 60 (stated size differs"),
+        ("2.png", "full.json: 2.png: stated 160 x 60, image 80 x 60 (stated size differs"),
         ("3.png", "cut off"),
     ):
         assert any(name in line and reason in line for line in row.skipped), (name, row.skipped)
     text = table(rows)
-    assert "5 pictures or boxes are in no score, e.g. " in text
+    assert "5 images or boxes are in no score, e.g. " in text
     assert "annotations: 2 images, 2 objects, 2 classes" in text and "  degenerate_box: 1 (box without an area" in text
     assert "ground truth: 1 images, 2 objects" in text and "  size_mismatch: 1 " in text
     write(tree / "out", rows, chosen)
@@ -196,14 +196,14 @@ def test_sizes_are_compared_and_limited_as_asked_for(tree):
                 x1, y1, x2, y2 = (2 * value for value in OBJECTS[entry["id"] - 11][3])
                 entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
         save(tree / name, content)
-    assert measure(job(tree), "box").num_pictures == 2
+    assert measure(job(tree), "box").num_images == 2
     rescaled = measure(job(tree, size_mismatch="rescale"), "box")
     assert rescaled.num_boxes == 3 and rescaled.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
     assert [report.counts["size_rescaled"] for report in rescaled.reports.values()] == [1, 1]
     arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--masks", tree / "full.json"]
     arguments += ["--generators", "box", "--device", "cpu", "--size-mismatch", "rescale", "--max-pixels", "100"]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert "image_too_large: 3 (picture with more pixels than max_pixels" in result.output
+    assert "image_too_large: 3 (image with more pixels than max_pixels" in result.output
 
 
 def test_r_c6_crowd_pixels_that_no_object_covers_count_nowhere(tree):
@@ -222,7 +222,7 @@ def test_a_box_without_a_true_pixel_counts_where_a_mask_is_found(tree):
     box = measure(job(tree, truth="maps"), "box")
     assert box.num_boxes == 3
     text = table([box, Row("nothing", box.scores, 3, 2)])
-    assert "3 pictures, 2 to 3 boxes where the ground truth or the generator's mask has a pixel" in text
+    assert "3 images, 2 to 3 boxes where the ground truth or the generator's mask has a pixel" in text
 
 
 def test_void_pixels_of_label_maps_count_nowhere(tree):
@@ -258,16 +258,16 @@ def test_one_that_cannot_run_leaves_the_others_alone(tree, monkeypatch, tmp_path
     assert box["error"] is None and box["scores"]["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
     assert 'pip install "lpg_hf[crf]"' in crf["error"] and not crf["scores"]
     assert result.stdout.strip() == (out / "comparison.md").read_text().strip()
-    assert "densecrf did not run: " in result.stdout and "3 pictures, 3 boxes" in result.stdout
+    assert "densecrf did not run: " in result.stdout and "3 images, 3 boxes" in result.stdout
     with Image.open(out / "panel.jpg") as figure:
         assert figure.width > 3 * 200 and figure.height > 3 * 100
 
 
-def test_pictures_are_chosen_evenly_among_those_with_truth(tree, monkeypatch):
+def test_images_are_chosen_evenly_among_those_with_truth(tree, monkeypatch):
     (tree / "maps" / "2.png").unlink()
     monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
     rows, chosen = compare(job(tree, truth="maps"), ["box"])
-    assert chosen.indices == (0, 2) and rows[0].num_pictures == 2
+    assert chosen.indices == (0, 2) and rows[0].num_images == 2
     assert compare(job(tree), ["box"], limit=1)[1].indices == (0,)
     rows, chosen = compare(job(tree), ["box"], num_shown=2)
     assert chosen.shown == (0, 1) and list(rows[0].label_maps) == [0, 1]
@@ -330,9 +330,9 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
     [
         (["boxes"], {}, "generator 'boxes' is unknown"),
         (["sam:"], {}, "generator 'sam:' is unknown"),
-        (["box"], {"per": "picture"}, "per='picture' is unknown"),
+        (["box"], {"per": "image"}, "per='image' is unknown"),
         (["box"], {"truth": "images/other.json"}, "does not exist"),
-        (["box"], {"truth": "empty"}, "none of the 3 pictures .* has ground truth"),
+        (["box"], {"truth": "empty"}, "none of the 3 images .* has ground truth"),
     ],
 )
 def test_wrong_settings_are_told_before_any_work(tree, names, changes, message):

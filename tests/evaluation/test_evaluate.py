@@ -106,7 +106,7 @@ def test_bad_files_are_named_and_the_others_scored(folders, tmp_path):
     names = [f"part{i % 2}/{i}.png" for i in range(4)]
     Image.new("RGB", (30, 20)).save(folders[0] / names[0])
     write_label_map(folders[0] / names[1], np.zeros((5, 6), np.uint8))
-    (folders[1] / names[2]).write_bytes(b"no picture")
+    (folders[1] / names[2]).write_bytes(b"no image")
     whole = (folders[0] / names[3]).read_bytes()
     (folders[0] / names[3]).write_bytes(whole[: len(whole) // 2])
     result = run(*folders, "--json", tmp_path / "out" / "scores.json")

@@ -13,7 +13,7 @@ from lpg_hf.label_maps import read_label_map
 
 
 def ellipse_on_stripes() -> tuple[Image.Image, np.ndarray, list[int]]:
-    """A picture that no photograph resembles, the mask of its object, and the object's box."""
+    """An image that no photograph resembles, the mask of its object, and the object's box."""
     rows, columns = np.mgrid[:200, :260]
     stripes = np.stack([120 + 40 * np.sin(columns / 3), 130 + 40 * np.sin(rows / 5), np.full(rows.shape, 90)], axis=2)
     picture = Image.fromarray(stripes.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Where a segmenter's logits lie in the picture, and what is kept of them."""
+"""Where a segmenter's logits lie in the image, and what is kept of them."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lpg_hf.generators.class_probs import at_picture_size, padded_size, stored_probs
+from lpg_hf.generators.class_probs import at_image_size, padded_size, stored_probs
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 
@@ -36,13 +36,13 @@ def test_logits_are_read_where_the_network_has_looked(model, stride):
     assert inside.sum() >= 12
     assert np.abs(stored[1, :, 3, : len(cells)] - expected.numpy())[:, inside.numpy()].max() <= 0.51
 
-    full = at_picture_size(stored[0, 1, :7, :15], 50, 119)
+    full = at_image_size(stored[0, 1, :7, :15], 50, 119)
     pixels = torch.arange(119.0)
     assert full.shape == (50, 119)
     assert np.abs(full[20] - 255 * slope(pixels).softmax(dim=0)[1].numpy())[20:96].max() <= 3
 
 
-def test_a_segmenter_that_aligns_corners_gets_pictures_of_whole_strides_and_one_pixel():
+def test_a_segmenter_that_aligns_corners_gets_images_of_whole_strides_and_one_pixel():
     config = DeepLabLargeFOVConfig(num_labels=3)
     for align_corners, expected in ((True, (385, 513)), (False, (384, 512))):
         config.align_corners = align_corners

@@ -50,7 +50,7 @@ def test_finds_the_object_in_its_box_at_any_size(scale):
 
 
 @pytest.mark.usefixtures("needs_crf")
-def test_a_box_knows_nothing_of_other_boxes_and_pictures():
+def test_a_box_knows_nothing_of_other_boxes_and_images():
     image, _ = disc()
     boxes = [(42, 22, 78, 58), (30, 10, 100, 70), (0, 0, 20, 20)]
     generator = DenseCRFGenerator()

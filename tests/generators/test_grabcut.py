@@ -67,7 +67,7 @@ def test_pixels_far_from_the_box_do_not_matter():
 @pytest.mark.parametrize(
     "image, box",
     [
-        (noise(0), (0, 0, 70, 60)),  # the whole picture
+        (noise(0), (0, 0, 70, 60)),  # the whole image
         (noise(0), (0.4, 0.2, 69.9, 59.8)),
         (noise(0), (0, 0, 70, 59.9)),
         (noise(0), (3, 4, 4, 5)),  # one pixel
@@ -119,7 +119,7 @@ def test_bad_arguments_are_named(change):
 
 
 def test_threads_and_order_do_not_change_a_mask():
-    # On these pictures other random numbers give other masks: test_every_argument_matters[seed-5].
+    # On these images other random numbers give other masks: test_every_argument_matters[seed-5].
     generator = GrabCutGenerator()
     images = [blobs(seed) for seed in range(8)]
     expected = [foregrounds(generator, image) for image in images]

@@ -103,7 +103,7 @@ def test_batches_do_not_change_the_result(view: str, batch_size: int):
 
 
 @pytest.mark.parametrize("view", ["image", "box"])
-def test_flip_averages_with_what_the_mirrored_picture_gives(view: str):
+def test_flip_averages_with_what_the_mirrored_image_gives(view: str):
     torch.manual_seed(0)
     model, processor = tiny_lpg(), LPGImageProcessor(view=view, view_size=64, view_context=0.25)
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -217,7 +217,7 @@ def test_segmenter_probabilities_are_those_of_the_named_class(segmenter_folder):
     assert np.array_equal(swapped[1], own[2]) and np.array_equal(swapped[2], own[1])
 
 
-def test_segmenter_probabilities_cover_the_whole_picture_also_if_the_processor_crops(segmenter_folder):
+def test_segmenter_probabilities_cover_the_whole_image_also_if_the_processor_crops(segmenter_folder):
     image = picture().image
     model = SegformerForSemanticSegmentation.from_pretrained(segmenter_folder)
     size = {"height": 16, "width": 16}

@@ -31,7 +31,7 @@ def save_red_detector(path: Path, batch="batch", height=24, width=32, channels=3
     weights[0, :2, 0, 0] = 4, -4
     tensors = {"weights": weights, "bias": np.array([bias], np.float32)}
     nodes = [
-        helper.make_node("Conv", ["picture", "weights", "bias"], ["logits"]),
+        helper.make_node("Conv", ["image", "weights", "bias"], ["logits"]),
         helper.make_node("Sigmoid", ["logits"], ["salient"]),
         helper.make_node("Neg", ["salient"], ["opposite"]),
     ]
@@ -39,7 +39,7 @@ def save_red_detector(path: Path, batch="batch", height=24, width=32, channels=3
     graph = helper.make_graph(
         nodes,
         "red",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 1, *shape[2:]])
             for name in ("salient", "opposite")
@@ -56,7 +56,7 @@ def model(tmp_path) -> Path:
 
 
 def scene(seed: int = 0) -> tuple[BoxedImage, np.ndarray]:
-    """Two red discs on noisy green with loose boxes: (picture, their pixels)."""
+    """Two red discs on noisy green with loose boxes: (image, their pixels)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:90, :140]
     truth = ((y - 40) ** 2 + (x - 40) ** 2 < 22**2) | ((y - 60) ** 2 + (x - 105) ** 2 < 15**2)
@@ -205,7 +205,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
         SaliencyGenerator(tmp_path / "text.onnx")
     for name, wrong in (("grey", {"channels": 2}), ("four", {"batch": 4})):
         file = save_red_detector(tmp_path / f"{name}.onnx", **wrong)
-        with pytest.raises(ValueError, match=rf"{name}.onnx takes picture \[.*\], but a salient-object network takes"):
+        with pytest.raises(ValueError, match=rf"{name}.onnx takes image \[.*\], but a salient-object network takes"):
             SaliencyGenerator(file)
 
 

@@ -182,7 +182,7 @@ def test_equals_the_processor_and_the_model_of_transformers(folders, pictures, k
         assert np.allclose(patch.foreground, expected, atol=1e-5)
 
 
-def test_sam2_equals_the_model_of_transformers_on_the_stretched_picture(folders, pictures):
+def test_sam2_equals_the_model_of_transformers_on_the_stretched_image(folders, pictures):
     image, generator = pictures[0], SAMGenerator(folders["sam2"])
     model = Sam2Model.from_pretrained(folders["sam2"]).eval()
     scale = torch.tensor([SIDE / 90, SIDE / 50] * 2)
@@ -198,7 +198,7 @@ def test_sam2_equals_the_model_of_transformers_on_the_stretched_picture(folders,
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
-def test_sam2_pictures_are_those_of_its_processor(folders, pictures):
+def test_sam2_images_are_those_of_its_processor(folders, pictures):
     from transformers import Sam2ImageProcessor
 
     theirs = Sam2ImageProcessor.from_pretrained(folders["sam2"])(images=pictures[0].image, return_tensors="pt")
@@ -215,7 +215,7 @@ def test_half_precision_gives_nearly_the_same(folders, pictures, kind):
         assert abs(half[key].foreground - patch.foreground).mean() < 0.05
 
 
-def test_a_pictures_embedding_is_computed_once(folders, pictures, monkeypatch):
+def test_a_images_embedding_is_computed_once(folders, pictures, monkeypatch):
     generator = SAMGenerator(folders["sam"], batch_size=1)
     calls = []
     encode = generator.network.get_image_embeddings

@@ -84,12 +84,12 @@ for name in ("org/lpg-stage2", "org/lpg-segmenter-stage1", "org/boxes"):
     card = open(hf_hub_download(name, "README.md", repo_type=kind), encoding="utf-8").read()
     for snippet in re.findall(r"```python\\n(.*?)```", card, re.DOTALL):
         if kind == "dataset" or "trust_remote_code" in snippet:
-            exec(snippet)  # of the data set it sets `first`
+            exec(snippet)  # of the dataset it sets `first`
 assert first["file_name"] == "a.png" and first["objects"]["bbox"] == [[10, 8, 20, 16]] and "image" not in first
 assert first["license"] == "CC0 http://example.org/cc0", first["license"]
 rows = load_dataset("org/boxes")["train"]
 assert rows.features["objects"]["category"].feature.names == ["thing"] and len(rows) == 1
-assert load_dataset("org/boxes", revision="with-pictures", split="train")[0]["image"].size == (60, 40)
+assert load_dataset("org/boxes", revision="with-images", split="train")[0]["image"].size == (60, 40)
 """
 
 
@@ -151,7 +151,7 @@ def hub(source: Path, annotations: Path, home: Path):
         assert printed.splitlines()[-1] == "collection org/lpg-stages-0123"
         data = ["--format", "coco", "--annotations", annotations / "boxes.json", "--images", annotations]
         assert "pushed: README.md" in lpg_hf(server, home, "push-data", "org/boxes", *data)
-        lpg_hf(server, home, "push-data", "org/boxes", *data, "--with-images", "--revision", "with-pictures")
+        lpg_hf(server, home, "push-data", "org/boxes", *data, "--with-images", "--revision", "with-images")
         HfApi(endpoint=server.endpoint, token=TOKEN).create_tag("org/lpg-stage2", tag="v1")
         HfApi(endpoint=server.endpoint, token=TOKEN).create_tag("org/lpg-segmenter-stage1", tag="v1")
         yield server
@@ -281,10 +281,10 @@ def test_cards_are_complete_and_their_numbers_are_in_metrics_json(hub: HubServer
 def test_the_card_of_a_data_set_keeps_licences(hub: HubServer):
     card = ModelCard(hub.files("org/boxes", kind="dataset")["README.md"].decode())
     assert card.data.license == "other" and card.data.configs[0]["data_files"][0]["path"] == "data/train-*.parquet"
-    assert "- CC0 http://example.org/cc0" in card.text and "pictures are not part of this data set" in card.text
+    assert "- CC0 http://example.org/cc0" in card.text and "images are not part of this dataset" in card.text
     assert 'load_dataset("org/boxes", split="train", streaming=True)' in card.text
-    with_pictures = hub.files("org/boxes", "with-pictures", kind="dataset")
-    assert b"not part of this data set" not in with_pictures["README.md"]
+    with_pictures = hub.files("org/boxes", "with-images", kind="dataset")
+    assert b"not part of this dataset" not in with_pictures["README.md"]
 
 
 @pytest.mark.slow

@@ -399,12 +399,12 @@ def test_a_commit_in_between_is_not_overwritten_unseen(hub: HubServer, run: Path
     assert json.loads(hub.files(REPOS[0])["config.json"])["value"] == 7
 
 
-# Data sets
+# Datasets
 
 
 @pytest.fixture
 def boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Options of `push_data` for one picture with one box."""
+    """Options of `push_data` for one image with one box."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
@@ -429,7 +429,7 @@ def test_data_are_pushed_in_one_commit_and_not_twice(hub: HubServer, boxes: dict
     assert not again.is_new and again.commit == pushed.commit and len(repo.commits) == 2
 
 
-def test_pictures_are_pushed_only_when_asked_for(hub: HubServer, boxes: dict):
+def test_images_are_pushed_only_when_asked_for(hub: HubServer, boxes: dict):
     files = []
     for with_images in (False, True):
         push_data("org/boxes", "coco", with_images=with_images, api=client(hub), **boxes)

@@ -73,7 +73,7 @@ def test_unknown_granularity_is_refused():
 
 
 @pytest.mark.parametrize("positions", [[], [0, 0, 2], [1], [2, 2], [0, 1, 2]])
-def test_by_position_gives_every_picture_its_patches(positions: list[int]):
+def test_by_position_gives_every_image_its_patches(positions: list[int]):
     stream = iter([(position, patch(1, i, (0, 0, 1, 1), 0.5)) for i, position in enumerate(positions)])
     found = [[item.boxes[0] for item in of_image] for of_image in by_position(stream, 3)]
     assert found == [[i for i, p in enumerate(positions) if p == position] for position in range(3)]

@@ -62,7 +62,7 @@ def test_r_n2_zero_boxes_give_empty_lists_and_a_background_map(pipe, pixels, emp
     assert result["label_map"].shape == (45, 61) and not result["label_map"].any()
 
 
-def test_r_n2_pictures_with_different_numbers_of_boxes_share_a_call(pipe, pixels):
+def test_r_n2_images_with_different_numbers_of_boxes_share_a_call(pipe, pixels):
     other = np.ascontiguousarray(pixels[::-1, :50])
     together = pipe([pixels, other, pixels], boxes=[BOXES, [], BOXES[:1]], labels=[[1, 2], [], [7]])
     alone = [
@@ -96,7 +96,7 @@ def test_box_formats_mean_the_same_box(pipe, pixels):
         assert equal(pipe(pixels, boxes=[box], box_format=box_format), expected), box_format
 
 
-def test_pictures_of_every_kind_are_read_alike(pipe, pixels, tmp_path):
+def test_images_of_every_kind_are_read_alike(pipe, pixels, tmp_path):
     path = tmp_path / "é 1.png"
     Image.fromarray(pixels).save(path)
     expected = pipe(pixels, boxes=BOXES)
@@ -106,7 +106,7 @@ def test_pictures_of_every_kind_are_read_alike(pipe, pixels, tmp_path):
     assert equal(pipe(grey, boxes=BOXES), pipe(np.repeat(grey[..., None], 3, axis=2), boxes=BOXES))
 
 
-def test_r_f1_boxes_lie_in_the_upright_picture(pipe, pixels, tmp_path):
+def test_r_f1_boxes_lie_in_the_upright_image(pipe, pixels, tmp_path):
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(pixels)))  # orientation 6 turns it back
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -124,7 +124,7 @@ def server(tmp_path, monkeypatch):
         running.shutdown()
 
 
-def test_r_f3_r_f4_a_picture_of_a_url_is_that_of_its_file(pipe, pixels, server, tmp_path):
+def test_r_f3_r_f4_a_image_of_a_url_is_that_of_its_file(pipe, pixels, server, tmp_path):
     ramp = np.linspace(0, 65520, 45 * 61).reshape(45, 61).astype(np.uint16)
     half = np.where(np.arange(61) < 30, 255, 0).astype(np.uint8)
     turned = Image.Exif()
@@ -140,17 +140,17 @@ def test_r_f3_r_f4_a_picture_of_a_url_is_that_of_its_file(pipe, pixels, server, 
     assert (as_pixels(f"{server}/transparent.png")[:, 30:] == 255).all()
 
 
-def test_a_url_that_gives_no_picture_is_named(server, tmp_path):
-    with pytest.raises(OSError, match=f"cannot fetch the picture {server}/absent.png: 404"):
+def test_a_url_that_gives_no_image_is_named(server, tmp_path):
+    with pytest.raises(OSError, match=f"cannot fetch the image {server}/absent.png: 404"):
         as_pixels(f"{server}/absent.png")
     (tmp_path / "page.png").write_text("<html>")
-    with pytest.raises(OSError, match=f"cannot open the picture {server}/page.png: it is no picture"):
+    with pytest.raises(OSError, match=f"cannot open the image {server}/page.png: it is no image"):
         as_pixels(f"{server}/page.png")
-    with pytest.raises(OSError, match="cannot fetch the picture http://127.0.0.1:1/a.png"):
+    with pytest.raises(OSError, match="cannot fetch the image http://127.0.0.1:1/a.png"):
         as_pixels("http://127.0.0.1:1/a.png")
 
 
-def test_r_f6_a_too_large_picture_is_refused_by_name_unless_max_pixels_says_so(pipe, server, tmp_path):
+def test_r_f6_a_too_large_image_is_refused_by_name_unless_max_pixels_says_so(pipe, server, tmp_path):
     path = tmp_path / "big.png"
     Image.new("L", (20000, 10000)).save(path)
     for image in (path, f"{server}/big.png"):
@@ -161,7 +161,7 @@ def test_r_f6_a_too_large_picture_is_refused_by_name_unless_max_pixels_says_so(p
         with pytest.raises(OSError, match="more than max_pixels=2744"):
             pipe(image, boxes=BOXES, max_pixels=61 * 45 - 1)
         assert pipe(image, boxes=BOXES, max_pixels=61 * 45)["label_map"].shape == (45, 61)
-    with pytest.raises(ValueError, match="max_pixels=0 lets no picture in"):
+    with pytest.raises(ValueError, match="max_pixels=0 lets no image in"):
         pipe(path, boxes=BOXES, max_pixels=0)
 
 
@@ -230,10 +230,10 @@ def test_segmenter_of_a_later_stage(segmenter_folder, pixels):
     [
         (
             {"boxes": [[5, 5, 5, 9]]},
-            r"box 0 is empty or outside the picture of 61 x 45: \[5.0, 5.0, 5.0, 9.0\] as xyxy",
+            r"box 0 is empty or outside the image of 61 x 45: \[5.0, 5.0, 5.0, 9.0\] as xyxy",
         ),
         ({"boxes": [[1, 1, 9, 9], [30, 20, 10, 8]]}, "box 1 is empty"),
-        ({"boxes": [[100, 100, 120, 130]]}, "outside the picture of 61 x 45"),
+        ({"boxes": [[100, 100, 120, 130]]}, "outside the image of 61 x 45"),
         ({"boxes": [[1, 1, float("nan"), 9]]}, "box 0 holds a number that is not finite"),
         ({"boxes": [[1, 2, 3]]}, r"\(N, 4\) numbers, got shape \(1, 3\)"),
         ({"boxes": BOXES, "labels": [1]}, "one integer from 1 to 65534 for each of the 2 boxes"),
@@ -244,7 +244,7 @@ def test_segmenter_of_a_later_stage(segmenter_folder, pixels):
         ({"boxes": BOXES, "overlap_rule": "top"}, "overlap_rule='top' is unknown"),
         ({"boxes": BOXES, "box_format": "ltrb"}, "unknown box format 'ltrb'"),
         ({"labels": [1, 2]}, "labels and class_probs belong to boxes"),
-        ({}, "the pipeline needs boxes for every picture"),
+        ({}, "the pipeline needs boxes for every image"),
     ],
 )
 def test_bad_input_is_named(pipe, pixels, arguments: dict, message: str):
@@ -252,31 +252,31 @@ def test_bad_input_is_named(pipe, pixels, arguments: dict, message: str):
         pipe(pixels, **arguments)
 
 
-def test_the_bad_one_of_several_pictures_is_named(pipe, pixels, tmp_path):
+def test_the_bad_one_of_several_images_is_named(pipe, pixels, tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path)
     empty = [BOXES[0], [5, 5, 5, 9]]
-    with pytest.raises(ValueError, match="^picture 1: box 1 is empty or outside the picture of 61 x 45"):
+    with pytest.raises(ValueError, match="^image 1: box 1 is empty or outside the image of 61 x 45"):
         pipe([str(path), pixels, pixels], boxes=[BOXES, empty, BOXES])
-    with pytest.raises(ValueError, match=rf"^picture 2 \({path}\): box 1 is empty"):
+    with pytest.raises(ValueError, match=rf"^image 2 \({path}\): box 1 is empty"):
         pipe([pixels, pixels, str(path)], boxes=[BOXES, BOXES, empty])
-    with pytest.raises(ValueError, match=rf"^picture 1 \({path}\): labels must be one integer"):
+    with pytest.raises(ValueError, match=rf"^image 1 \({path}\): labels must be one integer"):
         pipe([pixels, path], boxes=[BOXES, BOXES], labels=[[1, 1], [1]])
-    with pytest.raises(ValueError, match=rf"^picture 0 \({path}\): the pipeline needs boxes for every picture"):
+    with pytest.raises(ValueError, match=rf"^image 0 \({path}\): the pipeline needs boxes for every image"):
         pipe([str(path), pixels])
     cut = Image.open(io.BytesIO(path.read_bytes()[:-200]))
-    with pytest.raises(OSError, match="^picture 1: cannot decode the picture"):
+    with pytest.raises(OSError, match="^image 1: cannot decode the image"):
         pipe([pixels, cut], boxes=[BOXES, BOXES])
     stream = ({"image": pixels, "boxes": boxes} for boxes in (BOXES, BOXES, empty))
     results = pipe(stream, batch_size=1)
     next(results), next(results)
-    with pytest.raises(ValueError, match="^picture 2: box 1 is empty"):
+    with pytest.raises(ValueError, match="^image 2: box 1 is empty"):
         next(results)
     with pytest.raises(ValueError, match="^box 1 is empty"):
         pipe(pixels, boxes=empty)
 
 
-def test_bad_pictures_are_named(pipe, pixels, tmp_path):
+def test_bad_images_are_named(pipe, pixels, tmp_path):
     with pytest.raises(OSError, match="absent.png"):
         pipe(tmp_path / "absent.png", boxes=BOXES)
     with pytest.raises(ValueError, match=r"float64 array of shape \(45, 61, 3\)"):

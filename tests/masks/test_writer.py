@@ -1,4 +1,4 @@
-"""`lpg-hf masks`: what it writes, for all three formats; cut off and repeated; shared by processes; with bad pictures among good."""
+"""`lpg-hf masks`: what it writes, for all three formats; cut off and repeated; shared by processes; with bad images among good."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from lpg_hf.masks.writer import MaskSettings, write_masks
 
 
 NAMES = ["set1/a.jpg", "set1/b c.png", "é/图片.jpg", "d.png", "e.jpg", "f.jpg"]
-# xyxy pixels and class, per picture of 60 x 40
+# xyxy pixels and class, per image of 60 x 40
 OBJECTS = [
     [((5, 4, 30, 30), 0), ((20, 10, 55, 35), 1)],
     [((0, 0, 60, 40), 2)],
@@ -166,7 +166,7 @@ def test_all_outputs_of_every_format(name: str, data: Path, lpg_folder: Path):
     assert not (out / ".parts").exists()
 
 
-def test_r_h7_label_maps_are_palette_pictures(data: Path):
+def test_r_h7_label_maps_are_palette_images(data: Path):
     assert (
         run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 0
     )
@@ -274,7 +274,7 @@ def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path,
     assert moment > len(expected)
 
 
-def test_processes_share_the_pictures_and_the_last_one_joins(data: Path, lpg_folder: Path, monkeypatch):
+def test_processes_share_the_images_and_the_last_one_joins(data: Path, lpg_folder: Path, monkeypatch):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 1)
     masks_of(data, data / "one", lpg_folder)
     results = [masks_of(data, data / "three", lpg_folder, rank=rank, num_processes=3) for rank in (2, 0, 1)]
@@ -311,7 +311,7 @@ def test_other_settings_do_not_mix(data: Path, capsys):
     content = coco_content()
     content["annotations"][0]["bbox"] = [0, 0, 9, 9]
     (data / "coco.json").write_text(json.dumps(content), encoding="utf-8")
-    assert run(*command) == 2 and "the annotations or the pictures have changed" in capsys.readouterr().err
+    assert run(*command) == 2 and "the annotations or the images have changed" in capsys.readouterr().err
     assert run(*command, "--overwrite", "--write", "coco") == 0
     assert sorted(path.name for path in (data / "out").iterdir()) == ["classes.txt", "instances.json", "report.json"]
 
@@ -321,13 +321,13 @@ def test_changed_labels_and_reading_options_do_not_mix_either(data: Path, capsys
     command = ["masks", data / "yolo/data.yaml", "--out", data / "out", "--generator", "box"]
     assert run(*command) == 0 and run(*command) == 0
     (data / "yolo/labels/f.txt").write_text("1 0.5 0.5 0.1 0.1\n")
-    assert run(*command) == 2 and "the annotations or the pictures have changed" in capsys.readouterr().err
+    assert run(*command) == 2 and "the annotations or the images have changed" in capsys.readouterr().err
     command = ["masks", data / "voc", "--out", data / "voc_out", "--generator", "box"]
     assert run(*command) == 0
     assert run(*command, "--zero-based") == 2 and "zero_based was False" in capsys.readouterr().err
 
 
-def test_a_missing_picture_alone_is_told_by_the_exit_status(data: Path):
+def test_a_missing_image_alone_is_told_by_the_exit_status(data: Path):
     (data / "images/f.jpg").unlink()
     assert (
         run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 1
@@ -337,7 +337,7 @@ def test_a_missing_picture_alone_is_told_by_the_exit_status(data: Path):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_r_f5_a_picture_repaired_after_a_finished_run_is_told(name: str, data: Path, capsys):
+def test_r_f5_a_image_repaired_after_a_finished_run_is_told(name: str, data: Path, capsys):
     annotations, images = SOURCES[name]
     flags = [] if images is None else ["--images", data / images]
     command = ["masks", data / annotations, *flags, "--out", data / "out", "--generator", "box"]
@@ -416,7 +416,7 @@ def licensed(data: Path) -> dict:
     return content
 
 
-def test_licences_of_pictures_come_back_from_every_process(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
+def test_licences_of_images_come_back_from_every_process(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
     for rank in (0, 1):  # the second joins what the first has left in its parts
         masks_of(data, data / "out", lpg_folder, rank=rank, num_processes=2)
@@ -439,7 +439,7 @@ def test_parts_without_licences_are_joined_too(data: Path, licensed: dict, lpg_f
     assert [image.get("license") for image in written["images"]] == [None, None, 6, None, None, None]
 
 
-def test_licences_and_picture_ids_of_a_data_set_are_listed(data: Path, licensed: dict):
+def test_licences_and_image_ids_of_a_data_set_are_listed(data: Path, licensed: dict):
     (data / "parquet/data").mkdir(parents=True)
     dataset = load_boxes("coco", annotations=data / "coco.json", images=data / "images", keep_empty=True)
     write_shards(dataset, data / "parquet/data", "train", 100)
@@ -460,7 +460,7 @@ def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_r_f5_r_f6_bad_pictures_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
+def test_r_f5_r_f6_bad_images_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
     annotations, images = SOURCES[name]
     folder = data / {"coco": "images", "voc": "voc/JPEGImages", "yolo": "yolo/images"}[name]
     (folder / "e.jpg").write_bytes((folder / "e.jpg").read_bytes()[:-200])
@@ -482,7 +482,7 @@ def test_r_f5_r_f6_bad_pictures_are_named_and_the_rest_goes_on(name: str, data: 
     left_out = {image["file_name"]: image["problems"] for image in report["images"] if image.get("left_out")}
     named = {name for name in left_out if not name.startswith("f")}
     assert named == {"d.png", "e.jpg"} and "truncated_image" in left_out["e.jpg"]
-    if name == "yolo":  # a label file without a picture says no more than its own name
+    if name == "yolo":  # a label file without an image says no more than its own name
         assert "f.txt" in printed
     else:
         assert any(left.startswith("f.") for left in left_out)
@@ -490,7 +490,7 @@ def test_r_f5_r_f6_bad_pictures_are_named_and_the_rest_goes_on(name: str, data: 
     assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["images"]) == 3
 
 
-def test_pictures_of_one_mask_name_are_not_overwritten(data: Path, capsys):
+def test_images_of_one_mask_name_are_not_overwritten(data: Path, capsys):
     content = coco_content()
     Image.new("RGB", (60, 40)).save(data / "images/set1/a.png")
     content["images"].append({"id": 999, "file_name": "set1/a.png", "width": 60, "height": 40})
@@ -580,7 +580,7 @@ def test_r_d8_objects_of_unknown_classes_get_masks(data: Path):
     assert [c["name"] for c in content["categories"]] == ["cat", "dog", "犬"] and len(content["annotations"]) == 9
 
 
-def test_very_many_boxes_in_one_picture(data: Path, lpg_folder: Path):
+def test_very_many_boxes_in_one_image(data: Path, lpg_folder: Path):
     rng = np.random.default_rng(0)
     corners = rng.integers(0, [50, 30], (3000, 2))
     content = coco_content()

@@ -60,7 +60,7 @@ def test_classes_are_pooled_over_their_boxes_and_then_averaged():
 
 
 def test_boundary_is_the_mask_without_what_is_deeper_than_its_width():
-    mask = rectangle(0, 5, 30, 35)  # touches the picture's left border, which is an edge
+    mask = rectangle(0, 5, 30, 35)  # touches the image's left border, which is an edge
     band = boundary(mask, 3)
     assert np.array_equal(mask & ~band, rectangle(3, 8, 27, 32))
     assert np.array_equal(boundary(np.ones((9, 9), bool), 2), ~rectangle(2, 2, 7, 7, (9, 9)))
@@ -74,7 +74,7 @@ def test_boundary_agrees_with_the_distance_to_the_background():
     assert np.array_equal(boundary(mask, 2), mask & ~windows.all(axis=(2, 3)))
 
 
-def test_the_band_is_two_per_cent_of_the_pictures_diagonal_and_at_least_a_pixel():
+def test_the_band_is_two_per_cent_of_the_images_diagonal_and_at_least_a_pixel():
     assert [boundary_width(300, 400), boundary_width(10, 10), boundary_width(300, 400, 0.1)] == [10, 1, 50]
     large, shifted = rectangle(100, 100, 200, 200, (300, 400)), rectangle(105, 100, 205, 200, (300, 400))
     results = []

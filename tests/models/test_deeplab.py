@@ -151,7 +151,7 @@ def test_every_architecture_setting_changes_the_model(build, field, value):
 
 @every_model
 @pytest.mark.parametrize("height, width", [(333, 217), (275, 800), (320, 321), (9, 7)])
-def test_r_l4_any_picture_size_works_and_upsamples_to_itself(build, height, width):
+def test_r_l4_any_image_size_works_and_upsamples_to_itself(build, height, width):
     model = build().eval()
     with torch.no_grad():
         logits = model(pixels(height, width)).logits
@@ -190,7 +190,7 @@ def test_r_l1_all_ignored_batch_trains_nothing_and_breaks_nothing(build):
 
 
 @every_model
-def test_gradient_of_a_batch_equals_accumulation_of_single_pictures(build):
+def test_gradient_of_a_batch_equals_accumulation_of_single_images(build):
     model = build(dropout_prob=0.0) if build is tiny_largefov else build()  # v2's batch norm is frozen
     model.train()
     pixel_values, labels = pixels(33, 40, batch=2), torch.randint(0, 5, (2, 33, 40))

@@ -118,7 +118,7 @@ def test_boxes_of_every_kind_give_the_same_batch(processor):
 
 
 @every_view
-def test_pictures_of_different_sizes_and_numbers_of_boxes_in_one_batch_equal_one_by_one(processor):
+def test_images_of_different_sizes_and_numbers_of_boxes_in_one_batch_equal_one_by_one(processor):
     """R-N2."""
     images = [picture(40, 60), picture(15, 16, 1), picture(60, 64, 2), picture(31, 30, 3)]
     boxes = [BOXES, [[2, 3, 9, 12]], [], [[0, 0, 30, 31], [5, 6, 7, 8], [20, 1, 40, 9]]]
@@ -136,8 +136,8 @@ def test_pictures_of_different_sizes_and_numbers_of_boxes_in_one_batch_equal_one
 
 
 @every_view
-def test_a_batch_of_different_sizes_covers_each_picture_with_its_own_part_of_the_logits(processor):
-    """15 x 16 beside 60 x 64: the small picture's padded logits have as many pixels as the picture itself."""
+def test_a_batch_of_different_sizes_covers_each_image_with_its_own_part_of_the_logits(processor):
+    """15 x 16 beside 60 x 64: the small image's padded logits have as many pixels as the image itself."""
     images = [picture(16, 16), picture(64, 64, 1)]
     batch = processor(images, boxes=[[[0, 0, 16, 16]], [[0, 0, 64, 64]]], return_tensors="pt")
     output = certain(batch)
@@ -273,7 +273,7 @@ def test_output_that_does_not_belong_to_the_views_is_refused():
 
 
 @every_view
-def test_pixels_are_normalised_and_what_lies_outside_the_picture_is_the_mean_colour(processor):
+def test_pixels_are_normalised_and_what_lies_outside_the_image_is_the_mean_colour(processor):
     image = np.zeros((40, 60, 3), dtype=np.uint8)
     image[:] = (200, 100, 50)
     box = [[-10, -10, 20, 20]]
@@ -292,7 +292,7 @@ def test_own_mean_and_std_are_used():
 
 
 @every_view
-def test_class_probs_are_those_of_the_views_class_brought_to_the_picture(processor):
+def test_class_probs_are_those_of_the_views_class_brought_to_the_image(processor):
     probs = np.zeros((4, 5, 6), dtype=np.float32)
     probs[0], probs[1], probs[3] = 0.1, np.linspace(0, 1, 6), 0.7
     for given in (probs, torch.from_numpy(probs)):
@@ -301,12 +301,12 @@ def test_class_probs_are_those_of_the_views_class_brought_to_the_picture(process
         )
         constant, ramp = batch["class_prob"]
         assert batch["class_prob"].shape == batch["box_mask"].shape and constant.dtype == torch.float32
-        inside = batch["box_mask"][0, 0].bool()  # the picture; a box view reaches beyond it
+        inside = batch["box_mask"][0, 0].bool()  # the image; a box view reaches beyond it
         assert (constant[0][inside] - 0.7).abs().median() < 1e-6
         row = ramp[0][ramp.shape[1] // 2][inside[ramp.shape[1] // 2]][1:-1]  # without the pixels across the edge
         assert (row.diff() > -1e-6).all() and row[0] < 0.05 and row[-1] > 0.95 and abs(row.mean() - 0.5) < 0.01
         if processor.view == "box":
-            assert constant[0][0].eq(0).all()  # outside the picture nothing is likely
+            assert constant[0][0].eq(0).all()  # outside the image nothing is likely
 
 
 def test_8_bit_class_prob_equals_the_float_one():
@@ -334,7 +334,7 @@ def test_stacked_views_are_padded_at_the_right_and_the_bottom_with_nothing_to_le
         assert (values[1, ..., :5] == 1).all() and (values[1, ..., 5:] == fill).all()
 
 
-# Back to the picture
+# Back to the image
 
 
 @every_view
@@ -354,7 +354,7 @@ def test_foreground_is_a_probability_inside_the_boxes_and_exactly_0_outside(proc
 
 
 @every_view
-def test_certain_foreground_fills_a_box_in_a_picture_larger_than_the_working_size(processor):
+def test_certain_foreground_fills_a_box_in_a_image_larger_than_the_working_size(processor):
     """R-N3: the extent of the mask is the box (IoU 1)."""
     boxes = np.array([[13, 57, 211, 140]], dtype=np.float32)
     batch = processor(picture(217, 333), boxes=boxes, return_tensors="pt")
@@ -410,7 +410,7 @@ def perfect_output(encoded) -> SimpleNamespace:
 @pytest.mark.parametrize("height, width", [(217, 333), (120, 97)])
 @pytest.mark.parametrize("x, y, radius", [(50, 60, 30), (60, 20, 35), (48.3, 60.7, 47)], ids=["whole", "cut", "large"])
 @pytest.mark.parametrize("kind", ["image", "box"])
-def test_a_perfect_network_gives_back_the_mask_at_the_pictures_size(kind, height, width, x, y, radius):
+def test_a_perfect_network_gives_back_the_mask_at_the_images_size(kind, height, width, x, y, radius):
     processor = LPGImageProcessor(view=kind)
     truth = disc(height, width, x, y, radius)
     ys, xs = np.nonzero(truth)
@@ -456,11 +456,11 @@ def test_random_view_is_of_the_wanted_class_and_box_and_fits_the_network(process
             assert encoded["box_mask"].any()
 
 
-# The picture's edges
+# The image's edges
 
 
 def two_colours() -> tuple[np.ndarray, np.ndarray]:
-    """A picture with an object that fills a part of its box, with edges off the grid of 4; and the object, bool."""
+    """An image with an object that fills a part of its box, with edges off the grid of 4; and the object, bool."""
     noise = np.random.default_rng(0).integers(-6, 7, (72, 90, 3))
     rows, columns = np.mgrid[:72, :90]
     inside = (np.abs(rows - 37) + np.abs(columns - 46) < 22) | (
@@ -476,7 +476,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("view", ["image", "box"])
-def test_edge_radius_gives_a_coarse_foreground_the_edges_of_the_picture(view, flip):
+def test_edge_radius_gives_a_coarse_foreground_the_edges_of_the_image(view, flip):
     image, inside = two_colours()
     boxes, labels = np.array([[22, 14, 70, 63]], dtype=np.float32), np.array([1])
     found = {}
@@ -498,7 +498,7 @@ def test_edge_radius_gives_a_coarse_foreground_the_edges_of_the_picture(view, fl
 
 
 @pytest.mark.parametrize("width", [48, 49, 50, 51])
-def test_edges_of_a_mirrored_view_are_those_of_the_mirrored_picture(width):
+def test_edges_of_a_mirrored_view_are_those_of_the_mirrored_image(width):
     """Also where 4 does not divide the width, so that the grid reaches over one side of the view."""
     image = picture(48, width)
     mirrored = np.ascontiguousarray(image[:, ::-1])
@@ -510,7 +510,7 @@ def test_edges_of_a_mirrored_view_are_those_of_the_mirrored_picture(width):
     np.testing.assert_allclose(foreground, expected[:, ::-1], atol=1e-5)
 
 
-def test_edge_radius_leaves_the_foreground_of_a_plain_picture_smooth():
+def test_edge_radius_leaves_the_foreground_of_a_plain_image_smooth():
     """Where there is no edge to follow, the foreground is a mean of itself."""
     image = np.full((64, 64, 3), 90, dtype=np.uint8)
     processor = LPGImageProcessor(edge_radius=1)
@@ -543,7 +543,7 @@ def test_edge_radius_takes_the_images_as_the_call_does(kind):
 def test_edge_radius_without_the_images_or_below_zero_is_an_error():
     processor = LPGImageProcessor(view="box", view_size=32, edge_radius=1)
     batch = processor(picture(), boxes=BOXES, return_tensors="pt")
-    with pytest.raises(ValueError, match="edge_radius=1 follows the picture's edges: pass the image"):
+    with pytest.raises(ValueError, match="edge_radius=1 follows the image's edges: pass the image"):
         processor.post_process_foreground(pooled(batch), batch["views"], [(40, 60)])
     with pytest.raises(
         ValueError, match=r"the images have the sizes \[\(30, 60\)\], but target_sizes are \[\(40, 60\)\]"

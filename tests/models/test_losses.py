@@ -9,7 +9,7 @@ from lpg_hf.models.losses import pixel_cross_entropy
 
 @pytest.fixture
 def batch():
-    """Logits (2, 5, 6, 7) and labels: the first picture is 90 % void, the second has no void."""
+    """Logits (2, 5, 6, 7) and labels: the first image is 90 % void, the second has no void."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 5, 6, 7, generator=generator)
     labels = torch.randint(0, 5, (2, 6, 7), generator=generator)
@@ -17,13 +17,13 @@ def batch():
     return logits, labels
 
 
-def test_loss_of_one_picture_is_the_usual_cross_entropy(batch):
+def test_loss_of_one_image_is_the_usual_cross_entropy(batch):
     logits, labels = batch
     expected = F.cross_entropy(logits[:1], labels[:1], ignore_index=255)
     torch.testing.assert_close(pixel_cross_entropy(logits[:1], labels[:1]), expected)
 
 
-def test_gradient_of_a_batch_equals_accumulated_single_pictures(batch):
+def test_gradient_of_a_batch_equals_accumulated_single_images(batch):
     logits, labels = batch
     together = logits.clone().requires_grad_()
     pixel_cross_entropy(together, labels).backward()
@@ -42,7 +42,7 @@ def test_all_ignored_batch_has_loss_zero_and_zero_gradients(batch, at):
     assert logits.grad.eq(0).all()
 
 
-def test_ignored_picture_counts_zero_in_the_mean(batch):
+def test_ignored_image_counts_zero_in_the_mean(batch):
     logits, labels = batch
     labels = labels.clone()
     labels[0] = 255

@@ -201,7 +201,7 @@ def test_config_of_the_backbone_is_left_as_it_was_given():
         ({**TINY_CONVNEXT, "patch_size": 8}, r"strides stem 8, stage1 8, .*needs 4, 8, 16"),
         ({**TINY_CONVNEXT, "out_features": ["stage1", "stage3"]}, r"strides stage1 4, stage3 16, .*without a gap"),
         ({**TINY_CONVNEXT, "patch_size": 3}, r"strides stem 3\.04762, "),
-        ({**TINY_CONVNEXT, "num_channels": 1}, r"convnext backbone .* cannot take an RGB picture"),
+        ({**TINY_CONVNEXT, "num_channels": 1}, r"convnext backbone .* cannot take an RGB image"),
         ({"model_type": "bert"}, "BertConfig, which names no stages"),
         ({"model_type": "vgg"}, "model_type='vgg', which transformers does not know"),
         ({}, "model_type=None"),
@@ -610,7 +610,7 @@ def test_widened_network_learns_to_use_the_class_prob(backbone):
         assert new[:, channel].eq(0).all() and new.grad[:, channel].ne(0).any()
 
 
-def test_squeezenet_weights_trained_on_bgr_see_the_same_picture_in_rgb(tmp_path):
+def test_squeezenet_weights_trained_on_bgr_see_the_same_image_in_rgb(tmp_path):
     torch.manual_seed(3)
     bgr, encoder = SqueezeNetEncoder(), SqueezeNetEncoder()
     save_file({**bgr.state_dict(), "classifier.1.weight": torch.zeros(2)}, tmp_path / "squeezenet.safetensors")

@@ -80,7 +80,7 @@ def back_in_the_image(array: np.ndarray, view: View) -> tuple[slice, slice, np.n
 
 @every_view
 def test_a_position_comes_back_to_its_pixel(view):
-    """The picture holds each pixel's own x (or y), so that an error of the round trip is a shift in pixels."""
+    """The image holds each pixel's own x (or y), so that an error of the round trip is a shift in pixels."""
     x1, y1, x2, y2 = view.window
     scale = max((x2 - x1) / view.size[1], 1)
     margin = 1 if x2 - x1 < 8 else int(np.ceil(5 * scale)) + 1  # interpolation at the edge sees what lies beyond

@@ -9,7 +9,7 @@ from training.config import settings_from_dict
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
-    """The built data sets of these tests stay out of the user's cache."""
+    """The built datasets of these tests stay out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("HF_DATASETS_CACHE")
     os.environ["HF_DATASETS_CACHE"] = str(folder)

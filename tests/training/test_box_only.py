@@ -52,7 +52,7 @@ def test_r_h8_stage_0_is_the_same_with_masks_without_and_with_garbage_of_voc(set
     rows = load_target(accelerator, settings, masks=True)
     without = load_target(accelerator, settings, masks=False)
     assert "mask" in rows.column_names and "mask" not in without.column_names
-    garbage = rows.map(lambda row: {"mask": {"bytes": b"no picture", "path": None}})
+    garbage = rows.map(lambda row: {"mask": {"bytes": b"no image", "path": None}})
     results = [stage0(settings, r, tmp_path / str(k)) for k, r in enumerate((rows, without, garbage))]
     assert results[0] == results[1] == results[2]
 

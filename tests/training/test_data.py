@@ -29,7 +29,7 @@ def own(settings, data, tmp_path):
     )
 
 
-def test_r_f7_missing_pictures_are_an_error_unless_they_may_be_missing(accelerator, own, tmp_path, capsys):
+def test_r_f7_missing_images_are_an_error_unless_they_may_be_missing(accelerator, own, tmp_path, capsys):
     for folder in ("aux/images", "target/JPEGImages"):
         for picture in {path.name[:4]: path for path in (tmp_path / "data" / folder).iterdir()}.values():
             picture.unlink()  # one of each part
@@ -41,10 +41,10 @@ def test_r_f7_missing_pictures_are_an_error_unless_they_may_be_missing(accelerat
                 load(accelerator, own)
             capsys.readouterr()
             assert len(load(accelerator, allowed)) in (7, 5, 3)
-            assert "missing_image: 1 (picture that does not exist; image left out)" in capsys.readouterr().out
+            assert "missing_image: 1 (image that does not exist; image left out)" in capsys.readouterr().out
 
 
-def test_r_a11_pictures_of_another_size_than_stated_are_left_out_refused_or_rescaled(accelerator, own, tmp_path):
+def test_r_a11_images_of_another_size_than_stated_are_left_out_refused_or_rescaled(accelerator, own, tmp_path):
     path = tmp_path / "data" / "aux" / "annotations.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["images"][0]["width"] *= 2
@@ -59,14 +59,14 @@ def test_r_a11_pictures_of_another_size_than_stated_are_left_out_refused_or_resc
         changed = {how: dataclasses.replace(own, **{f"{part}_size_mismatch": how}) for how in ("error", "rescale")}
         for load in functions:
             assert len(load(accelerator, own)) in (7, 5, 3)
-            with pytest.raises(ValueError, match=r"0001.*: stated \d+ x \d+, picture"):
+            with pytest.raises(ValueError, match=r"0001.*: stated \d+ x \d+, image"):
                 load(accelerator, changed["error"])
             rescaled = load(accelerator, changed["rescale"])
             assert len(rescaled) in (8, 6, 4)
             assert np.max(rescaled[0]["objects"]["bbox"], axis=0)[2] <= rescaled[0]["width"] / 2
 
 
-def test_r_d5_r_e4_pictures_and_objects_that_are_left_out_are_printed(accelerator, own, capsys):
+def test_r_d5_r_e4_images_and_objects_that_are_left_out_are_printed(accelerator, own, capsys):
     load_aux(accelerator, own)
     assert capsys.readouterr().out == ""  # nothing is left out
     rows = load_aux(accelerator, dataclasses.replace(own, aux_classes=["ring"]))

@@ -141,7 +141,7 @@ def test_masks_have_the_images_size_and_lie_inside_the_boxes_of_their_class(
     assert found > 0 and (tmp_path / "complete.json").is_file()
 
 
-def test_masks_follow_the_edges_of_the_picture_if_they_are_to(accelerator, settings, rows, tmp_path):
+def test_masks_follow_the_edges_of_the_image_if_they_are_to(accelerator, settings, rows, tmp_path):
     """They are those of the generator that serves the same stage elsewhere."""
     settings = dataclasses.replace(settings, view="box", view_size=32, edge_radius=1)
     write(accelerator, dataclasses.replace(settings, edge_radius=0), rows, tmp_path / "plain", "box")
@@ -195,7 +195,7 @@ for _ in range(2):
 """
 
 
-def test_r_a12_masks_of_pictures_with_any_name_are_written_whatever_the_locale(settings, data, tmp_path):
+def test_r_a12_masks_of_images_with_any_name_are_written_whatever_the_locale(settings, data, tmp_path):
     copytree(data / "aux", tmp_path / "aux")
     path = tmp_path / "aux" / "annotations.json"
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -240,7 +240,7 @@ def test_segmenters_of_transformers_train_from_a_config_file(accelerator, settin
     assert any("head" in k for k in moved) and any("head" not in k for k in moved)
 
 
-def test_r_k6_a_batch_norm_over_one_pooled_picture_is_an_error_that_names_the_setting(accelerator, settings, tmp_path):
+def test_r_k6_a_batch_norm_over_one_pooled_image_is_an_error_that_names_the_setting(accelerator, settings, tmp_path):
     from transformers import MobileNetV2Config
 
     MobileNetV2Config(depth_multiplier=0.35).save_pretrained(tmp_path / "model")

@@ -1,13 +1,13 @@
 """MS-COCO instance annotations (one json file) <-> records.
 
-`read_index` reads the file once, checks what concerns it as a whole, and gives one light entry per picture;
+`read_index` reads the file once, checks what concerns it as a whole, and gives one light entry per image;
 `make_record` turns an entry into a record, and may run in other processes; `write_coco` writes records.
 
 Masks are kept compressed, as RLE text. Without `masks` the field "segmentation" is dropped unread, except for an object that
 states no box: its box is then the extent of its polygons or its RLE.
 
 Each object is made small while the json is parsed, so that polygons that are not wanted never pile up. A file of 1 million boxes
-on 100,000 pictures adds 0.5 GB to the process and takes 10 s; with 15-point polygons (380 MB of json) 0.8 GB while it is read
+on 100,000 images adds 0.5 GB to the process and takes 10 s; with 15-point polygons (380 MB of json) 0.8 GB while it is read
 without `masks` (0.4 GB after), 1.1 GB and 27 s with them. The limit is the text of the file, which is read as a whole.
 """
 
@@ -64,12 +64,12 @@ class CocoAnnotation:
 
 @dataclass
 class CocoEntry:
-    """One picture of the file, not yet checked.
+    """One image of the file, not yet checked.
 
     Attributes:
         image_id: text.
         file_name: safe relative name, forward slashes.
-        path: of the picture; None: it does not exist.
+        path: of the image; None: it does not exist.
         size: (height, width) as stated, or None if the file states none that can be true.
         license: name and address.
         annotations: of the wanted classes.
@@ -135,7 +135,7 @@ def find_annotations(root: str | None, annotations: str | os.PathLike | None, sp
     """The annotation file that is meant.
 
     Args:
-        root: folder of the data set, or None.
+        root: folder of the dataset, or None.
         annotations: the file, absolute or relative to `root` or to the working folder; None searches `root` for
             annotations/instances_SPLIT.json (the official layout), instances_SPLIT.json, annotations.json, instances.json.
         split: name of the split.
@@ -171,7 +171,7 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
     """The image folder that is meant.
 
     Args:
-        root: folder of the data set; None takes the folder of `annotations`.
+        root: folder of the dataset; None takes the folder of `annotations`.
         images: the folder, absolute or relative to `root` or to the working folder; None searches `root` for a folder with the
             name of the split, then "images", and else takes `root` itself.
         split: name of the split.
@@ -302,7 +302,7 @@ def _licenses(content: dict) -> dict[str, str]:
 
 
 def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[dict[str, CocoEntry], set[str]]:
-    """The pictures by the text of their id, and the ids of those whose file name is refused."""
+    """The images by the text of their id, and the ids of those whose file name is refused."""
     licenses = _licenses(content)
     refused: set[str] = set()
     entries: dict[str, CocoEntry] = {}
@@ -311,17 +311,17 @@ def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[d
         key = id_text(image.get("id")) if isinstance(image, dict) else None
         if key is None or not isinstance(image.get("file_name"), str):
             place = f"{path}: image number {position + 1}"
-            report.add("invalid_image_entry", place, picture=place)
+            report.add("invalid_image_entry", place, image=place)
             continue
         place = f"{image['file_name']!r}: image {key}"
         if key in entries:
-            report.add("duplicate_image_id", place, picture=image["file_name"])
+            report.add("duplicate_image_id", place, image=image["file_name"])
             continue
         try:
             name = relative_name(image["file_name"])
-            picture = resolve_inside(root, name)
+            path = resolve_inside(root, name)
         except ValueError as error:
-            report.add("unsafe_path", f"{place} {error}", picture=image["file_name"])
+            report.add("unsafe_path", f"{place} {error}", image=image["file_name"])
             refused.add(key)
             continue
         if name in names:
@@ -331,7 +331,7 @@ def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[d
         entries[key] = CocoEntry(
             image_id=key,
             file_name=name,
-            path=picture,
+            path=path,
             size=stated_size(image.get("height"), image.get("width")),
             license=licenses.get(license_key, license_key or ""),
         )
@@ -384,25 +384,25 @@ def read_index(
     keep_missing: bool = False,
     report: Report,
 ) -> CocoIndex:
-    """Read a COCO json file and find its pictures.
+    """Read a COCO json file and find its images.
 
     Args:
         annotations: the json file.
         images: folder that the file names are relative to.
         classes: see `select_classes`.
         masks: keep "segmentation".
-        keep_empty: keep pictures without an object of the classes.
-        allow_missing: go on (and count) when some pictures do not exist.
+        keep_empty: keep images without an object of the classes.
+        allow_missing: go on (and count) when some images do not exist.
         keep_unknown: categories that the file does not list are appended to the classes and counted; off, their objects are
             left out.
-        keep_missing: pictures that do not exist are counted, and keep their entries, to check the annotations.
+        keep_missing: images that do not exist are counted, and keep their entries, to check the annotations.
         report: counts problems.
 
     Returns:
-        The classes and one entry per picture, in the order of the file.
+        The classes and one entry per image, in the order of the file.
 
     Raises:
-        FileNotFoundError: no such file or folder; pictures are missing.
+        FileNotFoundError: no such file or folder; images are missing.
         ValueError: not valid json or not COCO; unknown classes; no object of the classes at all.
     """
     path, root = unicode_path(annotations), unicode_path(images)
@@ -474,10 +474,10 @@ def read_index(
         if entry.annotations or keep_empty:
             wanted.append(entry)
         else:
-            report.add("image_without_object", entry.file_name, picture=entry.file_name)
+            report.add("image_without_object", entry.file_name, image=entry.file_name)
     missing = [entry for entry in wanted if not os.path.isfile(fs_path(entry.path))]
     names = [entry.file_name for entry in missing]
-    check_missing("missing_image", names, len(wanted), root, "pictures", allow_missing, report, keep=keep_missing)
+    check_missing("missing_image", names, len(wanted), root, "images", allow_missing, report, keep=keep_missing)
     for entry in missing:
         entry.path = None
     header = {key: content[key] for key in HEADER_KEYS if key in content}
@@ -495,17 +495,17 @@ def _class_text(classes: list[tuple[int | str, str]]) -> str:
 def make_record(
     entry: CocoEntry, checks: ImageChecks, report: Report, *, masks: bool = False, keep_empty: bool = False
 ) -> Record | None:
-    """Check one picture and its objects.
+    """Check one image and its objects.
 
     Args:
         entry: from `read_index`.
-        checks: how to check the picture.
+        checks: how to check the image.
         report: counts problems.
         masks: turn "segmentation" into RLE.
-        keep_empty: keep the picture if no object is left.
+        keep_empty: keep the image if no object is left.
 
     Returns:
-        The record, or None (and counted) if the picture cannot be used.
+        The record, or None (and counted) if the image cannot be used.
 
     Raises:
         ValueError: the sizes differ and `checks.size_mismatch` is "error".
@@ -556,7 +556,7 @@ def _make_object(
         return None
 
     num_invalid = report.counts.get("invalid_mask", 0)
-    # A mask has as many pixels as its picture, so none can be made where the size is not known.
+    # A mask has as many pixels as its image, so none can be made where the size is not known.
     with_mask = masks and math.isfinite(frame.height)
     rle = segmentation_to_rle(segmentation, frame, place, report) if with_mask else None
     stated_area = finite_numbers([annotation.area], 1)

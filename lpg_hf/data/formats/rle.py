@@ -22,15 +22,15 @@ def polygons_of(segmentation: object) -> Iterator[list[float] | None]:
 
 
 def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, report: Report) -> dict | None:
-    """A COCO "segmentation" as compressed RLE of the picture's size.
+    """A COCO "segmentation" as compressed RLE of the image's size.
 
     Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code allocates
     as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point further outside
-    than the picture is large is rejected, and so is an RLE whose runs do not add up to its size.
+    than the image is large is rejected, and so is an RLE whose runs do not add up to its size.
 
     Args:
         segmentation: the field as it is in the file.
-        frame: the true picture size, and factors if the stated size was another.
+        frame: the true image size, and factors if the stated size was another.
         place: "file: object", for the report.
         report: counts what cannot be used.
 
@@ -46,7 +46,7 @@ def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, repor
         if rle is not None and rle["size"] != [height, width]:
             rle = rescaled_rle(rle, frame)
         if rle is None:
-            report.add("invalid_mask", f"{place}: RLE does not fit the picture ({height} x {width})")
+            report.add("invalid_mask", f"{place}: RLE does not fit the image ({height} x {width})")
             return None
     else:
         usable = []
@@ -57,7 +57,7 @@ def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, repor
                 if ((points >= -size) & (points <= 2 * size)).all():
                     usable.append(points.ravel().tolist())
                     continue
-            report.add("invalid_mask", f"{place}: polygon with fewer than 3 points, or far outside the picture")
+            report.add("invalid_mask", f"{place}: polygon with fewer than 3 points, or far outside the image")
         if not usable:
             if not isinstance(segmentation, list):
                 report.add("invalid_mask", f"{place}: segmentation is a {type(segmentation).__name__}")
@@ -109,13 +109,13 @@ def checked_rle(segmentation: dict) -> dict | None:
 
 
 def fits(rle: dict, frame: Geometry) -> bool:
-    """Whether an RLE has the stated size of a picture."""
+    """Whether an RLE has the stated size of an image."""
     height, width = rle["size"]
     return (round(height * frame.scale_y), round(width * frame.scale_x)) == (frame.height, frame.width)
 
 
 def rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
-    """RLE of the stated size in the picture's size (nearest pixel), or None if its size is neither."""
+    """RLE of the stated size in the image's size (nearest pixel), or None if its size is neither."""
     if not fits(rle, frame):
         return None
     height, width = rle["size"]

@@ -1,6 +1,6 @@
-"""Pascal VOC annotations (one xml per picture, class masks as PNG) <-> records.
+"""Pascal VOC annotations (one xml per image, class masks as PNG) <-> records.
 
-    ROOT/JPEGImages/NAME.jpg              pictures (or .jpeg .png .bmp .webp .tif, any case)
+    ROOT/JPEGImages/NAME.jpg              images (or .jpeg .png .bmp .webp .tif, any case)
     ROOT/Annotations/NAME.xml             boxes
     ROOT/SegmentationClass/NAME.png       class masks, palette or grey PNG of indices; only with `masks`
     ROOT/ImageSets/Segmentation/LIST.txt  names of a split (or ImageSets/Main/LIST.txt)
@@ -8,7 +8,7 @@
 
 VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax, ymax) here.
 `zero_based=True` is for tools that write plain 0-based corners, which are taken as they are. No box of VOC is thinner than a
-pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into the picture.
+pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into the image.
 """
 
 import math
@@ -41,12 +41,12 @@ BACKGROUND_NAMES = ("background", "__background__", "_background_", "__ignore__"
 
 @dataclass
 class VocEntry:
-    """One picture of the data set, not yet checked.
+    """One image of the dataset, not yet checked.
 
     Attributes:
         name: of the annotation file without its suffix; the image id.
-        file_name: of the picture, relative to the image folder.
-        path: of the picture; None: it does not exist.
+        file_name: of the image, relative to the image folder.
+        path: of the image; None: it does not exist.
         size: (height, width) as stated, or None.
         objects: {"id", "category" (0-based class), "corners" (four numbers as written, or None), "difficult"}.
         mask_path: of the class mask, if asked for.
@@ -127,7 +127,7 @@ def annotation_names(folder: str) -> list[str]:
 
 
 def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
-    """The picture names in a list file; a class flag (-1, 0, 1) or a picture suffix after the name is cut off."""
+    """The image names in a list file; a class flag (-1, 0, 1) or an image suffix after the name is cut off."""
 
     def known(name: str) -> bool:
         return os.path.isfile(fs_path(f"{annotations}/{name}.xml"))
@@ -141,7 +141,7 @@ def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
             name = relative_name(line.strip())
         except ValueError as error:
             name = line.strip()
-            report.add("unsafe_path", f"{list_name}: line {number} {name!r} {error}", picture=name)
+            report.add("unsafe_path", f"{list_name}: line {number} {name!r} {error}", image=name)
             continue
         if not known(name):  # A name may itself end in " 1", so the whole line has the first word.
             for shorter in (re.sub(r"\s+(-1|0|1)$", "", name), os.path.splitext(name)[0]):
@@ -202,8 +202,8 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-class _Pictures:
-    """The pictures of a folder, by name with and without suffix."""
+class _Images:
+    """The images of a folder, by name with and without suffix."""
 
     def __init__(self, root: str):
         self.names = set(walk_files(root, IMAGE_SUFFIXES))
@@ -212,7 +212,7 @@ class _Pictures:
             self.by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
 
     def find(self, stem: str, filename: str | None, report: Report) -> str | None:
-        """The picture of the annotation file `stem`; None if there is none (not counted) or no single one (counted).
+        """The image of the annotation file `stem`; None if there is none (not counted) or no single one (counted).
 
         The annotation file's own name counts first, as masks and split lists use it; `<filename>` decides between several.
 
@@ -233,7 +233,7 @@ class _Pictures:
             if named in found:
                 report.add("same_name_images", place)
                 return named
-            report.add("ambiguous_image", place, picture=f"{stem}.xml")
+            report.add("ambiguous_image", place, image=f"{stem}.xml")
             return None
         if named is not None:
             return named
@@ -287,7 +287,7 @@ def read_index(
     only: str | None = None,
     report: Report,
 ) -> VocIndex:
-    """Read the xml files of a split and find their pictures and masks.
+    """Read the xml files of a split and find their images and masks.
 
     Args:
         root: folder with Annotations, JPEGImages, ImageSets.
@@ -295,18 +295,18 @@ def read_index(
         classes: names in the order of the labels; None: classes.txt of `root`, else VOC's 20; "all": every name that occurs,
             sorted.
         annotations: other folder of the xml files.
-        images: other folder of the pictures.
+        images: other folder of the images.
         masks: find the class masks.
-        keep_empty: keep pictures without an object of the classes.
-        allow_missing: go on (and count) when some pictures, xml files or masks do not exist.
+        keep_empty: keep images without an object of the classes.
+        allow_missing: go on (and count) when some images, xml files or masks do not exist.
         keep_unknown: with `classes=None`, names that are in no class list are appended to it and counted; off, their objects
             are left out. Without classes.txt, and if none of VOC's 20 occurs, the list is the names that occur, sorted.
-        keep_missing: pictures and masks that do not exist are counted, and their entries kept, to check the annotations.
+        keep_missing: images and masks that do not exist are counted, and their entries kept, to check the annotations.
         only: name of the one annotation file to read, without its suffix.
         report: counts problems.
 
     Returns:
-        The classes and one entry per picture, in the order of the list.
+        The classes and one entry per image, in the order of the list.
 
     Raises:
         FileNotFoundError: no such folder or list; files are missing.
@@ -333,7 +333,7 @@ def read_index(
         try:
             path = resolve_inside(annotations, f"{name}.xml")
         except ValueError as error:
-            report.add("unsafe_path", f"{name}.xml {error}", picture=f"{name}.xml")
+            report.add("unsafe_path", f"{name}.xml {error}", image=f"{name}.xml")
             continue
         if not os.path.isfile(fs_path(path)):
             without_xml.append(f"{name}.xml")
@@ -342,7 +342,7 @@ def read_index(
         try:
             parsed[name] = parse_xml(path)
         except ValueError as error:
-            report.add("unreadable_annotation", f"{name}.xml: {error}", picture=f"{name}.xml")
+            report.add("unreadable_annotation", f"{name}.xml: {error}", image=f"{name}.xml")
     check_missing(
         "missing_annotation", without_xml, len(names), annotations, "annotation files", allow_missing, report
     )
@@ -360,43 +360,43 @@ def read_index(
     objects = _number_objects(parsed, selected, own, unlisted, report)
     if not keep_empty and not any(objects.values()):
         raise ValueError(
-            f"no picture of {annotations} has an object of the classes {', '.join(selected[:5])}"
+            f"no image of {annotations} has an object of the classes {', '.join(selected[:5])}"
             f"{', ...' if len(selected) > 5 else ''}. Pass classes=[...] (or 'all'), or write {CLASSES_FILE}.\n"
             f"{report.summary()}"
         )
 
-    pictures = _Pictures(images)
-    entries, without_picture, lost = [], [], []
+    listing = _Images(images)
+    entries, without_image, lost = [], [], []
     num_wanted = 0
     for name, content in parsed.items():
         if not objects[name] and not keep_empty:
-            report.add("image_without_object", f"{name}.xml", picture=f"{name}.xml")
+            report.add("image_without_object", f"{name}.xml", image=f"{name}.xml")
             continue
         num_wanted += 1
         num_ambiguous = report.counts.get("ambiguous_image", 0)
         try:
-            file_name = pictures.find(name, content["filename"], report)
+            file_name = listing.find(name, content["filename"], report)
             path = None if file_name is None else resolve_inside(images, file_name)
         except ValueError as error:
-            place = f"{name}.xml: picture {content['filename']!r} {error}"
-            report.add("unsafe_path", place, picture=content["filename"] or f"{name}.xml")
+            place = f"{name}.xml: image {content['filename']!r} {error}"
+            report.add("unsafe_path", place, image=content["filename"] or f"{name}.xml")
             continue
         if path is None:
             if report.counts.get("ambiguous_image", 0) > num_ambiguous:
                 continue
-            without_picture.append(f"{name} ({content['filename']})" if content["filename"] else name)
+            without_image.append(f"{name} ({content['filename']})" if content["filename"] else name)
             lost.append(content["filename"] or f"{name}.xml")
             if not keep_missing:
                 continue
             file_name = lost[-1]
         entries.append(VocEntry(name, file_name, path, content["size"], objects[name]))
     check_missing(
-        "missing_image", without_picture, num_wanted, images, "pictures", allow_missing, report, lost, keep_missing
+        "missing_image", without_image, num_wanted, images, "images", allow_missing, report, lost, keep_missing
     )
     if split is None and only is None:
         used = {entry.file_name for entry in entries}
-        for stem in sorted(pictures.by_stem.keys() - parsed.keys()):
-            for file_name in pictures.by_stem[stem]:
+        for stem in sorted(listing.by_stem.keys() - parsed.keys()):
+            for file_name in listing.by_stem[stem]:
                 if file_name not in used:
                     report.add("image_without_annotation", file_name)
     if masks:
@@ -459,14 +459,14 @@ def _with_masks(
         try:
             entry.mask_path = resolve_inside(folder, f"{entry.name}.png")
         except ValueError as error:
-            report.add("unsafe_path", f"{entry.name}.png {error}", picture=entry.file_name)
+            report.add("unsafe_path", f"{entry.name}.png {error}", image=entry.file_name)
             continue
         safe.append(entry)
         if not os.path.isfile(fs_path(entry.mask_path)):
             missing.append(entry)
-    names, pictures = [f"{entry.name}.png" for entry in missing], [entry.file_name for entry in missing]
+    names, images = [f"{entry.name}.png" for entry in missing], [entry.file_name for entry in missing]
     check_missing(
-        "missing_mask", names, len(entries), folder, "class masks", allow_missing, report, pictures, keep_missing
+        "missing_mask", names, len(entries), folder, "class masks", allow_missing, report, images, keep_missing
     )
     for entry in missing:
         entry.mask_path = None
@@ -482,21 +482,21 @@ def make_record(
     zero_based: bool = False,
     keep_empty: bool = False,
 ) -> Record | None:
-    """Check one picture, its objects, and its class mask if it has one.
+    """Check one image, its objects, and its class mask if it has one.
 
     Args:
         entry: from `read_index`.
-        checks: how to check the picture; `verify=False` also leaves the mask unread.
+        checks: how to check the image; `verify=False` also leaves the mask unread.
         report: counts problems.
         num_classes: without the background.
         zero_based: the corners are 0-based and end exclusive, not VOC's.
-        keep_empty: keep the picture if no object is left.
+        keep_empty: keep the image if no object is left.
 
     Returns:
-        The record, or None (and counted) if the picture cannot be used.
+        The record, or None (and counted) if the image cannot be used.
 
     Raises:
-        ValueError: the mask has another size than the picture, holds a value above `num_classes` other than 255, or is no
+        ValueError: the mask has another size than the image, holds a value above `num_classes` other than 255, or is no
             index image; or the stated size differs and `checks.size_mismatch` is "error".
     """
     frame = checks.geometry(entry.path, entry.file_name, entry.size, report)
@@ -549,7 +549,7 @@ def make_record(
 def check_mask(
     path: str, image_name: str, height: int, width: int, num_classes: int, max_pixels: int = MAX_PIXELS
 ) -> None:
-    """Check a class mask against its picture and the class list.
+    """Check a class mask against its image and the class list.
 
     Raises:
         ValueError: other size, a value above `num_classes` other than 255, no index image, or unreadable.
@@ -558,7 +558,7 @@ def check_mask(
         with open_image(path, path, max_pixels) as mask:
             if mask.size != (width, height):
                 raise ValueError(
-                    f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, its picture {image_name} {width} x {height}; "
+                    f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, its image {image_name} {width} x {height}; "
                     "masks are never resized, correct the file"
                 )
             if mask.mode not in ("P", "L"):

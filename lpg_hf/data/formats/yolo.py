@@ -1,13 +1,13 @@
-"""YOLO labels (one txt per picture) <-> records.
+"""YOLO labels (one txt per image) <-> records.
 
     ROOT/images/a.jpg  ROOT/labels/a.txt               also with splits: images/train/a.jpg, labels/train/a.txt
     ROOT/train/images/a.jpg  ROOT/train/labels/a.txt   splits outside
     ROOT/a.jpg  ROOT/a.txt                             side by side
-    ROOT/data.yaml      path; train, val, test: a folder, a list of folders, or a txt list of pictures; names; nc
+    ROOT/data.yaml      path; train, val, test: a folder, a list of folders, or a txt list of images; names; nc
     ROOT/classes.txt    class names, one a line (or obj.names; or in labels/), if data.yaml states none
 
 A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box), numbers as
-fractions of the picture shown upright. An empty txt is a picture without objects; a picture without a txt is unlabelled.
+fractions of the image shown upright. An empty txt is an image without objects; an image without a txt is unlabelled.
 """
 
 import math
@@ -40,11 +40,11 @@ from lpg_hf.files import fs_path, read_text, resolve_inside, unicode_name, unico
 from lpg_hf.images import ImageProblem, image_size
 
 
-# A fraction beyond this is a number of pixels; a box may be somewhat larger than its picture.
+# A fraction beyond this is a number of pixels; a box may be somewhat larger than its image.
 LARGEST_FRACTION = 2.0
 CENTRE_TOLERANCE = 1e-3
-# Labels without their picture are checked as if it had this size, in pixels: YOLO states none.
-SIZE_WITHOUT_PICTURE = (640, 640)
+# Labels without their image are checked as if it had this size, in pixels: YOLO states none.
+SIZE_WITHOUT_IMAGE = (640, 640)
 
 
 @dataclass(slots=True)
@@ -66,11 +66,11 @@ class YoloObject:
 
 @dataclass
 class YoloEntry:
-    """One picture of the data set, not yet checked.
+    """One image of the dataset, not yet checked.
 
     Attributes:
-        file_name: of the picture, relative to the image folder.
-        path: of the picture; None: it does not exist.
+        file_name: of the image, relative to the image folder.
+        path: of the image; None: it does not exist.
         label_name: of the label file, for messages.
         first_id: id of the first object; the others follow.
         objects: lines of the wanted classes.
@@ -110,20 +110,20 @@ class _LabelFiles:
             }
         return self.folders[folder]
 
-    def places(self, picture: str) -> list[tuple[str, str]]:
-        """(root, name without suffix) of the places where the label file of a picture may be."""
-        stem = os.path.splitext(picture)[0]
+    def places(self, image: str) -> list[tuple[str, str]]:
+        """(root, name without suffix) of the places where the label file of an image may be."""
+        stem = os.path.splitext(image)[0]
         swapped = swap_last(stem, IMAGES_FOLDER, LABELS_FOLDER)
         places = [(folder, stem) for folder in self.layout.label_roots]
         return [*places, *([(self.layout.images, swapped)] if swapped else []), (self.layout.images, stem)]
 
-    def find(self, picture: str) -> str | None:
-        """The label file of a picture, or None.
+    def find(self, image: str) -> str | None:
+        """The label file of an image, or None.
 
         Raises:
             ValueError: it is a link that leads outside.
         """
-        for root, stem in self.places(picture):
+        for root, stem in self.places(image):
             folder, _, base = f"{root}/{stem}".rpartition("/")
             name = self._listing(folder).get(base)
             if name is not None:
@@ -133,7 +133,7 @@ class _LabelFiles:
         return None
 
     def unused(self, everywhere: bool) -> list[str]:
-        """The txt files that belong to no picture, in the folders looked into, or `everywhere` in those of labels."""
+        """The txt files that belong to no image, in the folders looked into, or `everywhere` in those of labels."""
         if not self.layout.complete:
             return []
         paths = {f"{folder}/{name}" for folder, names in self.folders.items() for name in names.values()}
@@ -177,8 +177,8 @@ def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> li
         if max(map(abs, values[1:])) > LARGEST_FRACTION:
             report.add("pixel_values", f"{place} {line.strip()[:60]!r}")
             report.add_error(
-                f"{path}: line {number} holds pixels, not fractions of the picture: {line.strip()[:60]!r}. "
-                "Divide x and width by the picture's width, y and height by its height"
+                f"{path}: line {number} holds pixels, not fractions of the image: {line.strip()[:60]!r}. "
+                "Divide x and width by the image's width, y and height by its height"
             )
             continue
         if tuple(values) in seen:
@@ -228,27 +228,27 @@ def read_index(
     keep_missing: bool = False,
     report: Report,
 ) -> YoloIndex:
-    """Find the pictures of a split and read their label files.
+    """Find the images of a split and read their label files.
 
     Args:
-        root: folder of the data set, its folder of labels, or data.yaml.
-        split: see `find_layout`; None takes every picture.
-        classes: None or "all" (the class list of the data set), or names and numbers of it; without a class list, its names.
-        images: another folder of the pictures than the usual one.
+        root: folder of the dataset, its folder of labels, or data.yaml.
+        split: see `find_layout`; None takes every image.
+        classes: None or "all" (the class list of the dataset), or names and numbers of it; without a class list, its names.
+        images: another folder of the images than the usual one.
         masks: keep outlines.
-        keep_empty: keep pictures whose label file holds no object of the classes.
-        allow_missing: go on (and count) when pictures of a list do not exist.
+        keep_empty: keep images whose label file holds no object of the classes.
+        allow_missing: go on (and count) when images of a list do not exist.
         keep_unknown: class numbers beyond the list are appended to it and counted; off, they are an error of the report.
-        keep_missing: pictures that do not exist are counted, and their entries kept, to check the annotations; without any
-            picture there is one to each label file.
+        keep_missing: images that do not exist are counted, and their entries kept, to check the annotations; without any
+            image there is one to each label file.
         report: counts problems; `report.errors` names each line with pixels or an unknown class.
 
     Returns:
-        The classes and one entry per picture that has a label file.
+        The classes and one entry per image that has a label file.
 
     Raises:
-        FileNotFoundError: no such folder or split; no picture, or none with a label file; listed pictures are missing.
-        ValueError: data.yaml, class list or list of pictures not valid; no class list; no object of the classes at all.
+        FileNotFoundError: no such folder or split; no image, or none with a label file; listed images are missing.
+        ValueError: data.yaml, class list or list of images not valid; no class list; no object of the classes at all.
     """
     layout = find_layout(root, split, images, keep_missing=keep_missing, report=report)
     selected, named = _select_classes(layout, classes, report)
@@ -258,7 +258,7 @@ def read_index(
             f"{stated} for the YOLO labels of {unicode_path(root)}. "
             'Write classes.txt or data.yaml with "names", or pass classes=[...] in the order of the class numbers'
         )
-    present, refused = _find_pictures(layout, allow_missing, keep_missing, report)
+    present, refused = _find_images(layout, allow_missing, keep_missing, report)
     labels = _LabelFiles(layout)
     everything = classes is None or classes == "all"
     wanted = _ClassNumbers(selected, named, everything, keep_unknown)
@@ -268,7 +268,7 @@ def read_index(
     if present and not labels.used:
         looked = " and ".join(f"{folder}/{stem}.txt" for folder, stem in labels.places(present[0][0]))
         raise FileNotFoundError(
-            f"none of the {len(present)} pictures in {layout.images} has a label file (looked for {looked}). "
+            f"none of the {len(present)} images in {layout.images} has a label file (looked for {looked}). "
             "Pass the folder that holds images/ and labels/"
         )
     for name, path, label_path in labelled:
@@ -276,7 +276,7 @@ def read_index(
         try:
             lines = read_label_lines(label_path, label_name, layout.keypoints, report)
         except ValueError as error:
-            report.add("unreadable_annotation", f"{label_name}: {error}", picture=name)
+            report.add("unreadable_annotation", f"{label_name}: {error}", image=name)
             continue
         objects = _read_objects(lines, wanted, label_path, label_name, masks, report)
         entry = YoloEntry(name, path, label_name, next_id, objects)
@@ -284,31 +284,31 @@ def read_index(
         if objects or keep_empty:
             entries.append(entry)
         else:
-            report.add("image_without_object", name, picture=name)
+            report.add("image_without_object", name, image=name)
     selected = wanted.complete()
     report.classes = [f"{label} {name} (class {number})" for label, (number, name) in enumerate(selected, start=1)]
-    for name in refused:  # Counted already; their label files are not without a picture.
+    for name in refused:  # Counted already; their label files are not without an image.
         with suppress(ValueError):
             labels.find(name)
     for path in labels.unused(everywhere=split is None):
         report.add("label_without_image", os.path.relpath(path, unicode_path(root)))
     if not keep_empty and not any(entry.objects for entry in entries) and not report.errors:
         chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
-        raise ValueError(f"no picture of {layout.images} has an object of the classes {chosen}.\n{report.summary()}")
+        raise ValueError(f"no image of {layout.images} has an object of the classes {chosen}.\n{report.summary()}")
     files = [*layout.sources, *(label_path for _, _, label_path in labelled)]
     return YoloIndex(selected, entries, files, layout.images)
 
 
-def _find_pictures(
+def _find_images(
     layout: YoloLayout, allow_missing: bool, keep_missing: bool, report: Report
 ) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """(name, path) of the pictures that exist (and that do not, path None), and the names of those that lead outside."""
+    """(name, path) of the images that exist (and that do not, path None), and the names of those that lead outside."""
     present, missing, refused = [], [], []
-    for name in layout.pictures:
+    for name in layout.images:
         try:
             path = resolve_inside(layout.images, name)
         except ValueError as error:
-            report.add("unsafe_path", f"{name} {error}", picture=name)
+            report.add("unsafe_path", f"{name} {error}", image=name)
             refused.append(name)
             continue
         (present if layout.complete or os.path.isfile(fs_path(path)) else missing).append((name, path))
@@ -316,9 +316,9 @@ def _find_pictures(
     check_missing(
         "missing_image",
         names,
-        len(layout.pictures),
+        len(layout.images),
         layout.images,
-        "pictures",
+        "images",
         allow_missing,
         report,
         keep=keep_missing,
@@ -329,7 +329,7 @@ def _find_pictures(
 def _find_labels(
     present: list[tuple[str, str | None]], labels: _LabelFiles, report: Report
 ) -> list[tuple[str, str | None, str]]:
-    """(name, path, path of the label file) of the pictures that have a label file of their own."""
+    """(name, path, path of the label file) of the images that have a label file of their own."""
     stems: dict[str, list[str]] = {}
     for name, _ in present:
         stems.setdefault(os.path.splitext(name)[0], []).append(name)
@@ -338,7 +338,7 @@ def _find_labels(
         try:
             label_path = labels.find(name)
         except ValueError as error:
-            report.add("unsafe_path", f"label file of {name} {error}", picture=name)
+            report.add("unsafe_path", f"label file of {name} {error}", image=name)
             continue
         if label_path is None:
             report.add("image_without_annotation", name)
@@ -348,7 +348,7 @@ def _find_labels(
             labelled.append((name, path, label_path))
         elif name == same_name[0]:
             report.add("ambiguous_image", f"{without_folders(label_path)}: {', '.join(same_name)}")
-            report.left_out.extend((picture, "ambiguous_image") for picture in same_name)
+            report.left_out.extend((image, "ambiguous_image") for image in same_name)
     return labelled
 
 
@@ -358,7 +358,7 @@ class _ClassNumbers:
 
     Attributes:
         selected: (number, name) of the wanted classes.
-        named: name of every class that the data set names.
+        named: name of every class that the dataset names.
         everything: no class was asked for in particular.
         keep_unknown: numbers without a name are kept.
         unknown: their objects, which get a position at the end.
@@ -427,19 +427,19 @@ def _read_object(line: int, category: int, values: list[float], masks: bool) -> 
 def make_record(
     entry: YoloEntry, checks: ImageChecks, report: Report, *, masks: bool = False, keep_empty: bool = False
 ) -> Record | None:
-    """Check one picture and its objects.
+    """Check one image and its objects.
 
     Args:
         entry: from `read_index`.
-        checks: how to check the picture; its header is always read, as fractions need its size.
+        checks: how to check the image; its header is always read, as fractions need its size.
         report: counts problems.
         masks: turn outlines into RLE.
-        keep_empty: keep the picture if no object is left.
+        keep_empty: keep the image if no object is left.
 
     Returns:
-        The record, or None (and counted) if the picture cannot be used.
+        The record, or None (and counted) if the image cannot be used.
     """
-    height, width = SIZE_WITHOUT_PICTURE
+    height, width = SIZE_WITHOUT_IMAGE
     if entry.path is not None:
         try:
             height, width = image_size(entry.path, entry.file_name, checks.max_pixels)
@@ -527,7 +527,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
         mask: (H, W) bool or integer, nonzero is the object.
 
     Returns:
-        x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the picture; one for each connected part, and one for each
+        x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the image; one for each connected part, and one for each
         hole, which turns the other way round.
     """
     doubled = np.repeat(np.repeat(np.asarray(mask, dtype=bool).astype(np.uint8), 2, axis=0), 2, axis=1)
@@ -544,7 +544,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def _outline(rle: dict) -> list[float]:
-    """The outline of a mask of any number of parts: looked for only in the part of the picture that it covers."""
+    """The outline of a mask of any number of parts: looked for only in the part of the image that it covers."""
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     window = coco_mask.decode(rle)[y : y + height, x : x + width]
     points = np.asarray(join_polygons(mask_to_polygons(window))).reshape(-1, 2) + (x, y)
@@ -564,7 +564,7 @@ def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = Fals
     """The lines of a label file; the class number is the position in the class list.
 
     Args:
-        record: its picture's size makes fractions of the numbers (12 digits).
+        record: its image's size makes fractions of the numbers (12 digits).
         masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a mask is
             written as the outline of its box if another one has a mask.
         only_outlines: write those of the boxes also if none has a mask: trainers want one kind of line in all files.

@@ -1,4 +1,4 @@
-"""Where the pictures, labels and class names of a YOLO data set are: data.yaml, or the folders (see `yolo`)."""
+"""Where the images, labels and class names of a YOLO dataset are: data.yaml, or the folders (see `yolo`)."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ IMAGES_FOLDER = "images"
 LABELS_FOLDER = "labels"
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names")
-# txt files beside labels that are none; each may still be one, if a picture has its name.
+# txt files beside labels that are none; each may still be one, if an image has its name.
 OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"valid": "val", "validation": "val"}
@@ -23,21 +23,21 @@ LARGEST_CLASS = 1_000_000
 
 @dataclass
 class YoloLayout:
-    """Where pictures and labels are.
+    """Where images and labels are.
 
     Attributes:
         images: folder that the file names are relative to.
-        pictures: relative names.
+        images: relative names.
         label_roots: folders that mirror `images`, in the order of the search; after them a folder "labels" in the place of the
-            last "images" of a name, and the picture's own folder are searched.
-        complete: `pictures` are all of their folders, so that a txt without a picture can be told.
+            last "images" of a name, and the image's own folder are searched.
+        complete: `images` are all of their folders, so that a txt without an image can be told.
         names: class names by number; None if nothing states them.
         sources: files that state layout and names.
         keypoints: numbers per line after the box, which are not read.
     """
 
     images: str
-    pictures: list[str]
+    images: list[str]
     label_roots: list[str] = field(default_factory=list)
     complete: bool = True
     names: list[str] | None = None
@@ -119,8 +119,8 @@ def swap_last(path: str, old: str, new: str) -> str | None:
     return None
 
 
-def _listed_pictures(path: str, base: str, report: Report) -> list[str]:
-    """The pictures of a txt list, relative to `base`."""
+def _listed_images(path: str, base: str, report: Report) -> list[str]:
+    """The images of a txt list, relative to `base`."""
     names: dict[str, None] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         text = line.strip().replace("\\", "/")
@@ -131,7 +131,7 @@ def _listed_pictures(path: str, base: str, report: Report) -> list[str]:
         try:
             name = relative_name(text)
         except ValueError as error:
-            report.add("unsafe_path", f"{without_folders(path)}: line {number} {text!r} {error}", picture=text)
+            report.add("unsafe_path", f"{without_folders(path)}: line {number} {text!r} {error}", image=text)
             continue
         folder = os.path.relpath(os.path.dirname(path), base)
         from_list = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
@@ -141,7 +141,7 @@ def _listed_pictures(path: str, base: str, report: Report) -> list[str]:
             report.add("duplicate_entry", f"{without_folders(path)}: line {number} {name}")
         names[name] = None
     if not names:
-        raise ValueError(f"the list of pictures {path} is empty")
+        raise ValueError(f"the list of images {path} is empty")
     return list(names)
 
 
@@ -160,7 +160,7 @@ def _yaml_layout(path: str, content: dict, split: str | None, report: Report) ->
     values = [(key, v) for key in stated for v in (content[key] if isinstance(content[key], list) else [content[key]])]
     bases = [_folder(folder, content["path"]) if content.get("path") else None, folder]
     base = max(filter(None, bases), key=lambda base: sum(_folder(base, value) is not None for _, value in values))
-    pictures: dict[str, None] = {}
+    images: dict[str, None] = {}
     complete, sources = True, [path]
     for key, value in values:
         place = _folder(base, value)
@@ -170,22 +170,22 @@ def _yaml_layout(path: str, content: dict, split: str | None, report: Report) ->
         if os.path.isfile(fs_path(place)):
             complete = False
             sources.append(place)
-            found = _listed_pictures(place, base, report)
+            found = _listed_images(place, base, report)
         else:
             inner = os.path.relpath(place, base).replace(os.sep, "/")
             found = [name if inner == "." else f"{inner}/{name}" for name in walk_files(place, IMAGE_SUFFIXES)]
-        pictures.update(dict.fromkeys(found))
-    if not pictures:
+        images.update(dict.fromkeys(found))
+    if not images:
         return None
     prefix = f"{IMAGES_FOLDER}/"
-    if all(name.startswith(prefix) for name in pictures):
-        names = [name[len(prefix) :] for name in pictures]
+    if all(name.startswith(prefix) for name in images):
+        names = [name[len(prefix) :] for name in images]
         return YoloLayout(f"{base}/{IMAGES_FOLDER}", names, [f"{base}/{LABELS_FOLDER}"], complete, sources=sources)
-    return YoloLayout(base, list(pictures), complete=complete, sources=sources)
+    return YoloLayout(base, list(images), complete=complete, sources=sources)
 
 
 def _plain_layout(root: str, images: str | None, split: str | None, report: Report) -> YoloLayout:
-    """The layout of a folder of pictures and labels."""
+    """The layout of a folder of images and labels."""
     label_roots = []
     if images is not None:
         swapped = swap_last(images, IMAGES_FOLDER, LABELS_FOLDER)
@@ -216,7 +216,7 @@ def _plain_layout(root: str, images: str | None, split: str | None, report: Repo
     for folder in dict.fromkeys((root, images)):
         path = f"{folder}/{split}.txt"
         if os.path.isfile(fs_path(path)):
-            names = _listed_pictures(path, root, report)
+            names = _listed_images(path, root, report)
             return YoloLayout(root, names, [], complete=False, sources=[path])
     there = sorted(
         unicode_name(item.name)
@@ -226,7 +226,7 @@ def _plain_layout(root: str, images: str | None, split: str | None, report: Repo
     )
     raise FileNotFoundError(
         f"no split {split!r} in {root} (looked for the folder {images}/{split} and the list {split}.txt). "
-        f"There are: {', '.join(there) or 'no folders'}. Pass split=None for every picture"
+        f"There are: {', '.join(there) or 'no folders'}. Pass split=None for every image"
     )
 
 
@@ -261,17 +261,17 @@ def find_layout(
     keep_missing: bool = False,
     report: Report,
 ) -> YoloLayout:
-    """Find pictures, label folders and class names.
+    """Find images, label folders and class names.
 
     Args:
-        root: folder of the data set, its folder of labels, or data.yaml.
-        split: "train", "val", "test" of data.yaml; a folder inside that of the pictures; or a txt list; None: all pictures.
-        images: another folder of the pictures than the usual one.
-        keep_missing: without any picture, there is one to each label file, named NAME.*
+        root: folder of the dataset, its folder of labels, or data.yaml.
+        split: "train", "val", "test" of data.yaml; a folder inside that of the images; or a txt list; None: all images.
+        images: another folder of the images than the usual one.
+        keep_missing: without any image, there is one to each label file, named NAME.*
         report: counts problems.
 
     Raises:
-        FileNotFoundError: no such folder or split, or no picture.
+        FileNotFoundError: no such folder or split, or no image.
         ValueError: data.yaml or a list is not valid.
     """
     root = unicode_path(root)
@@ -305,21 +305,21 @@ def find_layout(
                 break
     if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < LARGEST_CLASS:
         layout.names = [f"class {number}" for number in range(content["nc"])]
-    if not layout.pictures and keep_missing:
+    if not layout.images and keep_missing:
         for folder in dict.fromkeys((*layout.label_roots, f"{root}/{LABELS_FOLDER}", root)):
             names = [name for name in txt_names(folder) if without_folders(name).lower() not in OTHER_TXT_FILES]
             if names:
-                layout.pictures = [f"{os.path.splitext(name)[0]}.*" for name in names]
+                layout.images = [f"{os.path.splitext(name)[0]}.*" for name in names]
                 layout.label_roots, layout.complete = [folder], False
                 break
-    if not layout.pictures:
+    if not layout.images:
         hint = (
             f" ({without_folders(yaml_path)} names {content['path']}, outside its folder)"
             if content.get("path")
             else ""
         )
         raise FileNotFoundError(
-            f"no picture in {layout.images}{hint}. Pass images=... (the folder of the pictures; suffixes {', '.join(IMAGE_SUFFIXES)})"
+            f"no image in {layout.images}{hint}. Pass images=... (the folder of the images; suffixes {', '.join(IMAGE_SUFFIXES)})"
         )
     return layout
 

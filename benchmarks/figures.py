@@ -1,10 +1,10 @@
-"""Pictures like Fig. 3 to 6 of the paper: the best, the median and the worst boxes of one method, and what the others make of them.
+"""Images like Fig. 3 to 6 of the paper: the best, the median and the worst boxes of one method, and what the others make of them.
 
-    python benchmarks/pictures.py VOC2012 --masks VOC2012/SegmentationClass --split val --generators box grabcut lpg \\
+    python benchmarks/figures.py VOC2012 --masks VOC2012/SegmentationClass --split val --generators box grabcut lpg \\
         --stage "stage 1" runs/mine/aux/stage1/lpg --stage "stage 3" runs/mine/aux/stage3/lpg runs/mine/target/stage2/segmenter
 
-A row of panel.jpg is a picture: its boxes, the ground truth, and the label map of each method; the box that the row was chosen for
-is drawn everywhere, with its IoU. pictures.json has the names and numbers. Failures are a third of the rows, however good a method is.
+A row of panel.jpg is an image: its boxes, the ground truth, and the label map of each method; the box that the row was chosen for
+is drawn everywhere, with its IoU. images.json has the names and numbers. Failures are a third of the rows, however good a method is.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation.compare import Job
-from lpg_hf.evaluation.truth import CocoTruth, FolderTruth, PictureTruth, open_truth
+from lpg_hf.evaluation.truth import CocoTruth, FolderTruth, ImageTruth, open_truth
 from lpg_hf.files import write_json
 from lpg_hf.generators.base import BoxedImage, MaskGenerator
 from lpg_hf.masks.assembly import ImageMasks, assemble, boxed_image
@@ -33,13 +33,13 @@ class MeasuredBox:
     """A box with ground truth.
 
     Attributes:
-        picture: position in the source.
-        position: of the box in the picture's `BoxedImage`.
+        image: position in the source.
+        position: of the box in the image's `BoxedImage`.
         area: pixels of the true mask.
         ious: title of a method -> IoU of its mask in [0, 1].
     """
 
-    picture: int
+    image: int
     position: int
     area: int
     ious: dict[str, float]
@@ -50,10 +50,10 @@ def masks_of(generator: MaskGenerator, image: BoxedImage) -> ImageMasks:
     return assemble(image, (patch for _, patch in generator.patches([image], "instance")), "instance")
 
 
-def pictures_with_truth(
+def images_with_truth(
     source: Source, truth: FolderTruth | CocoTruth, indices: Sequence[int]
-) -> Iterator[tuple[int, Record, BoxedImage, PictureTruth]]:
-    """The pictures that have ground truth and that the reader does not leave out."""
+) -> Iterator[tuple[int, Record, BoxedImage, ImageTruth]]:
+    """The images that have ground truth and that the reader does not leave out."""
     report = Report()
     for index in indices:
         record = source.record(index, report) if truth.has(source.file_names[index]) else None
@@ -69,10 +69,10 @@ def measure(
     Args:
         truth: from `open_truth`.
         generators: title -> method.
-        indices: pictures of the source.
+        indices: images of the source.
     """
     boxes = []
-    for index, record, image, true in pictures_with_truth(source, truth, tqdm(indices, disable=None)):
+    for index, record, image, true in images_with_truth(source, truth, tqdm(indices, disable=None)):
         found = {title: masks_of(generator, image).masks for title, generator in generators.items()}
         objects = record.single_objects
         for position, item in enumerate(objects):
@@ -88,9 +88,9 @@ def measure(
 
 
 def choose(boxes: Sequence[MeasuredBox], title: str, num_each: int) -> list[tuple[str, MeasuredBox]]:
-    """The boxes with the best, the median and the worst IoU of one method, `num_each` of each and no picture twice.
+    """The boxes with the best, the median and the worst IoU of one method, `num_each` of each and no image twice.
 
-    Where pictures are few, the three kinds take turns, and there are fewer of each.
+    Where images are few, the three kinds take turns, and there are fewer of each.
 
     Returns:
         (kind, box): best, then median, then worst.
@@ -102,9 +102,9 @@ def choose(boxes: Sequence[MeasuredBox], title: str, num_each: int) -> list[tupl
     seen: set[int] = set()
     for _ in range(num_each):
         for kind, candidates in waiting.items():
-            box = next((box for box in candidates if box.picture not in seen), None)
+            box = next((box for box in candidates if box.image not in seen), None)
             if box is not None:
-                seen.add(box.picture)
+                seen.add(box.image)
                 chosen[kind].append(box)
     return [(kind, box) for kind, members in chosen.items() for box in members]
 
@@ -118,7 +118,7 @@ def draw(
     """One row of cells for each chosen box: boxes, ground truth, and every method."""
     rows = []
     for kind, box in chosen:
-        ((_, _, image, true),) = pictures_with_truth(source, truth, [box.picture])
+        ((_, _, image, true),) = images_with_truth(source, truth, [box.image])
         corners = image.boxes[[box.position]]
         colours = colour_index(true.label_map, true.ignored)
         cells = [(kind, draw_boxes(image.image, image.boxes, image.labels)), ("", overlay(image.image, colours))]
@@ -131,7 +131,7 @@ def draw(
 
 def as_dict(kind: str, box: MeasuredBox, source: Source) -> dict:
     """For the json file."""
-    record = source.record(box.picture, Report())
+    record = source.record(box.image, Report())
     item = record.single_objects[box.position]
     return {
         "kind": kind,
@@ -162,9 +162,9 @@ def main() -> None:
     parser.add_argument("--rank_by", help="title of the method whose IoU chooses the rows; default: the last")
     parser.add_argument("--num_each", type=int, default=3, help="rows of each kind")
     parser.add_argument("--min_area", type=int, default=400, help="pixels; smaller true masks are not shown")
-    parser.add_argument("--limit", type=int, help="measure at most this many pictures, evenly over the data")
+    parser.add_argument("--limit", type=int, help="measure at most this many images, evenly over the data")
     parser.add_argument("--device")
-    parser.add_argument("--out", type=Path, default=Path("runs/pictures"))
+    parser.add_argument("--out", type=Path, default=Path("runs/images"))
     arguments = parser.parse_args()
     if any(len(stage) not in (2, 3) for stage in arguments.stage):
         parser.error("--stage takes a title, the folder or Hub id of an LPG, and perhaps that of a segmenter")
@@ -194,13 +194,13 @@ def main() -> None:
     content = {
         "command": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
         "ranked_by": rank_by,
-        "num_pictures": len({box.picture for box in boxes}),
+        "num_images": len({box.image for box in boxes}),
         "num_boxes": len(boxes),
         "num_boxes_too_small": len(boxes) - len(large),
         "rows": [as_dict(kind, box, source) for kind, box in chosen],
     }
-    write_json(arguments.out / "pictures.json", content)
-    print(f"{len(chosen)} of {len(large)} boxes, by the IoU of {rank_by}: {arguments.out}/panel.jpg and pictures.json")
+    write_json(arguments.out / "images.json", content)
+    print(f"{len(chosen)} of {len(large)} boxes, by the IoU of {rank_by}: {arguments.out}/panel.jpg and images.json")
 
 
 if __name__ == "__main__":

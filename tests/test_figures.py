@@ -1,4 +1,4 @@
-"""Panels of the best, the median and the worst boxes, on procedural pictures."""
+"""Panels of the best, the median and the worst boxes, on procedural images."""
 
 import json
 import re
@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from benchmarks.pictures import MeasuredBox, choose, main
+from benchmarks.figures import MeasuredBox, choose, main
 
 
 SIDE = 60
-SHARES = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]  # of the box of picture i that is object
+SHARES = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]  # of the box of image i that is object
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """One box of 40 x 40 per picture, filled from the left by a red object; the box's own IoU is its share."""
+    """One box of 40 x 40 per image, filled from the left by a red object; the box's own IoU is its share."""
     (tmp_path / "images").mkdir()
     images, annotations = [], []
     for number, share in enumerate(SHARES):
@@ -46,9 +46,9 @@ def tree(tmp_path):
 def run(monkeypatch, tree, *arguments) -> dict:
     fixed = [tree / "boxes.json", "--images", tree / "images", "--masks", tree / "boxes.json", "--out", tree / "out"]
     words = [str(word) for word in (*fixed, "--device", "cpu", *arguments)]
-    monkeypatch.setattr(sys, "argv", ["pictures.py", *words])
+    monkeypatch.setattr(sys, "argv", ["images.py", *words])
     main()
-    return json.loads((tree / "out" / "pictures.json").read_text(encoding="utf-8"))
+    return json.loads((tree / "out" / "images.json").read_text(encoding="utf-8"))
 
 
 def test_rows_are_the_best_the_median_and_the_worst_boxes(tree, monkeypatch):
@@ -84,7 +84,7 @@ def test_small_objects_are_counted_and_not_shown(tree, monkeypatch):
     assert {row["file_name"] for row in found["rows"]} == {f"{number}.png" for number in range(4)}
 
 
-def test_no_picture_comes_twice_and_the_kinds_take_turns():
+def test_no_image_comes_twice_and_the_kinds_take_turns():
     boxes = [
         MeasuredBox(i // 2, i % 2, 500, {"a": iou}) for i, iou in enumerate([0.9, 0.2, 0.8, 0.5, 0.7, 0.1, 0.6, 0.3])
     ]
