@@ -49,7 +49,8 @@ from datasets import (
 )
 
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
-from lpg_hf.data.records import SIZE_MISMATCH_CHOICES, ImageChecks, Record
+from lpg_hf.data.options import SIZE_MISMATCH_CHOICES
+from lpg_hf.data.records import ImageChecks, Record
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, json_text, unicode_path, write_atomically
 from lpg_hf.images import MAX_PIXELS

@@ -90,9 +90,6 @@ class Geometry:
     scale_x: float = 1.0
 
 
-SIZE_MISMATCH_CHOICES = ("skip", "error", "rescale")
-
-
 @dataclass
 class ImageChecks:
     """How images are checked while records are made.

@@ -28,8 +28,8 @@ from lpg_hf.data.examples import decode_image, label_map
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.options import SIZE_MISMATCH_CHOICES
 from lpg_hf.data.records import (
-    SIZE_MISMATCH_CHOICES,
     BoxObject,
     Geometry,
     ImageChecks,
