@@ -223,9 +223,9 @@ class YoloConfig(BoxesConfig):
     def sources(self) -> list[str]:
         root, images = self.paths()
         layout = yolo_layout.find_layout(root, self.split, images, report=Report())
-        folders = sorted({os.path.dirname(f"{layout.images}/{name}") for name in layout.images})
+        folders = sorted({os.path.dirname(f"{layout.image_folder}/{name}") for name in layout.images})
         labels = [
-            f"{folder}/{name}" for folder in (*layout.label_roots, layout.images) for name in yolo.txt_names(folder)
+            f"{folder}/{name}" for folder in (*layout.label_roots, layout.image_folder) for name in yolo.txt_names(folder)
         ]
         return [root, *layout.sources, *folders, *labels]
 

@@ -269,7 +269,7 @@ def test_r_h8_voc_box_data_never_open_masks(voc_tree):
     [
         ({"size_mismatch": "stretch"}, ValueError, "size_mismatch must be one of"),
         ({"annotations": "other.json"}, FileNotFoundError, "other.json.*json files in .* are: annotations.json"),
-        ({"images": "images"}, FileNotFoundError, "image folder not found: .*images"),
+        ({"images": "photos"}, FileNotFoundError, "image folder not found: .*photos"),
         (
             {"data_dir": "/nowhere/at/all"},
             FileNotFoundError,

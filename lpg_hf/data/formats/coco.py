@@ -319,7 +319,7 @@ def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[d
             continue
         try:
             name = relative_name(image["file_name"])
-            path = resolve_inside(root, name)
+            image_path = resolve_inside(root, name)
         except ValueError as error:
             report.add("unsafe_path", f"{place} {error}", image=image["file_name"])
             refused.add(key)
@@ -331,7 +331,7 @@ def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[d
         entries[key] = CocoEntry(
             image_id=key,
             file_name=name,
-            path=path,
+            path=image_path,
             size=stated_size(image.get("height"), image.get("width")),
             license=licenses.get(license_key, license_key or ""),
         )

@@ -115,7 +115,7 @@ class _LabelFiles:
         stem = os.path.splitext(image)[0]
         swapped = swap_last(stem, IMAGES_FOLDER, LABELS_FOLDER)
         places = [(folder, stem) for folder in self.layout.label_roots]
-        return [*places, *([(self.layout.images, swapped)] if swapped else []), (self.layout.images, stem)]
+        return [*places, *([(self.layout.image_folder, swapped)] if swapped else []), (self.layout.image_folder, stem)]
 
     def find(self, image: str) -> str | None:
         """The label file of an image, or None.
@@ -268,7 +268,7 @@ def read_index(
     if present and not labels.used:
         looked = " and ".join(f"{folder}/{stem}.txt" for folder, stem in labels.places(present[0][0]))
         raise FileNotFoundError(
-            f"none of the {len(present)} images in {layout.images} has a label file (looked for {looked}). "
+            f"none of the {len(present)} images in {layout.image_folder} has a label file (looked for {looked}). "
             "Pass the folder that holds images/ and labels/"
         )
     for name, path, label_path in labelled:
@@ -294,9 +294,9 @@ def read_index(
         report.add("label_without_image", os.path.relpath(path, unicode_path(root)))
     if not keep_empty and not any(entry.objects for entry in entries) and not report.errors:
         chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
-        raise ValueError(f"no image of {layout.images} has an object of the classes {chosen}.\n{report.summary()}")
+        raise ValueError(f"no image of {layout.image_folder} has an object of the classes {chosen}.\n{report.summary()}")
     files = [*layout.sources, *(label_path for _, _, label_path in labelled)]
-    return YoloIndex(selected, entries, files, layout.images)
+    return YoloIndex(selected, entries, files, layout.image_folder)
 
 
 def _find_images(
@@ -306,7 +306,7 @@ def _find_images(
     present, missing, refused = [], [], []
     for name in layout.images:
         try:
-            path = resolve_inside(layout.images, name)
+            path = resolve_inside(layout.image_folder, name)
         except ValueError as error:
             report.add("unsafe_path", f"{name} {error}", image=name)
             refused.append(name)
@@ -317,7 +317,7 @@ def _find_images(
         "missing_image",
         names,
         len(layout.images),
-        layout.images,
+        layout.image_folder,
         "images",
         allow_missing,
         report,

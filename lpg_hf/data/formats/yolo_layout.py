@@ -26,9 +26,9 @@ class YoloLayout:
     """Where images and labels are.
 
     Attributes:
-        images: folder that the file names are relative to.
+        image_folder: that the file names are relative to.
         images: relative names.
-        label_roots: folders that mirror `images`, in the order of the search; after them a folder "labels" in the place of the
+        label_roots: folders that mirror `image_folder`, in the order of the search; after them a folder "labels" in the place of the
             last "images" of a name, and the image's own folder are searched.
         complete: `images` are all of their folders, so that a txt without an image can be told.
         names: class names by number; None if nothing states them.
@@ -36,7 +36,7 @@ class YoloLayout:
         keypoints: numbers per line after the box, which are not read.
     """
 
-    images: str
+    image_folder: str
     images: list[str]
     label_roots: list[str] = field(default_factory=list)
     complete: bool = True
@@ -297,7 +297,7 @@ def find_layout(
         if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
             layout.keypoints = shape[0] * shape[1]
     if layout.names is None:
-        folders = [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.images]
+        folders = [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.image_folder]
         for path in (f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in CLASS_FILES):
             if os.path.isfile(fs_path(path)):
                 layout.names = _read_names(path)
@@ -319,7 +319,7 @@ def find_layout(
             else ""
         )
         raise FileNotFoundError(
-            f"no image in {layout.images}{hint}. Pass images=... (the folder of the images; suffixes {', '.join(IMAGE_SUFFIXES)})"
+            f"no image in {layout.image_folder}{hint}. Pass images=... (the folder of the images; suffixes {', '.join(IMAGE_SUFFIXES)})"
         )
     return layout
 
