@@ -9,13 +9,14 @@ is drawn everywhere, with its IoU. images.json has the names and numbers. Failur
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from lpg_hf import load_generator
+from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
@@ -170,7 +171,9 @@ def main() -> None:
         parser.error("--stage takes a title, the folder or Hub id of an LPG, and perhaps that of a segmenter")
 
     job = Job(arguments.annotations, arguments.images, arguments.masks, format=arguments.format, split=arguments.split)
-    source = open_source(job.annotations, job.images, format=job.format, split=job.split, report=Report())
+    source = open_source(
+        job.annotations, job.images, replace(SOURCE_OPTIONS, split=job.split), format=job.format, report=Report()
+    )
     truth = open_truth(job, source)
     class_names = [name for _, name in source.classes]
     generators = {name: load_generator(name, device=arguments.device) for name in arguments.generators}

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpg_small import COCO_NAME_OF_VOC, joined
 from benchmarks.voc_target import forget_other_source
 from lpg_hf.data.formats.voc import read_voc, write_voc
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.files import write_atomically
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS, IGNORE_INDEX, VOC_CLASSES
@@ -54,7 +55,7 @@ def write_target(voc: Path, out: Path) -> None:
     write_atomically(out / "classes.txt", "".join(f"{name}\n" for name in TARGET_CLASSES).encode("utf-8"))
     for split in SPLITS:
         names = []
-        for record in read_voc(voc, split, masks=True):
+        for record in read_voc(voc, ReadOptions(split=split, masks=True)):
             record.objects = [item for item in record.objects if item.category < len(TARGET_CLASSES)]
             if record.objects:
                 name = Path(record.file_name).stem

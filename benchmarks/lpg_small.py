@@ -30,6 +30,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf import LPGImageProcessor, LPGModel
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats.voc import read_voc
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.hub import write_card
 from lpg_hf.labels import COCO_CLASSES, IGNORE_INDEX, VOC_CLASSES
 
@@ -56,7 +57,7 @@ def joined(root: Path) -> dict:
     next_image = max(image["id"] for image in coco["images"]) + 1
     next_id = max(annotation["id"] for annotation in coco["annotations"]) + 1
     id_of_name = {name: category_id for category_id, name in COCO_CLASSES}
-    for number, record in enumerate(read_voc(root / "voc", "train_mix", masks=True)):
+    for number, record in enumerate(read_voc(root / "voc", ReadOptions(split="train_mix", masks=True))):
         with Image.open(record.mask_path) as file:
             labels = np.array(file)
         image_id, regions = next_image + number, []

@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `lpg-hf --help` answer
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +101,7 @@ def masks(
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
+    from lpg_hf.data.options import SOURCE_OPTIONS
     from lpg_hf.data.report import Report
     from lpg_hf.data.sources import open_source
     from lpg_hf.generators import load_generator
@@ -119,16 +121,14 @@ def masks(
     if generator == "lpg" and model is None:
         typer.echo("no --model: using lpg-small, which comes with the package")
     found = Report()
-    source = open_source(
-        annotations,
-        images,
-        format=format,
+    options = replace(
+        SOURCE_OPTIONS,
         split=split,
         zero_based=zero_based,
         size_mismatch=size_mismatch,
         max_pixels=max_pixels or MAX_PIXELS,
-        report=found,
     )
+    source = open_source(annotations, images, options, format=format, report=found)
     report = write_masks(
         source,
         load_generator(
@@ -155,7 +155,7 @@ def masks(
     if report is not None:
         typer.echo(report.summary())
         typer.echo(f"written to {out}")
-        raise typer.Exit(1 if report.has_images_left_out or report.errors else 0)
+        raise typer.Exit(1 if report.has_skipped_images or report.errors else 0)
 
 
 @app.command("check")
@@ -184,17 +184,18 @@ def check(
     Example: `lpg-hf check instances.json --images photos --masks --json report.json`
     """
     from lpg_hf.data.check import check_source
+    from lpg_hf.data.options import SOURCE_OPTIONS
     from lpg_hf.images import MAX_PIXELS
 
+    options = replace(
+        SOURCE_OPTIONS, split=split, masks=masks, zero_based=zero_based, max_pixels=max_pixels or MAX_PIXELS
+    )
     checked = check_source(
         annotations,
         images,
+        options,
         format=format,
-        split=split,
-        masks=masks,
         decode=decode,
-        zero_based=zero_based,
-        max_pixels=max_pixels or MAX_PIXELS,
         num_workers=workers,
         progress=sys.stderr.isatty(),
     )
@@ -223,19 +224,13 @@ def convert_labels(
     Example: `lpg-hf convert-labels instances.json labels_yolo --to yolo --images photos`
     """
     from lpg_hf.data.convert import convert_labels as convert_all
+    from lpg_hf.data.options import SOURCE_OPTIONS
     from lpg_hf.images import MAX_PIXELS
 
-    done = convert_all(
-        annotations,
-        out,
-        to,
-        format=format,
-        images=images,
-        split=split,
-        masks=masks,
-        zero_based=zero_based,
-        max_pixels=max_pixels or MAX_PIXELS,
+    options = replace(
+        SOURCE_OPTIONS, split=split, masks=masks, zero_based=zero_based, max_pixels=max_pixels or MAX_PIXELS
     )
+    done = convert_all(annotations, out, to, images=images, options=options, format=format)
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)
 
@@ -322,27 +317,16 @@ def export_data(
 
     Example: `lpg-hf export-data voc_boxes --format voc --root VOC2012 --split train --split val --masks`
     """
-    from lpg_hf.data.export import write_dataset
+    from lpg_hf.data.export import Export, write_dataset
+    from lpg_hf.data.options import ReadOptions
     from lpg_hf.data.report import Report
 
     found = Report()
-    num_rows = write_dataset(
-        out,
-        format,
-        root=root,
-        annotations=annotations,
-        images=images,
-        splits=split,
-        classes=classes,
-        masks=masks,
-        with_images=with_images,
-        keep_empty=keep_empty,
-        allow_missing=allow_missing,
-        zero_based=zero_based,
-        num_proc=num_proc,
-        title=title,
-        report=found,
+    export = Export(format, root, annotations or (), images, split or (), with_images, title)
+    options = ReadOptions(
+        classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
     )
+    num_rows = write_dataset(out, export, options, num_proc=num_proc, report=found)
     typer.echo(found.summary())
     typer.echo(f"wrote {num_rows} rows to {out}")
 
@@ -371,28 +355,24 @@ def push_data(
 
     Example: `lpg-hf push-data my-name/voc-boxes --format voc --root VOC2012 --split train --split val --masks`
     """
+    from lpg_hf.data.export import Export
+    from lpg_hf.data.options import ReadOptions
     from lpg_hf.data.report import Report
     from lpg_hf.hub import push_data
 
     found = Report()
+    export = Export(format, root, annotations or (), images, split or (), with_images, title)
+    options = ReadOptions(
+        classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
+    )
     pushed = push_data(
         repo_id,
-        format,
-        root=root,
-        annotations=annotations,
-        images=images,
-        splits=split,
-        classes=classes,
-        masks=masks,
-        with_images=with_images,
-        keep_empty=keep_empty,
-        allow_missing=allow_missing,
-        zero_based=zero_based,
-        num_proc=num_proc,
-        title=title,
+        export,
         private=private,
         revision=revision,
         dry_run=dry_run,
+        options=options,
+        num_proc=num_proc,
         report=found,
     )
     typer.echo(found.summary())

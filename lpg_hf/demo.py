@@ -277,7 +277,7 @@ def write_files(found: Found, folder: str | os.PathLike) -> tuple[Path, Path]:
     ]
     write_coco(
         coco,
-        [Record(found.upload.name, found.upload.name, "1", height, width, objects)],
+        [Record(found.upload.name, found.upload.name, "1", (height, width), objects)],
         list(enumerate(found.names, start=1)),
     )
     content = json.loads(coco.read_text(encoding="utf-8"))

@@ -24,6 +24,7 @@ from benchmarks.fold0 import auxiliary, write_target
 from benchmarks.report import duration, render
 from benchmarks.running import ROOT, Bench, Busy, Commands, commands, run_cell, thinned_log
 from lpg_hf.data.formats.voc import read_voc, write_voc
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.synthetic import write_synthetic_dataset
 from lpg_hf.label_maps import read_label_map, write_label_map
@@ -554,12 +555,12 @@ def test_target_of_fold_0_has_its_classes_alone(tmp_path):
         Image.new("RGB", (60, 40)).save(voc / "JPEGImages" / f"{name}.jpg")
         write_label_map(voc / "SegmentationClass" / f"{name}.png", labels)
         items = [BoxObject(box, category, area=300) for category, box in objects]
-        record = Record(image_id=name, file_name=f"{name}.jpg", path=None, height=40, width=60, objects=items)
+        record = Record(image_id=name, file_name=f"{name}.jpg", path=None, size=(40, 60), objects=items)
         write_voc(voc / "Annotations" / f"{name}.xml", record, VOC_CLASSES)
     for split in ("train_mix", "val_mix"):
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("both\nother\n")
     write_target(voc, tmp_path / "out")
-    (record,) = read_voc(tmp_path / "out", "val_mix", images=voc / "JPEGImages", masks=True)
+    (record,) = read_voc(tmp_path / "out", ReadOptions(split="val_mix", masks=True), images=voc / "JPEGImages")
     assert record.file_name == "both.jpg" and [item.box for item in record.objects] == [(5, 5, 20, 20)]
     assert np.array_equal(read_label_map(record.mask_path), np.where(labels == 15, 0, labels))
 

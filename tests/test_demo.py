@@ -21,6 +21,7 @@ from PIL import Image
 
 from lpg_hf.cli import main
 from lpg_hf.data.formats.coco import read_coco
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.generators.base import Patch
 from lpg_hf.label_maps import read_label_map
@@ -275,7 +276,7 @@ def test_our_own_reader_takes_the_coco_file(page, upload, tmp_path: Path):
     result = run(page, upload, "25 15 75 65 disc\n1 2 3.5 4 dot")
     Image.fromarray(upload.pixels).save(tmp_path / upload.name)
     report = Report()
-    records = read_coco(result["coco"], tmp_path, masks=True, report=report)
+    records = read_coco(result["coco"], tmp_path, ReadOptions(masks=True), report)
     (record,) = records
     assert [item.box for item in record.objects] == [(25, 15, 75, 65), (1, 2, 3.5, 4)]
     assert all(item.rle for item in record.objects) and not report.counts

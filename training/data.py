@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 
 from lpg_hf.data.load import class_names, load_boxes
-from lpg_hf.data.report import PROBLEMS, Report
+from lpg_hf.data.report import KEPT, PROBLEMS, Report
 from lpg_hf.labels import IGNORE_INDEX
 from training.config import Settings
 
@@ -148,7 +148,7 @@ def _load(
     report = Report()
     with accelerator.main_process_first():
         rows = load_boxes(format, report=report, **source)
-    if report.needs_attention or any(PROBLEMS[kind][0] != "kept" for kind in report.counts):
+    if report.needs_attention or any(PROBLEMS[kind].outcome != KEPT for kind in report.counts):
         accelerator.print(f"{part}: {report.summary()}")
     for column in ("image", "mask"):
         if column in rows.column_names:

@@ -1,6 +1,6 @@
 """`datasets` builders: COCO, VOC and YOLO folders as datasets with one row per image.
 
-    builder = VocBoxes(config_name="boxes", data_dir="VOC2012", split="train_aug")
+    builder = VocBoxes(data_dir="VOC2012", options=ReadOptions(split="train_aug"))
     builder.download_and_prepare(num_proc=4)
     dataset = builder.as_dataset(split="train_aug")
     print(builder.report.summary())
@@ -18,7 +18,7 @@ Columns (masks only if asked for):
 
 The cache is keyed by every option and by size and time of every annotation file, so an edited file is read again. The problems
 that were met are kept beside the cached data: `builder.report`. So are the times of the folders that hold images, and size and
-time of the images that were left out: if one of them has changed, the data are made again, so an image that comes, goes or is
+time of the images that were skipped: if one of them has changed, the data are made again, so an image that comes, goes or is
 repaired is noticed. A good image that is overwritten in its place is not: that would mean to look at all of them at every load.
 
 Cost, on one core: a COCO file of 200,000 images and 2 million boxes takes about 45 s and less than 2 GB once, without opening images. After
@@ -30,9 +30,10 @@ import hashlib
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from datasets import (
     BuilderConfig,
@@ -49,11 +50,10 @@ from datasets import (
 )
 
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
-from lpg_hf.data.options import SIZE_MISMATCH_CHOICES
-from lpg_hf.data.records import ImageChecks, Record
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, json_text, unicode_path, write_atomically
-from lpg_hf.images import MAX_PIXELS
 
 
 # Part of the cache path, which holds no hash of the code: raise it when the same files give other rows.
@@ -84,36 +84,20 @@ def file_fingerprint(paths: list[str]) -> list[tuple[str, int, int]]:
 
 @dataclass
 class BoxesConfig(BuilderConfig):
-    """Options that every format has.
+    """The configuration of every format.
 
     Attributes:
         data_dir: folder of the dataset.
-        split: name of the split; see the builders.
-        classes: see the builders.
         annotations: another annotation file (COCO, YOLO: data.yaml) or folder (VOC, YOLO: labels) than the usual one of
             `data_dir`; absolute, or relative to `data_dir` or else to the working folder, as `images`.
         images: another image folder than the usual one.
-        masks: read the masks. Off, nothing of them is opened.
-        keep_empty: keep images without an object of the classes.
-        allow_missing: go on without images, masks or annotation files that do not exist, and count them; off, they are an
-            error before anything starts.
-        max_pixels: an image with more pixels is left out.
+        options: how they are read. With `masks` off, nothing of the masks is opened.
     """
 
     version: Version | str | None = VERSION
-    split: str | None = None
-    classes: str | list | tuple | None = None
     annotations: str | None = None
     images: str | None = None
-    masks: bool = False
-    keep_empty: bool = False
-    allow_missing: bool = False
-    max_pixels: int = MAX_PIXELS
-
-    @property
-    def checks(self) -> ImageChecks:
-        """How each image is checked."""
-        return ImageChecks(max_pixels=self.max_pixels)
+    options: ReadOptions = ReadOptions()
 
     @abstractmethod
     def sources(self) -> list[str]:
@@ -132,7 +116,7 @@ class BoxesConfig(BuilderConfig):
         return f"{self.name}-{digest.hexdigest()[:16]}"
 
 
-def _place(root: str, name: str | None, usual: str = "") -> str:
+def _below(root: str, name: str | None, usual: str = "") -> str:
     """`name` below `root`, or as it is if it exists there alone; None: the usual name, below `root` only."""
     inside = os.path.join(root, name or usual)
     alone = name is not None and not os.path.exists(fs_path(inside)) and os.path.exists(fs_path(name))
@@ -140,97 +124,67 @@ def _place(root: str, name: str | None, usual: str = "") -> str:
 
 
 @dataclass
-class StatedSizeConfig(BoxesConfig):
-    """Options of the formats that state the size of an image; fractions (YOLO) need the image's own.
-
-    Attributes:
-        verify_images: open the header of each image (about 0.2 ms; BMP and TIFF are decoded) and compare the stated size; off, a
-            stated size is believed.
-        size_mismatch: what to do when the stated size is not the image's: "skip", "error" or "rescale" (the boxes).
-    """
-
-    verify_images: bool = True
-    size_mismatch: str = "skip"
-
-    @property
-    def checks(self) -> ImageChecks:
-        return ImageChecks(self.verify_images, self.size_mismatch, self.max_pixels)
-
-    def create_config_id(self, config_kwargs: dict, custom_features: Features | None = None) -> str:
-        if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
-            choices = ", ".join(SIZE_MISMATCH_CHOICES)
-            raise ValueError(f"size_mismatch must be one of {choices}, got {self.size_mismatch!r}")
-        return super().create_config_id(config_kwargs, custom_features)
-
-
-@dataclass
-class CocoConfig(StatedSizeConfig):
-    """Options of `CocoBoxes`."""
+class CocoConfig(BoxesConfig):
+    """Where a COCO dataset is."""
 
     def paths(self) -> tuple[str, str]:
         """(annotation file, image folder); raises FileNotFoundError or ValueError."""
-        root = None if self.data_dir is None else unicode_path(self.data_dir)
-        annotations = coco.find_annotations(root, self.annotations, self.split)
-        return annotations, coco.find_images(root, self.images, self.split, annotations)
+        root, split = None if self.data_dir is None else unicode_path(self.data_dir), self.options.split
+        annotations = coco.find_annotations(root, self.annotations, split)
+        return annotations, coco.find_images(root, self.images, split, annotations)
 
     def sources(self) -> list[str]:
         return list(self.paths())
 
 
 @dataclass
-class VocConfig(StatedSizeConfig):
-    """Options of `VocBoxes`.
+class VocConfig(BoxesConfig):
+    """Where a VOC dataset is."""
 
-    Attributes:
-        zero_based: the xml files hold plain 0-based corners, not VOC's 1-based inclusive ones.
-    """
-
-    zero_based: bool = False
-
-    def paths(self) -> tuple[str, str, str]:
-        """(root, annotation folder, image folder); raises FileNotFoundError or ValueError."""
+    def folders(self) -> voc.VocFolders:
+        """Raises FileNotFoundError or ValueError."""
         if self.data_dir is None:
             raise ValueError("VOC data needs its folder: root=... (data_dir=... of the builder)")
         root = unicode_path(self.data_dir)
-        annotations = _place(root, self.annotations, voc.ANNOTATIONS_FOLDER)
-        images = _place(root, self.images, voc.IMAGES_FOLDER)
-        voc.check_folders(root, annotations, images)
-        return root, unicode_path(annotations), unicode_path(images)
+        annotations = _below(root, self.annotations, voc.ANNOTATIONS_FOLDER)
+        return voc.VocFolders.find(root, annotations, _below(root, self.images, voc.IMAGES_FOLDER))
 
     def sources(self) -> list[str]:
-        root, annotations, images = self.paths()
-        listed = [] if self.split is None else [voc.find_split_list(root, self.split)]
-        masks = [f"{root}/{voc.MASKS_FOLDER}"] if self.masks else []
-        folders = [annotations, *masks]
+        found, split = self.folders(), self.options.split
+        listed = [] if split is None else [voc.find_split_list(found.root, split)]
+        masks = [f"{found.root}/{voc.MASKS_FOLDER}"] if self.options.masks else []
+        folders = [found.annotations, *masks]
         names = {folder: voc.annotation_names(folder) for folder in folders}
         files = [f"{folder}/{name}" for folder in folders for name in names[folder]]
-        folders = sorted({images, *(os.path.dirname(f"{images}/{name}") for name in names[annotations])})
-        return [*listed, f"{root}/{voc.CLASSES_FILE}", *folders, *files]
+        of_images = {os.path.dirname(f"{found.images}/{name}") for name in names[found.annotations]}
+        return [*listed, f"{found.root}/{voc.CLASSES_FILE}", *sorted({found.images, *of_images}), *files]
 
 
 @dataclass
 class YoloConfig(BoxesConfig):
-    """Options of `YoloBoxes`."""
+    """Where a YOLO dataset is."""
 
     def paths(self) -> tuple[str, str | None]:
         """(data folder, labels folder or data.yaml; image folder or None); raises ValueError."""
         if self.data_dir is None and self.annotations is None:
             raise ValueError("YOLO data needs root=... (the data folder) or annotations=... (labels or data.yaml)")
         base = "" if self.data_dir is None else unicode_path(self.data_dir)
-        images = None if self.images is None else _place(base, self.images)
-        return unicode_path(_place(base, self.annotations)), images
+        images = None if self.images is None else _below(base, self.images)
+        return unicode_path(_below(base, self.annotations)), images
 
     def sources(self) -> list[str]:
         root, images = self.paths()
-        layout = yolo_layout.find_layout(root, self.split, images, report=Report())
+        layout = yolo_layout.find_layout(root, self.options, Report(), images)
         folders = sorted({os.path.dirname(f"{layout.image_folder}/{name}") for name in layout.images})
         labels = [
-            f"{folder}/{name}" for folder in (*layout.label_roots, layout.image_folder) for name in yolo.txt_names(folder)
+            f"{folder}/{name}"
+            for folder in (*layout.label_roots, layout.image_folder)
+            for name in yolo.txt_names(folder)
         ]
         return [root, *layout.sources, *folders, *labels]
 
 
-def _features(class_names: list[str], **extra) -> Features:
+def _features(class_names: list[str], segmentation: bool = False, extra: dict[str, Any] | None = None) -> Features:
     objects = {
         "bbox": List(List(Value("float32"), length=4)),
         "category": List(ClassLabel(names=class_names)),
@@ -239,7 +193,7 @@ def _features(class_names: list[str], **extra) -> Features:
         "difficult": List(Value("bool")),
         "id": List(Value("int64")),
     }
-    if extra.pop("segmentation", False):
+    if segmentation:
         objects["segmentation"] = List({"size": List(Value("int32"), length=2), "counts": Value("string")})
     return Features(
         {
@@ -249,7 +203,7 @@ def _features(class_names: list[str], **extra) -> Features:
             "width": Value("int32"),
             "height": Value("int32"),
             "objects": objects,
-            **extra,
+            **(extra or {}),
         }
     )
 
@@ -292,6 +246,9 @@ class _BoxesBuilder(GeneratorBasedBuilder):
     """Shared by the formats: the index is read once, its entries are checked in shards."""
 
     DATASET_NAME: str
+    # The record of an entry; None (and counted) if its image cannot be used.
+    MAKE_RECORD: Callable[[Any, ReadOptions, Report], Record | None]
+    config: BoxesConfig
 
     def __init__(self, cache_dir: str | None = None, dataset_name: str | None = None, **kwargs):
         self._live_report = Report()
@@ -321,20 +278,16 @@ class _BoxesBuilder(GeneratorBasedBuilder):
         super().download_and_prepare(output_dir, **kwargs)
 
     @abstractmethod
-    def _read_index(self, report: Report) -> tuple[list, dict, Features]:
-        """The entries, the arguments of `_make_record`, and the features."""
+    def _read_index(self, report: Report) -> tuple[list, Features]:
+        """The entries and the features."""
 
     def _image_folders(self, entries: list, report: Report) -> list[str]:
         """The folders that hold images, or ought to."""
         return sorted({os.path.dirname(entry.path) for entry in entries})
 
-    @abstractmethod
-    def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
-        """The record of an entry; None (and counted) if its image cannot be used."""
-
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         report = Report()
-        entries, options, features = self._read_index(report)
+        entries, features = self._read_index(report)
         self.info.features = features
         size = max(1, -(-len(entries) // NUM_SHARDS))
         shards = [(start // size, entries[start : start + size]) for start in range(0, len(entries), size)]
@@ -342,28 +295,27 @@ class _BoxesBuilder(GeneratorBasedBuilder):
         self._keep(report, self._image_folders(entries, report), folder, "index")
         return [
             SplitGenerator(
-                name=split_name(self.config.split),
-                gen_kwargs={"shards": shards or [(0, [])], "options": options, "report_folder": folder},
+                name=split_name(self.config.options.split),
+                gen_kwargs={"shards": shards or [(0, [])], "report_folder": folder},
             )
         ]
 
-    def _generate_examples(self, shards: list, options: dict, report_folder: str | None) -> Iterator[tuple[str, dict]]:
-        checks = self.config.checks
+    def _generate_examples(self, shards: list, report_folder: str | None) -> Iterator[tuple[str, dict]]:
         for number, entries in shards:
-            report, left_out = Report(), []
+            report, skipped = Report(), []
             for entry in entries:
                 try:
-                    record = self._make_record(entry, checks, report, **options)
+                    record = self.MAKE_RECORD(entry, self.config.options, report)
                 except ValueError as error:
                     if report_folder is None:
                         raise
                     report.add_error(str(error))
                     continue
                 if record is None:
-                    left_out.append(entry.path)
+                    skipped.append(entry.path)
                 else:
                     yield record.image_id, record_to_row(record, self.info.features)
-            self._keep(report, left_out, report_folder, f"{number:03d}")
+            self._keep(report, skipped, report_folder, f"{number:03d}")
 
     def _keep(self, report: Report, images: list[str], folder: str | None, name: str) -> None:
         """Keep a report, and the state of the images or folders whose change must make the data anew."""
@@ -389,46 +341,27 @@ class CocoBoxes(_BoxesBuilder):
     """COCO json files.
 
     `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the full list),
-    or a list of category names or ids. Labels follow the ascending category id. `split` names the default places
+    or a list of category names or ids. Labels follow the ascending category id. `split` names the default files
     (`coco.find_annotations`, `coco.find_images`) and the split of the dataset.
     """
 
     DATASET_NAME = "coco_boxes"
     BUILDER_CONFIG_CLASS = CocoConfig
-    BUILDER_CONFIGS = [
-        CocoConfig(name="all", version=VERSION, classes="all", description="every category of the file"),
-        CocoConfig(
-            name="nonvoc60", version=VERSION, classes="nonvoc60", description="the 60 COCO classes outside VOC"
-        ),
-        CocoConfig(name="voc20", version=VERSION, classes="voc20", description="the 20 COCO classes that VOC has"),
-        CocoConfig(name="all80", version=VERSION, classes="all80", description="all 80 COCO classes"),
-    ]
-    DEFAULT_CONFIG_NAME = "all"
+    MAKE_RECORD = staticmethod(coco.make_record)
+    config: CocoConfig
 
-    def _read_index(self, report: Report) -> tuple[list, dict, Features]:
+    def _read_index(self, report: Report) -> tuple[list, Features]:
         annotations, images = self.config.paths()
-        index = coco.read_index(
-            annotations,
-            images,
-            self.config.classes,
-            masks=self.config.masks,
-            keep_empty=self.config.keep_empty,
-            allow_missing=self.config.allow_missing,
-            report=report,
-        )
+        index = coco.read_index(annotations, images, self.config.options, report)
         ids = ", ".join(str(category_id) for category_id, _ in index.classes)
         self.info.description = f"COCO category ids in the order of the labels: {ids}"
         names = [name for _, name in index.classes]
-        options = {"masks": self.config.masks, "keep_empty": self.config.keep_empty}
-        return index.entries, options, _features(names, segmentation=self.config.masks, license=Value("string"))
+        return index.entries, _features(names, self.config.options.masks, {"license": Value("string")})
 
     def _image_folders(self, entries: list, report: Report) -> list[str]:
         _, images = self.config.paths()
-        missing = [f"{images}/{name}" for name, kind in report.left_out if kind == "missing_image"]
+        missing = [f"{images}/{name}" for name, kind in report.skipped if kind == "missing_image"]
         return sorted({*super()._image_folders(entries, report), *map(os.path.dirname, missing)})
-
-    def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
-        return coco.make_record(entry, checks, report, **options)
 
 
 class VocBoxes(_BoxesBuilder):
@@ -440,35 +373,12 @@ class VocBoxes(_BoxesBuilder):
 
     DATASET_NAME = "voc_boxes"
     BUILDER_CONFIG_CLASS = VocConfig
-    BUILDER_CONFIGS = [
-        VocConfig(name="boxes", version=VERSION, description="boxes"),
-        VocConfig(name="boxes+masks", version=VERSION, masks=True, description="boxes and class masks"),
-    ]
-    DEFAULT_CONFIG_NAME = "boxes"
+    MAKE_RECORD = staticmethod(voc.make_record)
+    config: VocConfig
 
-    def _read_index(self, report: Report) -> tuple[list, dict, Features]:
-        root, annotations, images = self.config.paths()
-        index = voc.read_index(
-            root,
-            self.config.split,
-            self.config.classes,
-            annotations=annotations,
-            images=images,
-            masks=self.config.masks,
-            keep_empty=self.config.keep_empty,
-            allow_missing=self.config.allow_missing,
-            report=report,
-        )
-        options = {
-            "num_classes": len(index.classes),
-            "zero_based": self.config.zero_based,
-            "keep_empty": self.config.keep_empty,
-        }
-        extra = {"mask": Image()} if self.config.masks else {}
-        return index.entries, options, _features(index.classes, **extra)
-
-    def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
-        return voc.make_record(entry, checks, report, **options)
+    def _read_index(self, report: Report) -> tuple[list, Features]:
+        index = voc.read_index(self.config.folders(), self.config.options, report)
+        return index.entries, _features(index.classes, extra={"mask": Image()} if self.config.options.masks else {})
 
 
 class YoloBoxes(_BoxesBuilder):
@@ -480,30 +390,13 @@ class YoloBoxes(_BoxesBuilder):
 
     DATASET_NAME = "yolo_boxes"
     BUILDER_CONFIG_CLASS = YoloConfig
-    BUILDER_CONFIGS = [
-        YoloConfig(name="boxes", version=VERSION, description="boxes"),
-        YoloConfig(name="boxes+masks", version=VERSION, masks=True, description="boxes and outlines as masks"),
-    ]
-    DEFAULT_CONFIG_NAME = "boxes"
+    MAKE_RECORD = staticmethod(yolo.make_record)
+    config: YoloConfig
 
-    def _read_index(self, report: Report) -> tuple[list, dict, Features]:
+    def _read_index(self, report: Report) -> tuple[list, Features]:
         root, images = self.config.paths()
-        index = yolo.read_index(
-            root,
-            self.config.split,
-            self.config.classes,
-            images=images,
-            masks=self.config.masks,
-            keep_empty=self.config.keep_empty,
-            allow_missing=self.config.allow_missing,
-            report=report,
-        )
+        index = yolo.read_index(root, self.config.options, report, images)
         if report.errors:
             more = f"\n({len(report.errors)} such lines or more)" if len(report.errors) > 5 else ""
             raise ValueError("\n".join(report.errors[:5]) + more)
-        options = {"masks": self.config.masks, "keep_empty": self.config.keep_empty}
-        names = [name for _, name in index.classes]
-        return index.entries, options, _features(names, segmentation=self.config.masks)
-
-    def _make_record(self, entry, checks: ImageChecks, report: Report, **options) -> Record | None:
-        return yolo.make_record(entry, checks, report, **options)
+        return index.entries, _features([name for _, name in index.classes], self.config.options.masks)

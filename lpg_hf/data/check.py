@@ -1,15 +1,15 @@
 """Look at every image and every object of a source before it is used: `lpg-hf check`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
-from lpg_hf.images import MAX_PIXELS
 
 
 # Images per task: the report of a task is merged when its turn comes, so that places keep the order of the file.
@@ -47,14 +47,10 @@ class Checked:
 def check_source(
     annotations: str | os.PathLike,
     images: str | os.PathLike | None = None,
+    options: ReadOptions = SOURCE_OPTIONS,
     *,
     format: str = "auto",
-    split: str | None = None,
-    classes: Sequence[str | int] | None = None,
-    masks: bool = False,
     decode: bool = True,
-    zero_based: bool = False,
-    max_pixels: int = MAX_PIXELS,
     num_workers: int | None = None,
     progress: bool = False,
 ) -> Checked:
@@ -63,15 +59,12 @@ def check_source(
     Where images of annotation files do not exist, the annotations are checked all the same, against the stated sizes.
 
     Args:
-        annotations: see `sources.open_source`, as for `images`, `format`, `split`, `classes`, `zero_based`, `max_pixels`.
+        annotations: see `sources.open_source`.
         images: folder of the images.
-        format: of the annotations.
-        split: part of the data.
-        classes: only these.
-        masks: check masks too (COCO, YOLO: that each object's can be used; VOC: that the PNG fits image and classes).
+        options: `masks` checks masks too (COCO, YOLO: that each object's can be used; VOC: that the PNG fits image and
+            classes). Images with more than `max_pixels` are counted and not decoded. `keep_missing` is always on.
+        format: see `sources.open_source`.
         decode: decode every image, which finds those that are damaged; off, only headers are read.
-        zero_based: VOC corners are 0-based.
-        max_pixels: larger images are counted and not decoded.
         num_workers: threads; None: one per core.
         progress: show a bar on stderr.
 
@@ -80,18 +73,7 @@ def check_source(
         ValueError: the annotations cannot be read at all.
     """
     report = Report(max_places=None)
-    source = open_source(
-        annotations,
-        images,
-        format=format,
-        split=split,
-        classes=classes,
-        masks=masks,
-        zero_based=zero_based,
-        max_pixels=max_pixels,
-        keep_missing=True,
-        report=report,
-    )
+    source = open_source(annotations, images, replace(options, keep_missing=True), format=format, report=report)
     starts = range(0, len(source), TASK_SIZE)
     with (
         ThreadPoolExecutor(num_workers or os.cpu_count()) as pool,
@@ -132,7 +114,7 @@ def _check_one(source: Source, index: int, decode: bool) -> Iterator[Report]:
         report.add_error(str(error))
         record = None
     yield report
-    if record is None or record.path is None or not decode:
+    if record is None or not record.has_image or not decode:
         return
     damage = Report()
     source.decode(record, damage)

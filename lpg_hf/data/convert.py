@@ -22,17 +22,18 @@ from pycocotools import mask as coco_mask
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.report import Report
-from lpg_hf.data.sources import Source, open_source, recognise_format, voc_places
+from lpg_hf.data.sources import Source, open_source, recognise_format, voc_folders
 from lpg_hf.files import fs_path, resolve_inside
-from lpg_hf.images import MAX_PIXELS
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 
 
 TARGETS = ("coco", "voc", "yolo")
 BOX_TOLERANCE = 1e-3
+WITH_MASKS = replace(SOURCE_OPTIONS, masks=True)
 
 
 @dataclass
@@ -61,25 +62,20 @@ def convert_labels(
     out: str | os.PathLike,
     to: str,
     *,
-    format: str = "auto",
     images: str | os.PathLike | None = None,
-    split: str | None = None,
-    masks: bool = True,
-    zero_based: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    options: ReadOptions = WITH_MASKS,
+    format: str = "auto",
 ) -> Conversion:
     """Write the labels of a source in another format; `out` is written completely or not at all.
 
     Args:
-        annotations: see `sources.open_source`, as for `format`, `images`, `split`, `zero_based` and `max_pixels`.
+        annotations: see `sources.open_source`, as for `images` and `format`.
         out: new folder; for COCO a json file or a folder. It must not exist, or be empty.
         to: "coco", "voc" or "yolo".
-        format: of `annotations`.
         images: folder of the images.
-        split: part of the data; also the name of the list that VOC gets.
-        masks: write the masks that there are.
-        zero_based: VOC corners are 0-based.
-        max_pixels: larger images are left out.
+        options: how they are read. `split` is also the name of the list that VOC gets; `masks` writes the masks that there
+            are.
+        format: of `annotations`.
 
     Raises:
         FileNotFoundError: annotations or all images are missing.
@@ -92,24 +88,18 @@ def convert_labels(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{out} exists already and is not empty; choose another place or remove it")
     report = Report()
-    format = recognise_format(annotations, split) if format == "auto" else format
-    source = open_source(
-        annotations,
-        images,
-        format=format,
-        split=split,
-        masks=masks and format != "voc",  # Class masks are looked for image by image, as few images may have one.
-        zero_based=zero_based,
-        max_pixels=max_pixels,
-        report=report,
-    )
+    masks = options.masks
+    format = recognise_format(annotations, options.split) if format == "auto" else format
+    if format == "voc":  # Class masks are looked for image by image, as few images may have one.
+        options = replace(options, masks=False)
+    source = open_source(annotations, images, options, format=format, report=report)
     reading = _Reading(source, to, masks, report)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         written = unfinished / "out"
         written.mkdir()
-        _WRITERS[to](written, reading, split or "all")
+        _WRITERS[to](written, reading, options.split or "all")
         if report.images == 0:
             raise ValueError(f"no image of {source.path} can be used:\n{report.summary()}")
         if to == "coco" and target.suffix.lower() == ".json":
@@ -139,7 +129,7 @@ class _Reading:
         self.names = [name for _, name in source.classes]
         self.asked_for_masks = masks
         self.class_masks = voc_masks_folder(source) if masks and source.format == "voc" else None
-        self.masks = source.masks or self.class_masks is not None
+        self.masks = source.options.masks or self.class_masks is not None
         self.counts: dict[str, int] = {}
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
             self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
@@ -208,7 +198,7 @@ class _Reading:
         if not os.path.isfile(fs_path(path)):
             return
         try:
-            voc.check_mask(path, record.file_name, record.height, record.width, len(self.names))
+            voc.check_mask(path, record.file_name, (record.height, record.width), len(self.names))
         except ValueError as error:
             self.report.add("invalid_class_mask", f"{record.file_name}: {error}")
             return
@@ -246,7 +236,7 @@ class _Reading:
                 lines.append("fields of images and annotations that are not COCO's own for detection")
         if self.masks and self.to == "voc" and source.format != "voc":
             lines.append("instances in masks: a class mask holds classes, the smaller object on top")
-        if source.masks and source.format in ("coco", "yolo") and self.to != "coco":
+        if source.options.masks and source.format in ("coco", "yolo") and self.to != "coco":
             form = {"yolo": "follow the edges of the pixels, holes and parts joined in one"}
             lines.append(f"outlines between pixels: masks {form.get(self.to, 'become pixels')}")
         if not self.asked_for_masks:
@@ -260,7 +250,7 @@ def voc_masks_folder(source: Source) -> str | None:
     Raises:
         ValueError: there are masks, but nothing says what their values mean.
     """
-    root, _, _ = voc_places(source.path, None)
+    root = voc_folders(source.path).root
     folder = f"{root}/{voc.MASKS_FOLDER}"
     if not os.path.isdir(fs_path(folder)):
         return None

@@ -18,7 +18,7 @@ from lpg_hf.images import MAX_PIXELS, open_image, read_rgb
 from lpg_hf.labels import IGNORE_INDEX
 
 
-def _column_source(row: dict, column: str) -> tuple[Image.Image | BinaryIO | str, str]:
+def column_source(row: dict, column: str) -> tuple[Image.Image | BinaryIO | str, str]:
     """What `images.open_image` takes, and the name for messages."""
     value = row[column]
     name = row.get("file_name") or row.get("image_id") or column
@@ -50,17 +50,21 @@ def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         ImageProblem: cannot be opened or is cut off; the message names the file.
         ValueError: a kind of image that is refused, or another size than the row states.
     """
-    source, name = _column_source(row, "image")
+    source, name = column_source(row, "image")
     pixels = read_rgb(source, name, max_pixels)
-    _check_size(pixels, row, name)
+    check_size(pixels, _stated_size(row), name)
     return pixels
 
 
-def _check_size(pixels: np.ndarray, row: dict, name: str) -> None:
-    expected = (row.get("height", pixels.shape[0]), row.get("width", pixels.shape[1]))
-    if pixels.shape[:2] != expected:
+def _stated_size(row: dict) -> tuple[int, int] | None:
+    return (row["height"], row["width"]) if "height" in row and "width" in row else None
+
+
+def check_size(pixels: np.ndarray, size: tuple[int, int] | None, name: str) -> None:
+    """Raises ValueError if an image ((H, W, ...)) is not as large as its record or row says; None: nothing is said."""
+    if size is not None and pixels.shape[:2] != size:
         raise ValueError(
-            f"{name} is {pixels.shape[1]} x {pixels.shape[0]}, the row says {expected[1]} x {expected[0]} (width x height); "
+            f"{name} is {pixels.shape[1]} x {pixels.shape[0]}, the row says {size[1]} x {size[0]} (width x height); "
             "build the dataset again with verify_images=True"
         )
 
@@ -89,8 +93,8 @@ def row_boxes(row: dict) -> tuple[np.ndarray, np.ndarray]:
     return boxes[~crowd], labels[~crowd]
 
 
-def _mask_column(row: dict) -> np.ndarray:
-    source, name = _column_source(row, "mask")
+def mask_column(row: dict) -> np.ndarray:
+    source, name = column_source(row, "mask")
     mask = open_image(source, name)
     if mask.mode not in ("P", "L"):
         raise ValueError(f"the class mask {name} has mode {mask.mode}; it must be a palette or grey PNG of indices")
@@ -98,7 +102,7 @@ def _mask_column(row: dict) -> np.ndarray:
         labels = np.array(mask)
     except (OSError, SyntaxError) as error:
         raise OSError(f"cannot decode the class mask {name}: {error}") from error
-    _check_size(labels, row, f"the class mask {name}")
+    check_size(labels, _stated_size(row), f"the class mask {name}")
     return labels
 
 
@@ -143,7 +147,7 @@ def class_mask(row: dict, label: int) -> np.ndarray:
         ValueError: the row has no masks, or the PNG does not fit the image.
     """
     if _has_class_png(row):
-        labels = _mask_column(row)
+        labels = mask_column(row)
         return np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == label).astype(np.uint8)
     boxes, labels, crowd = _objects(row)
     mask = np.zeros((row["height"], row["width"]), dtype=np.uint8)
@@ -193,7 +197,7 @@ def label_map(row: dict) -> np.ndarray:
         ValueError: the row has no masks, or the PNG does not fit the image.
     """
     if _has_class_png(row):
-        return _mask_column(row)
+        return mask_column(row)
     boxes, labels, crowd = _objects(row)
     area = np.asarray(row["objects"]["area"], dtype=np.float64)
     segmentation = row["objects"]["segmentation"]

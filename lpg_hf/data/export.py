@@ -13,6 +13,8 @@ machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads 
 
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +25,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from lpg_hf.cards import render_card
 from lpg_hf.data.formats.coco import NAMED_CLASS_SETS
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, write_atomically
 
@@ -127,38 +130,47 @@ def write_card(
     write_atomically(folder / "README.md", content.encode("utf-8"))
 
 
+@dataclass(frozen=True)
+class Export:
+    """What is exported.
+
+    Attributes:
+        format: "coco", "voc" or "yolo".
+        root: folder of the dataset.
+        annotations: as of `load_boxes`: one file for all splits, or one for each; empty: the usual one.
+        images: as of `load_boxes`.
+        splits: their names; empty: one, "train".
+        with_images: embed the image files.
+        title: of the card; None: the name of the repository or the folder.
+        repo_id: where it will be on the Hub.
+    """
+
+    format: str
+    root: str | os.PathLike | None = None
+    annotations: Sequence[str] = ()
+    images: str | os.PathLike | None = None
+    splits: Sequence[str] = ()
+    with_images: bool = False
+    title: str | None = None
+    repo_id: str | None = None
+
+
 def write_dataset(
-    out: Path,
-    format: str,
+    out: str | os.PathLike,
+    export: Export,
+    options: ReadOptions = ReadOptions(),
     *,
-    root: Path | None = None,
-    annotations: list[str] | None = None,
-    images: str | None = None,
-    splits: list[str] | None = None,
-    classes: str | list[str] | None = None,
-    masks: bool = False,
-    with_images: bool = False,
-    keep_empty: bool = False,
-    allow_missing: bool = False,
-    zero_based: bool = False,
     num_proc: int = 1,
-    title: str | None = None,
-    repo_id: str | None = None,
     report: Report | None = None,
 ) -> int:
     """Write a COCO, VOC or YOLO dataset as Parquet with a card; `out` is written completely or not at all.
 
     Args:
         out: new folder; it must not exist, or be empty.
-        format: "coco", "voc" or "yolo".
-        annotations: one file for all splits, or one for each.
-        splits: names of the splits; None: one, "train".
-        classes: a list of names, or a text: names with commas between, "all", or of COCO one of `coco.NAMED_CLASS_SETS`.
-        title: of the card; default: the name of the repository or the folder.
-        repo_id: where it will be on the Hub.
-        zero_based: VOC: corners are 0-based and end exclusive.
+        export: what to write.
+        options: how it is read; `classes` may also be one text, names with commas between.
+        num_proc: processes that check the images.
         report: takes the problems of all splits, for the caller to show.
-        root, images, masks, keep_empty, allow_missing, num_proc: as in `load_boxes`.
 
     Returns:
         Number of rows.
@@ -168,49 +180,48 @@ def write_dataset(
         FileExistsError: `out` is in use.
         OSError: a file cannot be read or written.
     """
-    if isinstance(classes, str) and classes not in ("all", *(NAMED_CLASS_SETS if format == "coco" else ())):
-        classes = [name.strip() for name in classes.split(",")]
-    names: list[str | None] = list(splits or [None])
-    files: list[str | None] = list(annotations or [None])
-    if len(files) == 1:
-        files = files * len(names)
-    if format not in TITLES:
-        raise ValueError(f"--format must be one of {', '.join(TITLES)}, got {format!r}")
-    if len(files) != len(names):
-        raise ValueError(f"{len(files)} --annotations for {len(names)} --split: give one for all or one for each")
+    if export.format not in TITLES:
+        raise ValueError(f"--format must be one of {', '.join(TITLES)}, got {export.format!r}")
     target = Path(fs_path(os.path.abspath(fs_path(out))))
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{out} exists already and is not empty; choose another folder or remove it")
-    loaded = {}
-    for name, file in zip(names, files):
-        dataset = load_boxes(
-            format,
-            root=root,
-            annotations=file,
-            images=images,
-            split=name,
-            classes=classes,
-            masks=masks,
-            num_proc=num_proc,
-            keep_empty=keep_empty,
-            allow_missing=allow_missing,
-            report=report,
-            **({"zero_based": True} if zero_based else {}),
-        )
-        loaded[str(dataset.split)] = dataset if with_images else dataset.remove_columns("image")
-    if len({tuple(class_names(dataset)) for dataset in loaded.values()}) > 1:
-        raise ValueError("the splits have different classes; pass --classes to fix them")
-
-    rows = ROWS_PER_SHARD if with_images else ROWS_PER_SHARD_WITHOUT_IMAGES
-    default_title = repo_id.split("/")[-1] if repo_id else target.name
+    loaded = _load_splits(export, options, num_proc, report)
+    rows = ROWS_PER_SHARD if export.with_images else ROWS_PER_SHARD_WITHOUT_IMAGES
+    title = export.title or (export.repo_id.split("/")[-1] if export.repo_id else target.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as unfinished:
         written = Path(unfinished) / target.name
         (written / "data").mkdir(parents=True)
         for name, dataset in loaded.items():
             write_shards(dataset, written / "data", name, rows)
-        write_card(written, loaded, title or default_title, TITLES[format], repo_id)
+        write_card(written, loaded, title, TITLES[export.format], export.repo_id)
         if target.is_dir():
             target.rmdir()
         os.replace(written, target)
     return sum(len(dataset) for dataset in loaded.values())
+
+
+def _load_splits(export: Export, options: ReadOptions, num_proc: int, report: Report | None) -> dict[str, Dataset]:
+    """The rows of each split as they are written, by the name that `datasets` gives it."""
+    named = ("all", *(NAMED_CLASS_SETS if export.format == "coco" else ()))
+    if isinstance(options.classes, str) and options.classes not in named:
+        options = replace(options, classes=tuple(name.strip() for name in options.classes.split(",")))
+    names, files = export.splits or [None], export.annotations or [None]
+    files = list(files) * len(names) if len(files) == 1 else files
+    if len(files) != len(names):
+        raise ValueError(f"{len(files)} --annotations for {len(names)} --split: give one for all or one for each")
+    loaded = {}
+    for name, file in zip(names, files):
+        dataset = load_boxes(
+            export.format,
+            root=export.root,
+            annotations=file,
+            images=export.images,
+            num_proc=num_proc,
+            report=report,
+            **replace(options, split=name).changed,
+        )
+        loaded[str(dataset.split)] = dataset if export.with_images else dataset.remove_columns("image")
+    if len({tuple(class_names(dataset)) for dataset in loaded.values()}) > 1:
+        raise ValueError("the splits have different classes; pass --classes to fix them")
+    return loaded

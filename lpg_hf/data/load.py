@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Image, load_dataset
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
-from lpg_hf.data.report import Report, check_missing
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, relative_name, resolve_inside, unicode_path, walk_files
 
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 BUILDERS = {"coco": CocoBoxes, "voc": VocBoxes, "yolo": YoloBoxes}
 FORMATS = (*BUILDERS, "parquet")
+# A row has an image, and the class lists of the formats hold for training: two options are for sources alone.
+BUILDER_OPTIONS = {item.name for item in fields(ReadOptions)} - {"keep_missing", "keep_unlisted"}
+PARQUET_OPTIONS = {"split", "masks", "allow_missing"}
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -34,13 +38,10 @@ def load_boxes(
     root: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
     images: str | os.PathLike | None = None,
-    split: str | None = None,
-    classes: str | Sequence[str | int] | None = None,
-    masks: bool = False,
     num_proc: int = 1,
     cache_dir: str | os.PathLike | None = None,
     report: Report | None = None,
-    **options,
+    **options: Any,
 ) -> Dataset:
     """Load images with boxes; the problems met are logged, unless `report` takes them.
 
@@ -50,13 +51,11 @@ def load_boxes(
         root: folder of the dataset; for "parquet" a folder or a Hub id.
         annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of labels.
         images: another image folder than the usual one; for "parquet" the folder of images that were not exported.
-        split: VOC: a list in ImageSets; COCO: part of the default places; YOLO: of data.yaml, a folder or a list; "parquet": the split.
-        classes: see `builders.CocoBoxes`, `builders.VocBoxes` and `builders.YoloBoxes`.
-        masks: read the masks too.
         num_proc: processes that check the images.
         cache_dir: of `datasets`.
         report: takes the problems, for the caller to show.
-        **options: the other fields of the format's `builders.BoxesConfig` (keep_empty, allow_missing, max_pixels, ...).
+        **options: fields of `options.ReadOptions`: split, classes, masks, keep_empty, allow_missing, max_pixels, ...; for
+            "parquet" only split, masks and allow_missing. What `split` and `classes` may be: see the builders.
 
     Returns:
         The rows described in `builders`.
@@ -68,50 +67,39 @@ def load_boxes(
     if format not in FORMATS:
         raise ValueError(f"unknown data format {format!r}; choose one of {', '.join(FORMATS)}")
     if format == "parquet":
-        allow_missing = options.pop("allow_missing", False)
-        if annotations is not None or classes is not None or options:
-            extra = [
-                *(["annotations"] if annotations is not None else []),
-                *(["classes"] if classes is not None else []),
-            ]
-            raise ValueError(
-                f"format 'parquet' takes no {', '.join(extra + sorted(options))}; they were fixed at export"
-            )
+        extra = sorted(set(options) - PARQUET_OPTIONS | ({"annotations"} if annotations is not None else set()))
+        if extra:
+            raise ValueError(f"format 'parquet' takes no {', '.join(extra)}; they were fixed at export")
         found = Report()
-        dataset = _load_parquet(root, images, split, masks, cache_dir, allow_missing, found)
+        dataset = load_parquet(root, images, ReadOptions(**options), found, cache_dir)
         if report is None:  # Who opens the rows one by one counts them itself.
             found = replace(found, **_totals(dataset))
         _tell(root, found, report)
         return dataset
 
-    builder_class = BUILDERS[format]
-    known = builder_class.BUILDER_CONFIG_CLASS.__dataclass_fields__
-    unknown = sorted(set(options) - set(known))
+    unknown = sorted(set(options) - BUILDER_OPTIONS)
     if unknown:
         raise ValueError(f"format {format!r} has no option {', '.join(unknown)}")
-    if classes is not None and not isinstance(classes, str):
-        classes = list(classes)
-    builder = builder_class(
+    read = ReadOptions(**options)
+    read.check_format(format)
+    builder = BUILDERS[format](
         cache_dir=None if cache_dir is None else os.fspath(cache_dir),
         data_dir=None if root is None else unicode_path(root),
         annotations=None if annotations is None else os.fspath(annotations),
         images=None if images is None else os.fspath(images),
-        split=split,
-        classes=classes,
-        masks=masks,
-        **options,
+        options=read,
     )
     builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
-    dataset = builder.as_dataset(split=split_name(split))
+    dataset = builder.as_dataset(split=split_name(read.split))
     _tell(root or annotations, builder.report, report)
     return dataset
 
 
-def _tell(place: str | os.PathLike, found: Report, report: Report | None) -> None:
+def _tell(source: str | os.PathLike | None, found: Report, report: Report | None) -> None:
     if report is not None:
         report.merge(found)
     else:
-        logger.log(logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", place, found.summary())
+        logger.log(logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", source, found.summary())
 
 
 def _totals(dataset: Dataset) -> dict:
@@ -123,17 +111,17 @@ def _totals(dataset: Dataset) -> dict:
     return {"images": len(dataset), "objects": pc.sum(counts).as_py() or 0, "classes": names}
 
 
-def _load_parquet(
+def load_parquet(
     root: str | os.PathLike | None,
     images: str | os.PathLike | None,
-    split: str | None,
-    masks: bool,
-    cache_dir: str | os.PathLike | None,
-    allow_missing: bool,
+    options: ReadOptions,
     report: Report,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Dataset:
+    """The rows of a folder or a Hub id, with their images; further arguments as of `load_boxes`."""
     if root is None:
         raise ValueError("format 'parquet' needs root=... (a folder or a Hub id)")
+    split = options.split
     splits = load_dataset(os.fspath(root), cache_dir=_cache_of_folder(root, cache_dir))
     if split is None and len(splits) > 1:
         raise ValueError(f"{root} holds several splits ({', '.join(splits)}); pass split=...")
@@ -143,33 +131,37 @@ def _load_parquet(
     dataset = splits[name]
     if "objects" not in dataset.features:
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
-    if masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
+    if options.masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
         raise ValueError(f"{root} was exported without masks; export it again from a dataset with masks=True")
     columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]
     dataset = _without_foreign_paths(dataset, columns, root, report)
     if images is not None:
-        folder = unicode_path(images)
-        paths, present, missing = [], [], []
-        for number, name in enumerate(dataset["file_name"]):
-            try:
-                path = resolve_inside(folder, relative_name(name))
-            except ValueError as error:
-                report.add("unsafe_path", f"{name!r}: row {number} {error}")
-                continue
-            if os.path.isfile(fs_path(path)):
-                present.append(number)
-                paths.append(path)
-            else:
-                missing.append(name)
-        check_missing("missing_image", missing, len(dataset), folder, "images", allow_missing, report)
-        dataset = dataset if len(present) == len(dataset) else dataset.select(present)
-        dataset = dataset.remove_columns([name for name in ("image",) if name in dataset.features])
-        dataset = dataset.add_column("image", paths).cast_column("image", Image())
-    elif "image" not in dataset.features:
+        return _with_images(dataset, unicode_path(images), options, report)
+    if "image" not in dataset.features:
         raise ValueError(
             f"{root} was exported without images; pass images=... (the folder that the file names are in)"
         )
     return dataset
+
+
+def _with_images(dataset: Dataset, folder: str, options: ReadOptions, report: Report) -> Dataset:
+    """The rows whose image exists in a folder, with its path in the column "image"."""
+    paths, present, missing = [], [], []
+    for number, name in enumerate(dataset["file_name"]):
+        try:
+            path = resolve_inside(folder, relative_name(name))
+        except ValueError as error:
+            report.add("unsafe_path", f"{name!r}: row {number} {error}")
+            continue
+        if os.path.isfile(fs_path(path)):
+            present.append(number)
+            paths.append(path)
+        else:
+            missing.append(name)
+    check_missing(MissingFiles("missing_image", "images", missing, len(dataset), folder), options, report)
+    dataset = dataset if len(present) == len(dataset) else dataset.select(present)
+    dataset = dataset.remove_columns([name for name in ("image",) if name in dataset.features])
+    return dataset.add_column("image", paths).cast_column("image", Image())
 
 
 def _cache_of_folder(root: str | os.PathLike, cache_dir: str | os.PathLike | None) -> str | None:

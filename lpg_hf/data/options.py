@@ -1,11 +1,21 @@
 """How annotations are read: one frozen set of options, made where a call enters and passed whole."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from lpg_hf.images import MAX_PIXELS
 
 
 SIZE_MISMATCH_CHOICES = ("skip", "error", "rescale")
+# What a class can be chosen by: one name of a list of classes, or names and ids.
+Classes = str | Sequence[str | int] | None
+# Options that only some formats have: (formats, reason why the others have none).
+_FORMATS_OF_OPTION = {
+    "zero_based": (("voc",), "it is for VOC xml files"),
+    "size_mismatch": (("coco", "voc"), "it is for formats that state the size of an image"),
+    "verify_images": (("coco", "voc"), "it is for formats that state the size of an image"),
+}
 
 
 @dataclass(frozen=True)
@@ -14,23 +24,28 @@ class ReadOptions:
 
     Attributes:
         split: VOC list, YOLO split, split of a dataset, or part of a COCO file's name; None: all, or the format's default.
-        classes: names, COCO ids, or a name of `labels.CLASS_LISTS`; None: all. Objects of other classes are left out and counted.
+        classes: names or COCO ids, or one text: "all", or of COCO a name of `coco.NAMED_CLASS_SETS`; None: all, or the
+            format's own list. Objects of other classes are skipped and counted.
         masks: read the masks too.
         keep_empty: keep images without an object of the classes.
-        keep_unlisted: objects of a class that no list names are kept, and their class is appended to the list; off, they are
-            left out. Counted either way.
+        keep_unlisted: without `classes`, keep objects of a class that no list names, and append the class to the list; off,
+            skip them. They are counted either way.
         allow_missing: go on (and count) when some images, annotation files or masks do not exist.
-        keep_missing: images and masks that do not exist are counted, and their records kept, so that the annotations can be
+        keep_missing: count images and masks that do not exist, but keep their records, so that the annotations can be
             checked: `Record.path` is None, and the size is the stated one.
-        verify_images: open each image's header; off, the stated size is believed where there is one.
-        size_mismatch: the stated size is not the image's (COCO, VOC): "skip" the image, raise an "error", or "rescale" its boxes.
-        max_pixels: an image with more pixels is left out.
+        verify_images: open the header of each image (about 0.2 ms; BMP and TIFF are decoded) and compare the stated size;
+            off, a stated size is believed.
+        size_mismatch: what to do when the stated size is not the image's (COCO, VOC): "skip" the image, raise an "error",
+            or "rescale" its boxes.
+        max_pixels: skip images with more pixels.
         zero_based: VOC corners are 0-based and end exclusive, as some tools write them.
-        drop_difficult: leave out VOC objects flagged difficult.
+
+    Raises:
+        ValueError: a value is not one of the choices.
     """
 
     split: str | None = None
-    classes: str | tuple[str | int, ...] | None = None
+    classes: Classes = None
     masks: bool = False
     keep_empty: bool = False
     keep_unlisted: bool = False
@@ -40,7 +55,6 @@ class ReadOptions:
     size_mismatch: str = "skip"
     max_pixels: int = MAX_PIXELS
     zero_based: bool = False
-    drop_difficult: bool = False
 
     def __post_init__(self):
         if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
@@ -49,3 +63,25 @@ class ReadOptions:
             )
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels={self.max_pixels} must be at least 1")
+        if self.classes is not None and not isinstance(self.classes, str):
+            object.__setattr__(self, "classes", tuple(self.classes))
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The options that are not at their default."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default}
+
+    def check_format(self, format: str) -> None:
+        """Raises ValueError if an option is set that a format does not have."""
+        for name, value in self.changed.items():
+            formats, reason = _FORMATS_OF_OPTION.get(name, ((format,), ""))
+            if format not in formats:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"format {format!r} has no option {name} ({flag}), got {name}={value!r}: {reason}. Leave it out"
+                )
+
+
+# Masks know no class, so a source of boxes for masks skips as little as it can.
+SOURCE_OPTIONS = ReadOptions(keep_empty=True, keep_unlisted=True, allow_missing=True)

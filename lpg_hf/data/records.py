@@ -2,14 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
-from lpg_hf.images import MAX_PIXELS, ImageProblem, image_size
+from lpg_hf.images import ImageProblem, image_size
 
 
 # How far a box may reach over the border before it is counted as clipped: rounding of the tool that wrote it, and ours.
 CLIP_TOLERANCE_PIXELS = 0.5 + 1e-6
 MIN_BOX_SIDE = 1e-3
+Box = tuple[float, float, float, float]  # xyxy, pixels, 0-based, end exclusive
 
 
 @dataclass
@@ -28,7 +31,7 @@ class BoxObject:
             between pixels) and "area"; only beside `rle`.
     """
 
-    box: tuple[float, float, float, float]
+    box: Box
     category: int
     area: float
     iscrowd: bool = False
@@ -43,24 +46,40 @@ class Record:
     """One image with its objects.
 
     Attributes:
-        path: of the image file; None: it does not exist, and only its annotations are to be checked (`keep_missing`).
+        path: of the image file; None: it is in a row of a dataset, or does not exist (`keep_missing`).
         file_name: relative to the image folder, forward slashes.
         image_id: the id in the annotation file, as text.
-        height: of the upright image (EXIF orientation applied), pixels; without an image as stated, infinite if not stated.
-        width: the same.
+        size: (height, width) of the upright image (EXIF orientation applied), pixels; of an image that does not exist as
+            stated, or None.
         objects: in the order of the file.
         mask_path: VOC class mask (PNG of class indices), if asked for.
         license: name and address, if the file states them.
+        row: number of the row that holds the image, in a dataset.
     """
 
     path: str | None
     file_name: str
     image_id: str
-    height: int
-    width: int
+    size: tuple[int, int] | None
     objects: list[BoxObject] = field(default_factory=list)
     mask_path: str | None = None
     license: str = ""
+    row: int | None = None
+
+    @property
+    def height(self) -> int:
+        """Pixels; raises ValueError if the size is not known."""
+        return _known(self.size, self.file_name)[0]
+
+    @property
+    def width(self) -> int:
+        """Pixels; raises ValueError if the size is not known."""
+        return _known(self.size, self.file_name)[1]
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is an image to open."""
+        return self.path is not None or self.row is not None
 
     @property
     def single_objects(self) -> list[BoxObject]:
@@ -68,10 +87,16 @@ class Record:
         return [item for item in self.objects if not item.iscrowd]
 
 
-def stated_size(height: object, width: object) -> tuple[int, int] | None:
+def _known(size: tuple[int, int] | None, name: str) -> tuple[int, int]:
+    if size is None:
+        raise ValueError(f"the size of {name} is not known: the image does not exist, and the annotations state none")
+    return size
+
+
+def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
     """(height, width) as positive integers, or None if the file states none that can be true."""
     try:
-        size = int(float(height)), int(float(width))  # type: ignore[arg-type]
+        size = int(float(height)), int(float(width))
     except (TypeError, ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None
@@ -79,99 +104,106 @@ def stated_size(height: object, width: object) -> tuple[int, int] | None:
 
 @dataclass
 class Geometry:
-    """The frame of one image: its true size, and the factors from the stated frame to it (1 unless rescaled).
+    """The frame of one image: its true (height, width), and the factors from the stated frame to it (1 unless rescaled).
 
-    Without an image it is the stated size, and infinite if none is stated.
+    Without an image it is the stated size; None if none is stated.
     """
 
-    height: int | float
-    width: int | float
+    size: tuple[int, int] | None
     scale_y: float = 1.0
     scale_x: float = 1.0
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the stated frame is not the image's."""
+        return self.scale_y != 1 or self.scale_x != 1
 
-@dataclass
-class ImageChecks:
-    """How images are checked while records are made.
 
-    Attributes:
-        verify: open each image's header; off, the stated size is believed where there is one.
-        size_mismatch: stated size differs from the image's: "skip" it, raise an "error", or "rescale" the boxes.
-        max_pixels: an image with more pixels is left out.
+def image_geometry(
+    path: str | None, name: str, stated: tuple[int, int] | None, options: ReadOptions, report: Report
+) -> Geometry | None:
+    """The frame of an image.
+
+    Args:
+        path: of the image; None: it does not exist, so the stated size has to do.
+        name: for the report.
+        stated: (height, width) in the annotation file, if it states one.
+        options: verify_images, size_mismatch and max_pixels.
+        report: counts problems.
+
+    Returns:
+        The frame; None (and counted) if the image cannot be used.
+
+    Raises:
+        ValueError: the sizes differ and `size_mismatch` is "error".
     """
-
-    verify: bool = True
-    size_mismatch: str = "skip"
-    max_pixels: int = MAX_PIXELS
-
-    def geometry(self, path: str | None, name: str, stated: tuple[int, int] | None, report: Report) -> Geometry | None:
-        """The frame of an image (`path` None: there is none); None (and counted) if the image cannot be used.
-
-        Raises:
-            ValueError: the sizes differ and `size_mismatch` is "error".
-        """
-        if stated and not self.verify:
-            return Geometry(*stated)
-        if path is None:
-            if stated is None:
-                report.add("size_unknown", name)
-            return Geometry(*(stated or (math.inf, math.inf)))
-        try:
-            height, width = image_size(path, name, self.max_pixels)
-        except ImageProblem as problem:
-            report.add(problem.kind, str(problem))
-            return None
+    if stated and not options.verify_images:
+        return Geometry(stated)
+    if path is None:
         if stated is None:
-            report.add("size_from_image", f"{name}: {width} x {height}")
-            return Geometry(height, width)
-        if stated == (height, width):
-            return Geometry(height, width)
-        place = f"{name}: stated {stated[1]} x {stated[0]}, image {width} x {height}"
-        if self.size_mismatch == "error":
-            raise ValueError(
-                f"size (width x height) of {place}. Correct the file, or pass size_mismatch='skip' or 'rescale'"
-            )
-        if self.size_mismatch == "rescale":
-            report.add("size_rescaled", place)
-            return Geometry(height, width, height / stated[0], width / stated[1])
-        report.add("size_mismatch", place)
+            report.add("size_unknown", name)
+        return Geometry(stated)
+    try:
+        height, width = image_size(path, name, options.max_pixels)
+    except ImageProblem as problem:
+        report.add(problem.kind, str(problem))
         return None
+    if stated is None:
+        report.add("size_from_image", f"{name}: {width} x {height}")
+        return Geometry((height, width))
+    if stated == (height, width):
+        return Geometry((height, width))
+    where = f"{name}: stated {stated[1]} x {stated[0]}, image {width} x {height}"
+    if options.size_mismatch == "error":
+        raise ValueError(
+            f"size (width x height) of {where}. Correct the file, or pass size_mismatch='skip' or 'rescale'"
+        )
+    if options.size_mismatch == "rescale":
+        report.add("size_rescaled", where)
+        return Geometry((height, width), height / stated[0], width / stated[1])
+    report.add("size_mismatch", where)
+    return None
 
 
-def checked_box(box: object, height: int, width: int, place: str, report: Report) -> tuple[float, ...] | None:
+def checked_box(box: Box, size: tuple[int, int] | None, where: str, report: Report) -> Box | None:
     """Put the corners of a box in order and clip it to the image.
 
     Args:
-        box: four numbers, xyxy, pixels, 0-based, end exclusive; anything else is counted.
-        height: of the image; may be infinite.
-        width: of the image; may be infinite.
-        place: "file: object", for the report.
+        box: xyxy, pixels, 0-based, end exclusive, finite.
+        size: (height, width) of the image; None: not known, so that only the left and upper border are checked.
+        where: "file: object", for the report.
         report: counts what was done.
 
     Returns:
-        xyxy inside the image with a positive area, or None if the object has to be left out.
+        xyxy inside the image with a positive area, or None if the object has to be skipped.
     """
+    height, width = (math.inf, math.inf) if size is None else size
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:
-        report.add("corners_swapped", f"{place} {_text(box)}")
+        report.add("corners_swapped", f"{where} {_text(box)}")
         x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
     if x2 - x1 < MIN_BOX_SIDE or y2 - y1 < MIN_BOX_SIDE:
-        report.add("degenerate_box", f"{place} {_text(box)}")
+        report.add("degenerate_box", f"{where} {_text(box)}")
         return None
     clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
-        report.add("box_outside", f"{place} {_text(box)}, image {width} x {height}")
+        report.add("box_outside", f"{where} {_text(box)}, image {width} x {height}")
         return None
     if min(x1, width - x2, y1, height - y2) < -CLIP_TOLERANCE_PIXELS:
-        report.add("clipped_box", f"{place} {_text(box)}, image {width} x {height}")
+        report.add("clipped_box", f"{where} {_text(box)}, image {width} x {height}")
     return clipped
 
 
-def _text(box) -> str:
+def box_area(box: Box) -> float:
+    """Square pixels of a box (xyxy)."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _text(box: Box) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
 
 
-def finite_numbers(values: object, count: int) -> list[float] | None:
+def finite_numbers(values: Any, count: int) -> list[float] | None:
     """`values` as floats if it is a list of exactly `count` finite numbers, else None."""
     if not isinstance(values, (list, tuple)) or len(values) != count:
         return None

@@ -9,68 +9,91 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.files import fs_path, json_text, write_atomically
 
 
 MAX_PLACES = 10
 MAX_ERRORS = 100
-IMAGE_LEFT_OUT = "image left out"
-# kind of problem -> (what happens to the item, what was found)
+# The outcomes that other code asks for; further ones are free text.
+IMAGE_SKIPPED = "image skipped"
+OBJECT_SKIPPED = "object skipped"
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class ProblemKind:
+    """A kind of problem: what happens to the item (`outcome`), and what was found (`meaning`)."""
+
+    outcome: str
+    meaning: str
+
+
 PROBLEMS = {
-    "invalid_image_entry": (IMAGE_LEFT_OUT, "image entry without a usable id and file name"),
-    "duplicate_image_id": (IMAGE_LEFT_OUT, "image id that an earlier image has already"),
-    "unsafe_path": (IMAGE_LEFT_OUT, "file name that leads outside the image folder"),
-    "missing_image": (IMAGE_LEFT_OUT, "image that does not exist"),
-    "missing_annotation": (IMAGE_LEFT_OUT, "name in the split list without an annotation file"),
-    "invalid_class_mask": ("mask not used", "class mask that fits neither its image nor the classes"),
-    "label_name_taken": (IMAGE_LEFT_OUT, "image whose label file an earlier image has already"),
-    "missing_mask": (IMAGE_LEFT_OUT, "image without a class mask"),
-    "unreadable_annotation": (IMAGE_LEFT_OUT, "annotation file that is not valid"),
-    "unreadable_image": (IMAGE_LEFT_OUT, "image that cannot be opened"),
-    "truncated_image": (IMAGE_LEFT_OUT, "image file that is cut off"),
-    "image_too_large": (IMAGE_LEFT_OUT, "image with more pixels than max_pixels"),
-    "size_mismatch": (IMAGE_LEFT_OUT, "stated size differs from the image's"),
-    "size_rescaled": ("boxes rescaled", "stated size differs from the image's"),
-    "ambiguous_image": (IMAGE_LEFT_OUT, "several images of one name with different extensions"),
-    "same_name_images": ("used the one in <filename>", "several images of one name with different extensions"),
-    "image_without_object": (IMAGE_LEFT_OUT, "image without an object of the classes (keep_empty=True keeps it)"),
-    "empty_image": ("kept", "image without an object of the classes"),
-    "duplicate_file_name": ("kept", "image that several image entries name"),
-    "duplicate_entry": ("used once", "name that the split list holds more than once"),
-    "image_without_annotation": ("not read", "image without an annotation file: unlabelled"),
-    "label_without_image": ("not read", "txt file without an image"),
-    "yaml_path": ("not used", "path in data.yaml that does not exist inside the folder of the data"),
-    "class_count_differs": ("names used", "data.yaml states another number of classes than names"),
-    "file_name_differs": ("kept", "<filename> names another existing image than the annotation file's own name"),
-    "size_from_image": ("kept", "no valid size stated, taken from the image"),
-    "size_unknown": ("right and lower border not checked", "neither an image nor a valid size stated"),
-    "invalid_annotation": ("object left out", "annotation that is no object with an image and a category"),
-    "unknown_image": ("object left out", "annotation of an image that the file does not list"),
-    "unknown_category": ("object left out", "category that the file does not list"),
-    "unknown_class": ("object left out", "class that is not in the class list"),
-    "unlisted_class": ("kept", "class that is in no class list, appended to it"),
-    "other_class": ("object left out", "object of a class that was not asked for"),
-    "id_type_differs": ("matched", "ids that are text in one place and a number in another"),
-    "duplicate_annotation_id": ("new id given", "annotation id that is missing, no integer, or used before"),
-    "duplicate_category_name": ("renamed", "category name that two ids share"),
-    "invalid_line": ("object left out", "line that is neither class and box nor class and outline"),
-    "pixel_values": ("object left out", "YOLO line with pixels in the place of fractions"),
-    "duplicate_line": ("used once", "line that the label file holds more than once"),
-    "centre_outside": ("object left out", "YOLO box with its centre outside the image"),
-    "invalid_box": ("object left out", "box that is not four finite numbers"),
-    "no_box": ("object left out", "object with neither a box nor a mask to take it from"),
-    "box_from_polygon": ("kept", "no box stated, taken from the polygon or mask"),
-    "corners_swapped": ("put in order", "box with its corners in the wrong order"),
-    "degenerate_box": ("object left out", "box without an area"),
-    "box_outside": ("object left out", "box outside the image"),
-    "clipped_box": ("clipped", "box that reaches over the border of the image"),
-    "one_pixel_box": ("kept", "VOC box whose corners are one pixel: an annotation error?"),
-    "zero_coordinate": ("kept", "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"),
-    "mask_name_taken": (IMAGE_LEFT_OUT, "image whose mask would have the name of an earlier one's"),
-    "low_score": ("left out of the result", "mask whose score is below min_score"),
-    "empty_mask": ("kept, without a pixel", "box in which the generator found no object"),
-    "no_mask": ("box kept", "object without a mask"),
-    "invalid_mask": ("box kept", "object whose mask or polygon cannot be used"),
+    "invalid_image_entry": ProblemKind(IMAGE_SKIPPED, "image entry without a usable id and file name"),
+    "duplicate_image_id": ProblemKind(IMAGE_SKIPPED, "image id that an earlier image has already"),
+    "unsafe_path": ProblemKind(IMAGE_SKIPPED, "file name that leads outside the image folder"),
+    "missing_image": ProblemKind(IMAGE_SKIPPED, "image that does not exist"),
+    "missing_annotation": ProblemKind(IMAGE_SKIPPED, "name in the split list without an annotation file"),
+    "invalid_class_mask": ProblemKind("mask not used", "class mask that fits neither its image nor the classes"),
+    "label_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose label file an earlier image has already"),
+    "missing_mask": ProblemKind(IMAGE_SKIPPED, "image without a class mask"),
+    "unreadable_annotation": ProblemKind(IMAGE_SKIPPED, "annotation file that is not valid"),
+    "unreadable_image": ProblemKind(IMAGE_SKIPPED, "image that cannot be opened"),
+    "truncated_image": ProblemKind(IMAGE_SKIPPED, "image file that is cut off"),
+    "image_too_large": ProblemKind(IMAGE_SKIPPED, "image with more pixels than max_pixels"),
+    "size_mismatch": ProblemKind(IMAGE_SKIPPED, "stated size differs from the image's"),
+    "size_rescaled": ProblemKind("boxes rescaled", "stated size differs from the image's"),
+    "ambiguous_image": ProblemKind(IMAGE_SKIPPED, "several images of one name with different extensions"),
+    "same_name_images": ProblemKind(
+        "used the one in <filename>", "several images of one name with different extensions"
+    ),
+    "image_without_object": ProblemKind(
+        IMAGE_SKIPPED, "image without an object of the classes (keep_empty=True keeps it)"
+    ),
+    "empty_image": ProblemKind(KEPT, "image without an object of the classes"),
+    "duplicate_file_name": ProblemKind(KEPT, "image that several image entries name"),
+    "duplicate_entry": ProblemKind("used once", "name that the split list holds more than once"),
+    "image_without_annotation": ProblemKind("not read", "image without an annotation file: unlabelled"),
+    "label_without_image": ProblemKind("not read", "txt file without an image"),
+    "yaml_path": ProblemKind("not used", "path in data.yaml that does not exist inside the folder of the data"),
+    "class_count_differs": ProblemKind("names used", "data.yaml states another number of classes than names"),
+    "file_name_differs": ProblemKind(
+        KEPT, "<filename> names another existing image than the annotation file's own name"
+    ),
+    "size_from_image": ProblemKind(KEPT, "no valid size stated, taken from the image"),
+    "size_unknown": ProblemKind("right and lower border not checked", "neither an image nor a valid size stated"),
+    "invalid_annotation": ProblemKind(OBJECT_SKIPPED, "annotation that is no object with an image and a category"),
+    "unknown_image": ProblemKind(OBJECT_SKIPPED, "annotation of an image that the file does not list"),
+    "unknown_category": ProblemKind(OBJECT_SKIPPED, "category that the file does not list"),
+    "unknown_class": ProblemKind(OBJECT_SKIPPED, "class that is not in the class list"),
+    "unlisted_class": ProblemKind(KEPT, "class that is in no class list, appended to it"),
+    "other_class": ProblemKind(OBJECT_SKIPPED, "object of a class that was not asked for"),
+    "id_type_differs": ProblemKind("matched", "ids that are text in one place and a number in another"),
+    "duplicate_annotation_id": ProblemKind(
+        "new id given", "annotation id that is missing, no integer, or used before"
+    ),
+    "duplicate_category_name": ProblemKind("renamed", "category name that two ids share"),
+    "invalid_line": ProblemKind(OBJECT_SKIPPED, "line that is neither class and box nor class and outline"),
+    "pixel_values": ProblemKind(OBJECT_SKIPPED, "YOLO line with pixels in the place of fractions"),
+    "duplicate_line": ProblemKind("used once", "line that the label file holds more than once"),
+    "centre_outside": ProblemKind(OBJECT_SKIPPED, "YOLO box with its centre outside the image"),
+    "invalid_box": ProblemKind(OBJECT_SKIPPED, "box that is not four finite numbers"),
+    "no_box": ProblemKind(OBJECT_SKIPPED, "object with neither a box nor a mask to take it from"),
+    "box_from_polygon": ProblemKind(KEPT, "no box stated, taken from the polygon or mask"),
+    "corners_swapped": ProblemKind("put in order", "box with its corners in the wrong order"),
+    "degenerate_box": ProblemKind(OBJECT_SKIPPED, "box without an area"),
+    "box_outside": ProblemKind(OBJECT_SKIPPED, "box outside the image"),
+    "clipped_box": ProblemKind("clipped", "box that reaches over the border of the image"),
+    "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
+    "zero_coordinate": ProblemKind(
+        KEPT, "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"
+    ),
+    "mask_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose mask would have the name of an earlier one's"),
+    "low_score": ProblemKind("left out of the result", "mask whose score is below min_score"),
+    "empty_mask": ProblemKind("kept, without a pixel", "box in which the generator found no object"),
+    "no_mask": ProblemKind("box kept", "object without a mask"),
+    "invalid_mask": ProblemKind("box kept", "object whose mask or polygon cannot be used"),
 }
 # Kinds that good files have too; any other kind deserves a warning.
 EXPECTED = {"other_class", "image_without_object", "empty_image", "size_from_image", "image_without_annotation"}
@@ -89,8 +112,8 @@ class Report:
         details: kind -> value (a class name, a category id) -> number, where the value matters.
         errors: messages of faults that a dataset must not be built with (a mask that does not fit its image), the first
             `MAX_ERRORS` of them.
-        left_out: (file name, kind) of all images that were left out before they were looked at: when an index was read. The
-            name is the annotation file's, or the place in it, where the image's is not known.
+        skipped: (file name, kind) of all images that were skipped before they were opened: when an index was read. The name
+            is the annotation file's, or the place in it, where the image's is not known.
         max_places: of a kind that are kept; None: all.
     """
 
@@ -101,11 +124,11 @@ class Report:
     details: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
     max_places: int | None = field(default=MAX_PLACES, compare=False)
 
     def add(self, kind: str, place: str, value: str | None = None, *, image: str | None = None) -> None:
-        """Count one problem of a kind; `value` is counted on its own too, `image` is one of `left_out`."""
+        """Count one problem of a kind; `value` is counted on its own too, `image` is added to `skipped`."""
         if kind not in PROBLEMS:
             raise KeyError(f"unknown kind of problem {kind!r}")
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -114,7 +137,7 @@ class Report:
             values = self.details.setdefault(kind, {})
             values[value] = values.get(value, 0) + 1
         if image is not None:
-            self.left_out.append((image, kind))
+            self.skipped.append((image, kind))
 
     def add_error(self, message: str) -> None:
         """Keep the message of a fault that a dataset must not be built with."""
@@ -131,7 +154,7 @@ class Report:
         self.objects += other.objects
         self.classes = self.classes or other.classes
         self.errors = (self.errors + other.errors)[:MAX_ERRORS]
-        self.left_out.extend(other.left_out)
+        self.skipped.extend(other.skipped)
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             self._add_places(kind, other.places.get(kind, []))
@@ -148,7 +171,7 @@ class Report:
     def load(cls, path: str | os.PathLike) -> "Report":
         """What `save` wrote."""
         content = json.loads(Path(fs_path(path)).read_text(encoding="utf-8"))
-        return cls(**content | {"left_out": [(name, kind) for name, kind in content.get("left_out", [])]})
+        return cls(**content | {"skipped": [(name, kind) for name, kind in content.get("skipped", [])]})
 
     @property
     def needs_attention(self) -> bool:
@@ -156,14 +179,14 @@ class Report:
         return bool(self.errors) or any(kind not in EXPECTED for kind in self.counts)
 
     @property
-    def has_images_left_out(self) -> bool:
-        """Whether any image was left out."""
-        return any(PROBLEMS[kind][0] == IMAGE_LEFT_OUT for kind in self.counts)
+    def has_skipped_images(self) -> bool:
+        """Whether any image was skipped."""
+        return any(PROBLEMS[kind].outcome == IMAGE_SKIPPED for kind in self.counts)
 
     def reasons(self) -> list[str]:
-        """The images and objects that a reader has left out, each with the reason."""
-        kinds = [kind for kind in self.counts if PROBLEMS[kind][0] in (IMAGE_LEFT_OUT, "object left out")]
-        return [f"{place} ({PROBLEMS[kind][1]})" for kind in kinds for place in self.places[kind]]
+        """The images and objects that were skipped, each with the reason."""
+        kinds = [kind for kind in self.counts if PROBLEMS[kind].outcome in (IMAGE_SKIPPED, OBJECT_SKIPPED)]
+        return [f"{place} ({PROBLEMS[kind].meaning})" for kind in kinds for place in self.places[kind]]
 
     def summary(self, outcomes: dict[str, str] | None = None) -> str:
         """A line for the whole, one for each kind of problem, and the first errors.
@@ -173,9 +196,8 @@ class Report:
         """
         lines = [f"{self.images} images, {self.objects} objects, {len(self.classes)} classes"]
         for kind, count in sorted(self.counts.items()):
-            outcome, meaning = PROBLEMS[kind]
-            outcome = (outcomes or {}).get(kind, outcome)
-            line = f"  {kind}: {count} ({meaning}; {outcome})"
+            outcome = (outcomes or {}).get(kind, PROBLEMS[kind].outcome)
+            line = f"  {kind}: {count} ({PROBLEMS[kind].meaning}; {outcome})"
             if kind in self.details:
                 values = sorted(self.details[kind].items(), key=lambda item: (-item[1], item[0]))
                 line += ": " + ", ".join(f"{value} {number}" for value, number in values[:MAX_PLACES])
@@ -184,42 +206,51 @@ class Report:
         return "\n".join([*lines, *self.errors[:MAX_PLACES]])
 
 
-def check_missing(
-    kind: str,
-    names: list[str],
-    total: int,
-    folder: str,
-    what: str,
-    allow_missing: bool,
-    report: Report,
-    images: list[str] | None = None,
-    keep: bool = False,
-) -> None:
-    """Count missing files, and stop unless that is allowed.
+@dataclass(frozen=True)
+class MissingFiles:
+    """Files that should be there and are not.
 
-    Args:
-        kind: key of `PROBLEMS`.
+    Attributes:
+        kind: "missing_image", "missing_annotation" or "missing_mask".
+        what: the files in words, for the message.
         names: of the missing files.
         total: number of files that should be there.
-        folder: where.
-        what: files these are, for the message.
-        allow_missing: go on without them.
-        report: counts them.
+        folder: where they should be.
         images: the image that each is missing for; None: `names` are images.
-        keep: only count: the images are not left out, and all may be missing.
+    """
+
+    kind: str
+    what: str
+    names: list[str]
+    total: int
+    folder: str
+    images: list[str] | None = None
+
+
+def check_missing(missing: MissingFiles, options: ReadOptions, report: Report) -> None:
+    """Count missing files, and stop unless that is allowed.
+
+    With `keep_missing` images and masks are only counted: their records are kept, and all may be missing.
 
     Raises:
-        FileNotFoundError: some are missing and `allow_missing` is off, or all are; not with `keep`.
+        FileNotFoundError: some are missing and `allow_missing` is off, or all are.
     """
-    for name, image in zip(names, names if images is None else images):
-        report.add(kind, name, image=None if keep else image)
+    names, total = missing.names, missing.total
+    keep = (
+        options.keep_missing and missing.kind != "missing_annotation"
+    )  # Without annotations there is nothing to keep.
+    for name, image in zip(names, names if missing.images is None else missing.images):
+        report.add(missing.kind, name, image=None if keep else image)
     if not names or keep:
         return
     first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if len(names) == total:
-        raise FileNotFoundError(f"none of the {total} {what} exists in {folder}: {first}. Pass the right folder")
-    if not allow_missing:
         raise FileNotFoundError(
-            f"{len(names)} of {total} {what} are missing in {folder}: {first}. Complete the folder, or pass allow_missing=True "
-            "(--allow-missing; in training --aux_allow_missing true, --target_allow_missing true) to go on without them"
+            f"none of the {total} {missing.what} exists in {missing.folder}: {first}. Pass the right folder"
+        )
+    if not options.allow_missing:
+        raise FileNotFoundError(
+            f"{len(names)} of {total} {missing.what} are missing in {missing.folder}: {first}. Complete the folder, or pass "
+            "allow_missing=True (--allow-missing; in training --aux_allow_missing true, --target_allow_missing true) to go on "
+            "without them"
         )

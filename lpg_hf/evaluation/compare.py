@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import PROBLEMS, Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation.evaluate import LabelPairs
@@ -182,7 +183,7 @@ def measure(job: Job, name: str) -> Row:
         job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
     )
     row, pairs, scores, seconds, num_masks = Row(name), LabelPairs(), BoxMaskScores(), 0.0, 0
-    row.skipped += [f"{image} ({PROBLEMS[kind][1]})" for image, kind in report.left_out]
+    row.skipped += [f"{image} ({PROBLEMS[kind].meaning})" for image, kind in report.skipped]
     row.reports["annotations"] = report
     if truth.report is not None:
         row.reports["ground truth"] = truth.report
@@ -254,16 +255,14 @@ def peak_gpu_memory_mb() -> float | None:
 
 
 def _open(job: Job, report: Report) -> Source:
-    return open_source(
-        job.annotations,
-        job.images,
-        format=job.format,
+    options = replace(
+        SOURCE_OPTIONS,
         split=job.split,
         zero_based=job.zero_based,
         size_mismatch=job.size_mismatch,
         max_pixels=job.max_pixels,
-        report=report,
     )
+    return open_source(job.annotations, job.images, options, format=job.format, report=report)
 
 
 def _evenly(items: Sequence[int], count: int) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """True masks beside the images of a source: a folder of label maps, or a COCO file."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lpg_hf.boxes import box_slices
+from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
@@ -87,15 +88,8 @@ class CocoTruth:
 
     def __init__(self, path: str, source: Source, images: str | None, size_mismatch: str, max_pixels: int) -> None:
         self.report = Report()
-        self.source = open_source(
-            path,
-            images,
-            format="coco",
-            masks=True,
-            size_mismatch=size_mismatch,
-            max_pixels=max_pixels,
-            report=self.report,
-        )
+        options = replace(SOURCE_OPTIONS, masks=True, size_mismatch=size_mismatch, max_pixels=max_pixels)
+        self.source = open_source(path, images, options, format="coco", report=self.report)
         self.index = {name: index for index, name in enumerate(self.source.file_names)}
         self.names = [name for _, name in self.source.classes]
         self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}

@@ -2,8 +2,9 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -13,6 +14,9 @@ from lpg_hf.cards import read_json
 from lpg_hf.hub.client import HUB_ERRORS, commit_files, reason, signed_in
 from lpg_hf.hub.stages import check_stage, find_stages, prepare_stage
 
+
+if TYPE_CHECKING:
+    from lpg_hf.data.export import Export
 
 # What a repository may hold before its first push: what the Hub's own page puts there.
 INITIAL_FILES = {".gitattributes", "README.md", "LICENSE"}
@@ -104,23 +108,21 @@ def push_run(
 
 def push_data(
     repo_id: str,
-    format: str,
+    export: "Export",
     *,
-    with_images: bool = False,
     private: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
     api: HfApi | None = None,
-    **options: object,
+    **reading: Any,
 ) -> Pushed:
     """Push box and mask annotations as a dataset that `load_dataset(repo_id)` reads without this package.
 
     Args:
         repo_id: ORG/NAME of the dataset.
-        format: "coco", "voc" or "yolo".
-        with_images: push the image files too. Only do so if their licences allow it.
+        export: what to push. Embed the image files (`with_images`) only if their licences allow it.
         private, revision, dry_run, api: as in `push_run`.
-        **options: of `lpg_hf.data.export.write_dataset`: root, annotations, images, splits, classes, masks, ...
+        **reading: options, num_proc and report of `lpg_hf.data.export.write_dataset`.
 
     Raises:
         ValueError, FileNotFoundError: the annotations cannot be read, no token, or the repository holds something else.
@@ -134,7 +136,7 @@ def push_data(
     api = api if dry_run else signed_in(api)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "dataset"
-        write_dataset(out, format, with_images=with_images, repo_id=repo_id, **options)
+        write_dataset(out, replace(export, repo_id=repo_id), **reading)
         files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
         if dry_run:

@@ -129,7 +129,9 @@ def write_masks(
     out = Path(fs_path(out))
     if not 0 <= rank < num_processes:
         raise ValueError(f"rank={rank} (RANK) is no number of one of {num_processes} processes (WORLD_SIZE).")
-    inside = next((path for path in source.files() if out.resolve() in Path(fs_path(path)).resolve().parents), None)
+    inside = next(
+        (path for path in source.annotation_files if out.resolve() in Path(fs_path(path)).resolve().parents), None
+    )
     if inside is not None:
         raise ValueError(f"{out} holds annotations that are read ({inside}). Choose another folder for the masks.")
     if overwrite and num_processes > 1:
@@ -138,7 +140,7 @@ def write_masks(
         "version": __version__,
         "annotations": source.path,
         "annotations_sha256": _digest(source),
-        **source.options,
+        **source.identity,
         "generator": generator_name,
         **generator.settings(),
         **asdict(settings),
@@ -212,7 +214,7 @@ class _Job:
             if of_image.counts:
                 entries[index]["problems"] = of_image.places
             if record is None:
-                entries[index]["left_out"] = True
+                entries[index]["skipped"] = True
                 bar.update()
             else:
                 records[index] = record
@@ -258,7 +260,7 @@ class _Job:
                 images.append((index, image))
                 continue
             report.merge(of_image)
-            entries[index] |= {"left_out": True, "problems": entries[index].get("problems", {}) | of_image.places}
+            entries[index] |= {"skipped": True, "problems": entries[index].get("problems", {}) | of_image.places}
         return images
 
     def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
@@ -322,7 +324,7 @@ def _image_files(name: str) -> dict[str, str]:
 def _digest(source: Source) -> str:
     """Tells changed annotations: the classes and images, and the sizes and times of the files that they came from."""
     digest = hashlib.sha256(json.dumps([source.classes, source.file_names]).encode())
-    for path in source.files():
+    for path in source.annotation_files:
         state = os.stat(fs_path(path))
         digest.update(json.dumps([path, state.st_size, state.st_mtime_ns]).encode())
     return digest.hexdigest()
@@ -392,7 +394,7 @@ def _clear(out: Path, before: dict, wanted: set[str]) -> None:
         ValueError: another file stands where one of `wanted` is to be written; nothing is deleted then.
     """
     if "images" in before:
-        names = [image["file_name"] for image in before["images"] if "left_out" not in image]
+        names = [image["file_name"] for image in before["images"] if "skipped" not in image]
     else:
         names = before.get("file_names", ())  # A start of an earlier version states none.
     written = {fs_path(out / file) for file in _files_of_run(before["settings"], names)}
@@ -423,10 +425,10 @@ def _finished_report(out: Path) -> Report:
 def _repaired(out: Path, source: Source) -> list[str]:
     """The images that a finished run left out for their file, and that can be used now."""
     images = json.loads((out / "report.json").read_text(encoding="utf-8"))["images"][: len(source)]
-    left_out = (
-        i for i, image in enumerate(images) if "left_out" in image and "mask_name_taken" not in image["problems"]
+    skipped = (
+        i for i, image in enumerate(images) if "skipped" in image and "mask_name_taken" not in image["problems"]
     )
-    records = (source.record(index, Report()) for index in left_out)
+    records = (source.record(index, Report()) for index in skipped)
     return [item.file_name for item in records if item is not None and source.decode(item, Report()) is not None]
 
 
@@ -472,8 +474,8 @@ def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[
         for image in part["images"]:
             told = {key: value for key, value in image.items() if key not in ("objects", "license")}
             yield told | {"boxes": len(image.get("objects", ()))}
-    for name, kind in job.index_report.left_out:
-        yield {"file_name": name, "left_out": True, "problems": {kind: []}}
+    for name, kind in job.index_report.skipped:
+        yield {"file_name": name, "skipped": True, "problems": {kind: []}}
 
 
 def _write_coco(job: _Job, parts) -> None:

@@ -9,20 +9,21 @@ import pytest
 from trees import add_everywhere
 
 from lpg_hf.data.builders import VERSION, CocoBoxes, VocBoxes, YoloBoxes, split_name
+from lpg_hf.data.options import ReadOptions
 
 
 def build(builder, **options):
     builder.download_and_prepare(**options)
-    return builder.as_dataset(split=split_name(builder.config.split))
+    return builder.as_dataset(split=split_name(builder.config.options.split))
 
 
-def coco(tree, **options):
+def coco(tree, cache_dir=None, **options):
     tree.write()
-    return CocoBoxes(data_dir=str(tree.root), **options)
+    return CocoBoxes(cache_dir, data_dir=str(tree.root), options=ReadOptions(**options))
 
 
 def voc(tree, **options):
-    return VocBoxes(data_dir=str(tree.root), **options)
+    return VocBoxes(data_dir=str(tree.root), options=ReadOptions(**options))
 
 
 def many(tree, count=6):
@@ -59,10 +60,10 @@ def test_coco_masks_are_text_rle_and_empty_for_none(coco_tree):
 
 
 def test_voc_columns(voc_tree):
-    dataset = build(voc(voc_tree, config_name="boxes"))
+    dataset = build(voc(voc_tree))
     assert set(dataset.features) == {"image", "image_id", "file_name", "width", "height", "objects"}
     voc_tree.add_mask("a")
-    dataset = build(voc(voc_tree, config_name="boxes+masks"))
+    dataset = build(voc(voc_tree, masks=True))
     assert np.unique(np.asarray(dataset[0]["mask"])).tolist() == [0, 1]
 
 
@@ -72,21 +73,16 @@ def test_image_without_objects_is_an_empty_row(coco_tree):
     assert dataset[1]["objects"] == {key: [] for key in dataset.features["objects"]}
 
 
-@pytest.mark.parametrize("config_name, num_classes", [("nonvoc60", 60), ("voc20", 20), ("all80", 80), ("all", 2)])
-def test_coco_configs(coco_tree, config_name, num_classes):
+@pytest.mark.parametrize("classes, num_classes", [("nonvoc60", 60), ("voc20", 20), ("all80", 80), ("all", 2)])
+def test_coco_class_sets(coco_tree, classes, num_classes):
     coco_tree.content["categories"] = [{"id": 8, "name": "truck"}, {"id": 1, "name": "person"}]
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=8))
-    builder = coco(coco_tree, config_name=config_name)
+    builder = coco(coco_tree, classes=classes)
     dataset = build(builder)
     names = dataset.features["objects"]["category"].feature.names
     assert len(names) == num_classes and str(builder.config.version) == VERSION
     found = [names[i] for i in dataset[0]["objects"]["category"]]
-    assert found == {"nonvoc60": ["truck"], "voc20": ["person"]}.get(config_name, ["person", "truck"])
-
-
-def test_every_predefined_config_has_a_version():
-    for builder in (CocoBoxes, VocBoxes):
-        assert all(str(config.version) == VERSION for config in builder.BUILDER_CONFIGS)
+    assert found == {"nonvoc60": ["truck"], "voc20": ["person"]}.get(classes, ["person", "truck"])
 
 
 def test_unchanged_files_are_served_from_the_cache(coco_tree, monkeypatch):
@@ -152,7 +148,7 @@ def two_pictures(request):
     picture = add_everywhere(tree, "set1/b.png")
 
     def names(**options):
-        return build(BUILDERS[request.param](data_dir=str(tree.root), **options))["file_name"][:]
+        return build(BUILDERS[request.param](data_dir=str(tree.root), options=ReadOptions(**options)))["file_name"][:]
 
     return picture, names
 
@@ -267,7 +263,6 @@ def test_r_h8_voc_box_data_never_open_masks(voc_tree):
 @pytest.mark.parametrize(
     "options, error, text",
     [
-        ({"size_mismatch": "stretch"}, ValueError, "size_mismatch must be one of"),
         ({"annotations": "other.json"}, FileNotFoundError, "other.json.*json files in .* are: annotations.json"),
         ({"images": "photos"}, FileNotFoundError, "image folder not found: .*photos"),
         (
@@ -289,7 +284,7 @@ def test_official_coco_layout_is_found_by_the_split(coco_tree):
     (coco_tree.root / "annotations").mkdir()
     path.rename(coco_tree.root / "annotations" / "instances_val2017.json")
     coco_tree.images.rename(coco_tree.root / "val2017")
-    dataset = build(CocoBoxes(data_dir=str(coco_tree.root), split="val2017"))
+    dataset = build(CocoBoxes(data_dir=str(coco_tree.root), options=ReadOptions(split="val2017")))
     assert len(dataset) == 1 and str(dataset.split) == "val2017"
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from trees import HEIGHT, RED, WIDTH, add_everywhere, picture
 
 from lpg_hf.data.check import check_source
+from lpg_hf.data.convert import WITH_MASKS
 from lpg_hf.data.export import write_shards
 from lpg_hf.data.load import load_boxes
+from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.images import MAX_PIXELS
@@ -31,7 +34,7 @@ def tree(request):
 
 def opened(tree, **options):
     report = Report()
-    source = open_source(tree.root, report=report, **options)
+    source = open_source(tree.root, options=replace(SOURCE_OPTIONS, **options), report=report)
     return source, [source.record(i, report) for i in range(len(source))], report
 
 
@@ -182,7 +185,7 @@ def test_r_m1_archives_are_not_accepted(tmp_path, suffix):
 
 def test_r_h5_a_class_mask_of_another_size_is_named_with_its_image(voc_tree):
     voc_tree.add_mask("a", np.zeros((HEIGHT + 1, WIDTH), dtype=np.uint8))
-    checked = check_source(voc_tree.root, masks=True)
+    checked = check_source(voc_tree.root, options=WITH_MASKS)
     for text in ("SegmentationClass/a.png is 60 x 41", "its image a.png 60 x 40", "never resized"):
         assert text in checked.summary()
 
@@ -196,7 +199,7 @@ def test_r_c7_outlines_far_outside_are_bounded(yolo_tree, line):
 
 LOCALE_SCRIPT = """
 import sys
-from lpg_hf.data.convert import convert_labels
+from lpg_hf.data.convert import convert_labels, WITH_MASKS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.files import unicode_path

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import convert_labels
 from lpg_hf.data.formats.voc import parse_xml
+from lpg_hf.data.options import SOURCE_OPTIONS
 
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
@@ -40,9 +42,9 @@ def blank_data(name, root):
         annotations = path
     else:
         content = parse_xml(str(path))
-        sizes = {content["filename"]: (content["size"] or (100, 100))[::-1]}
+        sizes = {content.filename: (content.size or (100, 100))[::-1]}
         (root / "Annotations").mkdir(parents=True)
-        shutil.copy(path, root / "Annotations" / Path(content["filename"]).with_suffix(".xml").name)
+        shutil.copy(path, root / "Annotations" / Path(content.filename).with_suffix(".xml").name)
         annotations = root
     for file_name, size in sizes.items():
         (images / file_name).parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def blank_data(name, root):
 @pytest.mark.parametrize("name", DIAGNOSES)
 def test_diagnosis(name, tmp_path):
     annotations, images = blank_data(name, tmp_path / "data")
-    report = check_source(annotations, images, masks=name.endswith(".json")).report
+    report = check_source(annotations, images, replace(SOURCE_OPTIONS, masks=name.endswith(".json"))).report
     assert (report.images, report.objects, len(report.classes), report.counts) == DIAGNOSES[name]
 
 
@@ -62,7 +64,7 @@ def test_diagnosis_of_the_file_as_it_lies_there_without_its_images(name):
     path = CASES / name
     if not path.is_file():
         pytest.skip(f"needs the file {name} in ../shared/cases")
-    checked = check_source(path, masks=name.endswith(".json"))
+    checked = check_source(path, options=replace(SOURCE_OPTIONS, masks=name.endswith(".json")))
     images, objects, classes, counts = DIAGNOSES[name]
     counts = {{"size_from_image": "size_unknown"}.get(kind, kind): count for kind, count in counts.items()}
     counts["missing_image"] = images
@@ -80,7 +82,7 @@ def test_conversion_keeps_every_object_but_crowds(name, target, tmp_path):
     crowds = 0
     if name.endswith(".json") and target != "coco":
         crowds = sum(a["iscrowd"] for a in json.loads(annotations.read_text())["annotations"])
-    again = check_source(tmp_path / "out", images, zero_based=False).report
+    again = check_source(tmp_path / "out", images).report
     assert (again.images, again.objects) == (done.report.images, done.report.objects - crowds)
     assert set(again.counts) <= {"empty_image", "one_pixel_box", "duplicate_line"}
 

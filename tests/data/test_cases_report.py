@@ -8,6 +8,7 @@ from PIL import Image
 from trees import HEIGHT, WIDTH, add_everywhere
 
 from lpg_hf.data.check import check_source
+from lpg_hf.data.convert import WITH_MASKS
 from lpg_hf.data.report import PROBLEMS, Report
 
 
@@ -35,7 +36,7 @@ def test_r_n1_faulty_coco_annotation(coco_tree, fault, tmp_path):
     add_everywhere(coco_tree, "b.png")
     coco_tree.content["annotations"].append(coco_tree.annotation(**{"id": 7, "image_id": 2, **changes}))
     path = coco_tree.write()
-    checked = check_source(path, masks=True)
+    checked = check_source(path, options=WITH_MASKS)
     assert checked.report.counts == {kind: 1}, checked.summary()
     place = checked.report.places[kind][0]
     assert place.startswith(f"b.png: annotation {changes.get('id', 7)}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,15 @@ from PIL import Image
 from trees import HEIGHT, WIDTH, picture
 
 from lpg_hf.data.check import check_source
-from lpg_hf.data.export import write_dataset
+from lpg_hf.data.convert import WITH_MASKS
+from lpg_hf.data.export import Export, write_dataset
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 
 
 def test_good_data_pass(coco_tree, voc_tree, yolo_tree):
     voc_tree.add_mask("a")
     for path, format in ((coco_tree.write(), "coco"), (voc_tree.root, "voc"), (yolo_tree.root, "yolo")):
-        checked = check_source(path, masks=format != "yolo")
+        checked = check_source(path, options=replace(SOURCE_OPTIONS, masks=format != "yolo"))
         assert checked.passed and checked.format == format and checked.report.counts == {}
         assert checked.summary() == f"{path} ({format}): 1 images, 1 objects, 1 classes"
 
@@ -53,7 +56,7 @@ def test_a_cut_image_inside_a_data_set_counts_as_cut(coco_tree, tmp_path, percen
     picture().save(coco_tree.images / "a.jpg")
     coco_tree.content["images"][0]["file_name"] = "a.jpg"
     coco_tree.write()
-    write_dataset(tmp_path / "exported", "coco", root=coco_tree.root, with_images=True)
+    write_dataset(tmp_path / "exported", Export("coco", coco_tree.root, with_images=True))
     (file,) = (tmp_path / "exported").rglob("*.parquet")
     table = pq.read_table(file)
     rows = table.to_pylist()
@@ -89,7 +92,7 @@ def test_class_masks_are_checked_on_request_and_stop_nothing(voc_tree):
     voc_tree.add_mask("a", np.full((HEIGHT, WIDTH), 7, dtype=np.uint8))
     voc_tree.add_mask("b")
     assert check_source(voc_tree.root).passed
-    checked = check_source(voc_tree.root, masks=True)
+    checked = check_source(voc_tree.root, options=WITH_MASKS)
     assert checked.report.counts == {"invalid_class_mask": 1} and checked.report.images == 1
     assert "holds the value 7, but there are 1 classes" in checked.summary()
 
@@ -97,7 +100,7 @@ def test_class_masks_are_checked_on_request_and_stop_nothing(voc_tree):
 def test_masks_of_objects_are_checked_on_request(coco_tree):
     coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=[[1, 2, 3, 4]])]
     assert check_source(coco_tree.write()).passed
-    assert check_source(coco_tree.write(), masks=True).report.counts == {"invalid_mask": 1}
+    assert check_source(coco_tree.write(), options=WITH_MASKS).report.counts == {"invalid_mask": 1}
 
 
 def test_workers_do_not_change_the_report(coco_tree):
@@ -132,7 +135,7 @@ def test_without_images_coco_annotations_are_checked_against_the_stated_sizes(co
     coco_tree.content["images"].append({"id": 3, "file_name": "no_size.png"})
     coco_tree.content["annotations"].append(coco_tree.annotation(id=5, image_id=3, bbox=[-9, 0, 5000, 20]))
     (coco_tree.images / "a.png").unlink()
-    checked = check_source(coco_tree.write(), masks=True)
+    checked = check_source(coco_tree.write(), options=WITH_MASKS)
     assert not checked.passed and (checked.report.images, checked.report.objects) == (3, 4)
     assert checked.report.counts == {"missing_image": 2, "clipped_box": 2, "degenerate_box": 1, "corners_swapped": 1,
                                      "invalid_mask": 1, "empty_image": 1, "size_unknown": 1}  # fmt: skip
@@ -186,17 +189,17 @@ def test_one_xml_file_can_be_checked_alone(voc_tree, place):
     assert check_source(file).report.counts == {"missing_image": 1}
     assert check_source(file, voc_tree.root / "JPEGImages").report.counts == {"missing_image": 1}
     with pytest.raises(ValueError, match="--split.* is for a folder.*a.xml is one annotation file"):
-        check_source(file, split="train")
+        check_source(file, options=replace(SOURCE_OPTIONS, split="train"))
 
 
 def test_a_folder_without_class_masks_gets_a_full_report(voc_tree):
     voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(box=(1, 1, 90, 20))]))
     (voc_tree.root / "SegmentationClass").rmdir()
-    checked = check_source(voc_tree.root, masks=True)
+    checked = check_source(voc_tree.root, options=WITH_MASKS)
     assert checked.report.counts == {"missing_mask": 2, "clipped_box": 1} and checked.report.objects == 2
     voc_tree.root.joinpath("SegmentationClass").mkdir()
     voc_tree.add_mask("a", np.full((HEIGHT, WIDTH), 7, dtype=np.uint8))
-    counts = check_source(voc_tree.root, masks=True).report.counts
+    counts = check_source(voc_tree.root, options=WITH_MASKS).report.counts
     assert counts == {"missing_mask": 1, "clipped_box": 1, "invalid_class_mask": 1}
 
 
@@ -241,12 +244,12 @@ def test_r_h3_a_class_mask_of_a_data_set_with_a_value_that_is_no_class_is_an_err
     for name in "ab":
         voc_tree.add(name)
         voc_tree.add_mask(name)
-    write_dataset(tmp_path / "exported", "voc", root=voc_tree.root, masks=True, with_images=True)
+    write_dataset(tmp_path / "exported", Export("voc", voc_tree.root, with_images=True), ReadOptions(masks=True))
     (file,) = (tmp_path / "exported").rglob("*.parquet")
     table = pq.read_table(file)
     rows = table.to_pylist()
     rows[1]["mask"]["bytes"] = voc_tree.add_mask("b", np.full((HEIGHT, WIDTH), 7, dtype=np.uint8)).read_bytes()
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
-    checked = check_source(tmp_path / "exported", masks=True)
+    checked = check_source(tmp_path / "exported", options=WITH_MASKS)
     assert not checked.passed and checked.report.counts == {"invalid_class_mask": 1} and checked.report.images == 1
     assert "the class mask of b.png holds the value 7, but there are 1 classes" in checked.summary()

@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.coco import header_with, id_of, make_record, read_coco, read_index, write_coco
 from lpg_hf.data.formats.rle import segmentation_to_rle
-from lpg_hf.data.records import Geometry, ImageChecks
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import Geometry
 from lpg_hf.data.report import Report
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
@@ -21,7 +22,7 @@ BOX = (10.0, 8.0, 30.0, 24.0)
 
 def read(tree, classes=None, **options):
     report = Report()
-    records = list(read_coco(tree.write(), tree.images, classes, report=report, **options))
+    records = list(read_coco(tree.write(), tree.images, ReadOptions(classes=classes, **options), report))
     return records, report
 
 
@@ -75,7 +76,7 @@ def test_r_a4_category_zero_is_a_real_class(coco_tree):
 def test_r_a5_sparse_ids_give_contiguous_labels_and_come_back(coco_tree, tmp_path):
     coco_tree.content["categories"] = [{"id": i, "name": n} for i, n in ((90, "c"), (3, "a"), (7, "b"))]
     coco_tree.content["annotations"] = [coco_tree.annotation(id=i, category_id=i) for i in (3, 7, 90)]
-    index = read_index(coco_tree.write(), coco_tree.images, report=Report())
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
     assert index.classes == [(3, "a"), (7, "b"), (90, "c")]
     records, _ = read(coco_tree)
     assert [item.category for item in records[0].objects] == [0, 1, 2]
@@ -144,7 +145,7 @@ def test_r_a10_size_from_the_image(coco_tree, size, verify):
     if size is not ...:
         image.update(width=size, height=size)
     coco_tree.content["annotations"] = [coco_tree.annotation(bbox=[50, 30, 30, 30])]
-    records, report = read(coco_tree, checks=ImageChecks(verify=verify))
+    records, report = read(coco_tree, verify_images=verify)
     assert (records[0].height, records[0].width) == (40, 60)
     assert records[0].objects[0].box == (50, 30, 60, 40)
     assert report.counts == {"size_from_image": 1, "clipped_box": 1}
@@ -162,8 +163,8 @@ def test_r_a11_wrong_size_is_skipped_refused_or_rescaled(coco_tree):
     assert [record.file_name for record in records] == ["b.png"]
     assert report.places["size_mismatch"] == ["a.png: stated 120 x 80, image 60 x 40"]
     with pytest.raises(ValueError, match="a.png: stated 120 x 80, image 60 x 40"):
-        read(coco_tree, checks=ImageChecks(size_mismatch="error"))
-    records, report = read(coco_tree, masks=True, checks=ImageChecks(size_mismatch="rescale"))
+        read(coco_tree, size_mismatch="error")
+    records, report = read(coco_tree, masks=True, size_mismatch="rescale")
     item = records[0].objects[0]
     assert item.box == BOX and item.area == 320 and report.counts == {"size_rescaled": 1}
     mask = coco_mask.decode(item.rle)
@@ -177,7 +178,7 @@ def test_r_a11_rescale_takes_rle_masks_along(coco_tree):
     rle = coco_mask.encode(mask)
     segmentation = {"size": rle["size"], "counts": rle["counts"].decode()}
     coco_tree.content["annotations"] = [coco_tree.annotation(bbox=[20, 16, 40, 32], segmentation=segmentation)]
-    item, _ = only_object(coco_tree, masks=True, checks=ImageChecks(size_mismatch="rescale"))
+    item, _ = only_object(coco_tree, masks=True, size_mismatch="rescale")
     assert (coco_mask.decode(item.rle) == mask[::2, ::2]).all()
 
 
@@ -214,7 +215,7 @@ def test_r_a13_truncated_json_names_file_and_byte(coco_tree):
     with pytest.raises(
         ValueError, match=r"annotations.json is not valid or not complete json: .* at byte \d+ of \d+"
     ) as info:
-        read_index(path, coco_tree.images, report=Report())
+        read_index(path, coco_tree.images, ReadOptions(), Report())
     assert "\n" not in str(info.value)
 
 
@@ -222,7 +223,7 @@ def test_r_a13_byte_position_counts_bytes_not_characters(coco_tree):
     path = coco_tree.write()
     path.write_text('{"images": "犬犬", oops}', encoding="utf-8")
     with pytest.raises(ValueError, match="at byte 21 of"):
-        read_index(path, coco_tree.images, report=Report())
+        read_index(path, coco_tree.images, ReadOptions(), Report())
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_r_a13_files_that_are_no_coco(coco_tree, data, text):
     path = coco_tree.write()
     path.write_bytes(data)
     with pytest.raises(ValueError, match=text):
-        read_index(path, coco_tree.images, report=Report())
+        read_index(path, coco_tree.images, ReadOptions(), Report())
 
 
 @pytest.mark.parametrize("extra", [{}, {"info": "text", "licenses": "none"}, {"info": {}, "licenses": [3]}])
@@ -358,14 +359,14 @@ def test_r_c2_text_and_bytes_rle_are_equal_and_written_as_text(coco_tree, tmp_pa
     mask = np.zeros((40, 60), dtype=np.uint8, order="F")
     mask[3:9, 5:50:2] = 1
     rle = coco_mask.encode(mask)
-    frame, report = Geometry(40, 60), Report()
+    frame, report = Geometry((40, 60)), Report()
     from_bytes = segmentation_to_rle(rle, frame, "a", report)
     from_text = segmentation_to_rle({**rle, "counts": rle["counts"].decode()}, frame, "a", report)
     assert from_bytes == from_text and isinstance(from_text["counts"], str) and report.counts == {}
     coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=from_text)]
     records, _ = read(coco_tree, masks=True)
     write_coco(tmp_path / "out.json", records, [(1, "thing")])
-    again = next(read_coco(tmp_path / "out.json", coco_tree.images, masks=True))
+    again = next(read_coco(tmp_path / "out.json", coco_tree.images, ReadOptions(masks=True)))
     assert again.objects == records[0].objects
     assert (coco_mask.decode(again.objects[0].rle) == mask).all()
 
@@ -402,7 +403,7 @@ from lpg_hf.data.records import Geometry
 from lpg_hf.data.report import Report
 report = Report()
 polygon = [[-164, -221, 208543216, 352186880, 226, 236, 272, 384]]
-assert segmentation_to_rle(polygon, Geometry(28, 28), "a.png: annotation 1", report) is None
+assert segmentation_to_rle(polygon, Geometry((28, 28)), "a.png: annotation 1", report) is None
 assert report.counts == {"invalid_mask": 1}
 """
 
@@ -413,7 +414,7 @@ def test_r_c7_huge_polygon_is_rejected_before_the_c_call():
 
 
 def test_polygon_a_little_outside_is_cut_at_the_border():
-    rle = segmentation_to_rle([[-10, 8, 30, 8, 30, 24, -10, 24]], Geometry(40, 60), "a", Report())
+    rle = segmentation_to_rle([[-10, 8, 30, 8, 30, 24, -10, 24]], Geometry((40, 60)), "a", Report())
     mask = coco_mask.decode(rle)
     assert mask[8:24, :30].all() and mask.sum() == 16 * 30
 
@@ -436,7 +437,7 @@ def test_polygon_a_little_outside_is_cut_at_the_border():
 )
 def test_rle_that_does_not_cover_the_image_is_rejected(segmentation):
     report = Report()
-    assert segmentation_to_rle(segmentation, Geometry(40, 60), "a", report) is None
+    assert segmentation_to_rle(segmentation, Geometry((40, 60)), "a", report) is None
     assert report.counts == {"invalid_mask": 1}
 
 
@@ -456,7 +457,7 @@ def test_random_masks_survive_every_rle_form():
         for counts in (runs, coco_mask.encode(mask)["counts"]):
             report = Report()
             rle = segmentation_to_rle(
-                {"size": [height, width], "counts": counts}, Geometry(height, width), "a", report
+                {"size": [height, width], "counts": counts}, Geometry((height, width)), "a", report
             )
             assert report.counts == {} and (coco_mask.decode(rle) == mask).all()
 
@@ -480,7 +481,7 @@ def official_content(tree, ids):
 def test_nonvoc60_has_the_same_labels_whatever_the_file_lists(coco_tree, ids):
     official_content(coco_tree, ids)
     report = Report()
-    index = read_index(coco_tree.write(), coco_tree.images, "nonvoc60", report=report)
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(classes="nonvoc60"), report)
     assert [category_id for category_id, _ in index.classes] == list(COCO_NONVOC_IDS)
     kept = [annotation.category for annotation in index.entries[0].annotations]
     assert kept == [COCO_NONVOC_IDS.index(i) for i in ids if i in COCO_NONVOC_IDS]
@@ -498,7 +499,7 @@ def test_named_set_on_other_category_ids_is_refused(coco_tree):
 
 def test_classes_by_name_or_id_follow_the_ascending_id(coco_tree):
     official_content(coco_tree, [1, 8, 10, 13])
-    index = read_index(coco_tree.write(), coco_tree.images, ["stop sign", 8], report=Report())
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(classes=["stop sign", 8]), Report())
     assert index.classes == [(8, "truck"), (13, "stop sign")]
 
 
@@ -536,7 +537,7 @@ def test_no_object_of_the_classes_is_an_error(coco_tree):
 
 def test_two_categories_of_one_name_are_told_apart(coco_tree):
     coco_tree.content["categories"].append({"id": 2, "name": "thing"})
-    index = read_index(coco_tree.write(), coco_tree.images, report=Report())
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
     assert index.classes == [(1, "thing (1)"), (2, "thing (2)")]
 
 
@@ -626,7 +627,7 @@ def test_ids_that_look_like_numbers_stay_apart_and_come_back(coco_tree, tmp_path
     ]
     records, report = read(coco_tree)
     assert [len(record.objects) for record in records] == [2, 2]
-    index = read_index(coco_tree.write(), coco_tree.images, report=Report())
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
     assert index.classes == [(1, "c1"), ("--3", "c--3"), ("000", "c000"), ("01", "c01")]
     write_coco(tmp_path / "new.json", records, index.classes, header=index.header)
     content = json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))
@@ -644,8 +645,9 @@ def test_written_polygons_areas_licences_and_ids_are_those_that_were_read(coco_t
     coco_tree.content["images"][0]["license"] = 5
     coco_tree.content["licenses"] = [{"id": 5, "name": "CC", "url": "here"}]
     report = Report()
-    index = read_index(coco_tree.write(), coco_tree.images, masks=True, report=report)
-    (record,) = (make_record(entry, ImageChecks(), report, masks=True) for entry in index.entries)
+    options = ReadOptions(masks=True)
+    index = read_index(coco_tree.write(), coco_tree.images, options, report)
+    (record,) = (make_record(entry, options, report) for entry in index.entries)
     write_coco(tmp_path / "new.json", [record], index.classes, header=index.header, keep_ids=True)
     content = json.loads((tmp_path / "new.json").read_text())
     assert content["annotations"][:2] == coco_tree.content["annotations"][:2]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH
 
 from lpg_hf.data.check import check_source
-from lpg_hf.data.convert import _Reading, convert_labels
-from lpg_hf.data.export import write_dataset
+from lpg_hf.data.convert import WITH_MASKS, _Reading, convert_labels
+from lpg_hf.data.export import Export, write_dataset
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
@@ -23,7 +25,9 @@ TARGETS = ("coco", "voc", "yolo")
 def everything(path, images, format="auto", masks=False):
     """file name -> objects as (class name, box, mask or None), as read back."""
     report = Report()
-    source = open_source(path, images, format=format, masks=masks and format != "voc", report=report)
+    source = open_source(
+        path, images, replace(SOURCE_OPTIONS, masks=masks and format != "voc"), format=format, report=report
+    )
     found = {}
     for index in range(len(source)):
         record = source.record(index, report)
@@ -101,7 +105,9 @@ def test_voc_files_are_one_based_and_keep_broken_numbers(coco_tree, tmp_path):
         coco_tree.annotation(segmentation=...),
         coco_tree.annotation(id=2, bbox=[0.25, 0.5, 10.5, 20.125], segmentation=...),
     ]
-    convert_labels(coco_tree.write(), tmp_path / "out", "voc", split="val", images=coco_tree.images)
+    convert_labels(
+        coco_tree.write(), tmp_path / "out", "voc", options=replace(WITH_MASKS, split="val"), images=coco_tree.images
+    )
     text = (tmp_path / "out" / "Annotations" / "a.xml").read_text()
     assert "<xmin>11</xmin>" in text and "<ymax>24</ymax>" in text and "<xmin>1.25</xmin>" in text
     assert (tmp_path / "out" / "ImageSets" / "Main" / "val.txt").read_text() == "a\n"
@@ -203,7 +209,7 @@ def test_masks_become_a_class_png_and_come_back(coco_tree, tmp_path):
 def test_no_masks_writes_boxes_only(coco_tree, tmp_path):
     for target in TARGETS:
         done = convert_labels(
-            masked(coco_tree), tmp_path / "new" / target, target, images=coco_tree.images, masks=False
+            masked(coco_tree), tmp_path / "new" / target, target, images=coco_tree.images, options=SOURCE_OPTIONS
         )
         assert any("not asked for" in line for line in done.lost)
     assert not (tmp_path / "new" / "voc" / "SegmentationClass").exists()
@@ -329,7 +335,7 @@ def test_class_masks_without_a_class_list_are_refused(voc_tree, tmp_path):
     (voc_tree.root / "classes.txt").unlink()
     with pytest.raises(ValueError, match="no classes.txt .*--no-masks"):
         convert_labels(voc_tree.root, tmp_path / "out", "coco")
-    assert convert_labels(voc_tree.root, tmp_path / "out", "coco", masks=False).report.objects == 1
+    assert convert_labels(voc_tree.root, tmp_path / "out", "coco", options=SOURCE_OPTIONS).report.objects == 1
 
 
 def test_class_masks_are_written_where_there_are_masks(many, tmp_path):
@@ -354,7 +360,7 @@ def test_a_class_named_background_does_not_shift_the_others(coco_tree, tmp_path)
 def test_what_is_lost_can_be_asked_twice(coco_tree):
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, segmentation=...))
     report = Report()
-    source = open_source(coco_tree.write(), coco_tree.images, masks=True, report=report)
+    source = open_source(coco_tree.write(), coco_tree.images, WITH_MASKS, report=report)
     reading = _Reading(source, "yolo", True, report)
     assert len(list(reading)) == 1
     lost = reading.lost()
@@ -364,7 +370,7 @@ def test_what_is_lost_can_be_asked_twice(coco_tree):
 
 def test_class_masks_of_an_exported_data_set_become_masks_of_objects(voc_tree, tmp_path):
     voc_tree.add_mask("a")
-    write_dataset(tmp_path / "exported", "voc", root=voc_tree.root, masks=True, with_images=True)
+    write_dataset(tmp_path / "exported", Export("voc", voc_tree.root, with_images=True), ReadOptions(masks=True))
     done = convert_labels(tmp_path / "exported", tmp_path / "new.json", "coco")
     assert any("pixels of its class in its box" in line for line in done.lost) and not done.report.needs_attention
     (item,) = json.loads((tmp_path / "new.json").read_text())["annotations"]
@@ -382,7 +388,7 @@ def test_r_a5_ids_of_an_exported_data_set_are_kept_or_said_to_be_lost(coco_tree,
         coco_tree.content["images"][0]["id"] = coco_tree.content["annotations"][0]["image_id"] = image_id
         coco_tree.write()
         folder = tmp_path / str(image_id)
-        write_dataset(folder, "coco", root=coco_tree.root, masks=True, with_images=True)
+        write_dataset(folder, Export("coco", coco_tree.root, with_images=True), ReadOptions(masks=True))
         done = convert_labels(folder, tmp_path / f"{image_id}.json", "coco")
         content = json.loads((tmp_path / f"{image_id}.json").read_text())
         assert content["images"][0]["id"] == content["annotations"][0]["image_id"] == kept and lost in done.lost

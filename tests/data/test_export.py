@@ -10,7 +10,7 @@ import pytest
 
 from lpg_hf.cli import main
 from lpg_hf.data.examples import class_mask, decode_image
-from lpg_hf.data.export import write_dataset
+from lpg_hf.data.export import Export, write_dataset
 from lpg_hf.data.load import class_names, load_boxes
 
 
@@ -183,10 +183,10 @@ def test_what_stops_in_the_middle_leaves_nothing(coco_tree, tmp_path, monkeypatc
 
     monkeypatch.setattr("lpg_hf.data.export.write_card", stop)  # the Parquet files are written by then
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(tmp_path / "new" / "out", "coco", root=coco_tree.root)
+        write_dataset(tmp_path / "new" / "out", Export("coco", coco_tree.root))
     assert list((tmp_path / "new").iterdir()) == []
     monkeypatch.undo()
-    assert write_dataset(tmp_path / "new" / "out", "coco", root=coco_tree.root) == 1
+    assert write_dataset(tmp_path / "new" / "out", Export("coco", coco_tree.root)) == 1
 
 
 @pytest.mark.parametrize("command", ["export-data", "push-data"])

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lpg_hf.data.export import write_dataset, write_shards
+from lpg_hf.data.export import Export, write_dataset, write_shards
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 
 
@@ -79,7 +80,7 @@ def test_what_was_found_beside_a_parquet_folder_is_logged_too(coco_tree, tmp_pat
             (record,) = caplog.records
             assert record.levelno == level and record.getMessage().startswith(f"{tmp_path / 'data'}: {text}")
             (coco_tree.images / "b.png").unlink(missing_ok=True)
-    assert report.counts == {"missing_image": 1} and report.left_out == [("b.png", "missing_image")]
+    assert report.counts == {"missing_image": 1} and report.skipped == [("b.png", "missing_image")]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_r_m2_rows_that_name_a_file_of_the_machine_are_refused(voc_tree, tmp_pat
     for name in "ab":
         voc_tree.add(name)
         voc_tree.add_mask(name)
-    write_dataset(tmp_path / "out", "voc", root=voc_tree.root, masks=True, with_images=True)
+    write_dataset(tmp_path / "out", Export("voc", voc_tree.root, with_images=True), ReadOptions(masks=True))
     (file,) = (tmp_path / "out/data").iterdir()
     table = pq.read_table(file)
     rows = table.to_pylist()
@@ -128,7 +129,7 @@ def test_r_m2_rows_that_name_a_file_of_the_machine_are_refused(voc_tree, tmp_pat
     report = Report()
     dataset = load_boxes("parquet", root=tmp_path / "out", report=report)
     assert dataset["file_name"][:] == ["a.png"] and report.counts == {"unsafe_path": 1}
-    assert report.left_out == [(str(secret[column]), "unsafe_path")]
+    assert report.skipped == [(str(secret[column]), "unsafe_path")]
     options = {"root": tmp_path / "out", "images": voc_tree.root / "JPEGImages"}
     assert len(load_boxes("parquet", **options)) == (2 if column == "image" else 1)
     rows[0][column] = rows[1][column]
@@ -145,6 +146,6 @@ def test_exported_folders_of_one_name_do_not_share_a_cache(coco_tree, tmp_path):
         coco_tree.write()
         out = tmp_path / ("a" if x == 10 else "b") / "out"
         shutil.rmtree(out, ignore_errors=True)
-        write_dataset(out, "coco", root=coco_tree.root, with_images=True)
+        write_dataset(out, Export("coco", coco_tree.root, with_images=True))
         (row,) = load_boxes("parquet", root=out)
         assert row["objects"]["bbox"] == [[x, 8, 20, 16]]

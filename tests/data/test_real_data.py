@@ -8,11 +8,13 @@ import pytest
 from lpg_hf.data.builders import CocoBoxes, VocBoxes
 from lpg_hf.data.examples import box_label_map, class_mask, decode_image, label_map, row_boxes
 from lpg_hf.data.formats.voc import parse_xml
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.labels import COCO_NONVOC_IDS
 
 
 SHARED = Path(__file__).parents[3] / "shared"
 DATA, CASES = SHARED / "data", SHARED / "cases"
+NONVOC_MASKS = ReadOptions(classes="nonvoc60", masks=True)
 
 pytestmark = [
     pytest.mark.data,
@@ -30,7 +32,7 @@ def build(builder, split):
     [("instances_nonvoc_train.json", 481, 2174), ("instances_nonvoc_val.json", 85, 422)],
 )
 def test_coco_counts(file, images, objects):
-    builder = CocoBoxes(config_name="nonvoc60", data_dir=str(DATA / "coco"), annotations=file, masks=True)
+    builder = CocoBoxes(data_dir=str(DATA / "coco"), annotations=file, options=NONVOC_MASKS)
     dataset, report = build(builder, "train")
     assert (len(dataset), report.images, report.objects) == (images, images, objects)
     assert set(report.counts) <= {"invalid_mask"}  # one instance of the val part has no pixel at this size
@@ -38,7 +40,7 @@ def test_coco_counts(file, images, objects):
 
 
 def test_nonvoc60_of_the_full_file_is_the_nonvoc_file():
-    options = {"config_name": "nonvoc60", "data_dir": str(DATA / "coco")}
+    options = {"data_dir": str(DATA / "coco"), "options": ReadOptions(classes="nonvoc60")}
     part, _ = build(CocoBoxes(annotations="instances_nonvoc_train.json", **options), "train")
     full, report = build(CocoBoxes(annotations="instances.json", **options), "train")
     rows = {row["image_id"]: row["objects"] for row in full.remove_columns("image")}
@@ -54,7 +56,7 @@ def test_nonvoc60_of_the_full_file_is_the_nonvoc_file():
 
 @pytest.mark.parametrize("split, images, objects", [("train_mix", 2877, 7016), ("val_mix", 300, 747)])
 def test_voc_counts(split, images, objects):
-    builder = VocBoxes(config_name="boxes", data_dir=str(DATA / "voc"), split=split)
+    builder = VocBoxes(data_dir=str(DATA / "voc"), options=ReadOptions(split=split))
     dataset, report = build(builder, split)
     assert (len(dataset), report.images, report.objects) == (images, images, objects)
     assert report.counts == {} and len(report.classes) == 20
@@ -62,12 +64,10 @@ def test_voc_counts(split, images, objects):
 
 def test_arrays_of_real_rows_agree_with_each_other():
     coco, _ = build(
-        CocoBoxes(
-            config_name="nonvoc60", data_dir=str(DATA / "coco"), annotations="instances_nonvoc_val.json", masks=True
-        ),
+        CocoBoxes(data_dir=str(DATA / "coco"), annotations="instances_nonvoc_val.json", options=NONVOC_MASKS),
         "train",
     )
-    voc, _ = build(VocBoxes(config_name="boxes+masks", data_dir=str(DATA / "voc"), split="val_mix"), "val_mix")
+    voc, _ = build(VocBoxes(data_dir=str(DATA / "voc"), options=ReadOptions(split="val_mix", masks=True)), "val_mix")
     for dataset in (coco.select(range(40)), voc.select(range(40))):
         for row in dataset:
             shape = (row["height"], row["width"])
@@ -85,4 +85,4 @@ def test_arrays_of_real_rows_agree_with_each_other():
 def test_odd_xml_files_are_read():
     for path in sorted(CASES.glob("*.xml")):
         content = parse_xml(str(path))
-        assert content["filename"] and all(item["name"] for item in content["objects"])
+        assert content.filename and all(item.name for item in content.objects)

@@ -6,14 +6,15 @@ import sys
 import pytest
 from PIL import Image
 
-from lpg_hf.data.records import ImageChecks
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import image_geometry
 from lpg_hf.data.report import MAX_PLACES, PROBLEMS, Report
 from lpg_hf.images import exif_orientation, image_size
 
 
 def check(path, **options):
     report = Report()
-    return ImageChecks(**options).geometry(str(path), path.name, None, report), report
+    return image_geometry(str(path), path.name, None, ReadOptions(**options), report), report
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -57,7 +58,7 @@ def test_r_f6_huge_image_is_refused_with_size_and_option(tmp_path):
     assert frame is None and report.counts == {"image_too_large": 1}
     text = report.places["image_too_large"][0]
     assert "a.png has 20000 x 10000" in text and "raise max_pixels" in text
-    assert check(tmp_path / "a.png", max_pixels=200_000_000)[0].width == 20000
+    assert check(tmp_path / "a.png", max_pixels=200_000_000)[0].size == (10000, 20000)
 
 
 def test_r_f6_importing_leaves_pillows_limit_alone():
@@ -104,4 +105,4 @@ def test_every_kind_of_problem_that_is_counted_is_explained():
         report.add("surprise", "a.png")
     for kind in PROBLEMS:
         report.add(kind, "a.png")
-    assert all(meaning in report.summary() for _, meaning in PROBLEMS.values())
+    assert all(kind.meaning in report.summary() for kind in PROBLEMS.values())

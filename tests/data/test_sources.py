@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -10,17 +11,18 @@ from trees import HEIGHT, RED, WIDTH, picture
 
 from lpg_hf.data.export import write_card, write_shards
 from lpg_hf.data.load import load_boxes
-from lpg_hf.data.report import PROBLEMS, Report
+from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.report import IMAGE_SKIPPED, PROBLEMS, Report
 from lpg_hf.data.sources import open_source, recognise_format
 
 
 BASE_BOX = (10, 8, 30, 24)
 
 
-def opened(path, images=None, **options):
+def opened(path, images=None, format="auto", **options):
     """(source, records, report)"""
     report = Report()
-    source = open_source(path, images, report=report, **options)
+    source = open_source(path, images, replace(SOURCE_OPTIONS, **options), format=format, report=report)
     return source, [source.record(i, report) for i in range(len(source))], report
 
 
@@ -145,7 +147,7 @@ def test_one_xml_file_is_a_source_whose_image_must_exist(voc_tree):
         opened(voc_tree.root / "Annotations" / "b.xml")
     source, records, report = opened(voc_tree.root / "Annotations" / "b.xml", keep_missing=True)
     assert records[0].path is None and (records[0].height, records[0].width) == (HEIGHT, WIDTH)
-    assert report.left_out == [] and source.image_folder == f"{voc_tree.root}/JPEGImages"
+    assert report.skipped == [] and source.image_folder == f"{voc_tree.root}/JPEGImages"
 
 
 def test_lower_case_folders_of_voc_files(voc_tree):
@@ -184,7 +186,11 @@ def test_masks_of_every_format(coco_tree, voc_tree, yolo_tree, tmp_path):
     yolo_tree.add("a", "0 0.166667 0.2 0.5 0.2 0.5 0.6 0.166667 0.6")
     for path in (coco_tree.root, yolo_tree.root, exported(coco_tree, tmp_path / "exported", masks=True)):
         source, (record,), report = opened(path, masks=True)
-        assert source.masks and coco_mask.decode(record.objects[0].rle).sum() == 320 and not report.needs_attention
+        assert (
+            source.options.masks
+            and coco_mask.decode(record.objects[0].rle).sum() == 320
+            and not report.needs_attention
+        )
         assert opened(path)[1][0].objects[0].rle is None
     assert opened(voc_tree.root, masks=True)[1][0].mask_path == f"{voc_tree.root}/SegmentationClass/a.png"
     assert opened(voc_tree.root)[1][0].mask_path is None
@@ -280,9 +286,9 @@ def test_errors_of_arguments(coco_tree, yolo_tree, tmp_path):
         with pytest.raises(ValueError, match=text):
             opened(path, **options)
     out = exported(coco_tree, tmp_path / "exported")
-    with pytest.raises(ValueError, match="size_mismatch='rescale' .* is for COCO and VOC; .* is read as dataset"):
+    with pytest.raises(ValueError, match="format 'dataset' has no option size_mismatch .*size_mismatch='rescale'"):
         opened(out, size_mismatch="rescale")
-    with pytest.raises(ValueError, match="size_mismatch='error' .* is read as yolo, whose files state no sizes"):
+    with pytest.raises(ValueError, match="format 'yolo' has no option size_mismatch .*: it is for formats that state the size"):
         opened(yolo_tree.root, size_mismatch="error")
     with pytest.raises(ValueError, match="classes must be a list of names.* got 'thing'"):
         opened(out, classes="thing")
@@ -324,7 +330,7 @@ def test_r_f6_max_pixels_is_for_the_record_and_for_the_image(coco_tree, tmp_path
 
 def test_a_image_that_became_too_large_since_is_counted_as_such(coco_tree):
     source, (record,), _ = opened(coco_tree.write())
-    source.max_pixels = 100
+    source.options = replace(source.options, max_pixels=100)
     report = Report(images=1, objects=1)
     assert source.decode(record, report) is None
     assert report.counts == {"image_too_large": 1} and (report.images, report.objects) == (0, 0)
@@ -382,15 +388,19 @@ def test_files_are_those_that_were_read(places, voc_tree, yolo_tree):
         "exported folder": [f"{folders['exported folder']}/data/train-00000-of-00001.parquet"],
     }
     for kind, files in expected.items():
-        assert sorted(opened(folders[kind])[0].files()) == sorted(files)
+        assert sorted(opened(folders[kind])[0].annotation_files) == sorted(files)
     list_file = f"{voc}/ImageSets/Segmentation/one.txt"
-    assert set(opened(voc, split="one")[0].files()) == {f"{voc}/classes.txt", f"{voc}/Annotations/a.xml", list_file}
+    assert set(opened(voc, split="one")[0].annotation_files) == {
+        f"{voc}/classes.txt",
+        f"{voc}/Annotations/a.xml",
+        list_file,
+    }
 
 
 def test_options_are_what_the_records_depend_on_besides_the_files(voc_tree, tmp_path):
     source, _, _ = opened(voc_tree.root)
-    assert source.options == json.loads(json.dumps(source.options))
-    assert source.options["zero_based"] is False and source.options["images"] is None
+    assert source.identity == json.loads(json.dumps(source.identity))
+    assert source.identity["zero_based"] is False and source.identity["images"] is None
     changes = {
         "zero_based": True,
         "size_mismatch": "rescale",
@@ -400,20 +410,20 @@ def test_options_are_what_the_records_depend_on_besides_the_files(voc_tree, tmp_
         "classes": ["thing"],
     }
     voc_tree.add_list("one", "a")
-    assert source.options.keys() == changes.keys()
+    assert source.identity.keys() == changes.keys()
     for name, value in changes.items():
-        changed = opened(voc_tree.root, **{name: tuple(value) if name == "classes" else value})[0].options
-        assert changed == source.options | {name: value}
+        changed = opened(voc_tree.root, **{name: tuple(value) if name == "classes" else value})[0].identity
+        assert changed == source.identity | {name: value}
 
 
 def test_a_data_set_of_the_hub_has_a_fingerprint_in_place_of_files(coco_tree, tmp_path, monkeypatch):
     coco_tree.write()
     dataset = load_boxes("coco", root=coco_tree.root)
-    monkeypatch.setattr("lpg_hf.data.sources.load_boxes", lambda *arguments, **options: dataset)
+    monkeypatch.setattr("lpg_hf.data.sources.load_parquet", lambda *arguments: dataset)
     first, again = (opened("owner/name")[0] for _ in range(2))
-    assert list(first.files()) == [] and first.options["fingerprint"] == again.options["fingerprint"]
+    assert list(first.annotation_files) == [] and first.identity["fingerprint"] == again.identity["fingerprint"]
     dataset = dataset.select([0, 0])
-    assert opened("owner/name")[0].options["fingerprint"] != first.options["fingerprint"]
+    assert opened("owner/name")[0].identity["fingerprint"] != first.identity["fingerprint"]
 
 
 def list_absent_pictures(coco_tree, voc_tree, yolo_tree):
@@ -439,10 +449,10 @@ def test_left_out_names_every_image_that_opening_dropped(coco_tree, voc_tree, yo
     }
     for path, other in more.items():
         _, _, report = opened(path)
-        found = {name.removeprefix("images/"): kind for name, kind in report.left_out}
+        found = {name.removeprefix("images/"): kind for name, kind in report.skipped}
         assert found == dict.fromkeys(names, "missing_image") | {other[0]: other[1]}
-        counts = [count for kind, count in report.counts.items() if PROBLEMS[kind][0] == "image left out"]
-        assert len(report.left_out) == sum(counts) == 13
+        counts = [count for kind, count in report.counts.items() if PROBLEMS[kind].outcome == IMAGE_SKIPPED]
+        assert len(report.skipped) == sum(counts) == 13
         assert len(report.places["missing_image"]) == 10  # the report itself stays short
 
 
@@ -454,7 +464,7 @@ def test_left_out_of_a_data_set(coco_tree, tmp_path):
     for number in range(2, 14):
         (coco_tree.images / f"{number}.png").unlink()
     _, _, report = opened(out, coco_tree.images)
-    assert sorted(report.left_out) == sorted((f"{number}.png", "missing_image") for number in range(2, 14))
+    assert sorted(report.skipped) == sorted((f"{number}.png", "missing_image") for number in range(2, 14))
 
 
 def test_images_of_one_name_are_left_out_and_each_is_named(yolo_tree):
@@ -462,7 +472,7 @@ def test_images_of_one_name_are_left_out_and_each_is_named(yolo_tree):
     yolo_tree.add("b", yolo_tree.LINE)
     source, _, report = opened(yolo_tree.root)
     assert source.file_names == ["b.png"] and report.counts == {"ambiguous_image": 1}
-    assert report.left_out == [("a.jpg", "ambiguous_image"), ("a.png", "ambiguous_image")]
+    assert report.skipped == [("a.jpg", "ambiguous_image"), ("a.png", "ambiguous_image")]
 
 
 def test_ids_of_a_data_set_without_ids_are_unique(coco_tree, tmp_path):

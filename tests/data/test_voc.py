@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lpg_hf.data.formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
-from lpg_hf.data.records import ImageChecks
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.labels import VOC_CLASSES
 
@@ -15,7 +15,7 @@ BOX = (10.0, 8.0, 30.0, 24.0)
 
 def read(tree, split=None, classes=None, **options):
     report = Report()
-    return list(read_voc(tree.root, split, classes, report=report, **options)), report
+    return list(read_voc(tree.root, ReadOptions(split=split, classes=classes, **options), report=report)), report
 
 
 def only_object(tree, **options):
@@ -41,7 +41,7 @@ def test_r_b4_voc_one_based_round_trip(voc_tree, tmp_path):
     assert report.counts == {"one_pixel_box": 1}
     write_voc(voc_tree.root / "Annotations" / "a.xml", records[0], ["thing"])
     assert read(voc_tree)[0] == records
-    assert parse_xml(str(voc_tree.root / "Annotations" / "a.xml"))["objects"][1]["corners"] == [1, 1, 1, 1]
+    assert parse_xml(str(voc_tree.root / "Annotations" / "a.xml")).objects[1].corners == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ def test_images_without_xml_are_counted(voc_tree):
 @pytest.mark.parametrize(
     "xml, text",
     [
-        ("<annotation><object>", "no valid xml"),
-        ("", "no valid xml"),
+        ("<annotation><object>", "not valid xml"),
+        ("", "not valid xml"),
         ("<html></html>", "top element is <html>"),
         ('<!DOCTYPE x [<!ENTITY e "eeee">]><annotation>&e;</annotation>', "Entit"),
     ],
@@ -334,7 +334,7 @@ def test_r_a11_stated_size_differs(voc_tree):
     voc_tree.add("b")
     records, report = read(voc_tree)
     assert [record.image_id for record in records] == ["b"] and report.counts == {"size_mismatch": 1}
-    records, report = read(voc_tree, checks=ImageChecks(size_mismatch="rescale"))
+    records, report = read(voc_tree, size_mismatch="rescale")
     assert records[0].objects[0].box == BOX and report.counts == {"size_rescaled": 1}
 
 
@@ -391,4 +391,4 @@ def test_classes_that_would_renumber_the_masks_are_refused(voc_tree):
 def test_r_g3_a_list_that_is_no_utf_8_is_named(voc_tree, name):
     (voc_tree.root / name).write_bytes("a\ncaf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=f"{name} is no UTF-8 text: byte 5. Save it as UTF-8"):
-        list(read_voc(voc_tree.root, "train" if "train" in name else None))
+        list(read_voc(voc_tree.root, ReadOptions(split="train" if "train" in name else None)))

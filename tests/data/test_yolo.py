@@ -12,6 +12,7 @@ from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import yolo, yolo_layout
 from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.report import Report
 
@@ -20,9 +21,9 @@ LINE = "0 0.333333 0.4 0.333333 0.4"
 OUTLINE = "0 0.166667 0.2 0.5 0.2 0.5 0.6 0.166667 0.6"
 
 
-def records(root, *args, **options):
+def records(root, split=None, images=None, **options):
     report = Report()
-    return list(read_yolo(root, *args, report=report, **options)), report
+    return list(read_yolo(root, ReadOptions(split=split, **options), images=images, report=report)), report
 
 
 def only(root, *args, **options):
@@ -190,12 +191,16 @@ def test_class_list_places(yolo_tree, place):
 
 def test_a_line_without_a_name_is_still_a_class_number(yolo_tree):
     yolo_tree.write("classes.txt", "thing\n\nlast\n")
-    assert [name for _, name in read_index(yolo_tree.root, report=Report()).classes] == ["thing", "class 1", "last"]
+    assert [name for _, name in read_index(yolo_tree.root, ReadOptions(), Report()).classes] == [
+        "thing",
+        "class 1",
+        "last",
+    ]
 
 
 def test_two_classes_of_one_name_are_told_apart(yolo_tree):
     yolo_tree.write("classes.txt", "thing\nthing\n")
-    index = read_index(yolo_tree.root, report=(report := Report()))
+    index = read_index(yolo_tree.root, ReadOptions(), report := Report())
     assert index.classes == [(0, "thing (0)"), (1, "thing (1)")] and report.counts == {"duplicate_category_name": 2}
 
 
@@ -203,11 +208,11 @@ def test_chosen_classes_keep_their_numbers(yolo_tree):
     yolo_tree.write("classes.txt", "a\nb\nc\n")
     yolo_tree.add("a", "0 .5 .5 .1 .1\n1 .5 .5 .2 .2\n2 .5 .5 .3 .3\n")
     report = Report()
-    index = read_index(yolo_tree.root, classes=["c", 1], report=report)
+    index = read_index(yolo_tree.root, ReadOptions(classes=["c", 1]), report)
     assert index.classes == [(1, "b"), (2, "c")] and [o.category for o in index.entries[0].objects] == [0, 1]
     assert report.details["other_class"] == {"a": 1}
     with pytest.raises(ValueError, match=r"\['d'\] are not in the class list: a, b, c"):
-        read_index(yolo_tree.root, classes=["d"], report=Report())
+        read_index(yolo_tree.root, ReadOptions(classes=["d"]), Report())
 
 
 def test_r_e1_pixel_values_are_an_error_that_names_file_and_line(yolo_tree):
@@ -232,7 +237,7 @@ def test_r_e3_class_beyond_the_list(yolo_tree):
     _, report = records(yolo_tree.root, keep_empty=True)
     assert len(report.errors) == 1 and "a.txt: line 1 has the class number 2" in report.errors[0]
     assert "holds 2 names" in report.errors[0] and report.details["unknown_class"] == {"class 2": 1}
-    record, report = only(yolo_tree.root, keep_unknown=True)
+    record, report = only(yolo_tree.root, keep_unlisted=True)
     assert record.objects[0].category == 2 and report.counts == {"unlisted_class": 1} and report.errors == []
     assert report.classes[-1] == "3 class 2 (class 2)"
 
@@ -244,7 +249,7 @@ def test_r_e3_empty_or_absent_class_list(yolo_tree, text):
         yolo_tree.write("classes.txt", text)
     with pytest.raises(ValueError, match="holds no class names" if text is not None else "there is no class list"):
         records(yolo_tree.root)
-    record, report = only(yolo_tree.root, keep_unknown=True)
+    record, report = only(yolo_tree.root, keep_unlisted=True)
     assert boxes(record) == [BASE_BOX] and report.counts == {"unlisted_class": 1}
     assert only(yolo_tree.root, classes=["thing"])[1].counts == {}
 
@@ -380,8 +385,7 @@ def test_r_f5_r_f6_images_that_cannot_be_used_are_counted(yolo_tree):
     data = (yolo_tree.root / "images" / "b.png").read_bytes()
     (yolo_tree.root / "images" / "b.png").write_bytes(data[: len(data) * 6 // 10])
     Image.new("1", (300, 300)).save(yolo_tree.root / "images" / "c.png")
-    checks = yolo.ImageChecks(max_pixels=WIDTH * HEIGHT)
-    found, report = records(yolo_tree.root, checks=checks)
+    found, report = records(yolo_tree.root, max_pixels=WIDTH * HEIGHT)
     assert [r.file_name for r in found] == ["a.png"] and report.counts == {"truncated_image": 1, "image_too_large": 1}
 
 
@@ -408,9 +412,9 @@ def test_r_g1_r_g3_sub_folders_spaces_and_other_scripts(yolo_tree):
 
 def test_folder_without_images_is_an_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no image in {tmp_path}"):
-        read_index(tmp_path, report=Report())
+        read_index(tmp_path, ReadOptions(), Report())
     with pytest.raises(FileNotFoundError, match="YOLO folder not found: .*/gone"):
-        read_index(tmp_path / "gone", report=Report())
+        read_index(tmp_path / "gone", ReadOptions(), Report())
 
 
 def test_no_object_of_the_classes_is_an_error(yolo_tree):
@@ -456,7 +460,7 @@ def test_written_labels_read_back_as_the_same_boxes_and_masks(yolo_tree):
         rle = coco_mask.encode(mask)
         rle["counts"] = rle["counts"].decode()
         objects.append(BoxObject(tuple(corners.ravel().tolist()), 0, float(mask.sum()), id=number + 1, rle=rle))
-    record = Record("", "a.png", "a", HEIGHT, WIDTH, objects)
+    record = Record("", "a.png", "a", (HEIGHT, WIDTH), objects)
     path = yolo_tree.root / "labels" / "a.txt"
     write_yolo(path, record)
     back, _ = only(yolo_tree.root)
@@ -470,7 +474,7 @@ def test_a_file_with_outlines_holds_no_boxes(yolo_tree):
     rle = coco_mask.encode(np.asfortranarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))
     objects = [BoxObject((0, 0, 40, 40), 0, 40, rle=rle), BoxObject(BASE_BOX, 1, 320)]
     path = yolo_tree.root / "labels" / "a.txt"
-    write_yolo(path, Record("", "a.png", "a", HEIGHT, WIDTH, objects), masks=True)
+    write_yolo(path, Record("", "a.png", "a", (HEIGHT, WIDTH), objects), masks=True)
     lines = path.read_text().splitlines()
     assert len(lines[1].split()) == 9 and lines[1].startswith("1 0.166666666667 0.2 0.5 0.2")
 
@@ -482,7 +486,7 @@ def test_an_outline_is_looked_for_only_where_its_mask_is(monkeypatch):
     whole = join_polygons(mask_to_polygons(mask))
     seen = []
     monkeypatch.setattr(yolo, "mask_to_polygons", lambda part: seen.append(part.shape) or mask_to_polygons(part))
-    record = Record("", "a.png", "a", HEIGHT, WIDTH, [BoxObject((20, 7, 31, 15), 0, 54, rle=coco_mask.encode(mask))])
+    record = Record("", "a.png", "a", (HEIGHT, WIDTH), [BoxObject((20, 7, 31, 15), 0, 54, rle=coco_mask.encode(mask))])
     numbers = np.array(yolo_text(record, masks=True).split()[1:], float).reshape(-1, 2) * (WIDTH, HEIGHT)
     assert seen == [(8, 11)] and numbers.ravel() == pytest.approx(np.array(whole))
 

@@ -12,6 +12,7 @@ from hub_server import TOKEN, HubServer
 from huggingface_hub import HfApi, ModelCard, close_session, constants
 from PIL import Image
 
+from lpg_hf.data.export import Export
 from lpg_hf.hub import fetch_stage, pull_run, push_data, push_run
 
 
@@ -404,7 +405,7 @@ def test_a_commit_in_between_is_not_overwritten_unseen(hub: HubServer, run: Path
 
 @pytest.fixture
 def boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Options of `push_data` for one image with one box."""
+    """One image with one box, as fields of `Export`."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
@@ -421,41 +422,41 @@ def boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 def test_data_are_pushed_in_one_commit_and_not_twice(hub: HubServer, boxes: dict):
-    pushed = push_data("org/boxes", "coco", api=client(hub), **boxes)
+    pushed = push_data("org/boxes", Export("coco", **boxes), api=client(hub))
     assert pushed.is_new and set(pushed.files) == {"README.md", "data/train-00000-of-00001.parquet"}
     repo = hub.repos["dataset", "org/boxes"]
     assert len(repo.commits) == 2 and set(hub.files("org/boxes", kind="dataset")) == set(pushed.files)
-    again = push_data("org/boxes", "coco", api=client(hub), **boxes)
+    again = push_data("org/boxes", Export("coco", **boxes), api=client(hub))
     assert not again.is_new and again.commit == pushed.commit and len(repo.commits) == 2
 
 
 def test_images_are_pushed_only_when_asked_for(hub: HubServer, boxes: dict):
     files = []
     for with_images in (False, True):
-        push_data("org/boxes", "coco", with_images=with_images, api=client(hub), **boxes)
+        push_data("org/boxes", Export("coco", with_images=with_images, **boxes), api=client(hub))
         files.append(hub.files("org/boxes", kind="dataset"))
     assert [b"PNG" in part["data/train-00000-of-00001.parquet"] for part in files] == [False, True]
 
 
 def test_data_bad_input_and_faults(hub: HubServer, boxes: dict):
     api = client(hub)
-    assert push_data("org/boxes", "coco", dry_run=True, api=api, **boxes).commit is None and not hub.requests
+    assert push_data("org/boxes", Export("coco", **boxes), dry_run=True, api=api).commit is None and not hub.requests
     with pytest.raises(ValueError, match="'boxes' is not ORG/NAME"):
-        push_data("boxes", "coco", api=api, **boxes)
+        push_data("boxes", Export("coco", **boxes), api=api)
     with pytest.raises(ValueError, match="--format must be one of coco, voc, yolo"):
-        push_data("org/boxes", "csv", api=api, **boxes)
+        push_data("org/boxes", Export("csv", **boxes), api=api)
     assert not hub.repos
     with (
         hub.fail("507", "PUT", times=1000),
         pytest.raises(OSError, match="org/boxes was not pushed: .* no space left"),
     ):
-        push_data("org/boxes", "coco", api=api, **boxes)
+        push_data("org/boxes", Export("coco", **boxes), api=api)
     assert hub.files("org/boxes", kind="dataset") == {}
-    assert push_data("org/boxes", "coco", api=api, **boxes).is_new
+    assert push_data("org/boxes", Export("coco", **boxes), api=api).is_new
     api.create_repo("org/other", repo_type="dataset")
     api.upload_file(path_or_fileobj=b"x", path_in_repo="a.csv", repo_id="org/other", repo_type="dataset")
     with pytest.raises(ValueError, match="org/other was not pushed: the name is taken"):
-        push_data("org/other", "coco", api=api, **boxes)
+        push_data("org/other", Export("coco", **boxes), api=api)
 
 
 # Bad input

@@ -333,7 +333,7 @@ def test_a_missing_image_alone_is_told_by_the_exit_status(data: Path):
         run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 1
     )
     report = json.loads((data / "out/report.json").read_text(encoding="utf-8"))
-    assert report["images"][-1] == {"file_name": "f.jpg", "left_out": True, "problems": {"missing_image": []}}
+    assert report["images"][-1] == {"file_name": "f.jpg", "skipped": True, "problems": {"missing_image": []}}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -479,7 +479,7 @@ def test_r_f5_r_f6_bad_images_are_named_and_the_rest_goes_on(name: str, data: Pa
         and "d.png" in printed
     )
     report = json.loads((data / "out/report.json").read_text(encoding="utf-8"))
-    left_out = {image["file_name"]: image["problems"] for image in report["images"] if image.get("left_out")}
+    left_out = {image["file_name"]: image["problems"] for image in report["images"] if image.get("skipped")}
     named = {name for name in left_out if not name.startswith("f")}
     assert named == {"d.png", "e.jpg"} and "truncated_image" in left_out["e.jpg"]
     if name == "yolo":  # a label file without an image says no more than its own name

@@ -12,19 +12,30 @@ without `masks` (0.4 GB after), 1.1 GB and 27 s with them. The limit is the text
 """
 
 import json
-import math
 import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.rle import checked_rle, fits, polygons_of, segmentation_to_rle
-from lpg_hf.data.records import BoxObject, Geometry, ImageChecks, Record, checked_box, finite_numbers, stated_size
-from lpg_hf.data.report import Report, check_missing
+from lpg_hf.data.options import Classes, ReadOptions
+from lpg_hf.data.records import (
+    Box,
+    BoxObject,
+    Geometry,
+    Record,
+    box_area,
+    checked_box,
+    finite_numbers,
+    image_geometry,
+    stated_size,
+)
+from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, json_text, relative_name, resolve_inside, unicode_path
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
@@ -39,6 +50,7 @@ NAMED_CLASS_SETS = {
 # What is used of an image entry.
 IMAGE_KEYS = ("id", "file_name", "width", "height", "license")
 HEADER_KEYS = ("info", "licenses", "categories")
+Category = tuple[int | str, str]  # (category id, name)
 
 
 @dataclass(slots=True)
@@ -52,13 +64,13 @@ class CocoAnnotation:
         segmentation: None if masks are not wanted (and there is a box); polygons are arrays of floats where they can be.
     """
 
-    id: object
-    image_id: object
-    category_id: object
-    bbox: object
-    area: object
-    iscrowd: object
-    segmentation: object
+    id: Any
+    image_id: Any
+    category_id: Any
+    bbox: Any
+    area: Any
+    iscrowd: Any
+    segmentation: Any
     category: int = -1
 
 
@@ -84,16 +96,24 @@ class CocoEntry:
 
 
 @dataclass
-class CocoIndex:
-    """The whole file: `classes` are (category id, name) in the order of the labels, `header` its other parts."""
+class _Listing:
+    """The images of a file: entries by the text of their id, and the ids of those whose file name is refused."""
 
-    classes: list[tuple[int | str, str]]
+    entries: dict[str, CocoEntry] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+
+
+@dataclass
+class CocoIndex:
+    """The whole file: `classes` are in the order of the labels, `header` its other parts."""
+
+    classes: list[Category]
     entries: list[CocoEntry]
     header: dict = field(default_factory=dict)
 
 
 def read_json(
-    path: str | os.PathLike, object_hook: Callable[[dict], object] | None = None, *, bare_list: bool = False
+    path: str | os.PathLike, object_hook: Callable[[dict], Any] | None = None, *, bare_list: bool = False
 ) -> dict | list:
     """A json file as a dict.
 
@@ -189,7 +209,7 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
     raise FileNotFoundError(f"image folder not found: {' or '.join(places)}. Pass images=... (a folder)")
 
 
-def id_text(value: object) -> str | None:
+def id_text(value: Any) -> str | None:
     """One text for an id, so that 1, 1.0 and "1" meet; None if it is no id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -210,13 +230,13 @@ def _list_of(content: dict, key: str, path: object) -> list:
     return value
 
 
-def read_categories(content: dict, path: object, report: Report) -> list[tuple[int | str, str]]:
+def read_categories(content: dict, path: object, report: Report) -> list[Category]:
     """(id, name) of all categories of a file, by ascending id.
 
     Raises:
         ValueError: no categories, a category without id or name, or an id used twice.
     """
-    categories: dict[str, tuple[int | str, str]] = {}
+    categories: dict[str, Category] = {}
     for position, category in enumerate(_list_of(content, "categories", path)):
         key = id_text(category.get("id")) if isinstance(category, dict) else None
         if key is None or category.get("name") in (None, ""):
@@ -239,9 +259,7 @@ def read_categories(content: dict, path: object, report: Report) -> list[tuple[i
     return unique
 
 
-def select_classes(
-    categories: list[tuple[int | str, str]], classes: str | Sequence[str | int] | None, path: object
-) -> list[tuple[int | str, str]]:
+def select_classes(categories: list[Category], classes: Classes, path: object) -> list[Category]:
     """The wanted classes as (category id, name), by ascending id: the order of the labels.
 
     Args:
@@ -293,55 +311,54 @@ def select_classes(
 
 
 def _licenses(content: dict) -> dict[str, str]:
-    licenses = content.get("licenses")
-    found = {}
-    for entry in licenses if isinstance(licenses, list) else []:
-        if isinstance(entry, dict) and id_text(entry.get("id")) is not None:
-            found[id_text(entry["id"])] = " ".join(str(entry[key]) for key in ("name", "url") if entry.get(key))
-    return found
+    stated = content.get("licenses")
+    licenses = {}
+    for entry in stated if isinstance(stated, list) else []:
+        key = id_text(entry.get("id")) if isinstance(entry, dict) else None
+        if key is not None:
+            licenses[key] = " ".join(str(entry[name]) for name in ("name", "url") if entry.get(name))
+    return licenses
 
 
-def _read_images(content: dict, path: str, root: str, report: Report) -> tuple[dict[str, CocoEntry], set[str]]:
-    """The images by the text of their id, and the ids of those whose file name is refused."""
+def _read_images(content: dict, file: str, root: str, report: Report) -> _Listing:
     licenses = _licenses(content)
-    refused: set[str] = set()
-    entries: dict[str, CocoEntry] = {}
+    listing = _Listing()
     names: set[str] = set()
-    for position, image in enumerate(_list_of(content, "images", path)):
+    for number, image in enumerate(_list_of(content, "images", file), start=1):
         key = id_text(image.get("id")) if isinstance(image, dict) else None
         if key is None or not isinstance(image.get("file_name"), str):
-            place = f"{path}: image number {position + 1}"
-            report.add("invalid_image_entry", place, image=place)
+            where = f"{file}: image number {number}"
+            report.add("invalid_image_entry", where, image=where)
             continue
-        place = f"{image['file_name']!r}: image {key}"
-        if key in entries:
-            report.add("duplicate_image_id", place, image=image["file_name"])
+        where = f"{image['file_name']!r}: image {key}"
+        if key in listing.entries:
+            report.add("duplicate_image_id", where, image=image["file_name"])
             continue
         try:
             name = relative_name(image["file_name"])
-            image_path = resolve_inside(root, name)
+            path = resolve_inside(root, name)
         except ValueError as error:
-            report.add("unsafe_path", f"{place} {error}", image=image["file_name"])
-            refused.add(key)
+            report.add("unsafe_path", f"{where} {error}", image=image["file_name"])
+            listing.refused.add(key)
             continue
         if name in names:
-            report.add("duplicate_file_name", place)
+            report.add("duplicate_file_name", where)
         names.add(name)
-        license_key = id_text(image.get("license"))
-        entries[key] = CocoEntry(
+        license_key = id_text(image.get("license")) or ""
+        listing.entries[key] = CocoEntry(
             image_id=key,
             file_name=name,
-            path=image_path,
+            path=path,
             size=stated_size(image.get("height"), image.get("width")),
-            license=licenses.get(license_key, license_key or ""),
+            license=licenses.get(license_key, license_key),
         )
-    return entries, refused
+    return listing
 
 
-def _slim(masks: bool) -> Callable[[dict], object]:
+def _slim(masks: bool) -> Callable[[dict], Any]:
     """What keeps of each dict of the file only what is used."""
 
-    def slim(item: dict) -> object:
+    def slim(item: dict) -> Any:
         if "image_id" in item and "category_id" in item:
             bbox, segmentation = item.get("bbox"), item.get("segmentation")
             numbers = finite_numbers(bbox, 4)
@@ -373,29 +390,14 @@ def _id_types(ids: Iterable) -> set[type]:
 
 
 def read_index(
-    annotations: str | os.PathLike,
-    images: str | os.PathLike,
-    classes: str | Sequence[str | int] | None = None,
-    *,
-    masks: bool = False,
-    keep_empty: bool = False,
-    allow_missing: bool = False,
-    keep_unknown: bool = False,
-    keep_missing: bool = False,
-    report: Report,
+    annotations: str | os.PathLike, images: str | os.PathLike, options: ReadOptions, report: Report
 ) -> CocoIndex:
     """Read a COCO json file and find its images.
 
     Args:
         annotations: the json file.
         images: folder that the file names are relative to.
-        classes: see `select_classes`.
-        masks: keep "segmentation".
-        keep_empty: keep images without an object of the classes.
-        allow_missing: go on (and count) when some images do not exist.
-        keep_unknown: categories that the file does not list are appended to the classes and counted; off, their objects are
-            left out.
-        keep_missing: images that do not exist are counted, and keep their entries, to check the annotations.
+        options: `classes` as of `select_classes`; `masks` keeps "segmentation".
         report: counts problems.
 
     Returns:
@@ -406,121 +408,161 @@ def read_index(
         ValueError: not valid json or not COCO; unknown classes; no object of the classes at all.
     """
     path, root = unicode_path(annotations), unicode_path(images)
-    content = read_json(path, _slim(masks))
+    content = read_json(path, _slim(options.masks))
+    assert isinstance(content, dict)
     if not os.path.isdir(fs_path(root)):
         raise FileNotFoundError(f"image folder not found: {root}. Pass images=...")
     file_name = os.path.basename(path)
     categories = read_categories(content, path, report)
-    selected = select_classes(categories, classes, path)
-    keep_unknown = keep_unknown and (classes is None or classes == "all")
-    position_of = {str(category_id): position for position, (category_id, _) in enumerate(selected)}
-    name_of = {str(category_id): name for category_id, name in categories}
-
-    entries, refused = _read_images(content, file_name, root, report)
-    annotation_list = _list_of(content, "annotations", path)
-    if not annotation_list and not keep_empty:
+    classes = _Classes.choose(categories, options, path)
+    listing = _read_images(content, file_name, root, report)
+    items = _list_of(content, "annotations", path)
+    if not items and not options.keep_empty:
         raise ValueError(f"{path} lists no annotations, so there is nothing to train on")
-    made = [item for item in annotation_list if isinstance(item, CocoAnnotation)]
+    _compare_id_types(content, items, file_name, report)
+    _assign(items, listing, classes, file_name, report)
+    selected = classes.selected
+    report.classes = [f"{label} {name} (category id {i})" for label, (i, name) in enumerate(selected, start=1)]
+    if not options.keep_empty and not any(entry.annotations for entry in listing.entries.values()):
+        held = ", ".join(f"{name} ({i})" for i, name in categories[:20]) + (", ..." if len(categories) > 20 else "")
+        chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
+        raise ValueError(
+            f"no image of {path} has an object of the chosen classes ({chosen}). "
+            f"The file's categories are: {held}.\n{report.summary()}"
+        )
+    header = {key: content[key] for key in HEADER_KEYS if key in content}
+    return CocoIndex(selected, _existing(listing.entries.values(), root, options, report), header)
+
+
+@dataclass
+class _Classes:
+    """The classes of a run.
+
+    Attributes:
+        selected: (category id, name) in the order of the labels; categories that the file does not list are appended.
+        names: of all categories of the file, by the text of their id.
+        keeps_unlisted: whether objects of categories that the file does not list are kept.
+        position: text of the category id -> position in `selected`.
+    """
+
+    selected: list[Category]
+    names: dict[str, str]
+    keeps_unlisted: bool
+    position: dict[str, int]
+
+    @classmethod
+    def choose(cls, categories: list[Category], options: ReadOptions, path: str) -> "_Classes":
+        selected = list(select_classes(categories, options.classes, path))
+        return cls(
+            selected,
+            names={str(category_id): name for category_id, name in categories},
+            keeps_unlisted=options.keep_unlisted and options.classes in (None, "all"),
+            position={str(category_id): position for position, (category_id, _) in enumerate(selected)},
+        )
+
+    def find(self, key: str, where: str, report: Report) -> int | None:
+        """The position of a category; None (and counted) if its objects are skipped."""
+        position = self.position.get(key)
+        if key in self.names:
+            if position is None:
+                report.add("other_class", where, self.names[key])
+            return position
+        if position is None and not self.keeps_unlisted:
+            report.add("unknown_category", where, key)
+            return None
+        report.add("unlisted_class", where, key)
+        if position is None:
+            position = self.position[key] = len(self.selected)
+            self.selected.append((id_of(key), f"category {key}"))
+        return position
+
+
+def _compare_id_types(content: dict, items: list, file_name: str, report: Report) -> None:
+    """Count ids that are text in the annotations and numbers where they are defined, or the other way round."""
+    annotations = [item for item in items if isinstance(item, CocoAnnotation)]
     for what, ids, target in (
-        ("image_id", [item.image_id for item in made], "images"),
-        ("category_id", [item.category_id for item in made], "categories"),
+        ("image_id", [item.image_id for item in annotations], "images"),
+        ("category_id", [item.category_id for item in annotations], "categories"),
     ):
         here, there = _id_types(ids), _id_types(item.get("id") for item in content[target] if isinstance(item, dict))
         if here and there and here != there:
             report.add("id_type_differs", f'{file_name}: "{what}" is {ids[0]!r}, ids in "{target}" are not all alike')
 
-    next_id = max(max((item.id for item in made if _is_integer(item.id)), default=0), 0) + 1
+
+def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, report: Report) -> None:
+    """Give each annotation that can be used its class and a unique id, and hand it to the entry of its image."""
+    annotations = (item for item in items if isinstance(item, CocoAnnotation))
+    next_id = max(max((item.id for item in annotations if _is_integer(item.id)), default=0), 0) + 1
     used_ids: set[int] = set()
-    for position, item in enumerate(annotation_list):
+    for number, item in enumerate(items, start=1):
         image_key = id_text(item.image_id) if isinstance(item, CocoAnnotation) else None
         category_key = id_text(item.category_id) if isinstance(item, CocoAnnotation) else None
         if image_key is None or category_key is None:
-            report.add("invalid_annotation", f"{file_name}: annotation number {position + 1}")
+            report.add("invalid_annotation", f"{file_name}: annotation number {number}")
             continue
-        entry = entries.get(image_key)
-        place = f"{entry.file_name if entry else file_name}: annotation {item.id}"
-        if entry is None and image_key in refused:
-            continue
+        entry = listing.entries.get(image_key)
         if entry is None:
-            report.add("unknown_image", f"{place} of image {image_key}")
+            if image_key not in listing.refused:
+                report.add("unknown_image", f"{file_name}: annotation {item.id} of image {image_key}")
             continue
-        if category_key not in position_of:
-            if category_key in name_of:
-                report.add("other_class", place, name_of[category_key])
-                continue
-            report.add("unlisted_class" if keep_unknown else "unknown_category", place, category_key)
-            if not keep_unknown:
-                continue
-            position_of[category_key] = len(selected)
-            selected = [*selected, (id_of(category_key), f"category {category_key}")]
-        elif category_key not in name_of:
-            report.add("unlisted_class", place, category_key)
+        where = f"{entry.file_name}: annotation {item.id}"
+        position = classes.find(category_key, where, report)
+        if position is None:
+            continue
         if not _is_integer(item.id) or item.id in used_ids:
-            report.add("duplicate_annotation_id", place)
+            report.add("duplicate_annotation_id", where)
             item.id, next_id = next_id, next_id + 1
         used_ids.add(item.id)
-        item.category = position_of[category_key]
+        item.category = position
         entry.annotations.append(item)
-    report.classes = [f"{label} {name} (category id {i})" for label, (i, name) in enumerate(selected, start=1)]
 
-    if not keep_empty and not any(entry.annotations for entry in entries.values()):
-        held = ", ".join(f"{name} ({i})" for i, name in categories[:20]) + (", ..." if len(categories) > 20 else "")
-        raise ValueError(
-            f"no image of {path} has an object of the chosen classes ({_class_text(selected)}). "
-            f"The file's categories are: {held}.\n{report.summary()}"
-        )
+
+def _existing(entries: Iterable[CocoEntry], root: str, options: ReadOptions, report: Report) -> list[CocoEntry]:
+    """The entries that are to be used: with objects (or `keep_empty`), and with an image (or `keep_missing`)."""
     wanted = []
-    for entry in entries.values():
-        if entry.annotations or keep_empty:
+    for entry in entries:
+        if entry.annotations or options.keep_empty:
             wanted.append(entry)
         else:
             report.add("image_without_object", entry.file_name, image=entry.file_name)
-    missing = [entry for entry in wanted if not os.path.isfile(fs_path(entry.path))]
+    missing = [entry for entry in wanted if not os.path.isfile(fs_path(f"{root}/{entry.file_name}"))]
     names = [entry.file_name for entry in missing]
-    check_missing("missing_image", names, len(wanted), root, "images", allow_missing, report, keep=keep_missing)
+    check_missing(MissingFiles("missing_image", "images", names, len(wanted), root), options, report)
     for entry in missing:
         entry.path = None
-    header = {key: content[key] for key in HEADER_KEYS if key in content}
-    return CocoIndex(selected, [e for e in wanted if keep_missing or e.path is not None], header)
+    return [entry for entry in wanted if options.keep_missing or entry.path is not None]
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
 
 
-def _class_text(classes: list[tuple[int | str, str]]) -> str:
-    return ", ".join(name for _, name in classes[:5]) + (", ..." if len(classes) > 5 else "")
-
-
-def make_record(
-    entry: CocoEntry, checks: ImageChecks, report: Report, *, masks: bool = False, keep_empty: bool = False
-) -> Record | None:
+def make_record(entry: CocoEntry, options: ReadOptions, report: Report) -> Record | None:
     """Check one image and its objects.
 
     Args:
         entry: from `read_index`.
-        checks: how to check the image.
+        options: `masks` turns "segmentation" into RLE.
         report: counts problems.
-        masks: turn "segmentation" into RLE.
-        keep_empty: keep the image if no object is left.
 
     Returns:
         The record, or None (and counted) if the image cannot be used.
 
     Raises:
-        ValueError: the sizes differ and `checks.size_mismatch` is "error".
+        ValueError: the sizes differ and `size_mismatch` is "error".
     """
-    frame = checks.geometry(entry.path, entry.file_name, entry.size, report)
+    frame = image_geometry(entry.path, entry.file_name, entry.size, options, report)
     if frame is None:
         return None
     objects = []
     for annotation in entry.annotations:
-        made = _make_object(annotation, f"{entry.file_name}: annotation {annotation.id}", frame, masks, report)
+        where = f"{entry.file_name}: annotation {annotation.id}"
+        made = _make_object(annotation, where, frame, options.masks, report)
         if made is not None:
             objects.append(made)
     if all(item.iscrowd for item in objects):
-        report.add("empty_image" if keep_empty else "image_without_object", entry.file_name)
-        if not keep_empty:
+        report.add("empty_image" if options.keep_empty else "image_without_object", entry.file_name)
+        if not options.keep_empty:
             return None
     report.images += 1
     report.objects += len(objects)
@@ -528,50 +570,39 @@ def make_record(
         path=entry.path,
         file_name=entry.file_name,
         image_id=entry.image_id,
-        height=frame.height,
-        width=frame.width,
+        size=frame.size,
         objects=objects,
         license=entry.license,
     )
 
 
 def _make_object(
-    annotation: CocoAnnotation, place: str, frame: Geometry, masks: bool, report: Report
+    annotation: CocoAnnotation, where: str, frame: Geometry, masks: bool, report: Report
 ) -> BoxObject | None:
-    segmentation = annotation.segmentation
-    if annotation.bbox:
-        if not isinstance(annotation.bbox, array):
-            report.add("invalid_box", f"{place} {annotation.bbox!r}"[:200])
-            return None
-        x, y, width, height = annotation.bbox
-        corners = (x, y, x + width, y + height)
-    else:
-        corners = _extent(segmentation, frame)
-        report.add("no_box" if corners is None else "box_from_polygon", place)
-        if corners is None:
-            return None
-    corners = tuple(value * (frame.scale_x, frame.scale_y)[i % 2] for i, value in enumerate(corners))
-    box = checked_box(corners, frame.height, frame.width, place, report)
+    corners = _corners(annotation, where, frame, report)
+    if corners is None:
+        return None
+    x1, y1, x2, y2 = corners
+    scaled = (x1 * frame.scale_x, y1 * frame.scale_y, x2 * frame.scale_x, y2 * frame.scale_y)
+    box = checked_box(scaled, frame.size, where, report)
     if box is None:
         return None
-
+    segmentation = annotation.segmentation
     num_invalid = report.counts.get("invalid_mask", 0)
     # A mask has as many pixels as its image, so none can be made where the size is not known.
-    with_mask = masks and math.isfinite(frame.height)
-    rle = segmentation_to_rle(segmentation, frame, place, report) if with_mask else None
-    stated_area = finite_numbers([annotation.area], 1)
-    stated_area = stated_area[0] if stated_area and stated_area[0] > 0 else None
+    rle = segmentation_to_rle(segmentation, frame, where, report) if masks and frame.size is not None else None
+    is_whole = report.counts.get("invalid_mask", 0) == num_invalid
+    numbers = finite_numbers([annotation.area], 1)
+    stated_area = numbers[0] if numbers and numbers[0] > 0 else None
     stated = {}
-    if rle is not None and report.counts.get("invalid_mask", 0) == num_invalid and frame.scale_x == frame.scale_y == 1:
+    if rle is not None and is_whole and not frame.is_scaled:
         if isinstance(segmentation, list):
             segmentation = [list(polygon) for polygon in segmentation]
         stated = {"segmentation": segmentation} | ({} if stated_area is None else {"area": stated_area})
     if rle is not None:
         area = float(coco_mask.area(rle))
-    elif stated_area is not None:
-        area = stated_area * frame.scale_x * frame.scale_y
     else:
-        area = (box[2] - box[0]) * (box[3] - box[1])
+        area = box_area(box) if stated_area is None else stated_area * frame.scale_x * frame.scale_y
     return BoxObject(
         box=box,
         category=annotation.category,
@@ -583,11 +614,24 @@ def _make_object(
     )
 
 
-def _extent(segmentation: object, frame: Geometry) -> tuple[float, float, float, float] | None:
+def _corners(annotation: CocoAnnotation, where: str, frame: Geometry, report: Report) -> Box | None:
+    """The box of an annotation in the stated frame, xyxy; None (and counted) if there is none."""
+    if annotation.bbox:
+        if not isinstance(annotation.bbox, array):
+            report.add("invalid_box", f"{where} {annotation.bbox!r}"[:200])
+            return None
+        x, y, width, height = annotation.bbox
+        return x, y, x + width, y + height
+    corners = _extent(annotation.segmentation, frame)
+    report.add("no_box" if corners is None else "box_from_polygon", where)
+    return corners
+
+
+def _extent(segmentation: Any, frame: Geometry) -> Box | None:
     """xyxy of a segmentation in the stated frame; None if no part of it can be used."""
     if isinstance(segmentation, dict):
         rle = checked_rle(segmentation)
-        if rle is None or not coco_mask.area(rle) or (math.isfinite(frame.height) and not fits(rle, frame)):
+        if rle is None or not coco_mask.area(rle) or (frame.size is not None and not fits(rle, frame)):
             return None
         x, y, width, height = coco_mask.toBbox(rle).tolist()
         return x, y, x + width, y + height
@@ -602,32 +646,18 @@ def _extent(segmentation: object, frame: Geometry) -> tuple[float, float, float,
 def read_coco(
     annotations: str | os.PathLike,
     images: str | os.PathLike,
-    classes: str | Sequence[str | int] | None = None,
-    *,
-    masks: bool = False,
-    keep_empty: bool = False,
-    allow_missing: bool = False,
-    checks: ImageChecks | None = None,
+    options: ReadOptions = ReadOptions(),
     report: Report | None = None,
 ) -> Iterator[Record]:
-    """All records of a COCO file, one at a time; arguments as in `read_index` and `make_record`."""
+    """All records of a COCO file, one at a time; arguments as in `read_index`."""
     report = Report() if report is None else report
-    index = read_index(
-        annotations,
-        images,
-        classes,
-        masks=masks,
-        keep_empty=keep_empty,
-        allow_missing=allow_missing,
-        report=report,
-    )
-    for entry in index.entries:
-        record = make_record(entry, checks or ImageChecks(), report, masks=masks, keep_empty=keep_empty)
+    for entry in read_index(annotations, images, options, report).entries:
+        record = make_record(entry, options, report)
         if record is not None:
             yield record
 
 
-def header_with(header: dict, classes: Sequence[tuple[int | str, str]]) -> dict:
+def header_with(header: dict, classes: Sequence[Category]) -> dict:
     """The header of a COCO file to be written: what `header` states, and a category for each class that it lacks.
 
     Args:
@@ -643,7 +673,7 @@ def header_with(header: dict, classes: Sequence[tuple[int | str, str]]) -> dict:
 def write_coco(
     path: str | os.PathLike,
     records: Iterable[Record],
-    classes: Sequence[tuple[int | str, str]],
+    classes: Sequence[Category],
     *,
     header: dict | None = None,
     keep_ids: bool = False,

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -11,7 +12,7 @@ from lpg_hf.data.records import Geometry, finite_numbers
 from lpg_hf.data.report import Report
 
 
-def polygons_of(segmentation: object) -> Iterator[list[float] | None]:
+def polygons_of(segmentation: Any) -> Iterator[list[float] | None]:
     """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is none."""
     for polygon in segmentation if isinstance(segmentation, list) else []:
         if isinstance(polygon, array):
@@ -21,7 +22,7 @@ def polygons_of(segmentation: object) -> Iterator[list[float] | None]:
         yield numbers if numbers and len(numbers) >= 6 and len(numbers) % 2 == 0 else None
 
 
-def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, report: Report) -> dict | None:
+def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: Report) -> dict | None:
     """A COCO "segmentation" as compressed RLE of the image's size.
 
     Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code allocates
@@ -31,22 +32,24 @@ def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, repor
     Args:
         segmentation: the field as it is in the file.
         frame: the true image size, and factors if the stated size was another.
-        place: "file: object", for the report.
+        where: "file: object", for the report.
         report: counts what cannot be used.
 
     Returns:
         {"size": [height, width], "counts": text}, or None if there is no mask that can be used.
     """
     if not segmentation:
-        report.add("no_mask", place)
+        report.add("no_mask", where)
         return None
-    height, width = frame.height, frame.width
+    if frame.size is None:
+        raise ValueError("a mask has as many pixels as its image, whose size is not known")
+    height, width = frame.size
     if isinstance(segmentation, dict):
         rle = checked_rle(segmentation)
         if rle is not None and rle["size"] != [height, width]:
             rle = rescaled_rle(rle, frame)
         if rle is None:
-            report.add("invalid_mask", f"{place}: RLE does not fit the image ({height} x {width})")
+            report.add("invalid_mask", f"{where}: RLE does not fit the image ({height} x {width})")
             return None
     else:
         usable = []
@@ -57,14 +60,14 @@ def segmentation_to_rle(segmentation: object, frame: Geometry, place: str, repor
                 if ((points >= -size) & (points <= 2 * size)).all():
                     usable.append(points.ravel().tolist())
                     continue
-            report.add("invalid_mask", f"{place}: polygon with fewer than 3 points, or far outside the image")
+            report.add("invalid_mask", f"{where}: polygon with fewer than 3 points, or far outside the image")
         if not usable:
             if not isinstance(segmentation, list):
-                report.add("invalid_mask", f"{place}: segmentation is a {type(segmentation).__name__}")
+                report.add("invalid_mask", f"{where}: segmentation is a {type(segmentation).__name__}")
             return None
         rle = coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
     if coco_mask.area(rle) == 0:
-        report.add("invalid_mask", f"{place}: mask without a pixel")
+        report.add("invalid_mask", f"{where}: mask without a pixel")
         return None
     counts = rle["counts"]
     return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
@@ -111,16 +114,16 @@ def checked_rle(segmentation: dict) -> dict | None:
 def fits(rle: dict, frame: Geometry) -> bool:
     """Whether an RLE has the stated size of an image."""
     height, width = rle["size"]
-    return (round(height * frame.scale_y), round(width * frame.scale_x)) == (frame.height, frame.width)
+    return (round(height * frame.scale_y), round(width * frame.scale_x)) == frame.size
 
 
 def rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
     """RLE of the stated size in the image's size (nearest pixel), or None if its size is neither."""
-    if not fits(rle, frame):
+    if frame.size is None or not fits(rle, frame):
         return None
     height, width = rle["size"]
-    rows = (np.arange(frame.height) * height) // frame.height
-    columns = (np.arange(frame.width) * width) // frame.width
+    rows = (np.arange(frame.size[0]) * height) // frame.size[0]
+    columns = (np.arange(frame.size[1]) * width) // frame.size[1]
     return coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)[rows][:, columns]))
 
 

@@ -11,10 +11,9 @@ VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is 
 pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into the image.
 """
 
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -24,8 +23,18 @@ import numpy as np
 from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
 
-from lpg_hf.data.records import BoxObject, ImageChecks, Record, checked_box, finite_numbers, stated_size
-from lpg_hf.data.report import Report, check_missing
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import (
+    BoxObject,
+    Geometry,
+    Record,
+    box_area,
+    checked_box,
+    finite_numbers,
+    image_geometry,
+    stated_size,
+)
+from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, read_text, relative_name, resolve_inside, unicode_name, unicode_path, walk_files
 from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageProblem, open_image
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
@@ -39,6 +48,77 @@ CLASSES_FILE = "classes.txt"
 BACKGROUND_NAMES = ("background", "__background__", "_background_", "__ignore__")
 
 
+@dataclass(frozen=True)
+class VocFolders:
+    """Where a VOC dataset is: absolute paths with forward slashes; all three exist."""
+
+    root: str
+    annotations: str
+    images: str
+
+    @classmethod
+    def find(
+        cls,
+        root: str | os.PathLike,
+        annotations: str | os.PathLike | None = None,
+        images: str | os.PathLike | None = None,
+    ) -> "VocFolders":
+        """The folders of a VOC root; None: the usual one.
+
+        Raises:
+            FileNotFoundError: one of them does not exist.
+        """
+        root = unicode_path(root)
+        folders = cls(
+            root,
+            unicode_path(annotations or f"{root}/{ANNOTATIONS_FOLDER}"),
+            unicode_path(images or f"{root}/{IMAGES_FOLDER}"),
+        )
+        for what, folder in (("VOC root", root), ("annotation", folders.annotations), ("image", folders.images)):
+            if not os.path.isdir(fs_path(folder)):
+                raise FileNotFoundError(f"{what} folder not found: {folder}.{_hint(root)}")
+        return folders
+
+
+def _hint(root: str) -> str:
+    if not os.path.isdir(fs_path(root)):
+        return ""
+    names = [
+        n for n in sorted(os.listdir(fs_path(root))) if os.path.isdir(fs_path(f"{root}/{n}/{ANNOTATIONS_FOLDER}"))
+    ]
+    return f" Did you mean the folder {names[0]} in it?" if names else f" {root} needs Annotations/ and JPEGImages/."
+
+
+@dataclass(slots=True)
+class VocObject:
+    """One object of an xml file.
+
+    Attributes:
+        number: its place in the file, from 1.
+        name: of its class; "" if the file states none.
+        corners: xmin, ymin, xmax, ymax as written (a value that is not a number: None); None if there is no box.
+        difficult: VOC flag.
+        category: 0-based position in the class list, set by `read_index`.
+        id: unique in the dataset, set by `read_index`.
+    """
+
+    number: int
+    name: str
+    corners: list[float | None] | None
+    difficult: bool
+    category: int = -1
+    id: int = 0
+
+
+@dataclass
+class VocAnnotation:
+    """What is used of an xml file: the image's name and (height, width) where it states them, and the objects."""
+
+    filename: str | None
+    size: tuple[int, int] | None
+    objects: list[VocObject]
+
+
 @dataclass
 class VocEntry:
     """One image of the dataset, not yet checked.
@@ -48,21 +128,23 @@ class VocEntry:
         file_name: of the image, relative to the image folder.
         path: of the image; None: it does not exist.
         size: (height, width) as stated, or None.
-        objects: {"id", "category" (0-based class), "corners" (four numbers as written, or None), "difficult"}.
+        objects: of the wanted classes.
         mask_path: of the class mask, if asked for.
+        num_classes: the largest label that the class mask may hold.
     """
 
     name: str
     file_name: str
     path: str | None
     size: tuple[int, int] | None
-    objects: list[dict] = field(default_factory=list)
+    objects: list[VocObject] = field(default_factory=list)
     mask_path: str | None = None
+    num_classes: int = 0
 
 
 @dataclass
 class VocIndex:
-    """A split: `classes` are names in the order of the labels, without the background; `files` were read for it."""
+    """A split: `classes` are names in the order of the labels; `files` were read for it."""
 
     classes: list[str]
     entries: list[VocEntry]
@@ -156,12 +238,8 @@ def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
     return list(names)
 
 
-def parse_xml(path: str) -> dict:
-    """The parts of a VOC xml that are used.
-
-    Returns:
-        {"filename": text or None, "size": (height, width) or None, "objects": [{"name", "corners", "difficult"}]};
-        corners are xmin, ymin, xmax, ymax as written (not finite numbers: None). Boxes of `<part>` are not read.
+def parse_xml(path: str) -> VocAnnotation:
+    """What is used of a VOC xml. Boxes of `<part>` are not read.
 
     Raises:
         ValueError: not xml, not complete, with entities, or no `<annotation>`.
@@ -170,29 +248,27 @@ def parse_xml(path: str) -> dict:
     try:
         root = SafeElementTree.parse(BytesIO(data)).getroot()
     except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError) as error:
-        raise ValueError(f"no valid xml: {error}") from error
+        raise ValueError(f"not valid xml: {error}") from error
     if root.tag != "annotation":
-        raise ValueError(f"no VOC annotation: its top element is <{root.tag}>")
-    size = root.find("size")
+        raise ValueError(f"not a VOC annotation: its top element is <{root.tag}>")
     objects = []
-    for element in root.findall("object"):
+    for number, element in enumerate(root.findall("object"), start=1):
         box = element.find("bndbox")  # A direct child only: <part> has boxes of its own.
-        corners = None
-        if box is not None:
-            corners = [_number(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")]
+        keys = ("xmin", "ymin", "xmax", "ymax")
         objects.append(
-            {
-                "name": (element.findtext("name") or "").strip(),
-                "corners": corners,
-                "difficult": _number(element.findtext("difficult")) == 1,
-            }
+            VocObject(
+                number,
+                name=(element.findtext("name") or "").strip(),
+                corners=None if box is None else [_number(box.findtext(key)) for key in keys],
+                difficult=_number(element.findtext("difficult")) == 1,
+            )
         )
-    filename = root.findtext("filename")
-    return {
-        "filename": filename.strip() if filename and filename.strip() else None,
-        "size": None if size is None else stated_size(size.findtext("height"), size.findtext("width")),
-        "objects": objects,
-    }
+    size = root.find("size")
+    return VocAnnotation(
+        filename=(root.findtext("filename") or "").strip() or None,
+        size=None if size is None else stated_size(size.findtext("height"), size.findtext("width")),
+        objects=objects,
+    )
 
 
 def _number(text: str | None) -> float | None:
@@ -202,43 +278,56 @@ def _number(text: str | None) -> float | None:
         return None
 
 
+class _Ambiguous(Exception):
+    """Several images could be meant; this was counted."""
+
+
 class _Images:
     """The images of a folder, by name with and without suffix."""
 
     def __init__(self, root: str):
+        self.root = root
         self.names = set(walk_files(root, IMAGE_SUFFIXES))
         self.by_stem: dict[str, list[str]] = {}
         for name in sorted(self.names):
             self.by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
 
     def find(self, stem: str, filename: str | None, report: Report) -> str | None:
-        """The image of the annotation file `stem`; None if there is none (not counted) or no single one (counted).
+        """The image of the annotation file `stem`; None if there is none.
 
         The annotation file's own name counts first, as masks and split lists use it; `<filename>` decides between several.
 
         Raises:
+            _Ambiguous: there are several, which is counted.
             ValueError: only `<filename>` could tell, and it leads outside the folder.
         """
-        found = self.by_stem.get(stem, [])
-        if len(found) == 1:
+        same_stem = self.by_stem.get(stem, [])
+        if len(same_stem) == 1:
             other = None if filename is None else self._named(stem, filename.replace("\\", "/"))
-            if other not in (None, found[0]):
-                report.add("file_name_differs", f"{stem}.xml: {found[0]} and {other}")
-            return found[0]
+            if other not in (None, same_stem[0]):
+                report.add("file_name_differs", f"{stem}.xml: {same_stem[0]} and {other}")
+            return same_stem[0]
         if filename is None:
             return None
         named = self._named(stem, relative_name(filename))
-        if found:
-            place = f"{stem}.xml: {', '.join(found)}"
-            if named in found:
-                report.add("same_name_images", place)
+        if same_stem:
+            where = f"{stem}.xml: {', '.join(same_stem)}"
+            if named in same_stem:
+                report.add("same_name_images", where)
                 return named
-            report.add("ambiguous_image", place, image=f"{stem}.xml")
-            return None
+            report.add("ambiguous_image", where, image=f"{stem}.xml")
+            raise _Ambiguous
         if named is not None:
             return named
         same_stem = self.by_stem.get(os.path.splitext(relative_name(filename))[0], [])
         return same_stem[0] if len(same_stem) == 1 else None
+
+    def report_unlabelled(self, stems: Collection[str], used: set[str], report: Report) -> None:
+        """Count the images that neither have an annotation file of their name (`stems`) nor are `used` by one."""
+        for stem in sorted(self.by_stem.keys() - set(stems)):
+            for file_name in self.by_stem[stem]:
+                if file_name not in used:
+                    report.add("image_without_annotation", file_name)
 
     def _named(self, stem: str, filename: str) -> str | None:
         beside = f"{os.path.dirname(stem)}/{filename}".lstrip("/")
@@ -251,20 +340,19 @@ def own_class_list(root: str) -> list[str]:
     return read_class_list(path) if os.path.isfile(fs_path(path)) else list(VOC_CLASSES)
 
 
-def _select_classes(
-    own: list[str], classes: str | Sequence[str] | None, found: Iterable[str], masks: bool
-) -> list[str]:
+def _select_classes(own: list[str], options: ReadOptions, occurring: set[str]) -> list[str]:
+    classes = options.classes
     if classes is None:
         return own
     if isinstance(classes, str) and classes != "all":
         raise ValueError(f"classes must be a list of names, 'all' or None, got {classes!r}")
-    selected = sorted(set(found)) if classes == "all" else list(classes)
+    selected = sorted(occurring) if classes == "all" else [str(name) for name in classes]
     if not selected and classes == "all":
         raise ValueError("classes='all': no annotation file holds an object with a name; pass the list of classes")
     _check_class_names(selected, "classes")
     position = {name: index for index, name in enumerate(own)}
     moved = [name for index, name in enumerate(selected) if position.get(name, index) != index]
-    if masks and selected != own and (moved or classes == "all"):
+    if options.masks and selected != own and (moved or classes == "all"):
         raise ValueError(
             f"classes {selected[:5]} give other labels than the class masks have ({', '.join(own[:5])}, ...). "
             f"Pass the full list in the order of the mask indices (or write {CLASSES_FILE}), or masks=False"
@@ -272,288 +360,256 @@ def _select_classes(
     return selected
 
 
-def read_index(
-    root: str | os.PathLike,
-    split: str | None = None,
-    classes: str | Sequence[str] | None = None,
-    *,
-    annotations: str | os.PathLike | None = None,
-    images: str | os.PathLike | None = None,
-    masks: bool = False,
-    keep_empty: bool = False,
-    allow_missing: bool = False,
-    keep_unknown: bool = False,
-    keep_missing: bool = False,
-    only: str | None = None,
-    report: Report,
-) -> VocIndex:
+def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: str | None = None) -> VocIndex:
     """Read the xml files of a split and find their images and masks.
 
     Args:
-        root: folder with Annotations, JPEGImages, ImageSets.
-        split: name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation file.
-        classes: names in the order of the labels; None: classes.txt of `root`, else VOC's 20; "all": every name that occurs,
-            sorted.
-        annotations: other folder of the xml files.
-        images: other folder of the images.
-        masks: find the class masks.
-        keep_empty: keep images without an object of the classes.
-        allow_missing: go on (and count) when some images, xml files or masks do not exist.
-        keep_unknown: with `classes=None`, names that are in no class list are appended to it and counted; off, their objects
-            are left out. Without classes.txt, and if none of VOC's 20 occurs, the list is the names that occur, sorted.
-        keep_missing: images and masks that do not exist are counted, and their entries kept, to check the annotations.
-        only: name of the one annotation file to read, without its suffix.
+        folders: of the dataset.
+        options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation
+            file. `classes` are names in the order of the labels; None: classes.txt of the root, else VOC's 20; "all": every
+            name that occurs, sorted. With `keep_unlisted`, without classes.txt, and if none of VOC's 20 occurs, the list is
+            the names that occur, sorted.
         report: counts problems.
+        only: name of the one annotation file to read, without its suffix.
 
     Returns:
         The classes and one entry per image, in the order of the list.
 
     Raises:
-        FileNotFoundError: no such folder or list; files are missing.
-        ValueError: class list empty, with doubles or at odds with the masks; no object of the classes at all.
+        FileNotFoundError: no such list; files are missing.
+        ValueError: the class list is empty, holds a name twice or does not fit the masks; no object of the classes at all.
     """
-    root = unicode_path(root)
-    annotations = unicode_path(annotations or f"{root}/{ANNOTATIONS_FOLDER}")
-    images = unicode_path(images or f"{root}/{IMAGES_FOLDER}")
-    check_folders(root, annotations, images)
-    files = [path for path in (f"{root}/{CLASSES_FILE}",) if os.path.isfile(fs_path(path))]
+    files = [path for path in (f"{folders.root}/{CLASSES_FILE}",) if os.path.isfile(fs_path(path))]
     if only is not None:
         names = [only]
-    elif split is None:
-        names = [name[: -len(".xml")] for name in walk_files(annotations, (".xml",))]
+    elif options.split is None:
+        names = [name[: -len(".xml")] for name in walk_files(folders.annotations, (".xml",))]
         if not names:
-            raise FileNotFoundError(f"no xml file in {annotations}. Pass the folder of the VOC annotations")
+            raise FileNotFoundError(f"no xml file in {folders.annotations}. Pass the folder of the VOC annotations")
     else:
-        files.append(find_split_list(root, split))
-        names = _names_of_split(files[-1], annotations, report)
+        files.append(find_split_list(folders.root, options.split))
+        names = _names_of_split(files[-1], folders.annotations, report)
+    parsed, xml_files = _parse_all(names, folders.annotations, options, report)
+    classes = _choose_classes(folders.root, parsed, options)
+    report.classes = [f"{label} {name}" for label, name in enumerate(classes.selected, start=1)]
+    _select_objects(parsed, classes, report)
+    if not options.keep_empty and not any(content.objects for content in parsed.values()):
+        raise ValueError(
+            f"no image of {folders.annotations} has an object of the classes {', '.join(classes.selected[:5])}"
+            f"{', ...' if len(classes.selected) > 5 else ''}. Pass classes=[...] (or 'all'), or write {CLASSES_FILE}.\n"
+            f"{report.summary()}"
+        )
+    listing = _Images(folders.images)
+    entries = _find_images(parsed, listing, options, report)
+    if options.split is None and only is None:
+        listing.report_unlabelled(parsed.keys(), {entry.file_name for entry in entries}, report)
+    if options.masks:
+        entries = _with_masks(entries, f"{folders.root}/{MASKS_FOLDER}", options, report)
+        for entry in entries:
+            entry.num_classes = len(classes.selected)
+    return VocIndex(classes.selected, entries, [*files, *xml_files])
 
-    parsed: dict[str, dict] = {}
-    without_xml: list[str] = []
+
+def _parse_all(
+    names: list[str], folder: str, options: ReadOptions, report: Report
+) -> tuple[dict[str, VocAnnotation], list[str]]:
+    """The annotation files by their name without suffix, and the paths of those that exist."""
+    parsed: dict[str, VocAnnotation] = {}
+    files: list[str] = []
+    missing: list[str] = []
     for name in names:
         try:
-            path = resolve_inside(annotations, f"{name}.xml")
+            path = resolve_inside(folder, f"{name}.xml")
         except ValueError as error:
             report.add("unsafe_path", f"{name}.xml {error}", image=f"{name}.xml")
             continue
         if not os.path.isfile(fs_path(path)):
-            without_xml.append(f"{name}.xml")
+            missing.append(f"{name}.xml")
             continue
         files.append(path)
         try:
             parsed[name] = parse_xml(path)
         except ValueError as error:
             report.add("unreadable_annotation", f"{name}.xml: {error}", image=f"{name}.xml")
-    check_missing(
-        "missing_annotation", without_xml, len(names), annotations, "annotation files", allow_missing, report
-    )
+    check_missing(MissingFiles("missing_annotation", "annotation files", missing, len(names), folder), options, report)
+    return parsed, files
 
-    found = {item["name"] for content in parsed.values() for item in content["objects"] if item["name"]}
+
+@dataclass(frozen=True)
+class _Classes:
+    """The class list of a run: `selected` in the order of the labels, `own` of the dataset, `unlisted` in no list."""
+
+    selected: list[str]
+    own: list[str]
+    unlisted: set[str]
+
+
+def _choose_classes(root: str, parsed: dict[str, VocAnnotation], options: ReadOptions) -> _Classes:
+    occurring = {item.name for content in parsed.values() for item in content.objects if item.name}
     own = own_class_list(root)
-    selected = _select_classes(own, classes, found, masks)
-    unlisted: set[str] = set()
-    if keep_unknown and classes is None:
-        if not masks and found and not found & set(own) and not os.path.isfile(fs_path(f"{root}/{CLASSES_FILE}")):
-            own = sorted(found)
-        unlisted = found - set(own)
-        selected = [*own, *sorted(unlisted)]
-    report.classes = [f"{label} {name}" for label, name in enumerate(selected, start=1)]
-    objects = _number_objects(parsed, selected, own, unlisted, report)
-    if not keep_empty and not any(objects.values()):
-        raise ValueError(
-            f"no image of {annotations} has an object of the classes {', '.join(selected[:5])}"
-            f"{', ...' if len(selected) > 5 else ''}. Pass classes=[...] (or 'all'), or write {CLASSES_FILE}.\n"
-            f"{report.summary()}"
-        )
-
-    listing = _Images(images)
-    entries, without_image, lost = [], [], []
-    num_wanted = 0
-    for name, content in parsed.items():
-        if not objects[name] and not keep_empty:
-            report.add("image_without_object", f"{name}.xml", image=f"{name}.xml")
-            continue
-        num_wanted += 1
-        num_ambiguous = report.counts.get("ambiguous_image", 0)
-        try:
-            file_name = listing.find(name, content["filename"], report)
-            path = None if file_name is None else resolve_inside(images, file_name)
-        except ValueError as error:
-            place = f"{name}.xml: image {content['filename']!r} {error}"
-            report.add("unsafe_path", place, image=content["filename"] or f"{name}.xml")
-            continue
-        if path is None:
-            if report.counts.get("ambiguous_image", 0) > num_ambiguous:
-                continue
-            without_image.append(f"{name} ({content['filename']})" if content["filename"] else name)
-            lost.append(content["filename"] or f"{name}.xml")
-            if not keep_missing:
-                continue
-            file_name = lost[-1]
-        entries.append(VocEntry(name, file_name, path, content["size"], objects[name]))
-    check_missing(
-        "missing_image", without_image, num_wanted, images, "images", allow_missing, report, lost, keep_missing
-    )
-    if split is None and only is None:
-        used = {entry.file_name for entry in entries}
-        for stem in sorted(listing.by_stem.keys() - parsed.keys()):
-            for file_name in listing.by_stem[stem]:
-                if file_name not in used:
-                    report.add("image_without_annotation", file_name)
-    if masks:
-        entries = _with_masks(entries, f"{root}/{MASKS_FOLDER}", allow_missing, keep_missing, report)
-    return VocIndex(selected, entries, files)
+    if options.classes is not None or not options.keep_unlisted:
+        return _Classes(_select_classes(own, options, occurring), own, set())
+    has_list = os.path.isfile(fs_path(f"{root}/{CLASSES_FILE}"))
+    if not options.masks and not has_list and occurring and not occurring & set(own):
+        own = sorted(occurring)
+    unlisted = occurring - set(own)
+    return _Classes([*own, *sorted(unlisted)], own, unlisted)
 
 
-def check_folders(root: str, annotations: str, images: str) -> None:
-    """Raises FileNotFoundError, with a remedy, if one of the folders does not exist."""
-    for what, folder in (("VOC root", root), ("annotation", annotations), ("image", images)):
-        if os.path.isdir(fs_path(folder)):
-            continue
-        hint = ""
-        if os.path.isdir(fs_path(root)):
-            inner = [n for n in sorted(os.listdir(fs_path(root))) if os.path.isdir(fs_path(f"{root}/{n}/Annotations"))]
-            hint = (
-                f" Did you mean the folder {inner[0]} in it?"
-                if inner
-                else f" {root} needs Annotations/ and JPEGImages/."
-            )
-        raise FileNotFoundError(f"{what} folder not found: {folder}.{hint}")
-
-
-def _number_objects(
-    parsed: dict[str, dict], selected: list[str], own: list[str], unlisted: set[str], report: Report
-) -> dict[str, list]:
-    """The objects of the wanted classes per annotation file, with ids from 1 in the order of reading."""
-    position = {name: index for index, name in enumerate(selected)}
-    objects: dict[str, list] = {}
+def _select_objects(parsed: dict[str, VocAnnotation], classes: _Classes, report: Report) -> None:
+    """Keep the objects of the selected classes, with ids from 1 in the order of reading; the others are counted."""
+    position = {name: index for index, name in enumerate(classes.selected)}
     next_id = 1
     for name, content in parsed.items():
-        objects[name] = []
-        for number, item in enumerate(content["objects"], start=1):
-            place = f"{name}.xml: object {number}"
-            if not item["name"]:
-                report.add("invalid_annotation", f"{place} has no <name>")
-            elif item["name"] in position:
-                if item["name"] in unlisted:
-                    report.add("unlisted_class", place, item["name"])
-                objects[name].append(
-                    {
-                        "id": next_id,
-                        "category": position[item["name"]],
-                        "corners": item["corners"],
-                        "difficult": item["difficult"],
-                        "number": number,
-                    }
-                )
-                next_id += 1
+        kept = []
+        for item in content.objects:
+            where = f"{name}.xml: object {item.number}"
+            if not item.name:
+                report.add("invalid_annotation", f"{where} has no <name>")
+            elif item.name not in position:
+                report.add("other_class" if item.name in classes.own else "unknown_class", where, item.name)
             else:
-                report.add("other_class" if item["name"] in own else "unknown_class", place, item["name"])
-    return objects
+                if item.name in classes.unlisted:
+                    report.add("unlisted_class", where, item.name)
+                item.category, item.id = position[item.name], next_id
+                next_id += 1
+                kept.append(item)
+        content.objects = kept
 
 
-def _with_masks(
-    entries: list[VocEntry], folder: str, allow_missing: bool, keep_missing: bool, report: Report
+def _find_images(
+    parsed: dict[str, VocAnnotation], listing: "_Images", options: ReadOptions, report: Report
 ) -> list[VocEntry]:
-    safe, missing = [], []
+    """One entry for each annotation file whose image is to be used."""
+    entries: list[VocEntry] = []
+    missing: list[str] = []
+    without_image: list[str] = []
+    num_wanted = 0
+    for name, content in parsed.items():
+        xml = f"{name}.xml"
+        if not content.objects and not options.keep_empty:
+            report.add("image_without_object", xml, image=xml)
+            continue
+        num_wanted += 1
+        try:
+            file_name = listing.find(name, content.filename, report)
+            path = None if file_name is None else resolve_inside(listing.root, file_name)
+        except _Ambiguous:
+            continue
+        except ValueError as error:
+            where = f"{xml}: image {content.filename!r} {error}"
+            report.add("unsafe_path", where, image=content.filename or xml)
+            continue
+        if file_name is None:
+            missing.append(f"{name} ({content.filename})" if content.filename else name)
+            file_name = content.filename or xml
+            without_image.append(file_name)
+            if not options.keep_missing:
+                continue
+        entries.append(VocEntry(name, file_name, path, content.size, content.objects))
+    check_missing(
+        MissingFiles("missing_image", "images", missing, num_wanted, listing.root, without_image), options, report
+    )
+    return entries
+
+
+def _with_masks(entries: list[VocEntry], folder: str, options: ReadOptions, report: Report) -> list[VocEntry]:
+    """The entries with the paths of their class masks; those whose mask is missing are counted."""
+    safe: list[VocEntry] = []
+    missing: list[VocEntry] = []
     for entry in entries:
         try:
-            entry.mask_path = resolve_inside(folder, f"{entry.name}.png")
+            path = resolve_inside(folder, f"{entry.name}.png")
         except ValueError as error:
             report.add("unsafe_path", f"{entry.name}.png {error}", image=entry.file_name)
             continue
         safe.append(entry)
-        if not os.path.isfile(fs_path(entry.mask_path)):
+        if os.path.isfile(fs_path(path)):
+            entry.mask_path = path
+        else:
             missing.append(entry)
     names, images = [f"{entry.name}.png" for entry in missing], [entry.file_name for entry in missing]
-    check_missing(
-        "missing_mask", names, len(entries), folder, "class masks", allow_missing, report, images, keep_missing
-    )
-    for entry in missing:
-        entry.mask_path = None
-    return safe if keep_missing else [entry for entry in safe if entry.mask_path is not None]
+    check_missing(MissingFiles("missing_mask", "class masks", names, len(entries), folder, images), options, report)
+    return safe if options.keep_missing else [entry for entry in safe if entry.mask_path is not None]
 
 
-def make_record(
-    entry: VocEntry,
-    checks: ImageChecks,
-    report: Report,
-    *,
-    num_classes: int,
-    zero_based: bool = False,
-    keep_empty: bool = False,
-) -> Record | None:
+def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record | None:
     """Check one image, its objects, and its class mask if it has one.
 
     Args:
         entry: from `read_index`.
-        checks: how to check the image; `verify=False` also leaves the mask unread.
+        options: `verify_images=False` leaves the mask unread too.
         report: counts problems.
-        num_classes: without the background.
-        zero_based: the corners are 0-based and end exclusive, not VOC's.
-        keep_empty: keep the image if no object is left.
 
     Returns:
         The record, or None (and counted) if the image cannot be used.
 
     Raises:
-        ValueError: the mask has another size than the image, holds a value above `num_classes` other than 255, or is no
-            index image; or the stated size differs and `checks.size_mismatch` is "error".
+        ValueError: the mask has another size than the image, holds a value that is neither a label nor 255, or is not an
+            index image; or the stated size differs and `size_mismatch` is "error".
     """
-    frame = checks.geometry(entry.path, entry.file_name, entry.size, report)
+    frame = image_geometry(entry.path, entry.file_name, entry.size, options, report)
     if frame is None:
         return None
     objects = []
     for item in entry.objects:
-        place = f"{entry.name}.xml: object {item['number']}"
-        if item["corners"] is None:
-            report.add("no_box", place)
-            continue
-        corners = finite_numbers(item["corners"], 4)
-        if corners is None:
-            report.add("invalid_box", f"{place} {item['corners']}")
-            continue
-        x1, y1, x2, y2 = corners
-        if x2 < x1 or y2 < y1:
-            report.add("corners_swapped", f"{place} {corners}")
-            x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
-        if not zero_based:
-            if 0 in (x1, y1):
-                report.add("zero_coordinate", f"{place} {corners}")
-            if (x1, y1) == (x2, y2):
-                report.add("one_pixel_box", f"{place} {corners}")
-            x1, y1 = x1 - 1, y1 - 1
-        scaled = (x1 * frame.scale_x, y1 * frame.scale_y, x2 * frame.scale_x, y2 * frame.scale_y)
-        box = checked_box(scaled, frame.height, frame.width, place, report)
-        if box is not None:
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            objects.append(BoxObject(box, item["category"], area, difficult=item["difficult"], id=item["id"]))
+        made = _make_object(item, f"{entry.name}.xml: object {item.number}", frame, options, report)
+        if made is not None:
+            objects.append(made)
     if not objects:
-        report.add("empty_image" if keep_empty else "image_without_object", f"{entry.name}.xml")
-        if not keep_empty:
+        report.add("empty_image" if options.keep_empty else "image_without_object", f"{entry.name}.xml")
+        if not options.keep_empty:
             return None
-    if entry.mask_path is not None and checks.verify and math.isfinite(frame.height):
-        check_mask(entry.mask_path, entry.file_name, frame.height, frame.width, num_classes, checks.max_pixels)
+    if entry.mask_path is not None and options.verify_images and frame.size is not None:
+        check_mask(entry.mask_path, entry.file_name, frame.size, entry.num_classes, options.max_pixels)
     report.images += 1
     report.objects += len(objects)
     return Record(
         path=entry.path,
         file_name=entry.file_name,
         image_id=entry.name,
-        height=frame.height,
-        width=frame.width,
+        size=frame.size,
         objects=objects,
         mask_path=entry.mask_path,
     )
 
 
+def _make_object(
+    item: VocObject, where: str, frame: Geometry, options: ReadOptions, report: Report
+) -> BoxObject | None:
+    if item.corners is None:
+        report.add("no_box", where)
+        return None
+    corners = finite_numbers(item.corners, 4)
+    if corners is None:
+        report.add("invalid_box", f"{where} {item.corners}")
+        return None
+    x1, y1, x2, y2 = corners
+    if x2 < x1 or y2 < y1:
+        report.add("corners_swapped", f"{where} {corners}")
+        x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+    if not options.zero_based:
+        if 0 in (x1, y1):
+            report.add("zero_coordinate", f"{where} {corners}")
+        if (x1, y1) == (x2, y2):
+            report.add("one_pixel_box", f"{where} {corners}")
+        x1, y1 = x1 - 1, y1 - 1
+    scaled = (x1 * frame.scale_x, y1 * frame.scale_y, x2 * frame.scale_x, y2 * frame.scale_y)
+    box = checked_box(scaled, frame.size, where, report)
+    if box is None:
+        return None
+    return BoxObject(box, item.category, box_area(box), difficult=item.difficult, id=item.id)
+
+
 def check_mask(
-    path: str, image_name: str, height: int, width: int, num_classes: int, max_pixels: int = MAX_PIXELS
+    path: str, image_name: str, size: tuple[int, int], num_classes: int, max_pixels: int = MAX_PIXELS
 ) -> None:
-    """Check a class mask against its image and the class list.
+    """Check a class mask against the (height, width) of its image and the class list.
 
     Raises:
-        ValueError: other size, a value above `num_classes` other than 255, no index image, or unreadable.
+        ValueError: another size, a value that is neither a label nor 255, not an index image, or unreadable.
     """
+    height, width = size
     try:
         with open_image(path, path, max_pixels) as mask:
             if mask.size != (width, height):
@@ -584,40 +640,17 @@ def check_mask_values(labels: np.ndarray, name: str, num_classes: int) -> None:
 
 def read_voc(
     root: str | os.PathLike,
-    split: str | None = None,
-    classes: str | Sequence[str] | None = None,
+    options: ReadOptions = ReadOptions(),
     *,
     annotations: str | os.PathLike | None = None,
     images: str | os.PathLike | None = None,
-    masks: bool = False,
-    zero_based: bool = False,
-    keep_empty: bool = False,
-    allow_missing: bool = False,
-    checks: ImageChecks | None = None,
     report: Report | None = None,
 ) -> Iterator[Record]:
-    """All records of a VOC split, one at a time; arguments as in `read_index` and `make_record`."""
+    """All records of a VOC split, one at a time; arguments as in `VocFolders.find` and `read_index`."""
     report = Report() if report is None else report
-    index = read_index(
-        root,
-        split,
-        classes,
-        annotations=annotations,
-        images=images,
-        masks=masks,
-        keep_empty=keep_empty,
-        allow_missing=allow_missing,
-        report=report,
-    )
+    index = read_index(VocFolders.find(root, annotations, images), options, report)
     for entry in index.entries:
-        record = make_record(
-            entry,
-            checks or ImageChecks(),
-            report,
-            num_classes=len(index.classes),
-            zero_based=zero_based,
-            keep_empty=keep_empty,
-        )
+        record = make_record(entry, options, report)
         if record is not None:
             yield record
 

@@ -34,8 +34,9 @@ from lpg_hf.data.formats.yolo_layout import (
     txt_names,
     without_folders,
 )
-from lpg_hf.data.records import BoxObject, Geometry, ImageChecks, Record, checked_box
-from lpg_hf.data.report import Report, check_missing
+from lpg_hf.data.options import Classes, ReadOptions
+from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_box
+from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
 from lpg_hf.images import ImageProblem, image_size
 
@@ -45,6 +46,8 @@ LARGEST_FRACTION = 2.0
 CENTRE_TOLERANCE = 1e-3
 # Labels without their image are checked as if it had this size, in pixels: YOLO states none.
 SIZE_WITHOUT_IMAGE = (640, 640)
+Category = tuple[int, str]  # (class number, name)
+LabelLine = tuple[int, int, list[float]]  # (line number, class number, four or more numbers)
 
 
 @dataclass(slots=True)
@@ -71,14 +74,16 @@ class YoloEntry:
     Attributes:
         file_name: of the image, relative to the image folder.
         path: of the image; None: it does not exist.
-        label_name: of the label file, for messages.
+        label_path: of the label file, once it is found.
+        label_name: the same for messages, relative to the folder of labels.
         first_id: id of the first object; the others follow.
         objects: lines of the wanted classes.
     """
 
     file_name: str
     path: str | None
-    label_name: str
+    label_path: str = ""
+    label_name: str = ""
     first_id: int = 1
     objects: list[YoloObject] = field(default_factory=list)
 
@@ -87,7 +92,7 @@ class YoloEntry:
 class YoloIndex:
     """A split: `classes` are (number in the label files, name) in the order of the labels; `files` were read for it."""
 
-    classes: list[tuple[int, str]]
+    classes: list[Category]
     entries: list[YoloEntry]
     files: list[str] = field(default_factory=list)
     image_folder: str = ""
@@ -110,12 +115,16 @@ class _LabelFiles:
             }
         return self.folders[folder]
 
-    def places(self, image: str) -> list[tuple[str, str]]:
-        """(root, name without suffix) of the places where the label file of an image may be."""
+    def candidates(self, image: str) -> list[tuple[str, str]]:
+        """Where the label file of an image may be: (root, name without suffix)."""
         stem = os.path.splitext(image)[0]
         swapped = swap_last(stem, IMAGES_FOLDER, LABELS_FOLDER)
-        places = [(folder, stem) for folder in self.layout.label_roots]
-        return [*places, *([(self.layout.image_folder, swapped)] if swapped else []), (self.layout.image_folder, stem)]
+        mirrored = [(folder, stem) for folder in self.layout.label_roots]
+        return [
+            *mirrored,
+            *([(self.layout.image_folder, swapped)] if swapped else []),
+            (self.layout.image_folder, stem),
+        ]
 
     def find(self, image: str) -> str | None:
         """The label file of an image, or None.
@@ -123,7 +132,7 @@ class _LabelFiles:
         Raises:
             ValueError: it is a link that leads outside.
         """
-        for root, stem in self.places(image):
+        for root, stem in self.candidates(image):
             folder, _, base = f"{root}/{stem}".rpartition("/")
             name = self._listing(folder).get(base)
             if name is not None:
@@ -142,8 +151,8 @@ class _LabelFiles:
         return [p for p in sorted(paths - self.used) if without_folders(p).lower() not in OTHER_TXT_FILES]
 
 
-def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[tuple[int, int, list[float]]]:
-    """The usable lines of a label file: (line number, class number, four or more numbers).
+def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[LabelLine]:
+    """The usable lines of a label file.
 
     Args:
         path: of the txt file.
@@ -189,59 +198,41 @@ def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> li
     return lines
 
 
-def _select_classes(
-    layout: YoloLayout, classes: str | Sequence[str | int] | None, report: Report
-) -> tuple[list[tuple[int, str]], dict[int, str]]:
+def _select_classes(layout: YoloLayout, classes: Classes, report: Report) -> tuple[list[Category], dict[int, str]]:
     """The wanted classes, and every class by its number."""
-    names = layout.names
+    names = layout.names or []
     if classes is not None and not isinstance(classes, str) and not names:
         names, classes = [str(name) for name in classes], None
-    pairs = list(enumerate(names or []))
-    if names and len(set(names)) < len(names):
-        twice = {name for name in names if names.count(name) > 1}
-        for number, name in pairs:
-            if name in twice:
-                report.add("duplicate_category_name", f"{name} (class {number})")
-        pairs = [(number, f"{name} ({number})" if name in twice else name) for number, name in pairs]
+    pairs = list(enumerate(names))
+    twice = {name for name in names if names.count(name) > 1}
+    for number, name in pairs:
+        if name in twice:
+            report.add("duplicate_category_name", f"{name} (class {number})")
+    pairs = [(number, f"{name} ({number})" if name in twice else name) for number, name in pairs]
     if classes is None or classes == "all":
         return pairs, dict(pairs)
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names or numbers, 'all' or None, got {classes!r}")
-    keys = {name: number for number, name in pairs}
-    chosen = {keys.get(item, item if item in dict(pairs) else None) for item in classes}
-    unknown = [item for item in classes if item not in keys and item not in dict(pairs)]
+    keys: dict[int | str, int] = {number: number for number, _ in pairs} | {name: number for number, name in pairs}
+    chosen = {keys[item] for item in classes if item in keys}
+    unknown = [item for item in classes if item not in keys]
     if unknown or not chosen:
-        raise ValueError(f"classes {unknown} are not in the class list: {', '.join(names or [])}")
+        raise ValueError(f"classes {unknown} are not in the class list: {', '.join(names)}")
     return [pair for pair in pairs if pair[0] in chosen], dict(pairs)
 
 
 def read_index(
-    root: str | os.PathLike,
-    split: str | None = None,
-    classes: str | Sequence[str | int] | None = None,
-    *,
-    images: str | os.PathLike | None = None,
-    masks: bool = False,
-    keep_empty: bool = False,
-    allow_missing: bool = False,
-    keep_unknown: bool = False,
-    keep_missing: bool = False,
-    report: Report,
+    root: str | os.PathLike, options: ReadOptions, report: Report, images: str | os.PathLike | None = None
 ) -> YoloIndex:
     """Find the images of a split and read their label files.
 
     Args:
         root: folder of the dataset, its folder of labels, or data.yaml.
-        split: see `find_layout`; None takes every image.
-        classes: None or "all" (the class list of the dataset), or names and numbers of it; without a class list, its names.
-        images: another folder of the images than the usual one.
-        masks: keep outlines.
-        keep_empty: keep images whose label file holds no object of the classes.
-        allow_missing: go on (and count) when images of a list do not exist.
-        keep_unknown: class numbers beyond the list are appended to it and counted; off, they are an error of the report.
-        keep_missing: images that do not exist are counted, and their entries kept, to check the annotations; without any
-            image there is one to each label file.
+        options: `split` as of `find_layout`; None takes every image. `classes` are names and numbers of the class list of
+            the dataset; without such a list, its names. With `keep_missing` and without any image there is one entry to each
+            label file.
         report: counts problems; `report.errors` names each line with pixels or an unknown class.
+        images: another folder of the images than the usual one.
 
     Returns:
         The classes and one entry per image that has a label file.
@@ -250,60 +241,45 @@ def read_index(
         FileNotFoundError: no such folder or split; no image, or none with a label file; listed images are missing.
         ValueError: data.yaml, class list or list of images not valid; no class list; no object of the classes at all.
     """
-    layout = find_layout(root, split, images, keep_missing=keep_missing, report=report)
-    selected, named = _select_classes(layout, classes, report)
-    if not selected and not keep_unknown:
+    layout = find_layout(root, options, report, images)
+    classes = _ClassNumbers(*_select_classes(layout, options.classes, report), options)
+    if not classes.selected and not options.keep_unlisted:
         stated = f"{layout.sources[-1]} holds no class names" if layout.names is not None else "there is no class list"
         raise ValueError(
             f"{stated} for the YOLO labels of {unicode_path(root)}. "
             'Write classes.txt or data.yaml with "names", or pass classes=[...] in the order of the class numbers'
         )
-    present, refused = _find_images(layout, allow_missing, keep_missing, report)
+    present, refused = _find_images(layout, options, report)
     labels = _LabelFiles(layout)
-    everything = classes is None or classes == "all"
-    wanted = _ClassNumbers(selected, named, everything, keep_unknown)
-    entries: list[YoloEntry] = []
-    next_id = 1
     labelled = _find_labels(present, labels, report)
     if present and not labels.used:
-        looked = " and ".join(f"{folder}/{stem}.txt" for folder, stem in labels.places(present[0][0]))
+        looked = " and ".join(f"{folder}/{stem}.txt" for folder, stem in labels.candidates(present[0].file_name))
         raise FileNotFoundError(
             f"none of the {len(present)} images in {layout.image_folder} has a label file (looked for {looked}). "
             "Pass the folder that holds images/ and labels/"
         )
-    for name, path, label_path in labelled:
-        label_name = f"{os.path.splitext(name)[0]}{os.path.splitext(label_path)[1]}"
-        try:
-            lines = read_label_lines(label_path, label_name, layout.keypoints, report)
-        except ValueError as error:
-            report.add("unreadable_annotation", f"{label_name}: {error}", image=name)
-            continue
-        objects = _read_objects(lines, wanted, label_path, label_name, masks, report)
-        entry = YoloEntry(name, path, label_name, next_id, objects)
-        next_id += len(objects)
-        if objects or keep_empty:
-            entries.append(entry)
-        else:
-            report.add("image_without_object", name, image=name)
-    selected = wanted.complete()
+    entries = _read_labels(labelled, layout.keypoints, classes, report)
+    selected = classes.complete()
     report.classes = [f"{label} {name} (class {number})" for label, (number, name) in enumerate(selected, start=1)]
     for name in refused:  # Counted already; their label files are not without an image.
         with suppress(ValueError):
             labels.find(name)
-    for path in labels.unused(everywhere=split is None):
+    for path in labels.unused(everywhere=options.split is None):
         report.add("label_without_image", os.path.relpath(path, unicode_path(root)))
-    if not keep_empty and not any(entry.objects for entry in entries) and not report.errors:
+    if not options.keep_empty and not any(entry.objects for entry in entries) and not report.errors:
         chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
-        raise ValueError(f"no image of {layout.image_folder} has an object of the classes {chosen}.\n{report.summary()}")
-    files = [*layout.sources, *(label_path for _, _, label_path in labelled)]
+        raise ValueError(
+            f"no image of {layout.image_folder} has an object of the classes {chosen}.\n{report.summary()}"
+        )
+    files = [*layout.sources, *(entry.label_path for entry in labelled)]
     return YoloIndex(selected, entries, files, layout.image_folder)
 
 
-def _find_images(
-    layout: YoloLayout, allow_missing: bool, keep_missing: bool, report: Report
-) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """(name, path) of the images that exist (and that do not, path None), and the names of those that lead outside."""
-    present, missing, refused = [], [], []
+def _find_images(layout: YoloLayout, options: ReadOptions, report: Report) -> tuple[list[YoloEntry], list[str]]:
+    """Entries of the images that are to be used, and the names of those that lead outside."""
+    present: list[YoloEntry] = []
+    missing: list[str] = []
+    refused: list[str] = []
     for name in layout.images:
         try:
             path = resolve_inside(layout.image_folder, name)
@@ -311,44 +287,40 @@ def _find_images(
             report.add("unsafe_path", f"{name} {error}", image=name)
             refused.append(name)
             continue
-        (present if layout.complete or os.path.isfile(fs_path(path)) else missing).append((name, path))
-    names = [name for name, _ in missing]
+        if layout.complete or os.path.isfile(fs_path(path)):
+            present.append(YoloEntry(name, path))
+        else:
+            missing.append(name)
     check_missing(
-        "missing_image",
-        names,
-        len(layout.images),
-        layout.image_folder,
-        "images",
-        allow_missing,
-        report,
-        keep=keep_missing,
+        MissingFiles("missing_image", "images", missing, len(layout.images), layout.image_folder), options, report
     )
-    return [*present, *((name, None) for name in names if keep_missing)], refused
+    return [*present, *(YoloEntry(name, None) for name in missing if options.keep_missing)], refused
 
 
-def _find_labels(
-    present: list[tuple[str, str | None]], labels: _LabelFiles, report: Report
-) -> list[tuple[str, str | None, str]]:
-    """(name, path, path of the label file) of the images that have a label file of their own."""
+def _find_labels(entries: list[YoloEntry], labels: _LabelFiles, report: Report) -> list[YoloEntry]:
+    """The entries of the images that have a label file of their own."""
     stems: dict[str, list[str]] = {}
-    for name, _ in present:
-        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+    for entry in entries:
+        stems.setdefault(os.path.splitext(entry.file_name)[0], []).append(entry.file_name)
     labelled = []
-    for name, path in present:
+    for entry in entries:
+        name = entry.file_name
         try:
-            label_path = labels.find(name)
+            path = labels.find(name)
         except ValueError as error:
             report.add("unsafe_path", f"label file of {name} {error}", image=name)
             continue
-        if label_path is None:
+        if path is None:
             report.add("image_without_annotation", name)
             continue
         same_name = stems[os.path.splitext(name)[0]]
         if len(same_name) == 1:
-            labelled.append((name, path, label_path))
+            entry.label_path = path
+            entry.label_name = f"{os.path.splitext(name)[0]}{os.path.splitext(path)[1]}"
+            labelled.append(entry)
         elif name == same_name[0]:
-            report.add("ambiguous_image", f"{without_folders(label_path)}: {', '.join(same_name)}")
-            report.left_out.extend((image, "ambiguous_image") for image in same_name)
+            report.add("ambiguous_image", f"{without_folders(path)}: {', '.join(same_name)}")
+            report.skipped.extend((image, "ambiguous_image") for image in same_name)
     return labelled
 
 
@@ -358,59 +330,74 @@ class _ClassNumbers:
 
     Attributes:
         selected: (number, name) of the wanted classes.
-        named: name of every class that the dataset names.
-        everything: no class was asked for in particular.
-        keep_unknown: numbers without a name are kept.
-        unknown: their objects, which get a position at the end.
+        names: of every class that the dataset names.
+        options: of the run.
+        unlisted: the objects of numbers without a name that are kept; they get a position at the end.
     """
 
-    selected: list[tuple[int, str]]
-    named: dict[int, str]
-    everything: bool
-    keep_unknown: bool
-    unknown: dict[int, list[YoloObject]] = field(default_factory=dict)
+    selected: list[Category]
+    names: dict[int, str]
+    options: ReadOptions
+    unlisted: dict[int, list[YoloObject]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.position = {number: index for index, (number, _) in enumerate(self.selected)}
+        self.everything = self.options.classes in (None, "all")
 
-    def complete(self) -> list[tuple[int, str]]:
+    def complete(self) -> list[Category]:
         """The wanted classes and after them, by number, those that no list names."""
         selected = list(self.selected)
-        for category in sorted(self.unknown):
-            for made in self.unknown[category]:
-                made.category = len(selected)
-            selected.append((category, f"class {category}"))
+        for number in sorted(self.unlisted):
+            for item in self.unlisted[number]:
+                item.category = len(selected)
+            selected.append((number, f"class {number}"))
         return selected
 
 
-def _read_objects(
-    lines: list[tuple[int, int, list[float]]],
-    wanted: _ClassNumbers,
-    label_path: str,
-    label_name: str,
-    masks: bool,
-    report: Report,
+def _read_labels(labelled: list[YoloEntry], keypoints: int, classes: _ClassNumbers, report: Report) -> list[YoloEntry]:
+    """The entries with their objects; images without one are skipped unless `keep_empty`."""
+    entries = []
+    next_id = 1
+    for entry in labelled:
+        try:
+            lines = read_label_lines(entry.label_path, entry.label_name, keypoints, report)
+        except ValueError as error:
+            report.add("unreadable_annotation", f"{entry.label_name}: {error}", image=entry.file_name)
+            continue
+        entry.objects, entry.first_id = _select_objects(lines, classes, entry, report), next_id
+        next_id += len(entry.objects)
+        if entry.objects or classes.options.keep_empty:
+            entries.append(entry)
+        else:
+            report.add("image_without_object", entry.file_name, image=entry.file_name)
+    return entries
+
+
+def _select_objects(
+    lines: list[LabelLine], classes: _ClassNumbers, entry: YoloEntry, report: Report
 ) -> list[YoloObject]:
     """The lines of a label file whose class is wanted; the others are counted."""
+    keeps_unlisted = classes.everything and classes.options.keep_unlisted
     objects = []
     for number, category, values in lines:
-        place = f"{label_name}: line {number}"
-        if category not in wanted.position and category in wanted.named:
-            report.add("other_class", place, wanted.named[category])
+        where = f"{entry.label_name}: line {number}"
+        position = classes.position.get(category, -1)
+        if position < 0 and category in classes.names:
+            report.add("other_class", where, classes.names[category])
             continue
-        if category not in wanted.position and not (wanted.keep_unknown and wanted.everything):
-            report.add("unknown_class", place, f"class {category}")
-            if wanted.everything and not wanted.keep_unknown:
+        if position < 0 and not keeps_unlisted:
+            report.add("unknown_class", where, f"class {category}")
+            if classes.everything:
                 report.add_error(
-                    f"{label_path}: line {number} has the class number {category}, but the class list holds "
-                    f"{len(wanted.named)} names (numbers 0 to {len(wanted.named) - 1}). Correct the line or complete the list"
+                    f"{entry.label_path}: line {number} has the class number {category}, but the class list holds "
+                    f"{len(classes.names)} names (numbers 0 to {len(classes.names) - 1}). Correct the line or complete the list"
                 )
             continue
-        made = _read_object(number, wanted.position.get(category, -1), values, masks)
-        if made.category < 0:
-            report.add("unlisted_class", place, f"class {category}")
-            wanted.unknown.setdefault(category, []).append(made)
-        objects.append(made)
+        item = _read_object(number, position, values, classes.options.masks)
+        if position < 0:
+            report.add("unlisted_class", where, f"class {category}")
+            classes.unlisted.setdefault(category, []).append(item)
+        objects.append(item)
     return objects
 
 
@@ -424,98 +411,74 @@ def _read_object(line: int, category: int, values: list[float], masks: bool) -> 
     return YoloObject(line, category, array("d", (min(x), min(y), max(x), max(y))), polygon)
 
 
-def make_record(
-    entry: YoloEntry, checks: ImageChecks, report: Report, *, masks: bool = False, keep_empty: bool = False
-) -> Record | None:
+def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Record | None:
     """Check one image and its objects.
 
     Args:
         entry: from `read_index`.
-        checks: how to check the image; its header is always read, as fractions need its size.
+        options: `masks` turns outlines into RLE. The image's header is always read, as fractions need its size.
         report: counts problems.
-        masks: turn outlines into RLE.
-        keep_empty: keep the image if no object is left.
 
     Returns:
         The record, or None (and counted) if the image cannot be used.
     """
-    height, width = SIZE_WITHOUT_IMAGE
+    size = SIZE_WITHOUT_IMAGE
     if entry.path is not None:
         try:
-            height, width = image_size(entry.path, entry.file_name, checks.max_pixels)
+            size = image_size(entry.path, entry.file_name, options.max_pixels)
         except ImageProblem as problem:
             report.add(problem.kind, str(problem))
             return None
     objects = []
     for number, item in enumerate(entry.objects):
-        place = f"{entry.label_name}: line {item.line}"
-        made = _make_object(item, place, height, width, masks, report)
+        made = _make_object(item, f"{entry.label_name}: line {item.line}", size, options.masks, report)
         if made is not None:
             made.id = entry.first_id + number
             objects.append(made)
     if not objects:
-        report.add("empty_image" if keep_empty else "image_without_object", entry.file_name)
-        if not keep_empty:
+        report.add("empty_image" if options.keep_empty else "image_without_object", entry.file_name)
+        if not options.keep_empty:
             return None
     report.images += 1
     report.objects += len(objects)
-    image_id = os.path.splitext(entry.file_name)[0]
-    return Record(entry.path, entry.file_name, image_id, height, width, objects)
+    return Record(entry.path, entry.file_name, os.path.splitext(entry.file_name)[0], size, objects)
 
 
-def _make_object(
-    item: YoloObject, place: str, height: int, width: int, masks: bool, report: Report
-) -> BoxObject | None:
+def _make_object(item: YoloObject, where: str, size: tuple[int, int], masks: bool, report: Report) -> BoxObject | None:
+    height, width = size
     x1, y1, x2, y2 = item.box
     centre = (x1 + x2) / 2, (y1 + y2) / 2
     if min(centre) < -CENTRE_TOLERANCE or max(centre) > 1 + CENTRE_TOLERANCE:
-        report.add("centre_outside", f"{place}: centre ({centre[0]:g}, {centre[1]:g})")
+        report.add("centre_outside", f"{where}: centre ({centre[0]:g}, {centre[1]:g})")
         return None
-    box = checked_box((x1 * width, y1 * height, x2 * width, y2 * height), height, width, place, report)
+    box = checked_box((x1 * width, y1 * height, x2 * width, y2 * height), size, where, report)
     if box is None:
         return None
     rle, stated = None, {}
     if masks and item.polygon is None:
-        report.add("no_mask", place)
+        report.add("no_mask", where)
     elif masks:
         points = (np.asarray(item.polygon).reshape(-1, 2) * (width, height)).ravel().tolist()
-        rle = segmentation_to_rle([points], Geometry(height, width), place, report)
+        rle = segmentation_to_rle([points], Geometry(size), where, report)
         stated = {"segmentation": [points]} if rle is not None else {}
-    area = float(coco_mask.area(rle)) if rle is not None else (box[2] - box[0]) * (box[3] - box[1])
+    area = float(coco_mask.area(rle)) if rle is not None else box_area(box)
     return BoxObject(box, item.category, area, rle=rle, stated=stated)
 
 
 def read_yolo(
     root: str | os.PathLike,
-    split: str | None = None,
-    classes: str | Sequence[str | int] | None = None,
+    options: ReadOptions = ReadOptions(),
     *,
     images: str | os.PathLike | None = None,
-    masks: bool = False,
-    keep_empty: bool = False,
-    allow_missing: bool = False,
-    keep_unknown: bool = False,
-    checks: ImageChecks | None = None,
     report: Report | None = None,
 ) -> Iterator[Record]:
-    """All records of a YOLO split, one at a time; arguments as in `read_index` and `make_record`.
+    """All records of a YOLO split, one at a time; arguments as in `read_index`.
 
-    Lines with pixels or an unknown class are left out and named in `report.errors`; `builders.YoloBoxes` refuses such data.
+    Lines with pixels or an unknown class are skipped and named in `report.errors`; `builders.YoloBoxes` refuses such data.
     """
     report = Report() if report is None else report
-    index = read_index(
-        root,
-        split,
-        classes,
-        images=images,
-        masks=masks,
-        keep_empty=keep_empty,
-        allow_missing=allow_missing,
-        keep_unknown=keep_unknown,
-        report=report,
-    )
-    for entry in index.entries:
-        record = make_record(entry, checks or ImageChecks(), report, masks=masks, keep_empty=keep_empty)
+    for entry in read_index(root, options, report, images).entries:
+        record = make_record(entry, options, report)
         if record is not None:
             yield record
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, read_text, relative_name, unicode_name, unicode_path, walk_files
 from lpg_hf.images import IMAGE_SUFFIXES
@@ -254,21 +255,16 @@ def _read_names(path: str) -> list[str]:
 
 
 def find_layout(
-    root: str | os.PathLike,
-    split: str | None = None,
-    images: str | os.PathLike | None = None,
-    *,
-    keep_missing: bool = False,
-    report: Report,
+    root: str | os.PathLike, options: ReadOptions, report: Report, images: str | os.PathLike | None = None
 ) -> YoloLayout:
     """Find images, label folders and class names.
 
     Args:
         root: folder of the dataset, its folder of labels, or data.yaml.
-        split: "train", "val", "test" of data.yaml; a folder inside that of the images; or a txt list; None: all images.
-        images: another folder of the images than the usual one.
-        keep_missing: without any image, there is one to each label file, named NAME.*
+        options: `split` is "train", "val" or "test" of data.yaml, a folder inside that of the images, or a txt list; None: all
+            images. With `keep_missing` and without any image, there is one to each label file, named NAME.*
         report: counts problems.
+        images: another folder of the images than the usual one.
 
     Raises:
         FileNotFoundError: no such folder or split, or no image.
@@ -287,41 +283,53 @@ def find_layout(
 
     layout = None
     if yaml_path and images is None:
-        layout = _yaml_layout(yaml_path, content, split, report)
+        layout = _yaml_layout(yaml_path, content, options.split, report)
     if layout is None:
-        layout = _plain_layout(root, images, split, report)
+        layout = _plain_layout(root, images, options.split, report)
     if yaml_path:
         layout.sources = list(dict.fromkeys([yaml_path, *layout.sources]))
         layout.names = _yaml_names(content, yaml_path, report)
-        shape = content.get("kpt_shape")
-        if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
-            layout.keypoints = shape[0] * shape[1]
+        layout.keypoints = _num_keypoints(content)
     if layout.names is None:
-        folders = [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.image_folder]
-        for path in (f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in CLASS_FILES):
-            if os.path.isfile(fs_path(path)):
-                layout.names = _read_names(path)
-                layout.sources.append(path)
-                break
+        _add_class_list(layout, [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.image_folder])
     if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < LARGEST_CLASS:
         layout.names = [f"class {number}" for number in range(content["nc"])]
-    if not layout.images and keep_missing:
-        for folder in dict.fromkeys((*layout.label_roots, f"{root}/{LABELS_FOLDER}", root)):
-            names = [name for name in txt_names(folder) if without_folders(name).lower() not in OTHER_TXT_FILES]
-            if names:
-                layout.images = [f"{os.path.splitext(name)[0]}.*" for name in names]
-                layout.label_roots, layout.complete = [folder], False
-                break
+    if not layout.images and options.keep_missing:
+        _take_images_from_labels(layout, [*layout.label_roots, f"{root}/{LABELS_FOLDER}", root])
     if not layout.images:
-        hint = (
-            f" ({without_folders(yaml_path)} names {content['path']}, outside its folder)"
-            if content.get("path")
-            else ""
-        )
+        outside = bool(yaml_path and content.get("path"))
+        hint = f" ({without_folders(yaml_path or '')} names {content['path']}, outside its folder)" if outside else ""
         raise FileNotFoundError(
-            f"no image in {layout.image_folder}{hint}. Pass images=... (the folder of the images; suffixes {', '.join(IMAGE_SUFFIXES)})"
+            f"no image in {layout.image_folder}{hint}. Pass images=... (the folder of the images; suffixes "
+            f"{', '.join(IMAGE_SUFFIXES)})"
         )
     return layout
+
+
+def _num_keypoints(content: dict) -> int:
+    """Numbers per line that data.yaml says are keypoints."""
+    shape = content.get("kpt_shape")
+    is_shape = isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape)
+    return shape[0] * shape[1] if is_shape else 0
+
+
+def _add_class_list(layout: YoloLayout, folders: list[str]) -> None:
+    """Take the class names from the first list in one of the folders."""
+    for path in (f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in CLASS_FILES):
+        if os.path.isfile(fs_path(path)):
+            layout.names = _read_names(path)
+            layout.sources.append(path)
+            return
+
+
+def _take_images_from_labels(layout: YoloLayout, folders: list[str]) -> None:
+    """Name one image for each label file of the first folder that holds some."""
+    for folder in dict.fromkeys(folders):
+        names = [name for name in txt_names(folder) if without_folders(name).lower() not in OTHER_TXT_FILES]
+        if names:
+            layout.images = [f"{os.path.splitext(name)[0]}.*" for name in names]
+            layout.label_roots, layout.complete = [folder], False
+            return
 
 
 def txt_names(folder: str) -> list[str]:
