@@ -19,10 +19,10 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.data.painting import paint_label_map
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source, recognise_format, voc_folders
@@ -320,19 +320,7 @@ def _write_class_mask(path: Path, record: Record) -> None:
     if record.mask_path is not None:
         shutil.copyfile(fs_path(record.mask_path), path)
         return
-    objects = record.objects
-    row = {
-        "height": record.height,
-        "width": record.width,
-        "objects": {
-            "bbox": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (item.box for item in objects)],
-            "category": [item.category for item in objects],
-            "area": [item.area for item in objects],
-            "iscrowd": [item.iscrowd for item in objects],
-            "segmentation": [item.rle or {"counts": ""} for item in objects],
-        },
-    }
-    write_label_map(path, label_map(row))
+    write_label_map(path, paint_label_map(record.objects, record.height, record.width))
 
 
 def _write_yolo(out: Path, reading: _Reading, split: str) -> None:

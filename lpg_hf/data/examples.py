@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from lpg_hf.boxes import box_slices, clip_boxes, convert_boxes
+from lpg_hf.boxes import clip_boxes, convert_boxes
+from lpg_hf.data.painting import paint_boxes, paint_label_map
+from lpg_hf.data.records import BoxObject
 from lpg_hf.images import MAX_PIXELS, open_image, read_rgb
 from lpg_hf.labels import IGNORE_INDEX
 
@@ -69,7 +70,21 @@ def check_size(pixels: np.ndarray, size: tuple[int, int] | None, name: str) -> N
         )
 
 
-def _objects(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _row_objects(row: dict, masks: bool = True) -> list[BoxObject]:
+    """All objects of a row; with the masks that it holds, or none of them read."""
+    columns = row["objects"]
+    boxes, labels, crowd = _columns(row)
+    segmentations = columns["segmentation"] if masks else [None] * len(labels)
+    areas = columns.get("area", [0.0] * len(labels))
+    return [
+        BoxObject(box, label - 1, area, iscrowd, rle=rle if rle and rle["counts"] else None)
+        for box, label, area, iscrowd, rle in zip(
+            map(tuple, boxes.tolist()), labels.tolist(), areas, crowd.tolist(), segmentations
+        )
+    ]
+
+
+def _columns(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(boxes (N, 4) float32 xyxy clipped, labels (N,) int64 1-based, iscrowd (N,) bool), all objects."""
     objects = row["objects"]
     boxes = np.asarray(objects["bbox"], dtype=np.float64).reshape(-1, 4)
@@ -80,7 +95,7 @@ def _objects(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def row_boxes(row: dict) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes of the single objects of a row; crowd regions are left out.
+    """The boxes of the single objects of a row, without crowd regions.
 
     Args:
         row: of a built dataset.
@@ -89,7 +104,7 @@ def row_boxes(row: dict) -> tuple[np.ndarray, np.ndarray]:
         boxes: (N, 4) float32 xyxy, pixels, clipped to the image.
         labels: (N,) int64 semantic labels, 1-based.
     """
-    boxes, labels, crowd = _objects(row)
+    boxes, labels, crowd = _columns(row)
     return boxes[~crowd], labels[~crowd]
 
 
@@ -115,22 +130,6 @@ def _has_class_png(row: dict) -> bool:
     return False
 
 
-def _paint(
-    target: np.ndarray, row: dict, indices: np.ndarray, boxes: np.ndarray, value: int, free: bool = False
-) -> None:
-    """Set the pixels of some objects to `value`; `free`: only where `target` is still 0. No mask: the box as ignored."""
-    segmentation = row["objects"]["segmentation"]
-    rles = [segmentation[i] for i in indices if segmentation[i]["counts"]]
-    if rles:
-        merged = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
-        pixels = coco_mask.decode(merged).view(bool)
-        target[pixels & (target == 0) if free else pixels] = value
-    for i in indices:
-        if not segmentation[i]["counts"]:
-            region = target[box_slices(boxes[i], *target.shape)]
-            region[region == 0] = IGNORE_INDEX
-
-
 def class_mask(row: dict, label: int) -> np.ndarray:
     """The pixels of one class, without losing any to the other classes.
 
@@ -149,12 +148,8 @@ def class_mask(row: dict, label: int) -> np.ndarray:
     if _has_class_png(row):
         labels = mask_column(row)
         return np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == label).astype(np.uint8)
-    boxes, labels, crowd = _objects(row)
-    mask = np.zeros((row["height"], row["width"]), dtype=np.uint8)
-    of_class = labels == label
-    _paint(mask, row, np.flatnonzero(of_class & ~crowd), boxes, 1)
-    _paint(mask, row, np.flatnonzero(of_class & crowd), boxes, IGNORE_INDEX, free=True)
-    return mask
+    of_class = [item for item in _row_objects(row) if item.category + 1 == label]
+    return paint_label_map(of_class, row["height"], row["width"], [1] * len(of_class))
 
 
 def object_mask(row: dict, index: int) -> np.ndarray:
@@ -173,14 +168,12 @@ def object_mask(row: dict, index: int) -> np.ndarray:
     if _has_class_png(row):
         name = row.get("file_name") or row.get("image_id")
         raise ValueError(f"{name} has a map of classes, which does not tell objects apart: use class_mask")
-    boxes, labels, crowd = _objects(row)
-    index = np.flatnonzero(~crowd)[index]
-    mask = np.zeros((row["height"], row["width"]), dtype=np.uint8)
-    if not row["objects"]["segmentation"][index]["counts"]:
-        return np.full_like(mask, IGNORE_INDEX)
-    _paint(mask, row, np.array([index]), boxes, 1)
-    _paint(mask, row, np.flatnonzero((labels == labels[index]) & crowd), boxes, IGNORE_INDEX, free=True)
-    return mask
+    objects = _row_objects(row)
+    chosen = [item for item in objects if not item.iscrowd][index]
+    if chosen.rle is None:
+        return np.full((row["height"], row["width"]), IGNORE_INDEX, dtype=np.uint8)
+    crowds = [item for item in objects if item.iscrowd and item.category == chosen.category]
+    return paint_label_map([chosen, *crowds], row["height"], row["width"], [1] * (1 + len(crowds)))
 
 
 def label_map(row: dict) -> np.ndarray:
@@ -198,16 +191,7 @@ def label_map(row: dict) -> np.ndarray:
     """
     if _has_class_png(row):
         return mask_column(row)
-    boxes, labels, crowd = _objects(row)
-    area = np.asarray(row["objects"]["area"], dtype=np.float64)
-    segmentation = row["objects"]["segmentation"]
-    has_mask = np.array([bool(item["counts"]) for item in segmentation], dtype=bool)
-    target = np.zeros((row["height"], row["width"]), dtype=np.uint8)
-    for i in np.argsort(-area, kind="stable"):
-        if has_mask[i] and not crowd[i]:
-            _paint(target, row, np.array([i]), boxes, int(labels[i]))
-    _paint(target, row, np.flatnonzero(crowd | ~has_mask), boxes, IGNORE_INDEX, free=True)
-    return target
+    return paint_label_map(_row_objects(row), row["height"], row["width"])
 
 
 def box_label_map(row: dict) -> np.ndarray:
@@ -219,14 +203,4 @@ def box_label_map(row: dict) -> np.ndarray:
 
     Source: Sec. III-C, the segmenter's training on box maps.
     """
-    boxes, labels, crowd = _objects(row)
-    height, width = row["height"], row["width"]
-    target = np.zeros((height, width), dtype=np.uint8)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    for i in np.argsort(-area, kind="stable"):
-        if not crowd[i]:
-            target[box_slices(boxes[i], height, width)] = labels[i]
-    for i in np.flatnonzero(crowd):
-        region = target[box_slices(boxes[i], height, width)]
-        region[region == 0] = IGNORE_INDEX
-    return target
+    return paint_boxes(_row_objects(row, masks=False), row["height"], row["width"])

@@ -288,7 +288,9 @@ def test_errors_of_arguments(coco_tree, yolo_tree, tmp_path):
     out = exported(coco_tree, tmp_path / "exported")
     with pytest.raises(ValueError, match="format 'dataset' has no option size_mismatch .*size_mismatch='rescale'"):
         opened(out, size_mismatch="rescale")
-    with pytest.raises(ValueError, match="format 'yolo' has no option size_mismatch .*: it is for formats that state the size"):
+    with pytest.raises(
+        ValueError, match="format 'yolo' has no option size_mismatch .*: it is for formats that state the size"
+    ):
         opened(yolo_tree.root, size_mismatch="error")
     with pytest.raises(ValueError, match="classes must be a list of names.* got 'thing'"):
         opened(out, classes="thing")
