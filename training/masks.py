@@ -9,46 +9,30 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.files import fs_path, write_json
-from lpg_hf.generators.base import batches_of_one_size
-from lpg_hf.generators.class_probs import CLASS_PROB_STRIDE, at_image_size, padded_size, stored_probs
+from lpg_hf.generators.base import BoxedImage, batches_of_one_size
+from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterProbs, stored_size
+from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
-from lpg_hf.masks.fusion import fuse_classes, smallest_box_areas
-from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
+from lpg_hf.masks.assembly import assemble, by_position
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
 from training.config import Settings
-from training.models import Normalization
 from training.samples import BOX_COLUMNS
-from training.steps import to_device
 
 
-VIEWS_IN_GROUP = 3  # forward passes whose views wait in memory together, see `split_by_views`
+# The generator's weights have the type that autocast would compute in.
+GENERATOR_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
     """Row indices in batches of one padded size."""
     return batches_of_one_size(dict(enumerate(zip(rows["height"][:], rows["width"][:]))), batch_size)
-
-
-def split_by_views(groups: list[list[int]], num_views: list[int], limit: int) -> list[list[int]]:
-    """The groups in parts of at most `limit` views, or of one image, so that memory does not grow with the boxes of an image.
-
-    Args:
-        num_views: of each row.
-    """
-    parts = []
-    for group in groups:
-        parts.append([])
-        for index in group:
-            if parts[-1] and sum(num_views[i] for i in parts[-1]) + num_views[index] > limit:
-                parts.append([])
-            parts[-1].append(index)
-    return parts
 
 
 def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:
@@ -63,54 +47,43 @@ def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:
             yield future.result()
 
 
-@torch.inference_mode()
-def segmenter_logits(
-    accelerator: Accelerator,
-    settings: Settings,
-    model: nn.Module,
-    normalization: Normalization,
-    rows: Dataset,
-    batches: list[list[int]],
-    description: str,
-) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, tuple[int, int]]]:
-    """Runs a segmenter over images in batches of one padded size.
+def encoded_images(
+    accelerator: Accelerator, settings: Settings, segmenter: SegmenterProbs, rows: Dataset, description: str
+) -> Iterator[tuple[list[int], list[np.ndarray], list[SegmenterInput]]]:
+    """This process's share of the images, decoded and encoded in threads, in batches of one padded size.
 
     Yields:
         indices: of the rows.
         images: their (H, W, 3) uint8 arrays.
-        logits: (B, num_labels, h, w) float32 over the padded size.
-        padded: (height, width) that the logits cover; images lie at its top left.
+        inputs: what `segmenter.logits` takes.
     """
-    model.eval().to(accelerator.device)
+
+    def load(indices: list[int]) -> tuple[list[int], list[np.ndarray], list[SegmenterInput]]:
+        images = [decode_image(rows[i]) for i in indices]
+        return indices, images, [segmenter.encode(image) for image in images]
+
+    batches = size_batches(rows, settings.inference_batch_size)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    return progress(accelerator, prefetch(load, mine, settings.num_workers), len(mine), description)
+
+
+def progress(accelerator: Accelerator, batches: Iterator, total: int, description: str) -> Iterator:
+    """The batches, with a progress bar of the main process."""
+    shown = accelerator.is_main_process
+    return iter(tqdm(batches, desc=description, total=total, unit="batch", disable=not shown, mininterval=5))
+
+
+def frozen_segmenter(
+    accelerator: Accelerator, settings: Settings, model: PreTrainedModel, processor: BaseImageProcessor
+) -> SegmenterProbs:
+    """A segmenter of the run, on the accelerator's device; a box's label is its own."""
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-
-    def load(indices: list[int]):
-        images = [decode_image(rows[i]) for i in indices]
-        padded = padded_size(model, *(max(i.shape[d] for i in images) for d in (0, 1)))
-        pixels = np.zeros((len(images), 3, *padded), dtype=np.float32)
-        for k, image in enumerate(images):
-            pixels[k, :, : image.shape[0], : image.shape[1]] = normalization(image)
-        return indices, images, torch.from_numpy(pixels), padded
-
-    loaded = prefetch(load, batches, settings.num_workers)
-    bar = tqdm(
-        loaded,
-        desc=description,
-        total=len(batches),
-        unit="batch",
-        disable=not accelerator.is_main_process,
-        mininterval=5,
-    )
-    for indices, images, pixels, padded in bar:
-        pixels = to_device(pixels, accelerator.device, settings.channels_last)
-        with accelerator.autocast():
-            logits = model(pixel_values=pixels).logits
-        yield indices, images, logits.float(), padded
+    return SegmenterProbs(model, processor, device=accelerator.device)
 
 
 class ClassProbs:
-    """Class probabilities of a frozen segmenter, computed once per image: (row, class) -> map.
+    """Class probabilities of a frozen segmenter, computed once per image.
 
     One memory-mapped uint8 file at stride 8 holds the classes that have boxes in the image, and nothing else.
     """
@@ -120,23 +93,28 @@ class ClassProbs:
         self.offsets, _ = _offsets(rows)
         self.values = np.memmap(folder / "class_probs.uint8", dtype=np.uint8, mode="r")
 
-    def __call__(self, index: int, label: int) -> np.ndarray:
-        """(H, W) uint8, 255 times the probability, at the image's size."""
+    def of_row(self, index: int) -> ImageProbs:
+        """Class id -> (H, W) uint8, 255 times the probability, at the image's size."""
         height, width = self.sizes[index]
-        h, w = _cached_size(height, width)
-        start = self.offsets[index][label]
-        return at_image_size(self.values[start : start + h * w].reshape(h, w), height, width)
+        h, w = stored_size(height, width)
+        starts = self.offsets[index]
+        maps = {label: self.values[start : start + h * w].reshape(h, w) for label, start in starts.items()}
+        return ImageProbs(maps, height, width)
+
+    def __call__(self, index: int, label: int) -> np.ndarray:
+        """(H, W) uint8 of one class of a row."""
+        return self.of_row(index)[label]
 
 
 def cache_class_probs(
     accelerator: Accelerator,
     settings: Settings,
-    load_model: Callable[[], tuple[nn.Module, object]],
+    load_model: Callable[[], tuple[PreTrainedModel, BaseImageProcessor]],
     rows: Dataset,
     folder: Path,
     description: str,
 ) -> ClassProbs:
-    """Runs the segmenter once over all images, or takes what a run before left in `folder`.
+    """Runs the segmenter once over all images, or takes the file that an earlier run left in `folder`.
 
     Args:
         load_model: makes the frozen segmenter and its image processor; called only if it has to run.
@@ -149,18 +127,15 @@ def cache_class_probs(
             np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(max(num_bytes, 1),)).flush()
         accelerator.wait_for_everyone()
         values = np.memmap(temporary, dtype=np.uint8, mode="r+")
-        model, processor = load_model()
-        batches = size_batches(rows, settings.inference_batch_size)
-        mine = batches[accelerator.process_index :: accelerator.num_processes]
-        normalization = Normalization.of(processor)
-        for indices, images, logits, padded in segmenter_logits(
-            accelerator, settings, model, normalization, rows, mine, description
-        ):
-            probs = stored_probs(model, logits, padded).cpu().numpy()
-            for k, (index, image) in enumerate(zip(indices, images)):
-                h, w = _cached_size(*image.shape[:2])
+        segmenter = frozen_segmenter(accelerator, settings, *load_model())
+        for indices, images, inputs in encoded_images(accelerator, settings, segmenter, rows, description):
+            labels = [np.array(list(offsets[index]), dtype=np.int64) for index in indices]
+            with accelerator.autocast():
+                probs = segmenter(images, labels, inputs)
+            for index, image_probs in zip(indices, probs):
                 for label, start in offsets[index].items():
-                    values[start : start + h * w] = probs[k, label, :h, :w].ravel()
+                    stored = image_probs.stored[label]
+                    values[start : start + stored.size] = stored.ravel()
         values.flush()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -169,7 +144,6 @@ def cache_class_probs(
     return ClassProbs(folder, rows)
 
 
-@torch.inference_mode()
 def write_pseudo_masks(
     accelerator: Accelerator,
     settings: Settings,
@@ -182,79 +156,42 @@ def write_pseudo_masks(
 ) -> None:
     """Writes one palette PNG per image: the LPG's masks, cut to the boxes and fused (Eq. (7), Sec. III-D).
 
-    Crowd regions that no class claims are 255. Images are taken in fixed groups and a group with a missing file is
-    redone whole, so that a killed run ends with the same bytes as an undisturbed one. `folder/complete.json` appears at
-    the end.
+    Crowd regions that no class claims are 255. Images are taken in fixed groups, and a group with a missing file is
+    written again as a whole, so that a killed run ends with the same bytes as an undisturbed one. `folder/complete.json`
+    appears at the end.
     """
     if (folder / "complete.json").is_file():
         return
-    model.eval().to(accelerator.device)
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
-    num_views = [
-        len(processor.views(*row_boxes(row), row["height"], row["width"]))
-        for row in rows.select_columns(list(BOX_COLUMNS))
-    ]
-    groups = size_batches(rows, settings.inference_batch_size)
-    groups = split_by_views(groups, num_views, VIEWS_IN_GROUP * settings.inference_batch_size)
-    mine = groups[accelerator.process_index :: accelerator.num_processes]
+    generator = LPGGenerator(
+        model,
+        processor,
+        batch_size=settings.inference_batch_size,
+        device=accelerator.device,
+        dtype=GENERATOR_DTYPES[accelerator.mixed_precision],
+    )
     names = rows["file_name"][:]
     check_distinct(names)
+    paths = [Path(fs_path(folder / mask_name(name))) for name in names]
 
-    def mask_path(index: int) -> Path:
-        return Path(fs_path(folder / mask_name(names[index])))
-
-    missing = [group for group in mine if not all(mask_path(i).is_file() for i in group)]
-
-    def load(group: list[int]):
-        images, encoded, chunks = [], [], []
+    def write(group: list[int]) -> None:
+        images, crowds = [], []
         for index in group:
             row = rows[index]
-            image = decode_image(row)
-            boxes, labels = row_boxes(row)
-            views = processor.views(boxes, labels, *image.shape[:2])
-            for view in views:
-                prob = None if class_probs is None else class_probs(index, view.label)
-                encoded.append(processor.encode(image, view, prob))
-                if len(encoded) == settings.inference_batch_size:
-                    chunks.append(stack_views(encoded))
-                    encoded = []
-            images.append((mask_path(index), image, boxes, labels, views, box_label_map(row) == IGNORE_INDEX))
-        chunks += [stack_views(encoded)] if encoded else []
-        return images, [{k: torch.from_numpy(v) for k, v in chunk.items()} for chunk in chunks]
+            probs = None if class_probs is None else class_probs.of_row(index)
+            images.append(BoxedImage(decode_image(row), *row_boxes(row), probs))
+            crowds.append(box_label_map(row) == IGNORE_INDEX)
+        patches = by_position(generator.patches(images, "class"), len(images))
+        for index, image, image_patches, crowd in zip(group, images, patches, crowds):
+            label_map = assemble(image, image_patches, "class", overlap_rule=settings.overlap_rule).label_map
+            label_map[crowd & (label_map == 0)] = IGNORE_INDEX
+            paths[index].parent.mkdir(parents=True, exist_ok=True)
+            write_label_map(paths[index], label_map)
 
-    def save(logits: Tensor, path: Path, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, views, crowd):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        classes, foreground = processor.decode(logits, views, *image.shape[:2], image)
-        smallest = smallest_box_areas(boxes, labels, classes)
-        fused = fuse_classes(classes, foreground, smallest, settings.overlap_rule)
-        fused[crowd & (fused == 0)] = IGNORE_INDEX
-        write_label_map(path, fused)
-
-    bar = tqdm(
-        prefetch(load, missing, settings.num_workers),
-        desc=description,
-        total=len(missing),
-        unit="batch",
-        disable=not accelerator.is_main_process,
-        mininterval=5,
-    )
-    with ThreadPoolExecutor(max(1, settings.num_workers)) as pool:
-        for images, chunks in bar:
-            outputs = []
-            for chunk in chunks:
-                chunk = {k: to_device(v, accelerator.device, settings.channels_last) for k, v in chunk.items()}
-                with accelerator.autocast():
-                    outputs.append(model(**chunk).logits.float().cpu())
-            logits = [view_logits for output in outputs for view_logits in output]
-            jobs = []
-            start = 0
-            for image in images:
-                stop = start + len(image[4])
-                jobs.append(pool.submit(save, logits[start:stop], *image))
-                start = stop
-            for job in jobs:
-                job.result()
+    groups = size_batches(rows, settings.inference_batch_size)
+    mine = groups[accelerator.process_index :: accelerator.num_processes]
+    missing = [group for group in mine if not all(paths[index].is_file() for index in group)]
+    for _ in progress(accelerator, prefetch(write, missing, settings.num_workers), len(missing), description):
+        pass
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(folder / "complete.json", {"images": len(rows), "overlap_rule": settings.overlap_rule})
@@ -276,15 +213,11 @@ def check_distinct(file_names: list[str]) -> None:
         taken[mask] = name
 
 
-def _cached_size(height: int, width: int) -> tuple[int, int]:
-    return -(-height // CLASS_PROB_STRIDE), -(-width // CLASS_PROB_STRIDE)
-
-
 def _offsets(rows: Dataset) -> tuple[list[dict[int, int]], int]:
     """Start of every (row, class) map in the cache file, and the file's size in bytes."""
     offsets, position = [], 0
     for row in rows.select_columns(list(BOX_COLUMNS)):
-        h, w = _cached_size(row["height"], row["width"])
+        h, w = stored_size(row["height"], row["width"])
         _, labels = row_boxes(row)
         starts = {}
         for label in dict.fromkeys(labels.tolist()):

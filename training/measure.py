@@ -6,15 +6,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from lpg_hf.data.examples import label_map
 from lpg_hf.generators.class_probs import resize_logits
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training.config import Settings
-from training.masks import prefetch, segmenter_logits, size_batches
-from training.models import Normalization
+from training.masks import encoded_images, frozen_segmenter, prefetch
 
 
 # Classes below it in the whole image do not enter the dense CRF. With 21 classes, 0.02 to 0.06 % of the pixels change, for
@@ -51,7 +50,12 @@ def measure_label_maps(
 
 
 def measure_segmenter(
-    accelerator: Accelerator, settings: Settings, model: nn.Module, processor: object, rows: Dataset, description: str
+    accelerator: Accelerator,
+    settings: Settings,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    rows: Dataset,
+    description: str,
 ) -> dict:
     """mIoU of a segmenter at full image size, single scale.
 
@@ -63,14 +67,13 @@ def measure_segmenter(
     """
     num_labels = model.config.num_labels
     confusion, after_crf = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
-    batches = size_batches(rows, settings.inference_batch_size)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    for indices, images, logits, padded in segmenter_logits(
-        accelerator, settings, model, Normalization.of(processor), rows, mine, description
-    ):
-        for index, image, image_logits in zip(indices, images, logits):
+    segmenter = frozen_segmenter(accelerator, settings, model, processor)
+    for indices, images, inputs in encoded_images(accelerator, settings, segmenter, rows, description):
+        with accelerator.autocast():
+            logits = segmenter.logits(inputs)
+        for index, image, item, image_logits in zip(indices, images, inputs, logits):
             height, width = image.shape[:2]
-            full = resize_logits(model, image_logits[None], padded)[0, :, :height, :width]
+            full = resize_logits(model, image_logits[None], item.frame)[0, :, :height, :width]
             truth = label_map(rows[index])
             confusion.update(full.argmax(dim=0).cpu().numpy(), truth)
             if settings.crf:

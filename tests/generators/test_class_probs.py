@@ -5,41 +5,59 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from lpg_hf.generators.class_probs import at_image_size, padded_size, stored_probs
+from lpg_hf.generators.class_probs import SegmenterProbs, padded_size
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 
 
-HALF_PIXEL = SimpleNamespace()
-ALIGNED = SimpleNamespace(upsample_logits=None, config=SimpleNamespace(align_corners=True))
+class Slope(nn.Module):
+    """A segmenter of two classes whose logits at a stride grow with the column in pixels, wherever an image is dark or bright."""
+
+    dtype, config = torch.float32, SimpleNamespace(num_labels=2, align_corners=False)
+
+    def __init__(self, stride: int, first: float) -> None:
+        super().__init__()
+        self.stride, self.first = stride, first
+
+    def forward(self, pixel_values: Tensor) -> SemanticSegmenterOutput:
+        rows, columns = (torch.arange(self.first, side, self.stride) for side in pixel_values.shape[2:])
+        return SemanticSegmenterOutput(
+            logits=slope(columns)[None, :, None].expand(len(pixel_values), -1, len(rows), -1)
+        )
 
 
-def slope(positions: torch.Tensor) -> torch.Tensor:
+class AlignedSlope(Slope):
+    """The same with its first and last logits on the first and last pixels."""
+
+    config = SimpleNamespace(num_labels=2, align_corners=True)
+
+    def upsample_logits(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        raise NotImplementedError
+
+
+def slope(positions: Tensor) -> Tensor:
     """Logits of class 1 against class 0 that grow with the column in pixels."""
     return torch.stack([torch.zeros_like(positions), (positions - 60) / 20])
 
 
-@pytest.mark.parametrize(
-    "model, stride", [(HALF_PIXEL, 4), (HALF_PIXEL, 8), (HALF_PIXEL, 16), (HALF_PIXEL, 32), (ALIGNED, 4), (ALIGNED, 8)]
-)
-def test_logits_are_read_where_the_network_has_looked(model, stride):
-    height, width = padded_size(model, 50, 119)
-    first = 0 if model is ALIGNED else (stride - 1) / 2
-    centres = torch.arange(first, width, stride)
-    logits = slope(centres)[None, :, None, :].expand(2, -1, len(torch.arange(first, height, stride)), -1)
-    stored = stored_probs(model, logits, (height, width)).numpy()
-    assert stored.shape == (2, 2, -(-height // 8), -(-width // 8)) and stored.dtype == np.uint8
-    cells = torch.arange(3.5, width, 8)
-    inside = (cells >= centres[0]) & (cells <= centres[-1])
-    expected = 255 * slope(cells).softmax(dim=0)
-    assert inside.sum() >= 12
-    assert np.abs(stored[1, :, 3, : len(cells)] - expected.numpy())[:, inside.numpy()].max() <= 0.51
-
-    full = at_image_size(stored[0, 1, :7, :15], 50, 119)
-    pixels = torch.arange(119.0)
-    assert full.shape == (50, 119)
-    assert np.abs(full[20] - 255 * slope(pixels).softmax(dim=0)[1].numpy())[20:96].max() <= 3
+@pytest.mark.parametrize("aligned, stride", [(False, 4), (False, 8), (False, 16), (False, 32), (True, 4), (True, 8)])
+def test_logits_are_read_where_the_network_has_looked(aligned, stride):
+    model = AlignedSlope(stride, 0) if aligned else Slope(stride, (stride - 1) / 2)
+    images = [np.zeros((50, 119, 3), dtype=np.uint8)] * 2
+    segmenter = SegmenterProbs(model, SegformerImageProcessorPil(do_resize=False))
+    for probs in segmenter(images, [np.array([1])] * 2):
+        stored = probs.stored[1]
+        assert stored.shape == (7, 15) and stored.dtype == np.uint8
+        expected = 255 * slope(torch.arange(3.5, 119, 8)).softmax(dim=0)[1].numpy()
+        inside = slice(2, 14) if stride == 32 else slice(1, 15)  # beyond the last logit its value is kept
+        assert np.abs(stored[3] - expected)[inside].max() <= 0.51
+        assert probs[1].shape == (50, 119)
+        expected = 255 * slope(torch.arange(119.0)).softmax(dim=0)[1].numpy()
+        assert np.abs(probs[1][20] - expected)[20:96].max() <= 3
 
 
 def test_a_segmenter_that_aligns_corners_gets_images_of_whole_strides_and_one_pixel():
@@ -49,4 +67,4 @@ def test_a_segmenter_that_aligns_corners_gets_images_of_whole_strides_and_one_pi
         with torch.device("meta"):
             model = DeepLabLargeFOVForSemanticSegmentation(config)
         assert padded_size(model, 375, 500) == expected
-    assert padded_size(HALF_PIXEL, 384, 512) == (384, 512)
+    assert padded_size(Slope(8, 3.5), 384, 512) == (384, 512)

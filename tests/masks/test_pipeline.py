@@ -210,7 +210,7 @@ def test_segmenter_of_a_later_stage(segmenter_folder, pixels):
     probs = np.zeros((4, 5, 6), dtype=np.float32)
     given = pipe(pixels, boxes=BOXES, labels=[1, 3], class_probs=probs)
     assert not equal(found, given)
-    with pytest.raises(ValueError, match="the label 9 is none of the segmenter's 4"):
+    with pytest.raises(ValueError, match="label 9 is none of the segmenter's 4 labels"):
         pipe(pixels, boxes=BOXES, labels=[1, 9])
     with pytest.raises(ValueError, match=r"class_probs have shape \(4, 5, 6\); labels up to 9"):
         pipe(pixels, boxes=BOXES, labels=[1, 9], class_probs=probs)
