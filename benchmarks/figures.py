@@ -19,9 +19,9 @@ from lpg_hf import load_generator
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
-from lpg_hf.data.sources import Source, open_source
-from lpg_hf.evaluation.compare import Job
-from lpg_hf.evaluation.truth import CocoTruth, FolderTruth, ImageTruth, open_truth
+from lpg_hf.data.sources import Source
+from lpg_hf.evaluation.compare import ComparedData
+from lpg_hf.evaluation.truth import ImageTruth, Truth
 from lpg_hf.files import write_json
 from lpg_hf.generators.base import BoxedImage, MaskGenerator
 from lpg_hf.masks.assembly import ImageMasks, assemble, boxed_image
@@ -52,7 +52,7 @@ def masks_of(generator: MaskGenerator, image: BoxedImage) -> ImageMasks:
 
 
 def images_with_truth(
-    source: Source, truth: FolderTruth | CocoTruth, indices: Sequence[int]
+    source: Source, truth: Truth, indices: Sequence[int]
 ) -> Iterator[tuple[int, Record, BoxedImage, ImageTruth]]:
     """The images that have ground truth and that the reader does not leave out."""
     report = Report()
@@ -63,7 +63,7 @@ def images_with_truth(
 
 
 def measure(
-    source: Source, truth: FolderTruth | CocoTruth, generators: Mapping[str, MaskGenerator], indices: Sequence[int]
+    source: Source, truth: Truth, generators: Mapping[str, MaskGenerator], indices: Sequence[int]
 ) -> list[MeasuredBox]:
     """The IoU of every box that has ground truth, by every method.
 
@@ -112,7 +112,7 @@ def choose(boxes: Sequence[MeasuredBox], title: str, num_each: int) -> list[tupl
 
 def draw(
     source: Source,
-    truth: FolderTruth | CocoTruth,
+    truth: Truth,
     generators: Mapping[str, MaskGenerator],
     chosen: Sequence[tuple[str, MeasuredBox]],
 ) -> list[list[np.ndarray]]:
@@ -170,11 +170,9 @@ def main() -> None:
     if any(len(stage) not in (2, 3) for stage in arguments.stage):
         parser.error("--stage takes a title, the folder or Hub id of an LPG, and perhaps that of a segmenter")
 
-    job = Job(arguments.annotations, arguments.images, arguments.masks, format=arguments.format, split=arguments.split)
-    source = open_source(
-        job.annotations, job.images, replace(SOURCE_OPTIONS, split=job.split), format=job.format, report=Report()
-    )
-    truth = open_truth(job, source)
+    options = replace(SOURCE_OPTIONS, split=arguments.split)
+    data = ComparedData(arguments.annotations, arguments.images, arguments.masks, arguments.format, options)
+    source, truth = data.open(Report())
     class_names = [name for _, name in source.classes]
     generators = {name: load_generator(name, device=arguments.device) for name in arguments.generators}
     for title, model, *segmenter in arguments.stage:

@@ -48,7 +48,7 @@ def measure(model: str, folder: Path, out: Path) -> tuple[float, float]:
     source = open_source(folder / "boxes.json", folder, report=report)
     generator = load_generator("lpg", model=model)
     start = time.perf_counter()
-    write_masks(source, generator, out, MaskSettings(), report=report, generator_name="lpg")
+    write_masks(source, generator, out, MaskSettings(generator="lpg"), report=report)
     return len(source) / (time.perf_counter() - start), peak_memory_mb()
 
 

@@ -4,18 +4,20 @@ Everything heavy is imported inside the commands, so that `lpg-hf --help` answer
 """
 
 import io
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 
+if TYPE_CHECKING:
+    from lpg_hf.data.options import ReadOptions
+
 app = typer.Typer(
     name="lpg-hf",
-    help="Pixel masks from box labels, and what belongs to it.",
+    help="Pixel masks from box labels.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -23,177 +25,198 @@ app = typer.Typer(
 )
 
 
+# What is read
+_Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="ANNOTATIONS",
+        help="COCO json, VOC folder or xml, YOLO folder or data.yaml, or a dataset: exported folder or Hub id.",
+    ),
+]
+_Images = Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")]
+_AnyFormat = Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")]
+_Split = Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")]
 _ZeroBased = Annotated[
     bool, typer.Option("--zero-based", help="VOC corners are 0-based and end exclusive, as some tools write them.")
 ]
 _SizeMismatch = Annotated[
     str, typer.Option(help="If the stated size of an image is not its own: skip, error, or rescale the boxes.")
 ]
-_MaxPixels = Annotated[int | None, typer.Option(help="Larger images are left out; default: 178956970.", min=1)]
+_MaxPixels = Annotated[int | None, typer.Option(help="Skip larger images; default: 178956970.", min=1)]
+_ClassNames = Annotated[
+    str | None,
+    typer.Option(help="Class names in the order of the labels: a file with one per line, or a comma-separated list."),
+]
+# What runs
+_Model = Annotated[
+    str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
+]
+_Segmenter = Annotated[
+    str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
+]
+_Flip = Annotated[
+    bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
+]
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")]
+_Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware computes in it.")
+]
+# What is written
+_JsonFile = Annotated[str | None, typer.Option("--json", help="Write the result to this file.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Send nothing; list what would be sent.")]
+_Private = Annotated[bool, typer.Option("--private", help="Make new repositories private.")]
+_PushRevision = Annotated[str | None, typer.Option(help="Branch to push to; default: main.")]
+# Of export-data and push-data
+_Format = Annotated[str, typer.Option(help="coco, voc or yolo.")]
+_Root = Annotated[Path | None, typer.Option(help="Folder of the dataset.")]
+_Annotations = Annotated[
+    list[str] | None,
+    typer.Option(help="COCO: json file, one for each --split. VOC: other folder of xml files. YOLO: data.yaml."),
+]
+_Splits = Annotated[list[str] | None, typer.Option(help="Name of a split; may be repeated. Default: train.")]
+_Classes = Annotated[
+    str | None, typer.Option(help="COCO: nonvoc60, voc20, all80. Every format: all, or comma-separated names.")
+]
+_Masks = Annotated[bool, typer.Option("--masks", help="Write the masks too.")]
+_WithImages = Annotated[
+    bool, typer.Option("--with-images", help="Embed the image files. Publish them only if their licences allow it.")
+]
+_KeepEmpty = Annotated[bool, typer.Option("--keep-empty", help="Keep images without an object of the classes.")]
+_AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Skip images that do not exist.")]
+_NumProc = Annotated[int, typer.Option(help="Processes that check the images.", min=1)]
+_Title = Annotated[str | None, typer.Option(help="Title of the card. Default: the name of the folder or repository.")]
+
+
+def _read_options(
+    split: str | None, zero_based: bool, max_pixels: int | None, size_mismatch: str = "skip", masks: bool = False
+) -> "ReadOptions":
+    """How a command that takes `_Source` reads it."""
+    from lpg_hf.data.options import SOURCE_OPTIONS
+    from lpg_hf.images import MAX_PIXELS
+
+    return replace(
+        SOURCE_OPTIONS,
+        split=split,
+        masks=masks,
+        size_mismatch=size_mismatch,
+        max_pixels=max_pixels or MAX_PIXELS,
+        zero_based=zero_based,
+    )
 
 
 @app.callback()
 def _root() -> None:
-    """Pixel masks from box labels, and what belongs to it."""
+    """Pixel masks from box labels."""
 
 
 @app.command("masks")
 def masks(
-    annotations: Annotated[
-        str,
-        typer.Argument(
-            help="COCO json, VOC folder or xml, YOLO folder or data.yaml, or a dataset of the Hub or a folder."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the masks; a run that was cut off goes on there.")],
-    images: Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
-    ] = None,
+    annotations: _Source,
+    out: Annotated[Path, typer.Option(help="Folder for the masks; an interrupted run resumes there.")],
+    images: _Images = None,
+    model: _Model = None,
     generator: Annotated[
         str, typer.Option(help="lpg, grabcut, densecrf, box, sam:ID, or saliency:FILE.onnx.")
     ] = "lpg",
-    format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
-    write: Annotated[str, typer.Option(help="What to write, with commas between: png, coco, yolo.")] = "png",
+    format: _AnyFormat = "auto",
+    write: Annotated[str, typer.Option(help="What to write, comma-separated: png, coco, yolo.")] = "png",
     per: Annotated[
         str | None,
         typer.Option(help="class or instance. Default: instance if coco or yolo is written, else class."),
     ] = None,
-    segmenter: Annotated[
-        str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
-    ] = None,
+    segmenter: _Segmenter = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write images with masks and boxes drawn in.")
     ] = False,
     min_score: Annotated[
-        float, typer.Option(help="Leave out masks with a lower score; label maps ignore what only they cover.")
+        float, typer.Option(help="Reject masks with a lower score; label maps ignore what only they cover.")
     ] = 0.0,
     overlap_rule: Annotated[
         str, typer.Option(help="Which class keeps a pixel that several claim: rate, first, prob or smallest_box.")
     ] = "rate",
     threshold: Annotated[float, typer.Option(help="Foreground probability above which a pixel is in the mask.")] = 0.5,
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
+    split: _Split = None,
     zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
-    ] = False,
+    flip: _Flip = False,
     batch_size: Annotated[
         int, typer.Option(help="Images taken together; a forward pass has up to twice as many views.")
     ] = 8,
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode and write; default: one per core, at most 8.", min=1)
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware has it.")
-    ] = "auto",
+    device: _Device = None,
+    dtype: _Dtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Throw away what an earlier run left in OUT.")
+        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote to OUT, and start again.")
     ] = False,
 ) -> None:
-    """Make a mask for every box of a dataset. What is finished is not done again.
+    """Make a mask for every box of a dataset. Finished blocks of images are skipped.
 
-    Exit status: 0, 1 if images were left out (OUT/report.json names them) or labels cannot be read, 2 if nothing could be
-    done. Under `accelerate launch` the processes share the images.
+    Exit status: 0 success; 1 images were skipped (OUT/report.json names them) or labels cannot be read; 2 nothing could
+    be done. Under `accelerate launch` the processes share the images.
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
-    from lpg_hf.data.options import SOURCE_OPTIONS
     from lpg_hf.data.report import Report
     from lpg_hf.data.sources import open_source
-    from lpg_hf.generators import load_generator
-    from lpg_hf.images import MAX_PIXELS
-    from lpg_hf.masks.writer import MaskSettings, write_masks
+    from lpg_hf.generators import generator_of
+    from lpg_hf.generators.base import GeneratorOptions
+    from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
-    settings = MaskSettings(
-        write=outputs,
-        per=per,
-        overlap_rule=overlap_rule,
-        threshold=threshold,
-        overlay=overlay,
-        min_score=min_score,
-        batch_size=batch_size,
-    )
+    settings = MaskSettings(outputs, per, overlap_rule, threshold, overlay, min_score, batch_size, generator)
     if generator == "lpg" and model is None:
         typer.echo("no --model: using lpg-small, which comes with the package")
-    found = Report()
-    options = replace(
-        SOURCE_OPTIONS,
-        split=split,
-        zero_based=zero_based,
-        size_mismatch=size_mismatch,
-        max_pixels=max_pixels or MAX_PIXELS,
-    )
-    source = open_source(annotations, images, options, format=format, report=found)
-    report = write_masks(
+    report = Report()
+    options = _read_options(split, zero_based, max_pixels, size_mismatch)
+    source = open_source(annotations, images, options, format=format, report=report)
+    names = tuple(name for _, name in source.classes)
+    loaded = GeneratorOptions(model, segmenter, names, 2 * batch_size, flip, device, dtype, revision)
+    written = write_masks(
         source,
-        load_generator(
-            generator,
-            model=model,
-            segmenter=segmenter,
-            class_names=[name for _, name in source.classes],
-            batch_size=2 * batch_size,
-            flip=flip,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-        ),
+        generator_of(generator, loaded),
         out,
         settings,
-        report=found,
-        generator_name=generator,
+        report=report,
         overwrite=overwrite,
-        num_workers=workers,
-        rank=int(os.environ.get("RANK", 0)),
-        num_processes=int(os.environ.get("WORLD_SIZE", 1)),
-        log=typer.echo,
+        processes=Processes.of_launch(workers),
     )
-    if report is not None:
-        typer.echo(report.summary())
+    if written is not None:
+        typer.echo(written.summary())
         typer.echo(f"written to {out}")
-        raise typer.Exit(1 if report.has_skipped_images or report.errors else 0)
+        raise typer.Exit(1 if written.has_skipped_images or written.errors else 0)
 
 
 @app.command("check")
 def check(
-    annotations: Annotated[
-        str, typer.Argument(help="COCO json, VOC folder or xml, YOLO folder, data.yaml, exported folder or Hub id.")
-    ],
-    images: Annotated[str | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
-    format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
+    annotations: _Source,
+    images: _Images = None,
+    format: _AnyFormat = "auto",
+    split: _Split = None,
     masks: Annotated[bool, typer.Option("--masks", help="Check the masks too.")] = False,
     decode: Annotated[bool, typer.Option(help="Decode every image, or read headers only.")] = True,
     zero_based: _ZeroBased = False,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Larger images are counted, not decoded; default: 178956970.", min=1)
-    ] = None,
+    max_pixels: _MaxPixels = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.", min=1)] = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Write the report to this file.")] = None,
+    json_file: _JsonFile = None,
 ) -> None:
-    """Look at every image and object of a dataset, and count what is wrong.
+    """Look at every image and object of a dataset, and count the problems.
 
-    Where images do not exist, the annotations are checked all the same, boxes against the stated sizes.
+    Annotations of images that do not exist are checked too, with their boxes against the stated sizes.
 
-    Exit status: 0 nothing needs attention, 1 problems found, 2 cannot be read at all.
+    Exit status: 0 nothing needs attention; 1 problems found; 2 the annotations cannot be read.
 
     Example: `lpg-hf check instances.json --images photos --masks --json report.json`
     """
     from lpg_hf.data.check import check_source
-    from lpg_hf.data.options import SOURCE_OPTIONS
-    from lpg_hf.images import MAX_PIXELS
 
-    options = replace(
-        SOURCE_OPTIONS, split=split, masks=masks, zero_based=zero_based, max_pixels=max_pixels or MAX_PIXELS
-    )
     checked = check_source(
         annotations,
         images,
-        options,
+        _read_options(split, zero_based, max_pixels, masks=masks),
         format=format,
         decode=decode,
         num_workers=workers,
@@ -211,25 +234,21 @@ def convert_labels(
     out: Annotated[str, typer.Argument(help="New folder, or json file for COCO; it must not exist yet.")],
     to: Annotated[str, typer.Option(help="coco, voc or yolo.")],
     format: Annotated[str, typer.Option("--from", help="auto, coco, voc, yolo or dataset.")] = "auto",
-    images: Annotated[str | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
-    masks: Annotated[bool, typer.Option(help="Write the masks that there are.")] = True,
+    images: _Images = None,
+    split: _Split = None,
+    masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,
     zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
 ) -> None:
-    """Write labels in another format, and say what it cannot hold. Images are not copied.
+    """Write labels in another format, and report what it cannot hold. Images are not copied.
 
-    Exit status: 0, 1 if problems were found on the way, 2 if nothing was written.
+    Exit status: 0 success; 1 problems found; 2 nothing was written.
 
     Example: `lpg-hf convert-labels instances.json labels_yolo --to yolo --images photos`
     """
     from lpg_hf.data.convert import convert_labels as convert_all
-    from lpg_hf.data.options import SOURCE_OPTIONS
-    from lpg_hf.images import MAX_PIXELS
 
-    options = replace(
-        SOURCE_OPTIONS, split=split, masks=masks, zero_based=zero_based, max_pixels=max_pixels or MAX_PIXELS
-    )
+    options = _read_options(split, zero_based, max_pixels, masks=masks)
     done = convert_all(annotations, out, to, images=images, options=options, format=format)
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)
@@ -242,11 +261,13 @@ def push(
     prefix: Annotated[
         str, typer.Option(help="Repositories are ORG/PREFIX-stageN and ORG/PREFIX-segmenter-stageN.")
     ] = "lpg",
-    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing, and list what would be sent.")] = False,
+    private: _Private = False,
+    revision: _PushRevision = None,
+    dry_run: _DryRun = False,
 ) -> None:
-    """Push the generators of a run and its target's segmenters to the Hub: one commit per repository, none where nothing changed.
+    """Push the generators of a run and the segmenters of its target to the Hub.
+
+    Each repository gets one commit, or none if nothing changed.
 
     Example: `lpg-hf push runs/demo --org my-name --dry-run`
     """
@@ -262,38 +283,17 @@ def push(
 
 @app.command("pull")
 def pull(
-    run_id: Annotated[str, typer.Argument(metavar="ORG/PREFIX", help="What the stages were pushed as.")],
+    run_id: Annotated[str, typer.Argument(metavar="ORG/PREFIX", help="Organisation and prefix of the stages.")],
     out: Annotated[Path, typer.Option(help="Run folder to fill; `training/deploy.py --stages OUT` takes it.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
 ) -> None:
-    """Bring all stages of a run from the Hub to a run folder.
+    """Download all stages of a run from the Hub to a run folder.
 
     Example: `lpg-hf pull my-name/lpg --out runs/pulled`
     """
     from lpg_hf.hub import pull_run
 
     pull_run(run_id, out, revision, log=typer.echo)
-
-
-_Format = Annotated[str, typer.Option(help="coco, voc or yolo.")]
-_Root = Annotated[Path | None, typer.Option(help="Folder of the dataset.")]
-_Annotations = Annotated[
-    list[str] | None,
-    typer.Option(help="COCO: json file, one for each --split. VOC: other folder of xml files. YOLO: data.yaml."),
-]
-_Images = Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")]
-_Splits = Annotated[list[str] | None, typer.Option(help="Name of a split; may be repeated. Default: train.")]
-_Classes = Annotated[
-    str | None, typer.Option(help="COCO: nonvoc60, voc20, all80. Every format: all, or names with commas between.")
-]
-_Masks = Annotated[bool, typer.Option("--masks", help="Write the masks too.")]
-_WithImages = Annotated[
-    bool, typer.Option("--with-images", help="Embed the image files. Publish them only if their licences allow it.")
-]
-_KeepEmpty = Annotated[bool, typer.Option("--keep-empty", help="Keep images without an object of the classes.")]
-_AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without images that do not exist.")]
-_NumProc = Annotated[int, typer.Option(help="Processes that check the images.", min=1)]
-_Title = Annotated[str | None, typer.Option(help="Title of the card. Default: the name of folder or repository.")]
 
 
 @app.command("export-data")
@@ -321,13 +321,13 @@ def export_data(
     from lpg_hf.data.options import ReadOptions
     from lpg_hf.data.report import Report
 
-    found = Report()
+    report = Report()
     export = Export(format, root, annotations or (), images, split or (), with_images, title)
     options = ReadOptions(
         classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
     )
-    num_rows = write_dataset(out, export, options, num_proc=num_proc, report=found)
-    typer.echo(found.summary())
+    num_rows = write_dataset(out, export, options, num_proc=num_proc, report=report)
+    typer.echo(report.summary())
     typer.echo(f"wrote {num_rows} rows to {out}")
 
 
@@ -347,9 +347,9 @@ def push_data(
     zero_based: _ZeroBased = False,
     num_proc: _NumProc = 1,
     title: _Title = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing, and list what would be sent.")] = False,
+    private: _Private = False,
+    revision: _PushRevision = None,
+    dry_run: _DryRun = False,
 ) -> None:
     """Push COCO, VOC or YOLO annotations as the dataset that `lpg-hf export-data` writes.
 
@@ -360,7 +360,7 @@ def push_data(
     from lpg_hf.data.report import Report
     from lpg_hf.hub import push_data
 
-    found = Report()
+    report = Report()
     export = Export(format, root, annotations or (), images, split or (), with_images, title)
     options = ReadOptions(
         classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
@@ -373,34 +373,29 @@ def push_data(
         dry_run=dry_run,
         options=options,
         num_proc=num_proc,
-        report=found,
+        report=report,
     )
-    typer.echo(found.summary())
-    done = "would hold" if dry_run else f"{pushed.commit[:7]} {'pushed' if pushed.is_new else 'unchanged'}:"
+    typer.echo(report.summary())
+    done = "would hold" if dry_run else f"{(pushed.commit or '')[:7]} {'pushed' if pushed.is_new else 'unchanged'}:"
     typer.echo(f"{repo_id} {done} {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
 
 
 @app.command("eval")
 def _eval(
     prediction: Annotated[str, typer.Argument(help="Folder of label maps (PNG), or COCO json.")],
-    truth: Annotated[str, typer.Argument(help="The same of the ground truth.")],
-    classes: Annotated[
-        str | None,
-        typer.Option(help="Class names in the order of the labels: a file with one a line, or a list with commas."),
-    ] = None,
+    truth: Annotated[str, typer.Argument(help="Ground truth of the same kind.")],
+    classes: _ClassNames = None,
     ignore: Annotated[
         int | None,
         typer.Option(help="Label of the ground truth that counts nowhere [default: 255; 65535 in 16-bit maps]."),
     ] = None,
     num_workers: Annotated[int, typer.Option(help="Threads.")] = 4,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Larger label maps are not used; default: 178956970.", min=1)
-    ] = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+    max_pixels: _MaxPixels = None,
+    json_file: _JsonFile = None,
 ) -> None:
     """Compare masks with ground truth: mIoU of label maps, or IoU per box of COCO masks.
 
-    Exit status 1: some file or mask cannot be used; the others are scored.
+    Exit status: 0 success; 1 some files or masks cannot be used, and the others are scored.
 
     Example: `lpg-hf eval masks VOC2012/SegmentationClass --classes classes.txt --json scores.json`
     """
@@ -426,18 +421,17 @@ def _eval(
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Official .pth or .safetensors; with --to-official, our folder.")],
     out: Annotated[Path, typer.Argument(help="The new folder; with --to-official, the new .pth or .safetensors.")],
-    kind: Annotated[str | None, typer.Option(help="lpg, largefov or deeplab-v2; default: what the names say.")] = None,
-    num_labels: Annotated[int | None, typer.Option(help="Checked against the weights.")] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(help="Class names in the order of the labels: a file with one a line, or a list with commas."),
+    kind: Annotated[
+        str | None, typer.Option(help="lpg, largefov or deeplab-v2; default: by the names of the weights.")
     ] = None,
+    num_labels: Annotated[int | None, typer.Option(help="Checked against the weights.")] = None,
+    classes: _ClassNames = None,
     pad: Annotated[
-        int, typer.Option(help="LPG: pad smaller images to this side, as officially: VOC 512, COCO 640; 0: do not.")
+        int, typer.Option(help="LPG: pad smaller images to this side (official: VOC 512, COCO 640); 0: no padding.")
     ] = 512,
-    to_official: Annotated[bool, typer.Option("--to-official", help="The other way.")] = False,
+    to_official: Annotated[bool, typer.Option("--to-official", help="Convert to the official format.")] = False,
 ) -> None:
-    """Turn a checkpoint of the method's official code into one of this package, or back.
+    """Convert a checkpoint of the method's official code to this package, or back.
 
     Example: `lpg-hf convert LPG_Round2.pth models/lpg-round2 --kind lpg`
     """
@@ -461,7 +455,7 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX operator set, 13 to 20.")] = 17,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="HEIGHT WIDTH", help="One size for all images, for models that cannot have free sizes."),
+        typer.Option(metavar="HEIGHT WIDTH", help="One size for all images, for models that need a fixed size."),
     ] = None,
     check: Annotated[
         bool, typer.Option(help="Compare with PyTorch at several sizes before anything is written.")
@@ -480,102 +474,73 @@ def export(
 
 @app.command("compare")
 def _compare(
-    annotations: Annotated[
-        str,
-        typer.Argument(help="COCO json, VOC folder, YOLO folder or data.yaml, or a dataset of the Hub or a folder."),
-    ],
+    annotations: _Source,
     masks: Annotated[
         str,
         typer.Option(help="Ground truth: folder of label maps, or COCO json with masks (may be ANNOTATIONS itself)."),
     ],
-    images: Annotated[str | None, typer.Option(help="Image folder, if it is not the usual one.")] = None,
+    images: _Images = None,
     generators: Annotated[
         str | None,
         typer.Option(
-            help="With commas: box, grabcut, densecrf, lpg, sam:ID, saliency:FILE.onnx. Default: the first four."
+            help="Comma-separated: box, grabcut, densecrf, lpg, sam:ID, saliency:FILE.onnx. Default: the first four."
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
-    ] = None,
-    segmenter: Annotated[
-        str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
-    ] = None,
+    model: _Model = None,
+    segmenter: _Segmenter = None,
     limit: Annotated[int | None, typer.Option(help="At most this many images, evenly over the data.", min=1)] = None,
     per: Annotated[
         str, typer.Option(help="class or instance: whether boxes of a class share their foreground.")
     ] = "instance",
     out: Annotated[str | None, typer.Option(help="Folder for comparison.md, comparison.json and panel.jpg.")] = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
-    format: Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")] = None,
+    json_file: _JsonFile = None,
+    format: _AnyFormat = "auto",
+    split: _Split = None,
     zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
-    ] = False,
+    flip: _Flip = False,
     batch_size: Annotated[int, typer.Option(help="Views or boxes per forward pass.", min=1)] = 16,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware has it.")
-    ] = "auto",
+    device: _Device = None,
+    dtype: _Dtype = "auto",
 ) -> None:
     """Run several generators on the same boxes: scores, time and memory in a table, masks in a panel.
 
-    What the readers leave out is told below the table. Exit status 1: a generator did not run; the table says why.
+    Skipped images are listed below the table.
+
+    Exit status: 0 success; 1 a generator did not run, and the table says why.
 
     Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box,grabcut --out compared`
     """
-    from lpg_hf.evaluation.compare import Job, as_dict, compare, table, write
+    from lpg_hf.evaluation.compare import ComparedData, Comparison, as_dict, compare, table, write
     from lpg_hf.files import write_json
-    from lpg_hf.images import MAX_PIXELS
+    from lpg_hf.generators.base import GeneratorOptions
 
     names = None if generators is None else [name.strip() for name in generators.split(",") if name.strip()]
-    job = Job(
-        annotations,
-        images,
-        masks,
-        per=per,
-        format=format,
-        split=split,
-        zero_based=zero_based,
-        size_mismatch=size_mismatch,
-        max_pixels=max_pixels or MAX_PIXELS,
-        model=model,
-        segmenter=segmenter,
-        flip=flip,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-    )
-    rows, job = compare(job, names, limit=limit)
+    options = _read_options(split, zero_based, max_pixels, size_mismatch)
+    data = ComparedData(annotations, None if images is None else str(images), masks, format, options)
+    loaded = GeneratorOptions(model, segmenter, None, batch_size, flip, device, dtype)
+    rows, chosen = compare(Comparison(data, loaded, per), names, limit=limit)
     typer.echo(table(rows))
     if out is not None:
-        write(out, rows, job)
+        write(out, rows, chosen)
     if json_file is not None:
-        write_json(json_file, as_dict(rows, job))
+        write_json(json_file, as_dict(rows, chosen))
     raise typer.Exit(1 if any(row.error for row in rows) else 0)
 
 
 @app.command("demo")
 def demo(
-    model: Annotated[
-        str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
-    ] = None,
-    segmenter: Annotated[
-        str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    model: _Model = None,
+    segmenter: _Segmenter = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(help="Default: the first free one from 7860 on.", min=1, max=65535)
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Larger images are refused; default: 50000000.", min=1)
-    ] = None,
+    device: _Device = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Refuse larger images; default: 50000000.", min=1)] = None,
 ) -> None:
-    """Show a page that makes masks of the boxes that you draw, offline. Needs the extra `demo`.
+    """Serve a page that makes masks of the boxes that you draw, offline. Needs the extra `demo`.
 
     Example: `lpg-hf demo --model org/lpg-stage1`
     """
@@ -595,7 +560,7 @@ def demo(
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; a user's mistake becomes one line and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # A file name may hold bytes, or letters that the terminal lacks.
+        if isinstance(stream, io.TextIOWrapper):  # A file name may hold bytes or letters that the terminal lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)

@@ -79,9 +79,9 @@ def measure_segmenter(
             if settings.crf:
                 from lpg_hf.generators.crf import LARGEFOV_CRF, RESNET_CRF, dense_crf
 
-                kernels = (RESNET_CRF if model.config.model_type == "deeplab_v2" else LARGEFOV_CRF)._asdict()
+                kernels = RESNET_CRF if model.config.model_type == "deeplab_v2" else LARGEFOV_CRF
                 probs = full.softmax(dim=0).cpu().numpy()
-                probs = dense_crf(image, probs, **kernels, min_probability=CRF_MIN_PROBABILITY)
+                probs = dense_crf(image, probs, kernels, min_probability=CRF_MIN_PROBABILITY)
                 after_crf.update(probs.argmax(axis=0), truth)
     result = _reduced(accelerator, confusion)
     if settings.crf:

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.data.records import Record
 from lpg_hf.data.report import PROBLEMS, Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation.evaluate import LabelPairs
-from lpg_hf.evaluation.truth import open_truth
+from lpg_hf.evaluation.truth import ImageTruth, Truth, open_truth
 from lpg_hf.files import fs_path, write_atomically, write_json
-from lpg_hf.generators import check_generator, load_generator
-from lpg_hf.generators.base import GRANULARITIES, check_choice
-from lpg_hf.images import MAX_PIXELS
+from lpg_hf.generators import check_generator, generator_of
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, GeneratorOptions, check_choice
 from lpg_hf.masks.assembly import assemble, boxed_image
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
@@ -44,46 +44,61 @@ _PERCENT = ("mean_iou", "foreground_iou", "mean_box_iou", "mean_boundary_iou")
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all generators get.
+class ComparedData:
+    """The boxes and their ground truth.
 
     Attributes:
-        annotations: as of `open_source`.
-        images: the same.
+        annotations: see `open_source`.
+        images: see `open_source`.
         truth: folder of label maps, whose labels are the classes in the order of the source; or a COCO json with masks.
-        per: "class" or "instance", see `assemble`.
-        format: as of `open_source`.
-        split: the same.
-        zero_based: the same.
-        size_mismatch: the same; for a COCO json of the truth too.
-        max_pixels: the same.
-        indices: images of the source.
-        shown: those of them whose label maps are wanted for the panel.
-        model: LPG stage; None: the bundled one.
-        segmenter: of the LPG.
-        flip: of the LPG: see also mirrored views.
-        device: None: a GPU if there is one.
-        dtype: as of `load_generator`.
-        batch_size: views or boxes per forward pass.
+        format: see `open_source`.
+        options: how the annotations and a COCO json of the truth are read.
     """
 
     annotations: str
     images: str | None
     truth: str
-    per: str = "instance"
     format: str = "auto"
-    split: str | None = None
-    zero_based: bool = False
-    size_mismatch: str = "skip"
-    max_pixels: int = MAX_PIXELS
+    options: ReadOptions = SOURCE_OPTIONS
+
+    def open(self, report: Report) -> tuple[Source, Truth]:
+        """The source, whose problems go into `report`, and its ground truth."""
+        source = open_source(self.annotations, self.images, self.options, format=self.format, report=report)
+        return source, open_truth(self.truth, source, self.images, self.options)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all generators get.
+
+    Attributes:
+        data: what is read.
+        generator: how the generators are loaded; `model`, `segmenter` and `flip` are for the LPG alone.
+        per: "class" or "instance", see `assemble`.
+        indices: images of the source.
+        shown: those of `indices` whose label maps are wanted for the panel.
+    """
+
+    data: ComparedData
+    generator: GeneratorOptions = GeneratorOptions()
+    per: str = "instance"
     indices: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()
-    model: str | None = None
-    segmenter: str | None = None
-    flip: bool = False
-    device: str | None = None
-    dtype: str = "auto"
-    batch_size: int = 16
+
+    def as_dict(self) -> dict:
+        """For a json file."""
+        data, generator = asdict(self.data), asdict(self.generator)
+        options = data.pop("options")
+        read = ("split", "zero_based", "size_mismatch", "max_pixels")
+        loaded = ("model", "segmenter", "flip", "device", "dtype", "batch_size")
+        return {
+            **data,
+            **{name: options[name] for name in read},
+            **{name: generator[name] for name in loaded},
+            "per": self.per,
+            "indices": self.indices,
+            "shown": self.shown,
+        }
 
 
 @dataclass
@@ -118,21 +133,22 @@ class Row:
 
 
 def compare(
-    job: Job, generators: Sequence[str] | None = None, *, limit: int | None = None, num_shown: int = 6
-) -> tuple[list[Row], Job]:
-    """Measure some generators on the images that have ground truth; a script that calls it needs `if __name__ == "__main__"`.
+    comparison: Comparison, generators: Sequence[str] | None = None, *, limit: int | None = None, num_shown: int = 6
+) -> tuple[list[Row], Comparison]:
+    """Measures some generators on the images that have ground truth; a script that calls it needs `if __name__ == "__main__"`.
 
-    A box's truth is its object's mask or, of a label map, the pixels of its class inside the box. The time is that from the
-    decoded image to its masks, one image at a time, without loading the model. Memory is the peak of the process.
+    The truth of a box is the mask of its object or, with label maps, the pixels of its class inside the box. The time is
+    that from the decoded image to its masks, one image at a time, without loading the model. Memory is the peak of the
+    process.
 
     Args:
-        job: `indices` and `shown` are chosen here.
-        generators: names as of `load_generator`; None: box, grabcut, densecrf and lpg.
+        comparison: `indices` and `shown` are chosen here.
+        generators: names, see `load_generator`; None: box, grabcut, densecrf and lpg.
         limit: at most this many images, evenly over the source.
         num_shown: images for the panel.
 
     Returns:
-        One row per generator, in order, and the job with the images that were chosen.
+        One row per generator, in order, and the comparison with the images that were chosen.
 
     Raises:
         ValueError: an unknown generator or `per`, or no image with ground truth.
@@ -141,19 +157,17 @@ def compare(
     names = list(generators or ("box", "grabcut", "densecrf", "lpg"))
     for name in names:
         check_generator(name)
-    check_choice("per", job.per, GRANULARITIES)
-    source = _open(job, Report())
-    truth = open_truth(
-        job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
-    )
+    check_choice("per", comparison.per, GRANULARITIES)
+    data = comparison.data
+    source, truth = data.open(Report())
     with_truth = [index for index, name in enumerate(source.file_names) if truth.has(name)]
     if not with_truth:
         raise ValueError(
-            f"none of the {len(source)} images of {job.annotations} has ground truth in {job.truth}, for example "
+            f"none of the {len(source)} images of {data.annotations} has ground truth in {data.truth}, for example "
             f"{source.file_names[0] if len(source) else '(no image)'}. Label maps have the image's relative path, with .png."
         )
     indices = _evenly(with_truth, limit or len(with_truth))
-    chosen = Job(**{**asdict(job), "indices": indices, "shown": _evenly(indices, num_shown)})
+    chosen = replace(comparison, indices=indices, shown=_evenly(indices, num_shown))
     context = multiprocessing.get_context("spawn")
     rows = []
     for name in names:
@@ -166,56 +180,39 @@ def compare(
     return rows, chosen
 
 
-def measure(job: Job, name: str) -> Row:
-    """Run one generator over the images of a job; meant for a process of its own."""
-    lpg = {"model": job.model, "segmenter": job.segmenter, "flip": job.flip} if name == "lpg" else {}
+def measure(comparison: Comparison, name: str) -> Row:
+    """Runs one generator over the chosen images; meant for a process of its own."""
     report = Report()
-    source = _open(job, report)
-    generator = load_generator(
-        name,
-        class_names=[class_name for _, class_name in source.classes],
-        batch_size=job.batch_size,
-        device=job.device,
-        dtype=job.dtype,
-        **lpg,
-    )
-    truth = open_truth(
-        job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
-    )
+    source, truth = comparison.data.open(report)
+    options = replace(comparison.generator, class_names=tuple(class_name for _, class_name in source.classes))
+    if name != "lpg":
+        options = replace(options, model=None, segmenter=None, flip=False)
+    generator = generator_of(name, options)
     row, pairs, scores, seconds, num_masks = Row(name), LabelPairs(), BoxMaskScores(), 0.0, 0
     row.skipped += [f"{image} ({PROBLEMS[kind].meaning})" for image, kind in report.skipped]
     row.reports["annotations"] = report
     if truth.report is not None:
         row.reports["ground truth"] = truth.report
-    for index in tqdm(job.indices, desc=name, disable=None, leave=False):
-        found = Report()
-        record = source.record(index, found)
-        pixels = None if record is None else source.decode(record, found)
-        report.merge(found)
-        row.skipped += found.reasons()
-        if record is None or pixels is None:
+    for index in tqdm(comparison.indices, desc=name, disable=None, leave=False):
+        usable = _image_and_truth(source, truth, index, row)
+        if usable is None:
             continue
-        image = boxed_image(pixels, record)
-        try:
-            true = truth.of(record)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
-            row.skipped.append(f"{record.file_name}: {error}")
-            continue
+        record, image, true = usable
         start = time.perf_counter()
-        masks = assemble(image, (patch for _, patch in generator.patches([image], job.per)), job.per)
+        patches = (patch for _, patch in generator.patches([image], comparison.per))
+        masks = assemble(image, patches, comparison.per)
         seconds += time.perf_counter() - start
         row.num_images += 1
         num_masks += len(masks.masks)
         counts = true.label_map != true.ignored
         pairs.add(LabelPairs.count(masks.label_map[counts], true.label_map[counts]))
-        objects = record.single_objects
-        for item, mask in zip(objects, masks.masks):
+        for item, mask in zip(record.single_objects, masks.masks):
             target, ignore = true.of_box(item)
             if target is None:
                 row.skipped.append(f"{record.file_name}: object {item.id}: no mask in the ground truth")
             else:
                 scores.update(mask.rle, target, item.category + 1, ignore)
-        if index in job.shown:
+        if index in comparison.shown:
             row.label_maps[index] = masks.label_map
     boxes = scores.compute()
     row.num_boxes = boxes["num_boxes"]
@@ -225,9 +222,27 @@ def measure(job: Job, name: str) -> Row:
         "seconds_per_image": seconds / row.num_images if row.num_images else None,
         "boxes_per_second": num_masks / seconds if seconds else None,
         "peak_memory_mb": peak_memory_mb(),
-        "peak_gpu_memory_mb": peak_gpu_memory_mb(),
+        "peak_gpu_memory_mb": _peak_gpu_memory_mb(),
     }
     return row
+
+
+def _image_and_truth(
+    source: Source, truth: Truth, index: int, row: Row
+) -> tuple[Record, BoxedImage, ImageTruth] | None:
+    """An image with its boxes and ground truth; None where one of them cannot be used, which the row then says."""
+    report = Report()
+    record = source.record(index, report)
+    pixels = None if record is None else source.decode(record, report)
+    row.reports["annotations"].merge(report)
+    row.skipped += report.reasons()
+    if record is None or pixels is None:
+        return None
+    try:
+        return record, boxed_image(pixels, record), truth.of(record)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
+        row.skipped.append(f"{record.file_name}: {error}")
+        return None
 
 
 def peak_memory_mb() -> float | None:
@@ -246,23 +261,12 @@ def peak_memory_mb() -> float | None:
     return peak / 1024**2 if sys.platform == "darwin" else peak / 1024
 
 
-def peak_gpu_memory_mb() -> float | None:
+def _peak_gpu_memory_mb() -> float | None:
     """Largest memory that torch held on a GPU; None if it used none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
     return torch.cuda.max_memory_allocated() / 1024**2
-
-
-def _open(job: Job, report: Report) -> Source:
-    options = replace(
-        SOURCE_OPTIONS,
-        split=job.split,
-        zero_based=job.zero_based,
-        size_mismatch=job.size_mismatch,
-        max_pixels=job.max_pixels,
-    )
-    return open_source(job.annotations, job.images, options, format=job.format, report=report)
 
 
 def _evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
@@ -307,22 +311,21 @@ def _cell(key: str, row: Row) -> str:
     return f"{value:.3f}" if key == "seconds_per_image" else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
-    """Write comparison.md, comparison.json and, if there are images to show, panel.jpg into a folder."""
+def write(out: str | os.PathLike, rows: Sequence[Row], comparison: Comparison) -> None:
+    """Writes comparison.md, comparison.json and, if there are images to show, panel.jpg into a folder."""
     write_atomically(Path(out, "comparison.md"), (table(rows) + "\n").encode("utf-8"))
-    write_json(Path(out, "comparison.json"), as_dict(rows, job))
+    write_json(Path(out, "comparison.json"), as_dict(rows, comparison))
     ran = [row for row in rows if row.error is None]
-    shown = [index for index in job.shown if all(index in row.label_maps for row in ran)]
+    shown = [index for index in comparison.shown if all(index in row.label_maps for row in ran)]
     if not ran or not shown:
         return
     report = Report()
-    source = _open(job, report)
-    truth = open_truth(
-        job.truth, source, images=job.images, size_mismatch=job.size_mismatch, max_pixels=job.max_pixels
-    )
+    source, truth = comparison.data.open(report)
     lines = []
     for index in shown:
         record = source.record(index, report)
+        if record is None:
+            continue
         image = boxed_image(source.image(record), record)
         true = truth.of(record)
         colours = colour_index(true.label_map, true.ignored)
@@ -336,11 +339,11 @@ def write(out: str | os.PathLike, rows: Sequence[Row], job: Job) -> None:
     figure.save(path, quality=90)
 
 
-def as_dict(rows: Sequence[Row], job: Job) -> dict:
+def as_dict(rows: Sequence[Row], comparison: Comparison) -> dict:
     """For a json file; "reports" are those of the first generator that ran, as all read the same."""
     reports = next((row.reports for row in rows if row.reports), {})
     return {
-        "job": asdict(job),
+        "job": comparison.as_dict(),
         "reports": {name: asdict(report) for name, report in reports.items()},
         "rows": [row.as_dict() for row in rows],
     }

@@ -2,11 +2,12 @@
 
 import os
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
@@ -40,24 +41,43 @@ class ImageTruth:
             target[window] = self.label_map[window] == item.category + 1
             return target, self.label_map == self.ignored
         same_class = [true for true, label in self.objects if label == item.category + 1]
-        found = next(
+        match = next(
             (true for true in same_class if true.id == item.id and _distance(true, item) <= BOX_TOLERANCE), None
         )
-        if found is None:
-            found = min(same_class, key=lambda true: _distance(true, item), default=None)
-        if found is None or _distance(found, item) > BOX_TOLERANCE or found.rle is None:
+        if match is None:
+            match = min(same_class, key=lambda true: _distance(true, item), default=None)
+        if match is None or _distance(match, item) > BOX_TOLERANCE or match.rle is None:
             return None, None
-        return as_mask(found.rle), self.crowd
+        return as_mask(match.rle), self.crowd
 
 
 def _distance(a: BoxObject, b: BoxObject) -> float:
     return max(abs(x - y) for x, y in zip(a.box, b.box))
 
 
+class Truth(Protocol):
+    """The ground truth of a source's images."""
+
+    report: Report | None  # What the reader found; None of label maps, as `of` raises what is wrong with one.
+
+    def has(self, file_name: str) -> bool:
+        """Whether there is ground truth for an image."""
+        ...
+
+    def of(self, record: Record) -> ImageTruth:
+        """The ground truth of an image.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it cannot be used, or has another size than the image.
+        """
+        ...
+
+
 class FolderTruth:
     """Label maps (PNG) under the images' relative paths."""
 
-    report = None  # Of a map that cannot be used, `of` says why.
+    report: Report | None = None
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -66,11 +86,7 @@ class FolderTruth:
         return os.path.isfile(fs_path(self._path(file_name)))
 
     def of(self, record: Record) -> ImageTruth:
-        """
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: it is no label map, or of another size than the image.
-        """
+        """See `Truth.of`."""
         path = self._path(record.file_name)
         label_map = read_label_map(path)
         if label_map.shape != (record.height, record.width):
@@ -86,10 +102,11 @@ class FolderTruth:
 class CocoTruth:
     """Masks of a COCO file; its images meet those of the source by file name, its classes by name."""
 
-    def __init__(self, path: str, source: Source, images: str | None, size_mismatch: str, max_pixels: int) -> None:
-        self.report = Report()
-        options = replace(SOURCE_OPTIONS, masks=True, size_mismatch=size_mismatch, max_pixels=max_pixels)
-        self.source = open_source(path, images, options, format="coco", report=self.report)
+    def __init__(self, path: str, source: Source, images: str | None, options: ReadOptions) -> None:
+        self.report: Report | None = Report()
+        # Split, classes and corners are those of the annotations, not of this file.
+        own = replace(SOURCE_OPTIONS, masks=True, size_mismatch=options.size_mismatch, max_pixels=options.max_pixels)
+        self.source = open_source(path, images, own, format="coco", report=self.report)
         self.index = {name: index for index, name in enumerate(self.source.file_names)}
         self.names = [name for _, name in self.source.classes]
         self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
@@ -98,15 +115,12 @@ class CocoTruth:
         return file_name in self.index
 
     def of(self, record: Record) -> ImageTruth:
-        """
-        Raises:
-            ValueError: the reader leaves the image out, or it has another size there.
-        """
-        found = Report()
-        true = self.source.record(self.index[record.file_name], found)
-        self.report.merge(found)
+        """See `Truth.of`."""
+        report = Report()
+        true = self.source.record(self.index[record.file_name], report)
+        self.report.merge(report)
         if true is None:
-            raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(found.reasons())}")
+            raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(report.reasons())}")
         if (true.height, true.width) != (record.height, record.width):
             raise ValueError(
                 f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} in the annotations"
@@ -144,10 +158,12 @@ def _crowd(objects: list[tuple[BoxObject, int]], label_map: np.ndarray) -> np.nd
     return crowd & (label_map == IGNORE_INDEX_16)
 
 
-def open_truth(
-    path: str, source: Source, *, images: str | None, size_mismatch: str, max_pixels: int
-) -> FolderTruth | CocoTruth:
-    """The ground truth of a source: a folder of label maps, or a COCO json (further arguments as of `open_source`).
+def open_truth(path: str, source: Source, images: str | None, options: ReadOptions) -> Truth:
+    """The ground truth of a source: a folder of label maps, or a COCO json.
+
+    Args:
+        images: folder of the source's images.
+        options: how the source is read; a COCO json is read with the same limits.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -156,4 +172,4 @@ def open_truth(
         return FolderTruth(path)
     if not os.path.isfile(fs_path(path)):
         raise FileNotFoundError(f"ground truth {path} does not exist. Pass a folder of label maps or a COCO json.")
-    return CocoTruth(path, source, images, size_mismatch, max_pixels)
+    return CocoTruth(path, source, images, options)

@@ -5,6 +5,7 @@ an image with very many boxes does not fill the memory.
 """
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lpg_hf.boxes import box_slices
+from lpg_hf.devices import resolve_dtype, usable_device
 
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 GRANULARITIES = ("class", "instance")
@@ -23,9 +26,43 @@ PAD_MULTIPLE = 32  # pixels; images whose padded sizes agree share a forward pas
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises ValueError if a setting has none of its values."""
+    """Raises ValueError if `value` is not among those allowed."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """How a generator is loaded; made where a call enters, and passed whole.
+
+    Attributes:
+        model: LPG stage, a Hub id or a folder; only for "lpg". None: the bundled lpg-small.
+        segmenter: Hub id or folder of the segmenter that gives the LPG its class probability; only for "lpg".
+        class_names: names of the boxes' classes in the order of their labels; they are looked up in the segmenter.
+        batch_size: views (LPG) or boxes (SAM, saliency) per forward pass.
+        flip: the LPG also sees each view mirrored, and averages: better masks in twice the time; only for "lpg".
+        device: "cpu", "cuda", ...; None: a GPU if there is one.
+        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware computes in it, else float32.
+        revision: branch, tag or commit of `model`, or of the SAM model, on the Hub.
+    """
+
+    model: str | os.PathLike | None = None
+    segmenter: str | os.PathLike | None = None
+    class_names: tuple[str, ...] | None = None
+    batch_size: int = 16
+    flip: bool = False
+    device: str | None = None
+    dtype: str = "auto"
+    revision: str | None = None
+
+    def placement(self) -> "tuple[str, torch.dtype]":
+        """The device and the type to compute in.
+
+        Raises:
+            ValueError: a device that does not exist, or an unknown type.
+        """
+        device = usable_device(self.device)
+        return device, resolve_dtype(self.dtype, device)
 
 
 @dataclass(frozen=True)
@@ -53,8 +90,7 @@ class Patch:
     Args:
         label: class id.
         boxes: positions in `BoxedImage.boxes` of the boxes that it belongs to.
-        rows: of the window, inside the image.
-        columns: of the window, inside the image.
+        rows, columns: the window, inside the image.
         foreground: (rows, columns) float32 probability in [0, 1], 0 outside the boxes (Eq. (7)).
     """
 
@@ -73,7 +109,7 @@ class MaskGenerator(ABC):
         """The foreground of some images; several threads may call it at the same time.
 
         Args:
-            images: what one forward pass may combine; the result for an image depends on no image outside.
+            images: what one forward pass may combine; the result depends on no other image.
             per: "instance": one patch per box, which knows nothing of the other boxes of its class. "class": patches that
                 may stand for all boxes of a class together, whichever the method does best. Patches of a class are merged
                 by their maximum.
@@ -83,7 +119,7 @@ class MaskGenerator(ABC):
         """
 
     def settings(self) -> dict:
-        """What the masks depend on, as json values: an unfinished job goes on only with the same."""
+        """What the masks depend on, as json values; an interrupted run resumes only with the same."""
         return {name: value for name, value in vars(self).items() if isinstance(value, (bool, int, float, str))}
 
 
@@ -96,8 +132,7 @@ class BoxByBoxGenerator(MaskGenerator):
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            rows: that the box covers.
-            columns: the same.
+            rows, columns: the pixels that the box touches.
 
         Returns:
             (rows, columns) float32 in [0, 1].
@@ -112,7 +147,7 @@ class BoxByBoxGenerator(MaskGenerator):
 
 
 def weights_digest(*networks: "nn.Module") -> str:
-    """Tells other weights apart."""
+    """A hash of all weights."""
     import torch
 
     digest = hashlib.sha256()
@@ -124,7 +159,7 @@ def weights_digest(*networks: "nn.Module") -> str:
 
 
 def batches_of_one_size(sizes: Mapping[int, tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """The images in batches whose padded sizes agree; the same batches on every run, so results repeat to the bit.
+    """The images in batches of one padded size; every run makes the same batches, so results repeat to the bit.
 
     Args:
         sizes: number of the image -> (height, width).

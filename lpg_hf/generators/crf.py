@@ -9,7 +9,7 @@ import numpy as np
 
 
 class CRFSettings(NamedTuple):
-    """Weights and kernel widths of the two pairwise terms; `dense_crf(image, probabilities, **settings._asdict())`.
+    """Weights and kernel widths of the two pairwise terms.
 
     Attributes:
         iterations: mean-field iterations.
@@ -36,13 +36,8 @@ RESNET_CRF = CRFSettings(iterations=10, pos_w=3, pos_xy=1, bi_w=4, bi_xy=67, bi_
 def dense_crf(
     image: np.ndarray,
     probabilities: np.ndarray,
+    settings: CRFSettings = CRFSettings(),
     *,
-    iterations: int = 10,
-    pos_w: float = 3,
-    pos_xy: float = 3,
-    bi_w: float = 5,
-    bi_xy: float = 140,
-    bi_rgb: float = 5,
     min_probability: float = 0.0,
 ) -> np.ndarray:
     """Class probabilities after mean-field inference with a smoothness and an appearance term.
@@ -50,9 +45,9 @@ def dense_crf(
     Args:
         image: (H, W, 3) RGB, uint8, or float in [0, 1].
         probabilities: (C, H, W) float of any precision and memory layout, softmax over the first axis.
-        iterations, pos_w, pos_xy, bi_w, bi_xy, bi_rgb: see `CRFSettings`.
-        min_probability: classes that reach it nowhere are left out and stay at 0; time goes with the number of classes. The
-            highest class always stays.
+        settings: weights and kernel widths.
+        min_probability: a class that reaches it nowhere takes no part and becomes 0; the time grows with the number of
+            classes. The highest class always takes part.
 
     Returns:
         (C, H, W) float32; sums to 1 over the classes. The inputs are not changed.
@@ -86,10 +81,10 @@ def dense_crf(
     # The floor keeps a probability of 0 at a finite energy.
     unary = -np.log(np.clip(probabilities[kept], 1e-5, 1)).reshape(len(kept), height * width)
     model.setUnaryEnergy(np.ascontiguousarray(unary))
-    model.addPairwiseGaussian(sxy=pos_xy, compat=pos_w)
-    model.addPairwiseBilateral(sxy=bi_xy, srgb=bi_rgb, rgbim=image, compat=bi_w)
+    model.addPairwiseGaussian(sxy=settings.pos_xy, compat=settings.pos_w)
+    model.addPairwiseBilateral(sxy=settings.bi_xy, srgb=settings.bi_rgb, rgbim=image, compat=settings.bi_w)
     refined = np.zeros_like(probabilities)
-    refined[kept] = np.reshape(model.inference(iterations), (len(kept), height, width))
+    refined[kept] = np.reshape(model.inference(settings.iterations), (len(kept), height, width))
     return refined
 
 

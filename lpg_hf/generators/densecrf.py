@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 
 from lpg_hf.generators.base import BoxByBoxGenerator
-from lpg_hf.generators.crf import dense_crf
+from lpg_hf.generators.crf import CRFSettings, dense_crf
 
 
-# Probability of what is taken for certain; the rest keeps energies finite.
+# Probability of certain foreground; the rest keeps energies finite.
 CERTAIN = 0.99
+# Widths are shares of the longer side of a box.
+BOX_CRF = CRFSettings(iterations=5, pos_w=3, pos_xy=0.03, bi_w=8, bi_xy=0.2, bi_rgb=8)
 
 
 class DenseCRFGenerator(BoxByBoxGenerator):
@@ -31,12 +33,8 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         min_fill: a mask that fills less than this share of its box is replaced by the box.
         max_side: larger windows are scaled down to this many pixels, and their masks up again, so that the time for a
             box has a limit.
-        iterations: mean-field iterations.
-        pos_w: weight of the smoothness term.
-        pos_xy: its width, as a share of the box's longer side; at least a pixel.
-        bi_w: weight of the appearance term.
-        bi_xy: its spatial width, as a share of the box's longer side; at least a pixel.
-        bi_rgb: its width in colour values (0..255).
+        crf: weights and kernel widths, where `pos_xy` and `bi_xy` are shares of the box's longer side; they become at
+            least a pixel.
 
     Raises:
         ImportError: pydensecrf2 is not installed.
@@ -52,16 +50,12 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         context: float = 0.2,
         min_fill: float = 0.25,
         max_side: int = 320,
-        iterations: int = 5,
-        pos_w: float = 3,
-        pos_xy: float = 0.03,
-        bi_w: float = 8,
-        bi_xy: float = 0.2,
-        bi_rgb: float = 8,
+        crf: CRFSettings = BOX_CRF,
     ) -> None:
         shares = {"centre": centre, "prior": prior, "min_fill": min_fill}
         wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value < 1]
-        positive = {"context": context, "iterations": iterations, "pos_xy": pos_xy, "bi_xy": bi_xy, "bi_rgb": bi_rgb}
+        positive = {"context": context, **crf._asdict()}
+        positive.pop("pos_w"), positive.pop("bi_w")
         wrong += [f"{name}={value}" for name, value in positive.items() if not value > 0]
         wrong += [f"max_side={max_side}"] if max_side < 8 else []
         if wrong:
@@ -69,12 +63,14 @@ class DenseCRFGenerator(BoxByBoxGenerator):
                 f"the dense CRF cannot work with {', '.join(wrong)}: {', '.join(shares)} lie in [0, 1), "
                 f"{', '.join(positive)} are positive, and max_side is at least 8."
             )
-        # A missing package is told before any work is done.
-        dense_crf(np.zeros((1, 1, 3), np.uint8), np.full((2, 1, 1), 0.5), iterations=1)
+        # A missing package is reported before any work is done.
+        dense_crf(np.zeros((1, 1, 3), np.uint8), np.full((2, 1, 1), 0.5), CRFSettings(iterations=1))
         self.centre, self.prior, self.context, self.min_fill = centre, prior, context, min_fill
-        self.max_side, self.iterations = max_side, iterations
-        self.pos_w, self.pos_xy = pos_w, pos_xy
-        self.bi_w, self.bi_xy, self.bi_rgb = bi_w, bi_xy, bi_rgb
+        self.max_side, self.crf = max_side, crf
+
+    def settings(self) -> dict:
+        """See `MaskGenerator.settings`."""
+        return super().settings() | self.crf._asdict()
 
     def foreground(self, image: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """(rows, columns) float32 probability; the box itself where the CRF leaves hardly a pixel."""
@@ -85,34 +81,27 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         box = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
         unary = np.full(window.shape[:2], 1 - CERTAIN, dtype=np.float32)
         unary[box] = self.prior
-        unary[tuple(central_part(side, self.centre) for side in box)] = CERTAIN
+        unary[tuple(_central_part(side, self.centre) for side in box)] = CERTAIN
         scale = min(1.0, self.max_side / max(unary.shape))
         if scale < 1:
             size = tuple(max(1, round(side * scale)) for side in reversed(unary.shape))
             small = [cv2.resize(array, size, interpolation=cv2.INTER_AREA) for array in (window, unary)]
-            found = cv2.resize(self._refine(*small, longer * scale), unary.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            refined = cv2.resize(
+                self._refine(*small, longer * scale), unary.shape[::-1], interpolation=cv2.INTER_LINEAR
+            )
         else:
-            found = self._refine(window, unary, longer)
-        found = np.ascontiguousarray(found[box])
-        fills = (found > 0.5).mean() >= max(self.min_fill, 1 / found.size)
-        return found if fills else np.ones_like(found)
+            refined = self._refine(window, unary, longer)
+        refined = np.ascontiguousarray(refined[box])
+        fills = (refined > 0.5).mean() >= max(self.min_fill, 1 / refined.size)
+        return refined if fills else np.ones_like(refined)
 
     def _refine(self, window: np.ndarray, unary: np.ndarray, longer: float) -> np.ndarray:
         """Foreground probability after the CRF, in [0, 1]; `longer` is the box's longer side in the window's pixels."""
-        refined = dense_crf(
-            window,
-            np.stack([1 - unary, unary]),
-            iterations=self.iterations,
-            pos_w=self.pos_w,
-            pos_xy=max(1.0, self.pos_xy * longer),
-            bi_w=self.bi_w,
-            bi_xy=max(1.0, self.bi_xy * longer),
-            bi_rgb=self.bi_rgb,
-        )
-        return refined[1].clip(0, 1)
+        pixels = self.crf._replace(pos_xy=max(1.0, self.crf.pos_xy * longer), bi_xy=max(1.0, self.crf.bi_xy * longer))
+        return dense_crf(window, np.stack([1 - unary, unary]), pixels)[1].clip(0, 1)
 
 
-def central_part(side: slice, share: float) -> slice:
+def _central_part(side: slice, share: float) -> slice:
     """The middle of a box's rows or columns, such that both together cover `share` of its area; at least a pixel."""
     length = side.stop - side.start
     part = min(length, max(1, round(length * math.sqrt(share))))

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch, weights_digest
+from lpg_hf.generators.base import BoxedImage, GeneratorOptions, MaskGenerator, Patch, weights_digest
+from lpg_hf.generators.bundle import bundled
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
@@ -28,11 +28,11 @@ class LPGGenerator(MaskGenerator):
     A model with `config.class_prob_optional` works with and without a segmenter.
 
     Args:
-        model: not changed; a copy is made for inference, in the model's dtype.
+        model: is copied for inference, and not changed.
         processor: decides the view.
         segmenter: gives the class probability of images that come without one.
         batch_size: views per forward pass.
-        flip: whether each view is also seen mirrored, and the two foregrounds averaged: better masks in twice the time.
+        flip: each view is also seen mirrored, and the two foregrounds are averaged: better masks in twice the time.
         device: where the copy runs.
         dtype: of the copy; None: the model's.
 
@@ -54,41 +54,32 @@ class LPGGenerator(MaskGenerator):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but a pass takes at least one view.")
         if segmenter is not None and not model.config.use_class_prob:
-            raise ValueError(
-                "this LPG takes no class probability (config.use_class_prob=False): leave the segmenter out."
-            )
-        self.network = inference_copy(model).to(device=device, dtype=dtype or model.dtype)
+            raise ValueError("this LPG takes no class probability (config.use_class_prob=False): pass no segmenter.")
+        self.network = _inference_copy(model).to(device=device, dtype=dtype or model.dtype)
         self.processor, self.segmenter, self.batch_size, self.flip = processor, segmenter, batch_size, flip
         self._one_at_a_time = threading.Lock()
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str | os.PathLike,
-        *,
-        segmenter: str | os.PathLike | None = None,
-        class_names: Sequence[str] | None = None,
-        batch_size: int = 16,
-        flip: bool = False,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
-    ) -> "LPGGenerator":
-        """Arguments as of `generators.load_generator`.
+    def from_pretrained(cls, options: GeneratorOptions) -> "LPGGenerator":
+        """The stage `options.model`, or the bundled one.
 
         Raises:
             OSError: a folder or Hub id that does not exist.
-            ValueError: the model is no LPG, or its weights cannot be read.
+            ValueError: the model is not an LPG, its weights cannot be read, or the device does not exist.
         """
-        folder = fetch_stage(model, revision, kind="lpg")
+        device, dtype = options.placement()
+        folder = fetch_stage(bundled() if options.model is None else options.model, options.revision, kind="lpg")
         with reading_weights(folder):
             network = LPGModel.from_pretrained(folder, dtype=torch.float32)
+        segmenter = None
+        if options.segmenter is not None:
+            segmenter = SegmenterProbs.from_pretrained(options.segmenter, options.class_names, device, dtype)
         return cls(
             network,
             LPGImageProcessor.from_pretrained(folder),
-            None if segmenter is None else SegmenterProbs.from_pretrained(segmenter, class_names, device, dtype),
-            batch_size=batch_size,
-            flip=flip,
+            segmenter,
+            batch_size=options.batch_size,
+            flip=options.flip,
             device=device,
             dtype=dtype,
         )
@@ -105,12 +96,12 @@ class LPGGenerator(MaskGenerator):
             passes = [chunk]
             if self.flip:
                 passes.append([(position, members, replace(view, flip=True)) for position, members, view in chunk])
-            logits = [self._forward(self._encode(images, of_pass)) for of_pass in passes]
+            logits = [self._forward(self._encode(images, views_of_pass)) for views_of_pass in passes]
             for i, (position, members, view) in enumerate(chunk):
                 image = images[position].image
                 decoded = [
-                    self.processor.decode_view(of[i], seen[i][2], *image.shape[:2], image)
-                    for of, seen in zip(logits, passes)
+                    self.processor.decode_view(pass_logits[i], pass_views[i][2], *image.shape[:2], image)
+                    for pass_logits, pass_views in zip(logits, passes)
                 ]
                 rows, columns, foreground = decoded[0]
                 if self.flip:
@@ -133,17 +124,17 @@ class LPGGenerator(MaskGenerator):
                 members: Iterable[np.ndarray] = np.arange(len(image.boxes))[:, None]
             else:
                 members = (np.flatnonzero(image.labels == c) for c in dict.fromkeys(image.labels.tolist()))
-            for of_view in members:
-                (view,) = self.processor.views(image.boxes[of_view], image.labels[of_view], *size)
-                yield position, tuple(of_view.tolist()), view
+            for boxes in members:
+                (view,) = self.processor.views(image.boxes[boxes], image.labels[boxes], *size)
+                yield position, tuple(boxes.tolist()), view
 
     def _encode(self, images: Sequence[BoxedImage], chunk: list[tuple[int, tuple[int, ...], View]]) -> list[dict]:
-        """The arrays of the views; views of the same window of an image share its pixels."""
-        rows, seen, pixels = [], None, {}
+        """The arrays of the views; views of one window of an image share its pixels."""
+        rows, encoded, pixels = [], None, {}
         for position, _, view in chunk:
             image = images[position]
-            if seen != (position, view.window, view.size, view.flip):
-                seen = position, view.window, view.size, view.flip
+            if encoded != (position, view.window, view.size, view.flip):
+                encoded = position, view.window, view.size, view.flip
                 pixels = self.processor.encode_pixels(image.image, view)
             given = self.network.config.use_class_prob and image.class_probs is not None
             prob = image.class_probs[view.label] if given else None
@@ -186,12 +177,12 @@ class LPGGenerator(MaskGenerator):
             return images
         if self.segmenter is None:
             raise ValueError(
-                "this LPG was trained with a segmenter's class probability (config.use_class_prob=True): pass a segmenter "
-                "(--segmenter ID_OR_DIR) or class_probs, or use a stage that needs none."
+                "this LPG was trained with a segmenter's class probability (config.use_class_prob=True): pass a "
+                "segmenter (--segmenter ID_OR_DIR) or class_probs, or use a stage that needs none."
             )
         with self._one_at_a_time:
-            found = self.segmenter([images[i].image for i in missing], [images[i].labels for i in missing])
-        for i, probs in zip(missing, found):
+            class_probs = self.segmenter([images[i].image for i in missing], [images[i].labels for i in missing])
+        for i, probs in zip(missing, class_probs):
             images[i] = replace(images[i], class_probs=probs)
         return images
 
@@ -199,22 +190,21 @@ class LPGGenerator(MaskGenerator):
 def _box_region(box_mask: np.ndarray, stride: int = 4, margin: int = 2) -> tuple[slice, slice]:
     """The rows and columns of the logits that interpolation reads for the pixels of the boxes; box_mask (V, 1, H, W)."""
     rows, columns = (np.flatnonzero(box_mask.any(axis=axes)) for axes in ((0, 1, 3), (0, 1, 2)))
-    spans = ((part[0], part[-1]) if len(part) else (0, 0) for part in (rows, columns))
-    return tuple(slice(max(low // stride - margin, 0), high // stride + 1 + margin) for low, high in spans)
+    spans = ((side[0], side[-1]) if len(side) else (0, 0) for side in (rows, columns))
+    return tuple(slice(max(low // stride - margin, 0), high // stride + 1 + margin) for low, high in spans)  # type: ignore[return-value]
 
 
-def inference_copy(model: LPGModel) -> LPGModel:
-    """A frozen float32 copy in channels_last; batch normalisations that follow a convolution in an nn.Sequential are folded
-    into it.
+def _inference_copy(model: LPGModel) -> LPGModel:
+    """A frozen float32 copy in channels_last; batch norms that follow a convolution in an nn.Sequential are folded into it.
 
     Raises:
-        ValueError: a weight is not finite, as variances are that do not fit into float16.
+        ValueError: a weight is not finite, such as a variance that does not fit into float16.
     """
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise ValueError(
-            f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the model in float32; the "
-            "generator's own dtype may be lower, as it folds the batch norms first."
+            f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the model in "
+            "float32; the generator's own dtype may be lower, as it folds the batch norms first."
         )
     network = copy.deepcopy(model).float().eval().requires_grad_(False)
     for module in list(network.modules()):

@@ -5,12 +5,12 @@
     OUT/labels/NAME.txt       YOLO segmentation polygons, and OUT/data.yaml, which expects the images in OUT/images
     OUT/overlays/NAME.jpg     the image with its label map and boxes
     OUT/classes.txt           class names in the order of the labels
-    OUT/report.json           settings, counts of problems, and for every image its time or why it was left out
+    OUT/report.json           settings, counts of problems, and for every image its time or why it was skipped
 
-NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its part file
-exists, which is written after all of the block's other files; each file is complete or absent. So a killed run goes
-on where it was and ends with the same masks and annotations to the byte, and processes can share the blocks out among them without
-talking to each other: whoever finishes the last block joins the parts.
+NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its block
+file exists, which is written after all other files of the block; each file is complete or absent. So a killed run resumes
+and ends with the same masks and annotations to the byte. Processes share the blocks without talking to each other:
+whichever finishes the last block joins the block files.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 OUTPUTS = ("png", "coco", "yolo")
 BLOCK_SIZE = 8  # images: what a killed run does again at most, per thread
-PARTS = ".parts"
+BLOCKS = ".parts"  # folder of the block files
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class MaskSettings:
         overlap_rule: see `fuse_classes`.
         threshold: foreground probability above which a pixel is in the mask.
         overlay: also write images for people.
-        min_score: a mask with a lower score is left out of COCO and YOLO files and of the label map, where its box is ignored
-            as far as no other mask claims it.
+        min_score: masks with a lower score are neither in COCO and YOLO files nor in the label map, where their boxes are
+            ignored unless other masks claim the pixels.
         batch_size: images that a generator may combine.
+        generator: its name for the report; an interrupted run resumes only with the same.
     """
 
     write: tuple[str, ...] = ("png",)
@@ -75,20 +76,49 @@ class MaskSettings:
     overlay: bool = False
     min_score: float = 0.0
     batch_size: int = 8
+    generator: str = ""
 
     def __post_init__(self):
         unknown = [name for name in self.write if name not in OUTPUTS]
         if unknown or not self.write:
             raise ValueError(f"write={','.join(self.write)!r}: choose one or more of {', '.join(OUTPUTS)}.")
-        if self.per is None:
-            object.__setattr__(self, "per", "instance" if {"coco", "yolo"} & set(self.write) else "class")
-        check_choice("per", self.per, GRANULARITIES)
+        check_choice("per", self.granularity, GRANULARITIES)
         check_choice("overlap_rule", self.overlap_rule, OVERLAP_RULES)
         for name in ("threshold", "min_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+
+    @property
+    def granularity(self) -> str:
+        """`per`, or its default."""
+        return self.per or ("instance" if {"coco", "yolo"} & set(self.write) else "class")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a folder of masks, and the threads of this one.
+
+    Attributes:
+        rank: number of this process.
+        count: number of processes.
+        num_workers: threads that decode and write.
+    """
+
+    rank: int = 0
+    count: int = 1
+    num_workers: int = min(8, os.cpu_count() or 1)
+
+    def __post_init__(self):
+        if not 0 <= self.rank < self.count:
+            raise ValueError(f"rank={self.rank} (RANK) must be from 0 to {self.count - 1} (WORLD_SIZE={self.count}).")
+
+    @classmethod
+    def of_launch(cls, num_workers: int | None = None) -> "Processes":
+        """Those that `accelerate launch` or `torchrun` states in the environment."""
+        threads = {} if num_workers is None else {"num_workers": num_workers}
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), **threads)
 
 
 def write_masks(
@@ -98,84 +128,77 @@ def write_masks(
     settings: MaskSettings,
     *,
     report: Report,
-    generator_name: str,
     overwrite: bool = False,
-    num_workers: int | None = None,
-    rank: int = 0,
-    num_processes: int = 1,
-    log: Callable[[str], None] = logger.info,
+    processes: Processes = Processes(),
 ) -> Report | None:
-    """Write the masks of all images of a source; finished ones are not redone.
+    """Writes the masks of all images of a source; finished blocks are skipped.
 
     Args:
         source: from `open_source`.
         generator: makes the masks; called from several threads.
         out: folder, created if it is missing.
         report: what opening the source found.
-        generator_name: for the report; part of what a started run must agree in.
-        overwrite: throw away what an earlier run left in `out`; files that it has not written stay.
-        num_workers: threads that decode and write; None: one per core, at most 8.
-        rank: number of this process among those that share `out`.
-        num_processes: their number.
-        log: is told that there was nothing to do.
+        overwrite: delete what an earlier run wrote to `out`; other files stay.
 
     Returns:
         What was found, over all images; None if other processes still have blocks to do.
 
     Raises:
-        ValueError: `out` holds a run with other settings, other files, or the annotations, or a finished run that left out
-            images which can be used now; `overwrite` with several processes; `rank` that is none of theirs.
+        ValueError: `out` holds a run with other settings, other files, or the annotations; or a finished run that skipped
+            images which can be used now; or `overwrite` is on with several processes.
     """
     out = Path(fs_path(out))
-    if not 0 <= rank < num_processes:
-        raise ValueError(f"rank={rank} (RANK) is no number of one of {num_processes} processes (WORLD_SIZE).")
-    inside = next(
-        (path for path in source.annotation_files if out.resolve() in Path(fs_path(path)).resolve().parents), None
-    )
-    if inside is not None:
-        raise ValueError(f"{out} holds annotations that are read ({inside}). Choose another folder for the masks.")
-    if overwrite and num_processes > 1:
-        raise ValueError(f"--overwrite is for one process; delete {out} before you start {num_processes} of them.")
+    _check_folder(out, source, overwrite, processes)
     identity = {
         "version": __version__,
         "annotations": source.path,
         "annotations_sha256": _digest(source),
         **source.identity,
-        "generator": generator_name,
         **generator.settings(),
         **asdict(settings),
+        "per": settings.granularity,
         "write": sorted(settings.write),
     }
     if _is_finished(out, identity, source.file_names, overwrite):
         repaired = _repaired(out, source)
         if repaired:
             raise ValueError(
-                f"the masks in {out} were finished without {', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, whose "
-                "file can be used now. Choose another folder, or start anew with --overwrite."
+                f"the masks in {out} were finished without {', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, "
+                "whose files can be used now. Choose another folder, or start again with --overwrite."
             )
-        log(f"{out} is finished already; --overwrite does it again")
+        logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
         return _finished_report(out)
-    job = _Job(source, generator, out, settings, identity, report)
-    num_blocks = -(-len(source) // BLOCK_SIZE)
-    mine = range(rank, num_blocks, num_processes)
-    waiting = [block for block in mine if not job.part(block).is_file()]
-    total = sum(min(BLOCK_SIZE, len(source) - block * BLOCK_SIZE) for block in mine)
-    to_do = sum(min(BLOCK_SIZE, len(source) - block * BLOCK_SIZE) for block in waiting)
-    bar = tqdm(total=total, initial=total - to_do, unit="image", desc="masks", disable=rank != 0, mininterval=1)
-    num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
-    with bar, ThreadPoolExecutor(num_workers) as pool:
-        jobs = [pool.submit(job.run, block, bar) for block in waiting]
+    run = _MaskRun(source, generator, out, settings, identity, report)
+    mine = range(processes.rank, run.num_blocks, processes.count)
+    unfinished = [block for block in mine if not run.block_file(block).is_file()]
+    total, to_do = (sum(len(run.images_of(block)) for block in blocks) for blocks in (mine, unfinished))
+    bar = tqdm(
+        total=total, initial=total - to_do, unit="image", desc="masks", disable=processes.rank != 0, mininterval=1
+    )
+    with bar, ThreadPoolExecutor(processes.num_workers) as pool:
+        futures = [pool.submit(run.write_block, block, bar) for block in unfinished]
         try:
-            for done in as_completed(jobs):
-                done.result()
+            for future in as_completed(futures):
+                future.result()
         except BaseException:
-            job.stop.set()
+            run.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return _join(job, num_blocks)
+    return _join(run)
 
 
-class _Job:
+def _check_folder(out: Path, source: Source, overwrite: bool, processes: Processes) -> None:
+    """Raises ValueError if masks must not be written to `out`, whatever it holds of earlier runs."""
+    inside = next(
+        (path for path in source.annotation_files if out.resolve() in Path(fs_path(path)).resolve().parents), None
+    )
+    if inside is not None:
+        raise ValueError(f"{out} holds annotations that are read ({inside}). Choose another folder for the masks.")
+    if overwrite and processes.count > 1:
+        raise ValueError(f"--overwrite is for one process; delete {out} before you start {processes.count} processes.")
+
+
+class _MaskRun:
     """What the blocks of a run share."""
 
     def __init__(
@@ -191,7 +214,8 @@ class _Job:
         self.settings, self.identity, self.index_report = settings, identity, report
         self.map_type, self.ignored = label_map_type(len(source.classes))
         self.stop = threading.Event()
-        self.scratch = out / PARTS / "unfinished"
+        self.num_blocks = -(-len(source) // BLOCK_SIZE)
+        self.scratch = out / BLOCKS / "unfinished"
         self.scratch.mkdir(parents=True, exist_ok=True)
         first: dict[str, int] = {}
         self.same_name = {
@@ -200,19 +224,28 @@ class _Job:
             if (earlier := first.setdefault(mask_name(name), index)) != index
         }
 
-    def part(self, block: int) -> Path:
-        return self.out / PARTS / f"{block:06d}.json"
+    def block_file(self, block: int) -> Path:
+        return self.out / BLOCKS / f"{block:06d}.json"
 
-    def run(self, block: int, bar: tqdm) -> None:
-        """All files of a block, and its part at the end."""
+    def images_of(self, block: int) -> range:
+        """The images of a block."""
+        return range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, len(self.source)))
+
+    def blocks(self) -> Iterator[dict]:
+        """The contents of all block files."""
+        for block in range(self.num_blocks):
+            yield json.loads(self.block_file(block).read_text(encoding="utf-8"))
+
+    def write_block(self, block: int, bar: tqdm) -> None:
+        """Writes all files of a block, and its block file at the end."""
         report, entries, records = Report(), {}, {}
-        for index in range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, len(self.source))):
-            of_image = Report()
-            record = self._record(index, of_image)
-            report.merge(of_image)
+        for index in self.images_of(block):
+            image_report = Report()
+            record = self._record(index, image_report)
+            report.merge(image_report)
             entries[index] = {"file_name": self.source.file_names[index]}
-            if of_image.counts:
-                entries[index]["problems"] = of_image.places
+            if image_report.counts:
+                entries[index]["problems"] = image_report.places
             if record is None:
                 entries[index]["skipped"] = True
                 bar.update()
@@ -222,25 +255,31 @@ class _Job:
         for members in batches_of_one_size(sizes, self.settings.batch_size):
             if self.stop.is_set():
                 return
-            start = time.perf_counter()
-            images = self._images(members, records, entries, report)
-            boxed = [boxed_image(image, records[index]) for index, image in images]
-            patches = self.generator.patches(boxed, self.settings.per)
-            for (index, _), image, of_image in zip(images, boxed, by_position(patches, len(boxed))):
-                masks = assemble(
-                    image,
-                    of_image,
-                    self.settings.per,
-                    overlap_rule=self.settings.overlap_rule,
-                    threshold=self.settings.threshold,
-                    min_score=self.settings.min_score,
-                )
-                entries[index] |= self._write(image, records[index], masks, report)
-            for index, _ in images:
-                entries[index]["seconds"] = round((time.perf_counter() - start) / len(images), 4)
+            self._write_batch(members, records, entries, report)
             bar.update(len(members))
-        part = {"report": asdict(report), "images": [entries[index] for index in sorted(entries)]}
-        write_atomically(self.part(block), json.dumps(part).encode(), self.scratch)
+        content = {"report": asdict(report), "images": [entries[index] for index in sorted(entries)]}
+        write_atomically(self.block_file(block), json.dumps(content).encode(), self.scratch)
+
+    def _write_batch(
+        self, members: list[int], records: dict[int, Record], entries: dict[int, dict], report: Report
+    ) -> None:
+        """Masks and files of images that the generator may combine."""
+        start, settings = time.perf_counter(), self.settings
+        images = self._images(members, records, entries, report)
+        boxed = [boxed_image(image, records[index]) for index, image in images]
+        patches = by_position(self.generator.patches(boxed, settings.granularity), len(boxed))
+        for (index, _), image, image_patches in zip(images, boxed, patches):
+            masks = assemble(
+                image,
+                image_patches,
+                settings.granularity,
+                overlap_rule=settings.overlap_rule,
+                threshold=settings.threshold,
+                min_score=settings.min_score,
+            )
+            entries[index] |= self._write(image, records[index], masks, report)
+        for index, _ in images:
+            entries[index]["seconds"] = round((time.perf_counter() - start) / len(images), 4)
 
     def _record(self, index: int, report: Report) -> Record | None:
         if index in self.same_name:
@@ -251,20 +290,21 @@ class _Job:
     def _images(
         self, members: list[int], records: dict[int, Record], entries: dict[int, dict], report: Report
     ) -> list[tuple[int, np.ndarray]]:
-        """The decoded images; one that cannot be decoded is counted and left out."""
+        """The decoded images; one that cannot be decoded is counted and skipped."""
         images = []
         for index in members:
-            of_image = Report()
-            image = self.source.decode(records[index], of_image)
+            image_report = Report()
+            image = self.source.decode(records[index], image_report)
             if image is not None:
                 images.append((index, image))
                 continue
-            report.merge(of_image)
-            entries[index] |= {"skipped": True, "problems": entries[index].get("problems", {}) | of_image.places}
+            report.merge(image_report)
+            problems = entries[index].get("problems", {}) | image_report.places
+            entries[index] |= {"skipped": True, "problems": problems}
         return images
 
     def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
-        """Files of one image; returns its entry in the part."""
+        """Writes the files of one image; returns its entry in the block file."""
         objects = record.single_objects
         kept, rejected = [], []
         for item, mask in zip(objects, masks.masks):
@@ -312,7 +352,7 @@ class _Job:
 
 
 def _image_files(name: str) -> dict[str, str]:
-    """The files of an image in OUT, by the output that they belong to."""
+    """The files of an image in OUT, by output."""
     path = PurePosixPath(name)
     return {
         "png": f"masks/{mask_name(name)}",
@@ -322,7 +362,7 @@ def _image_files(name: str) -> dict[str, str]:
 
 
 def _digest(source: Source) -> str:
-    """Tells changed annotations: the classes and images, and the sizes and times of the files that they came from."""
+    """A hash that changes with the annotations: of classes, images, and sizes and times of the files that they come from."""
     digest = hashlib.sha256(json.dumps([source.classes, source.file_names]).encode())
     for path in source.annotation_files:
         state = os.stat(fs_path(path))
@@ -331,14 +371,14 @@ def _digest(source: Source) -> str:
 
 
 def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bool) -> bool:
-    """Whether `out` holds a complete run of these settings; makes it ready for one if it is new.
+    """Whether `out` holds a complete run with these settings; prepares `out` if the run is new.
 
     Raises:
-        ValueError: it holds a run with other settings, or files that no run has written.
+        ValueError: it holds a run with other settings, or files that no run wrote.
     """
-    finished, started = out / "report.json", out / PARTS / "settings.json"
+    finished, started = out / "report.json", out / BLOCKS / "settings.json"
     before = _read_run(finished) or _read_run(started)
-    if before is None and out.is_dir() and any(item.name != PARTS for item in out.iterdir()):
+    if before is None and out.is_dir() and any(item.name != BLOCKS for item in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
     if before is not None and not overwrite:
         now = json.loads(json.dumps(identity))
@@ -346,13 +386,13 @@ def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bo
         other = next((key for key in now if settings.get(key) != now[key]), None)
         if other == "annotations_sha256":
             raise ValueError(
-                f"the annotations or the images have changed since the masks in {out} were made. Choose another folder, or "
-                "start anew with --overwrite."
+                f"the annotations or the images have changed since the masks in {out} were made. Choose another folder, "
+                "or start again with --overwrite."
             )
         if other is not None:
             raise ValueError(
-                f"{out} holds masks made with other settings: {other} was {settings.get(other)!r} and is now {now[other]!r}. "
-                "Choose another folder, or start anew with --overwrite."
+                f"{out} holds masks made with other settings: {other} was {settings.get(other)!r} and is now "
+                f"{now[other]!r}. Choose another folder, or start again with --overwrite."
             )
         return _read_run(finished) is not None
     if before is not None:
@@ -362,7 +402,7 @@ def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bo
 
 
 def _read_run(path: Path) -> dict | None:
-    """What a run states in its report or at its start; None if the file is absent, or some other program's."""
+    """What a run wrote to its report or at its start; None if the file is absent or not from a run."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -372,7 +412,7 @@ def _read_run(path: Path) -> dict | None:
 
 
 def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
-    """All that a run writes in OUT for some images, but for its parts."""
+    """All files that a run writes to OUT for some images, except the block files."""
     outputs = {*settings["write"], *(["overlay"] if settings["overlay"] else [])}
     once = {"coco": "instances.json", "yolo": "data.yaml"}
     return {
@@ -384,37 +424,37 @@ def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
 
 
 def _clear(out: Path, before: dict, wanted: set[str]) -> None:
-    """Delete what an earlier run has written, and no other file.
+    """Deletes the files of an earlier run, and no others.
 
     Args:
         before: what the earlier run states.
         wanted: files of the new run.
 
     Raises:
-        ValueError: another file stands where one of `wanted` is to be written; nothing is deleted then.
+        ValueError: a file of unknown origin has the name of one of `wanted`; then nothing is deleted.
     """
     if "images" in before:
         names = [image["file_name"] for image in before["images"] if "skipped" not in image]
     else:
-        names = before.get("file_names", ())  # A start of an earlier version states none.
+        names = before.get("file_names", ())  # Earlier versions do not state them at the start.
     written = {fs_path(out / file) for file in _files_of_run(before["settings"], names)}
-    # Links to folders are not followed: the run has made none, so what lies behind one is not its own.
-    found = (str(Path(folder, name)) for folder, _, files in os.walk(out) for name in files)
-    left = {path for path in found if path in written}
+    # Links to folders are not followed: the run makes none, so the files behind one are not its own.
+    present = (str(Path(folder, name)) for folder, _, files in os.walk(out) for name in files)
+    left = {path for path in present if path in written}
     planned = (fs_path(out / file) for file in sorted(wanted))
     foreign = next((path for path in planned if path not in left and os.path.lexists(path)), None)
     if foreign is not None:
         raise ValueError(
-            f"{foreign} is in the way of the masks, and is not known to come from the earlier run in {out}. Move it away, or "
-            "choose another folder."
+            f"{foreign} has the name of a file to be written, but is not known to come from the earlier run in {out}. "
+            "Move it away, or choose another folder."
         )
-    for path in sorted(left):  # In this order report.json, by which the next start would know the run, is the last.
+    for path in sorted(left):  # report.json, which identifies the run, is the last in this order.
         os.unlink(path)
     emptied = {folder for path in left for folder in Path(path).parents if out in folder.parents}
     for folder in sorted(emptied, reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    shutil.rmtree(out / PARTS, ignore_errors=True)
+    shutil.rmtree(out / BLOCKS, ignore_errors=True)
 
 
 def _finished_report(out: Path) -> Report:
@@ -423,7 +463,7 @@ def _finished_report(out: Path) -> Report:
 
 
 def _repaired(out: Path, source: Source) -> list[str]:
-    """The images that a finished run left out for their file, and that can be used now."""
+    """The images that a finished run skipped because of their file, and that can be used now."""
     images = json.loads((out / "report.json").read_text(encoding="utf-8"))["images"][: len(source)]
     skipped = (
         i for i, image in enumerate(images) if "skipped" in image and "mask_name_taken" not in image["problems"]
@@ -432,59 +472,54 @@ def _repaired(out: Path, source: Source) -> list[str]:
     return [item.file_name for item in records if item is not None and source.decode(item, Report()) is not None]
 
 
-def _join(job: _Job, num_blocks: int) -> Report | None:
-    """What stands in one file for all images, once every part is there; then the parts are deleted."""
-    out, settings, source = job.out, job.settings, job.source
-    if not all(job.part(block).is_file() for block in range(num_blocks)):
+def _join(run: _MaskRun) -> Report | None:
+    """Writes the files that cover all images, once every block file exists; then deletes the block files."""
+    out, settings, source = run.out, run.settings, run.source
+    if not all(run.block_file(block).is_file() for block in range(run.num_blocks)):
         return None
-
-    def parts() -> Iterator[dict]:
-        for block in range(num_blocks):
-            yield json.loads(job.part(block).read_text(encoding="utf-8"))
-
     report = Report(classes=[f"{label} {name}" for label, (_, name) in enumerate(source.classes, start=1)])
-    report.merge(job.index_report)
+    report.merge(run.index_report)
     try:
-        for part in parts():
-            report.merge(Report(**part["report"]))
+        for block in run.blocks():
+            report.merge(Report(**block["report"]))
         names = "".join(f"{name}\n" for _, name in source.classes)
-        write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), job.scratch)
+        write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), run.scratch)
         if "coco" in settings.write:
-            _write_coco(job, parts)
+            _write_coco(run)
         if "yolo" in settings.write:
             names = {number: name for number, (_, name) in enumerate(source.classes)}
             text = yaml.safe_dump(
                 {"path": ".", "train": "images", "val": "images", "names": names}, allow_unicode=True
             )
-            write_atomically(out / "data.yaml", text.encode(), job.scratch)
-        head = {"settings": job.identity, "report": asdict(report), "summary": report.summary().splitlines()}
-        _write_json(out / "report.json", head, {"images": _report_entries(job, parts)}, job.scratch)
+            write_atomically(out / "data.yaml", text.encode(), run.scratch)
+        head = {"settings": run.identity, "report": asdict(report), "summary": report.summary().splitlines()}
+        _write_json(out / "report.json", head, {"images": _report_entries(run)}, run.scratch)
     except FileNotFoundError:
-        # Another process joins them too, and deletes the parts when it has written the report.
+        # Another process joins them too, and deletes the block files after it wrote the report.
         if not (out / "report.json").is_file():
             raise
         return _finished_report(out)
-    shutil.rmtree(out / PARTS, ignore_errors=True)
+    shutil.rmtree(out / BLOCKS, ignore_errors=True)
     return report
 
 
-def _report_entries(job: _Job, parts: Callable[[], Iterator[dict]]) -> Iterator[dict]:
-    """One entry per image: what was found, or why it was left out; last those that were dropped when the source was opened."""
-    for part in parts():
-        for image in part["images"]:
-            told = {key: value for key, value in image.items() if key not in ("objects", "license")}
-            yield told | {"boxes": len(image.get("objects", ()))}
-    for name, kind in job.index_report.skipped:
+def _report_entries(run: _MaskRun) -> Iterator[dict]:
+    """One entry per image: its time, or why it was skipped; at the end the images skipped when the source was opened."""
+    for block in run.blocks():
+        for image in block["images"]:
+            reported = {key: value for key, value in image.items() if key not in ("objects", "license")}
+            yield reported | {"boxes": len(image.get("objects", ()))}
+    for name, kind in run.index_report.skipped:
         yield {"file_name": name, "skipped": True, "problems": {kind: []}}
 
 
-def _write_coco(job: _Job, parts) -> None:
-    source, classes = job.source, job.source.coco_classes
+def _write_coco(run: _MaskRun) -> None:
+    source, classes = run.source, run.source.coco_classes
 
     def entries() -> Iterator[tuple[int | str, dict]]:
         number = 0
-        for part in parts():
-            for image in part["images"]:
+        for block in run.blocks():
+            for image in block["images"]:
                 number += 1
                 if "objects" in image:
                     yield coco.id_of(image["image_id"]) if source.has_coco_ids else number, image
@@ -509,15 +544,15 @@ def _write_coco(job: _Job, parts) -> None:
     licences = coco.LicenceIds(head)
     images = []
     for image_id, image in entries():
-        # Parts that were written before they held the licence go without.
+        # Block files of earlier versions have no licence.
         license = {"license": licences.find(image["license"])} if image.get("license") else {}
         images.append({"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")} | license)
     head |= licences.header()
-    _write_json(job.out / "instances.json", head, {"images": images, "annotations": annotations()}, job.scratch)
+    _write_json(run.out / "instances.json", head, {"images": images, "annotations": annotations()}, run.scratch)
 
 
 def _write_json(path: Path, head: dict, lists: dict[str, Iterable[dict]], scratch: Path) -> None:
-    """A json object with long lists, which are written one item at a time."""
+    """Writes a json object whose long lists are written one item at a time."""
     with atomic_file(path, scratch) as file:
         file.write(json.dumps(head)[:-1].encode())
         for key, items in lists.items():

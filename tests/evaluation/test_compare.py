@@ -1,5 +1,6 @@
 """`lpg-hf compare`: known scores, ground truth of both kinds, generators that cannot run, and the files."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,19 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf.cli import app
-from lpg_hf.evaluation.compare import COLUMNS, Job, Row, compare, measure, peak_memory_mb, table, write
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.evaluation.compare import (
+    COLUMNS,
+    ComparedData,
+    Comparison,
+    Row,
+    compare,
+    measure,
+    peak_memory_mb,
+    table,
+    write,
+)
+from lpg_hf.generators.base import GeneratorOptions
 from lpg_hf.label_maps import write_label_map
 
 
@@ -77,9 +90,16 @@ def save(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def job(tree: Path, annotations: str = "boxes.json", truth: str = "full.json", **changes) -> Job:
-    chosen = {"indices": (0, 1, 2), "shown": (0,), "device": "cpu"} | changes
-    return Job(str(tree / annotations), str(tree / "images"), str(tree / truth), **chosen)
+def comparison(tree: Path, annotations: str = "boxes.json", truth: str = "full.json", **changes) -> Comparison:
+    """Of the three images of a tree; `changes` are fields of `ReadOptions`, `GeneratorOptions` or `Comparison`."""
+    fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in (ReadOptions, GeneratorOptions)}
+    read, loaded = (
+        {k: changes.pop(k) for k in fields[kind] & changes.keys()} for kind in (ReadOptions, GeneratorOptions)
+    )
+    options = dataclasses.replace(SOURCE_OPTIONS, **read)
+    data = ComparedData(str(tree / annotations), str(tree / "images"), str(tree / truth), options=options)
+    chosen = {"indices": (0, 1, 2), "shown": (0,)} | changes
+    return Comparison(data, GeneratorOptions(**{"device": "cpu"} | loaded), **chosen)
 
 
 @pytest.mark.parametrize("per", ["class", "instance"])
@@ -87,7 +107,7 @@ def job(tree: Path, annotations: str = "boxes.json", truth: str = "full.json", *
     "annotations, truth", [("boxes.json", "full.json"), ("full.json", "full.json"), ("boxes.json", "maps")]
 )
 def test_filled_boxes_have_the_scores_of_their_rectangles(tree, annotations, truth, per):
-    row = measure(job(tree, annotations, truth, per=per), "box")
+    row = measure(comparison(tree, annotations, truth, per=per), "box")
     assert (row.num_images, row.num_boxes, row.skipped, row.error) == (3, 3, [], None)
     assert row.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
     assert row.scores["foreground_iou"] == pytest.approx(np.mean(CLASS_IOUS))
@@ -108,20 +128,20 @@ def test_zero_based_corners_are_measured_as_they_are(tree):
         f"<annotation><object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>"
     )
     scores = [
-        measure(job(tree, "voc", indices=(0,), zero_based=zero_based), "box").scores["mean_box_iou"]
+        measure(comparison(tree, "voc", indices=(0,), zero_based=zero_based), "box").scores["mean_box_iou"]
         for zero_based in (True, False)
     ]
     assert scores[0] == 1 > scores[1]
 
 
 def test_a_generator_that_sees_colours_beats_the_box(tree):
-    found = measure(job(tree), "grabcut")
+    found = measure(comparison(tree), "grabcut")
     assert found.scores["mean_box_iou"] > 0.95 > np.mean(BOX_IOUS)
 
 
 def test_a_trained_stage_is_one_of_the_generators(tree, lpg_folder, monkeypatch):
     monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
-    rows, _ = compare(job(tree, model=str(lpg_folder), dtype="float32"), ["box", "lpg"])
+    rows, _ = compare(comparison(tree, model=str(lpg_folder), dtype="float32"), ["box", "lpg"])
     assert [row.generator for row in rows] == ["box", "lpg"] and rows[1].num_boxes == 3
     assert 0 < rows[1].scores["mean_box_iou"] != rows[0].scores["mean_box_iou"]
 
@@ -132,18 +152,18 @@ def test_objects_meet_by_box_when_ids_differ(tree):
     for entry, other in zip(content["annotations"], [ids[1], ids[0], 99]):
         entry["id"] = other
     save(tree / "boxes.json", content)
-    assert measure(job(tree), "box").scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
+    assert measure(comparison(tree), "box").scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
 
 
 def test_objects_and_images_without_truth_are_named(tree):
     content = json.loads((tree / "full.json").read_text())
     content["annotations"][0]["segmentation"] = []
     save(tree / "full.json", content)
-    row = measure(job(tree), "box")
+    row = measure(comparison(tree), "box")
     assert row.num_boxes == 2 and row.skipped == ["1.png: object 11: no mask in the ground truth"]
     write_label_map(tree / "maps" / "2.png", np.zeros((5, 5), np.uint8))
     Image.new("RGB", (WIDTH, HEIGHT)).save(tree / "maps" / "3.png")
-    row = measure(job(tree, truth="maps"), "box")
+    row = measure(comparison(tree, truth="maps"), "box")
     assert row.num_images == 1 and len(row.skipped) == 2
     assert "is 5 x 5, but the image 80 x 60" in row.skipped[0] and "mode RGB" in row.skipped[1]
 
@@ -160,7 +180,7 @@ def test_r_n1_what_the_readers_leave_out_is_told_with_its_reason(tree, monkeypat
     data = (tree / "images/3.png").read_bytes()
     (tree / "images/3.png").write_bytes(data[: len(data) // 2])
     monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
-    rows, chosen = compare(job(tree), ["box"])
+    rows, chosen = compare(comparison(tree), ["box"])
     (row,) = rows
     assert (row.num_images, row.num_boxes) == (1, 1) and len(row.skipped) == 5
     for name, reason in (
@@ -196,8 +216,8 @@ def test_sizes_are_compared_and_limited_as_asked_for(tree):
                 x1, y1, x2, y2 = (2 * value for value in OBJECTS[entry["id"] - 11][3])
                 entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
         save(tree / name, content)
-    assert measure(job(tree), "box").num_images == 2
-    rescaled = measure(job(tree, size_mismatch="rescale"), "box")
+    assert measure(comparison(tree), "box").num_images == 2
+    rescaled = measure(comparison(tree, size_mismatch="rescale"), "box")
     assert rescaled.num_boxes == 3 and rescaled.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
     assert [report.counts["size_rescaled"] for report in rescaled.reports.values()] == [1, 1]
     arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--masks", tree / "full.json"]
@@ -213,13 +233,13 @@ def test_r_c6_crowd_pixels_that_no_object_covers_count_nowhere(tree):
     counts = {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()}
     crowd = {"id": 20, "image_id": 2, "category_id": 7, "bbox": [20, 0, 25, 60], "iscrowd": 1}
     save(tree / "full.json", content | {"annotations": [*content["annotations"], crowd | {"segmentation": counts}]})
-    row = measure(job(tree, indices=(1,)), "box")
+    row = measure(comparison(tree, indices=(1,)), "box")
     assert row.num_boxes == 1 and row.scores["mean_box_iou"] == 1 == row.scores["foreground_iou"]
 
 
 def test_a_box_without_a_true_pixel_counts_where_a_mask_is_found(tree):
     write_label_map(tree / "maps" / "2.png", np.zeros((HEIGHT, WIDTH), np.uint8))
-    box = measure(job(tree, truth="maps"), "box")
+    box = measure(comparison(tree, truth="maps"), "box")
     assert box.num_boxes == 3
     text = table([box, Row("nothing", box.scores, 3, 2)])
     assert "3 images, 2 to 3 boxes where the ground truth or the generator's mask has a pixel" in text
@@ -229,7 +249,7 @@ def test_void_pixels_of_label_maps_count_nowhere(tree):
     label_map = np.full((HEIGHT, WIDTH), 255, np.uint8)
     label_map[rectangle(5, 5, 25, 45)] = 2
     write_label_map(tree / "maps" / "2.png", label_map)
-    row = measure(job(tree, truth="maps", indices=(1,)), "box")
+    row = measure(comparison(tree, truth="maps", indices=(1,)), "box")
     assert row.scores["mean_box_iou"] == 1 and row.scores["mean_iou"] == 1
 
 
@@ -266,10 +286,10 @@ def test_one_that_cannot_run_leaves_the_others_alone(tree, monkeypatch, tmp_path
 def test_images_are_chosen_evenly_among_those_with_truth(tree, monkeypatch):
     (tree / "maps" / "2.png").unlink()
     monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", InThisProcess)
-    rows, chosen = compare(job(tree, truth="maps"), ["box"])
+    rows, chosen = compare(comparison(tree, truth="maps"), ["box"])
     assert chosen.indices == (0, 2) and rows[0].num_images == 2
-    assert compare(job(tree), ["box"], limit=1)[1].indices == (0,)
-    rows, chosen = compare(job(tree), ["box"], num_shown=2)
+    assert compare(comparison(tree), ["box"], limit=1)[1].indices == (0,)
+    rows, chosen = compare(comparison(tree), ["box"], num_shown=2)
     assert chosen.shown == (0, 1) and list(rows[0].label_maps) == [0, 1]
 
 
@@ -294,7 +314,7 @@ class InThisProcess:
 
 
 def test_without_a_generator_that_ran_no_panel_is_drawn(tree):
-    write(tree / "out", [Row("box", error="no")], job(tree))
+    write(tree / "out", [Row("box", error="no")], comparison(tree))
     assert sorted(os.listdir(tree / "out")) == ["comparison.json", "comparison.md"]
 
 
@@ -338,4 +358,4 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
 def test_wrong_settings_are_told_before_any_work(tree, names, changes, message):
     (tree / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        compare(job(tree, **changes), names)
+        compare(comparison(tree, **changes), names)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from transformers import pipeline
 
 from lpg_hf import LPGModel, bundled, cli, load_generator
-from lpg_hf.generators.lpg import inference_copy
+from lpg_hf.generators.lpg import _inference_copy
 from lpg_hf.label_maps import read_label_map
 
 
@@ -41,7 +41,7 @@ def test_weights_are_finite_in_the_type_that_it_is_loaded_in():
     model = LPGModel.from_pretrained(bundled())
     assert model.dtype == torch.float32 and all(torch.isfinite(value).all() for value in model.state_dict().values())
     with pytest.raises(ValueError, match="not finite in torch.float16, such as generator.context.0.1.running_var"):
-        inference_copy(LPGModel.from_pretrained(bundled(), dtype=torch.float16))
+        _inference_copy(LPGModel.from_pretrained(bundled(), dtype=torch.float16))
 
 
 def test_card_holds_the_numbers_of_its_metrics():

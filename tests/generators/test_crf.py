@@ -33,7 +33,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def test_crf_moves_the_mask_to_the_edges_of_the_image(scene, settings):
     pytest.importorskip("pydensecrf", reason="the extra [crf] is not installed")
     image, probabilities, truth = scene
-    refined = dense_crf(image, probabilities, **settings._asdict())
+    refined = dense_crf(image, probabilities, settings)
     assert refined.shape == probabilities.shape and refined.dtype == np.float32
     assert np.allclose(refined.sum(axis=0), 1, atol=1e-4)
     assert iou(refined.argmax(0) == 1, truth) > 0.98 > iou(probabilities.argmax(0) == 1, truth)

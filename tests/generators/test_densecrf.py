@@ -8,7 +8,7 @@ import pytest
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.generators.base import BoxedImage
-from lpg_hf.generators.densecrf import DenseCRFGenerator, central_part
+from lpg_hf.generators.densecrf import BOX_CRF, DenseCRFGenerator, _central_part
 
 
 @pytest.fixture
@@ -93,12 +93,12 @@ def test_odd_boxes_give_a_mask_that_fills_some_of_the_box(image, box):
         {"context": 1.0},
         {"min_fill": 0.95},
         {"max_side": 24},
-        {"iterations": 1},
-        {"pos_w": 20},
-        {"pos_xy": 0.2},
-        {"bi_w": 1},
-        {"bi_xy": 0.05},
-        {"bi_rgb": 60},
+        {"crf": BOX_CRF._replace(iterations=1)},
+        {"crf": BOX_CRF._replace(pos_w=20)},
+        {"crf": BOX_CRF._replace(pos_xy=0.2)},
+        {"crf": BOX_CRF._replace(bi_w=1)},
+        {"crf": BOX_CRF._replace(bi_xy=0.05)},
+        {"crf": BOX_CRF._replace(bi_rgb=60)},
     ],
 )
 def test_every_argument_matters(change):
@@ -118,14 +118,23 @@ def test_every_argument_matters(change):
     ],
 )
 def test_the_central_part_is_in_the_middle_and_never_empty(side, share, expected):
-    assert central_part(side, share) == expected
+    assert _central_part(side, share) == expected
 
 
 @pytest.mark.parametrize(
-    "change", [{"centre": 1}, {"prior": -0.1}, {"min_fill": 1}, {"context": 0}, {"bi_xy": 0}, {"max_side": 4}]
+    "change",
+    [
+        {"centre": 1},
+        {"prior": -0.1},
+        {"min_fill": 1},
+        {"context": 0},
+        {"crf": BOX_CRF._replace(bi_xy=0)},
+        {"max_side": 4},
+    ],
 )
 def test_bad_arguments_are_named(change):
     name, value = next(iter(change.items()))
+    name, value = ("bi_xy", 0) if name == "crf" else (name, value)
     with pytest.raises(ValueError, match=f"{name}={value}:"):
         DenseCRFGenerator(**change)
 

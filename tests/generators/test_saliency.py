@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from lpg_hf import load_generator
 from lpg_hf.boxes import box_slices
-from lpg_hf.evaluation.compare import Job, compare
-from lpg_hf.generators.base import BoxedImage
+from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.evaluation.compare import ComparedData, Comparison, compare
+from lpg_hf.generators.base import BoxedImage, GeneratorOptions
 from lpg_hf.generators.saliency import SaliencyGenerator
 
 
@@ -226,7 +228,8 @@ def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
     not U2NETP.is_file() or not DATA.is_dir(), reason="needs u2netp.onnx and the photographs in ../shared"
 )
 def test_u2netp_is_better_than_the_box_on_photographs():
-    job = Job(str(DATA / "voc"), None, str(DATA / "voc" / "SegmentationClass"), split="val_mix", device="cpu")
-    (box, found), _ = compare(job, ["box", f"saliency:{U2NETP}"], limit=8)
+    options = replace(SOURCE_OPTIONS, split="val_mix")
+    data = ComparedData(str(DATA / "voc"), None, str(DATA / "voc" / "SegmentationClass"), options=options)
+    (box, found), _ = compare(Comparison(data, GeneratorOptions(device="cpu")), ["box", f"saliency:{U2NETP}"], limit=8)
     assert found.error is None and found.num_boxes == box.num_boxes
     assert found.scores["foreground_iou"] > box.scores["foreground_iou"] + 0.05

@@ -19,7 +19,7 @@ from lpg_hf.data.load import load_boxes
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
-from lpg_hf.masks.writer import MaskSettings, write_masks
+from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
 
 
 NAMES = ["set1/a.jpg", "set1/b c.png", "é/图片.jpg", "d.png", "e.jpg", "f.jpg"]
@@ -231,14 +231,13 @@ class Killed(BaseException):
     """Ends a run as a signal would: no handler of `Exception` sees it."""
 
 
-def masks_of(data: Path, out: Path, lpg_folder: Path, **arguments) -> Report | None:
+def masks_of(data: Path, out: Path, lpg_folder: Path, rank: int = 0, count: int = 1) -> Report | None:
     report = Report()
     source = open_source(data / "coco.json", data / "images", report=report)
     generator = load_generator("lpg", model=lpg_folder, dtype="float32", device="cpu")
-    settings = MaskSettings(write=("png", "coco", "yolo"), per="instance", overlay=True, batch_size=2)
-    return write_masks(
-        source, generator, out, settings, report=report, generator_name="lpg", num_workers=1, **arguments
-    )
+    outputs = ("png", "coco", "yolo")
+    settings = MaskSettings(outputs, per="instance", overlay=True, batch_size=2, generator="lpg")
+    return write_masks(source, generator, out, settings, report=report, processes=Processes(rank, count, 1))
 
 
 def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path, lpg_folder: Path, monkeypatch):
@@ -277,7 +276,7 @@ def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path,
 def test_processes_share_the_images_and_the_last_one_joins(data: Path, lpg_folder: Path, monkeypatch):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 1)
     masks_of(data, data / "one", lpg_folder)
-    results = [masks_of(data, data / "three", lpg_folder, rank=rank, num_processes=3) for rank in (2, 0, 1)]
+    results = [masks_of(data, data / "three", lpg_folder, rank=rank, count=3) for rank in (2, 0, 1)]
     assert results[:2] == [None, None] and results[2].images == 6
     assert files(data / "one") == files(data / "three")
 
@@ -285,11 +284,11 @@ def test_processes_share_the_images_and_the_last_one_joins(data: Path, lpg_folde
 def test_another_process_may_be_faster_with_the_end(data: Path, lpg_folder: Path, monkeypatch):
     join, seen = lpg_hf.masks.writer._write_coco, []
 
-    def join_while_another_does(job, parts):
+    def join_while_another_does(run):
         if not seen:
             seen.append(1)
             assert masks_of(data, data / "out", lpg_folder).images == 6  # the other process, from here to its end
-        join(job, parts)
+        join(run)
 
     monkeypatch.setattr(lpg_hf.masks.writer, "_write_coco", join_while_another_does)
     assert masks_of(data, data / "out", lpg_folder).images == 6
@@ -337,7 +336,7 @@ def test_a_missing_image_alone_is_told_by_the_exit_status(data: Path):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_r_f5_a_image_repaired_after_a_finished_run_is_told(name: str, data: Path, capsys):
+def test_an_image_repaired_after_a_finished_run_is_reported(name: str, data: Path, capsys, caplog):
     annotations, images = SOURCES[name]
     flags = [] if images is None else ["--images", data / images]
     command = ["masks", data / annotations, *flags, "--out", data / "out", "--generator", "box"]
@@ -345,9 +344,9 @@ def test_r_f5_a_image_repaired_after_a_finished_run_is_told(name: str, data: Pat
     good = picture.read_bytes()
     picture.write_bytes(good[:100])
     assert run(*command) == 1 and run(*command) == 1
-    assert "is finished already; --overwrite does it again" in capsys.readouterr().out
+    assert "are finished already; --overwrite makes them again" in caplog.text
     picture.write_bytes(good)
-    assert run(*command) == 2 and "without f.jpg, whose file can be used now" in capsys.readouterr().err
+    assert run(*command) == 2 and "without f.jpg, whose files can be used now" in capsys.readouterr().err
     assert run(*command, "--overwrite") == 0 and (data / "out/masks/f.png").is_file()
 
 
@@ -365,11 +364,11 @@ def test_r_e1_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_obj
 def test_two_processes_may_join_at_the_same_time(data: Path, lpg_folder: Path, monkeypatch):
     write_coco, inside = lpg_hf.masks.writer._write_coco, []
 
-    def twice(job, parts):
+    def twice(run):
         inside.append(1)
-        if len(inside) == 1:  # the other process joins the same parts, and has not ended when this one goes on
-            write_coco(job, parts)
-        write_coco(job, parts)
+        if len(inside) == 1:  # the other process joins the same files, and has not ended when this one continues
+            write_coco(run)
+        write_coco(run)
 
     monkeypatch.setattr(lpg_hf.masks.writer, "_write_coco", twice)
     assert masks_of(data, data / "out", lpg_folder).images == 6
@@ -418,23 +417,23 @@ def licensed(data: Path) -> dict:
 
 def test_licences_of_images_come_back_from_every_process(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
-    for rank in (0, 1):  # the second joins what the first has left in its parts
-        masks_of(data, data / "out", lpg_folder, rank=rank, num_processes=2)
+    for rank in (0, 1):  # the second joins the block files of the first
+        masks_of(data, data / "out", lpg_folder, rank=rank, count=2)
     written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
     assert written["images"] == licensed["images"] and written["licenses"] == licensed["licenses"]
     report = json.loads((data / "out/report.json").read_text(encoding="utf-8"))
     assert not any("license" in image for image in report["images"])
 
 
-def test_parts_without_licences_are_joined_too(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
+def test_block_files_without_licences_are_joined_too(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
-    masks_of(data, data / "out", lpg_folder, rank=0, num_processes=2)
+    masks_of(data, data / "out", lpg_folder, rank=0, count=2)
     for path in (data / "out/.parts").glob("0*.json"):
-        part = json.loads(path.read_text())
-        for image in part["images"]:
+        block = json.loads(path.read_text())
+        for image in block["images"]:
             del image["license"]
-        path.write_text(json.dumps(part))
-    masks_of(data, data / "out", lpg_folder, rank=1, num_processes=2)
+        path.write_text(json.dumps(block))
+    masks_of(data, data / "out", lpg_folder, rank=1, count=2)
     written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
     assert [image.get("license") for image in written["images"]] == [None, None, 6, None, None, None]
 
@@ -509,8 +508,8 @@ def test_low_scores_are_left_out_and_ignored(data: Path):
 
     report = Report()
     source = open_source(data / "coco.json", data / "images", report=report)
-    settings = MaskSettings(write=("png", "coco", "yolo"), per="instance", min_score=0.7)
-    found = write_masks(source, load_generator(unsure), data / "out", settings, report=report, generator_name="mine")
+    settings = MaskSettings(write=("png", "coco", "yolo"), per="instance", min_score=0.7, generator="mine")
+    found = write_masks(source, load_generator(unsure), data / "out", settings, report=report)
     assert found.counts["low_score"] == 6 and found.objects == 9
     content = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
     assert [a["id"] for a in content["annotations"]] == [1001, 1004, 1006]
@@ -548,8 +547,8 @@ def test_empty_masks_are_kept_and_counted(data: Path):
     report = Report()
     source = open_source(data / "coco.json", data / "images", report=report)
     nothing = load_generator(lambda image, boxes: np.zeros((len(boxes), *image.shape[:2]), dtype=bool))
-    settings = MaskSettings(write=("coco", "yolo"), per="instance")
-    found = write_masks(source, nothing, data / "out", settings, report=report, generator_name="nothing")
+    settings = MaskSettings(write=("coco", "yolo"), per="instance", generator="nothing")
+    found = write_masks(source, nothing, data / "out", settings, report=report)
     assert found.counts["empty_mask"] == 9
     content = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
     assert len(content["annotations"]) == 9 and not coco_mask.decode(content["annotations"][0]["segmentation"]).any()
@@ -569,8 +568,12 @@ def test_classes_of_yolo_get_the_category_ids_of_convert_labels(data: Path):
 
 
 def test_boxes_of_a_class_are_one_by_one_where_objects_are_written():
-    assert [MaskSettings(write=(name,)).per for name in ("png", "coco", "yolo")] == ["class", "instance", "instance"]
-    assert MaskSettings(write=("png", "coco"), per="class").per == "class"
+    assert [MaskSettings(write=(name,)).granularity for name in ("png", "coco", "yolo")] == [
+        "class",
+        "instance",
+        "instance",
+    ]
+    assert MaskSettings(write=("png", "coco"), per="class").granularity == "class"
 
 
 def test_r_d8_objects_of_unknown_classes_get_masks(data: Path):
@@ -657,17 +660,17 @@ def test_overwrite_goes_on_beside_files_that_no_run_has_written(data: Path):
 def test_overwrite_clears_an_unfinished_run_beside_other_files_too(data: Path, lpg_folder: Path, monkeypatch):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
     masks_of(data, data / "clean", lpg_folder)
-    out, overlay = data / "out", lpg_hf.masks.writer._Job._write_overlay
+    out, overlay = data / "out", lpg_hf.masks.writer._MaskRun._write_overlay
 
     def dying(job, image, name, label_map):
         overlay(job, image, name, label_map)
         if name == NAMES[2]:
             raise Killed
 
-    monkeypatch.setattr(lpg_hf.masks.writer._Job, "_write_overlay", dying)
+    monkeypatch.setattr(lpg_hf.masks.writer._MaskRun, "_write_overlay", dying)
     with pytest.raises(Killed):
         masks_of(data, out, lpg_folder)
-    monkeypatch.setattr(lpg_hf.masks.writer._Job, "_write_overlay", overlay)
+    monkeypatch.setattr(lpg_hf.masks.writer._MaskRun, "_write_overlay", overlay)
     (out / "notes.txt").write_text("mine")
     write_pictures(data / "images/more")
     content = coco_content()
@@ -688,7 +691,7 @@ def test_overwrite_deletes_nothing_where_another_file_is_in_the_way(data: Path, 
     (out / "labels/f.txt").write_text("mine")
     before = files(out)
     assert run(*command, "--overwrite", "--write", "png,yolo") == 2
-    assert "labels/f.txt is in the way of the masks" in capsys.readouterr().err and files(out) == before
+    assert "labels/f.txt has the name of a file to be written" in capsys.readouterr().err and files(out) == before
     (out / "labels/f.txt").unlink()
     assert run(*command, "--overwrite", "--write", "png,yolo") == 0
 
@@ -700,7 +703,7 @@ def test_overwrite_never_follows_a_link_to_the_annotations(data: Path, capsys):
     (out / "labels").rename(data / "elsewhere")
     (out / "labels").symlink_to(labels, target_is_directory=True)
     before = files(labels)
-    assert run(*command, "--overwrite") == 2 and "is in the way" in capsys.readouterr().err
+    assert run(*command, "--overwrite") == 2 and "has the name of a file to be written" in capsys.readouterr().err
     assert files(labels) == before and (out / "report.json").is_file()
 
 
@@ -714,4 +717,4 @@ def test_a_process_that_does_not_exist_is_refused(data: Path, capsys, monkeypatc
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("masks", data / "yolo", "--out", data / "out", "--generator", "box") == 2
-    assert "rank=5 (RANK) is no number of one of 2 processes" in capsys.readouterr().err
+    assert "rank=5 (RANK) must be from 0 to 1" in capsys.readouterr().err
