@@ -561,7 +561,7 @@ def _mask_of(
     if may_be_empty and (segmentation in (None, [], {}) or (own is not None and coco_mask.area(own) == 0)):
         return {"size": list(size), "counts": [size[0] * size[1]]}
     report = Report()
-    rle = segmentation_to_rle(segmentation, Geometry(*size), f"{path}: {instance.place}", report)
+    rle = segmentation_to_rle(segmentation, Geometry(size), f"{path}: {instance.place}", report)
     if rle is None:
         reason = next(iter(report.places.values()))[0]
         raise ValueError(f"{reason}: no mask" if "no_mask" in report.counts else reason)
