@@ -1,22 +1,18 @@
 """Class-agnostic pseudo masks for box-supervised semantic segmentation.
 
-Public names are imported on first use: ``import lpg_hf`` loads neither torch nor transformers. The model families are
-made known to the Auto classes at the first moment that this costs nothing extra: at once if transformers is already
-imported, else right after the first import of transformers or of `lpg_hf.models`. So both orders of
+Public names are imported on first use: `import lpg_hf` loads neither torch nor transformers. Importing `lpg_hf.models`, or
+a model such as `from lpg_hf import LPGModel`, makes the Auto classes of transformers know our model families. The pipeline
+task `box-mask-generation` needs `register_auto_classes()`:
 
     import lpg_hf
-    from transformers import AutoModel
+    from transformers import pipeline
 
-are enough for ``AutoModel.from_pretrained(<a saved LPG stage>)``. In the same way ``transformers.pipeline`` knows the task
-``box-mask-generation``.
+    lpg_hf.register_auto_classes()
+    pipe = pipeline("box-mask-generation")
 """
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import sys
-from collections.abc import Callable
-from types import ModuleType
+from types import FunctionType
 
 from lpg_hf.version import __version__ as __version__
 
@@ -44,7 +40,7 @@ _MODULE_OF = {
 __all__ = [*_MODULE_OF, "register_auto_classes"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> type | FunctionType:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'lpg_hf' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
@@ -55,54 +51,9 @@ def __dir__() -> list[str]:
 
 
 def register_auto_classes() -> None:
-    """Make the Auto classes of transformers know our families; imports torch and transformers.
+    """Make the Auto classes know our model families, and `transformers.pipeline` the task `box-mask-generation`.
 
-    Importing the package does this by itself (see the module's text); a second call changes nothing.
+    Imports torch and transformers. May be called any number of times.
     """
-    importlib.import_module("lpg_hf.models.auto").register()
-
-
-def _register_pipeline() -> None:
-    importlib.import_module("lpg_hf.masks.pipeline")  # registers its task when it is imported
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function once, when one of some modules has been imported completely.
-
-    Not earlier: a family that is registered while its own file or transformers is half imported fails. Not on the import
-    of `transformers.models.auto`: transformers imports parts of it in the middle of its own base classes.
-    """
-
-    def __init__(self, names: tuple[str, ...], function: Callable[[], None]):
-        self.names, self.function = names, function
-
-    def find_spec(
-        self, fullname: str, path: object = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in self.names:
-            return None
-        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, others), None)
-        if spec is not None:
-            run_module = spec.loader.exec_module
-
-            def run_and_call(module: ModuleType) -> None:
-                waiting = self in sys.meta_path
-                if waiting:
-                    sys.meta_path.remove(self)
-                run_module(module)
-                if waiting:
-                    self.function()
-
-            spec.loader.exec_module = run_and_call
-        return spec
-
-
-for _names, _function in (
-    (("transformers", "lpg_hf.models"), register_auto_classes),
-    (("transformers.pipelines",), _register_pipeline),
-):
-    if _names[0] in sys.modules:
-        _function()
-    else:
-        sys.meta_path.insert(0, _AfterImport(_names, _function))
+    importlib.import_module("lpg_hf.models")
+    importlib.import_module("lpg_hf.masks.pipeline")

@@ -1,4 +1,4 @@
-"""`import lpg_hf` is light, its names resolve on use, and the Auto classes know the families in any order of import."""
+"""`import lpg_hf` is light, its names resolve on use, and importing a model makes the Auto classes know the families."""
 
 import subprocess
 import sys
@@ -12,7 +12,6 @@ import lpg_hf
 
 ROOT = Path(__file__).parents[1]
 KNOWS_LPG = "config = transformers.AutoConfig.for_model('lpg'); assert type(config).__name__ == 'LPGConfig'"
-HOOK_HAS_LEFT = "assert not any('transformers' in getattr(finder, 'names', ()) for finder in sys.meta_path)"
 KNOWS_TASK = "assert 'box-mask-generation' in transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks()"
 
 
@@ -31,17 +30,16 @@ def test_package_import_loads_no_heavy_library():
 @pytest.mark.parametrize(
     "imports",
     [
-        "import lpg_hf; from transformers import AutoModel",
-        "from transformers import AutoModel; import lpg_hf",
-        # A direct import of one family's file, which imports transformers itself, registers all of them.
-        "from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation",
+        "import lpg_hf.models",
+        "from transformers import AutoModel; import lpg_hf.models",
         "from lpg_hf import LPGModel",
-        # Looking for transformers without importing it must not use the hook up; evaluate imports it half-way through.
-        "import lpg_hf, importlib.util; importlib.util.find_spec('transformers'); import evaluate",
+        # The file of one family registers all of them.
+        "from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation",
+        "import lpg_hf; lpg_hf.register_auto_classes()",
     ],
 )
-def test_auto_classes_know_the_families_in_any_order(imports: str):
-    run(f"{imports}\nimport sys, transformers\n{KNOWS_LPG}\n{HOOK_HAS_LEFT}")
+def test_auto_classes_know_the_families_once_a_model_is_imported(imports: str):
+    run(f"{imports}\nimport transformers\n{KNOWS_LPG}")
 
 
 def test_registering_again_changes_nothing():
@@ -71,10 +69,10 @@ def test_packaging_lists_every_package():
 @pytest.mark.parametrize(
     "imports",
     [
-        "import lpg_hf; from transformers import pipeline",
-        "from transformers import pipeline; import lpg_hf",
+        "import lpg_hf; from transformers import pipeline; lpg_hf.register_auto_classes()",
+        "from transformers import pipeline; import lpg_hf.masks.pipeline",
         "from lpg_hf import BoxToMaskPipeline",
     ],
 )
-def test_pipeline_knows_the_task_in_any_order(imports: str):
-    run(f"{imports}\nimport sys, transformers.pipelines\n{KNOWS_TASK}")
+def test_pipeline_knows_the_task_once_it_is_registered(imports: str):
+    run(f"{imports}\nimport transformers.pipelines\n{KNOWS_TASK}")

@@ -1,8 +1,9 @@
 """The box-to-mask pipeline: images and boxes in, one mask per box and a label map per image out.
 
-from transformers import pipeline
 import lpg_hf
+from transformers import pipeline
 
+lpg_hf.register_auto_classes()
 pipe = pipeline("box-mask-generation", model="org/lpg-stage1")
 result = pipe("street.jpg", boxes=[[10, 20, 110, 140]], labels=[1])
 """

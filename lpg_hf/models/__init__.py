@@ -1,3 +1,9 @@
-"""Models, configurations and image processors; each file imports siblings and third-party packages only, as a checkpoint may carry
-it; but for `convert_original_checkpoint`, which belongs to no checkpoint.
+"""Models, configurations and image processors; importing this package registers them with the Auto classes.
+
+A checkpoint may carry these files as remote code, so each imports only its siblings and third-party packages.
 """
+
+from .auto import register
+
+
+register()
