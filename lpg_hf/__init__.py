@@ -12,7 +12,7 @@ task `box-mask-generation` needs `register_auto_classes()`:
 """
 
 import importlib
-from types import FunctionType
+from typing import Any
 
 from lpg_hf.version import __version__ as __version__
 
@@ -37,10 +37,10 @@ _MODULE_OF = {
     "ConfusionMatrix": "lpg_hf.metrics.mean_iou",
     "MeanIoU": "lpg_hf.metrics.mean_iou",
 }
-__all__ = [*_MODULE_OF, "register_auto_classes"]
+__all__ = [*_MODULE_OF, "register_auto_classes"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> type | FunctionType:
+def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'lpg_hf' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)

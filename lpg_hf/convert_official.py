@@ -1,12 +1,11 @@
 """State dicts of the official release (`Vious/LPG_BBox_Segmentation`) into this package's checkpoints, and back.
 
 Three kinds of network: the hourglass LPG (`pre`, `kps`, `cnvs`, `fm`), the VGG16 segmenter (`features.N`) and the ResNet
-segmenter (`layer0`..`layer4`, `aspp`, below `base.` where the multi-scale wrapper was saved). The official networks read
-BGR of 0..255 minus a mean. Here the image processor makes RGB of that range, and the last three input channels of the
-first convolution change places, which changes no bit of the weights.
+segmenter (`layer0`..`layer4`, `aspp`, below `base.` where the multi-scale wrapper was saved). The official networks
+read BGR of 0..255 minus a mean. Here the image processor makes RGB of that range, and the last three input channels of
+the first convolution change places; no bit of the weights changes.
 
-Nothing in a checkpoint is executed: torch files are read with `weights_only=True`. Unlike its siblings this file is no
-part of the code that a checkpoint may carry, so it may import from the rest of the package.
+Nothing in a checkpoint is executed: torch files are read with `weights_only=True`.
 """
 
 import hashlib
@@ -17,14 +16,17 @@ import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
+from lpg_hf.cards import write_card
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
@@ -83,54 +85,42 @@ def convert(
     Depths, widths, input channels and number of labels are read from the weights; half-precision weights are widened.
 
     Args:
-        checkpoint: .pth of the official release (a state dict, with or without `module.` before its names, or with other
-            entries beside it), or the same tensors as .safetensors.
+        checkpoint: .pth of the official release (a state dict, with or without `module.` before its names, or with
+            other entries beside it), or the same tensors as .safetensors.
         out: the new folder; it appears complete or not at all.
         kind: "lpg", "largefov" or "deeplab-v2"; None: what the names say.
         num_labels: checked against the weights; 2 for an LPG, else the classes and the background.
-        classes: names of the labels 1, 2, ... of a segmenter. Left out, 21 labels are VOC's, 61 are COCO's without VOC's.
+        classes: names of the labels 1, 2, ... of a segmenter. None: 21 labels are VOC's, 61 are COCO's without VOC's.
         view_min_size: LPG; side in pixels to which an image is padded, as officially (VOC 512, COCO 640). None pads to
             what the network needs, which moves masks by up to about a pixel.
 
     Returns:
-        What of the file was not used, and why: name -> reason.
+        What in the file was not used, and why: name -> reason.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the file cannot be read as plain tensors; tensors are missing, unknown, of another shape or type, or not
-            finite; `num_labels` or `classes` do not fit; `out` exists.
+        ValueError: the file cannot be read as plain tensors; tensors are missing, unknown, of another shape or type, or
+            not finite; `num_labels` or `classes` do not fit; `out` exists.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if kind is not None and kind not in MODELS:
         raise ValueError(f"kind={kind!r} is unknown. Choose one of {', '.join(MODELS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder. Name another one or remove it.")
-    official, unused = read_official(checkpoint)
-    kind = _checked_kind(official, kind, checkpoint)
-    config = _config_of(official, kind, checkpoint)
-    if kind != "lpg":
+    tensors, unused = read_official(checkpoint)
+    official = _Official(checkpoint, tensors, _checked_kind(tensors, kind, checkpoint))
+    config = _config_of(official)
+    if official.kind != "lpg":
         _name_labels(config, checkpoint, classes)
     if num_labels is not None and num_labels != config.num_labels:
         raise ValueError(f"{checkpoint} has {config.num_labels} labels, not num_labels={num_labels}.")
 
     with torch.device("meta"):
-        model = MODELS[kind](config).eval()
-    names = _official_names(model, kind)
-    _check_tensors(official, {names[name]: tensor for name, tensor in model.state_dict().items()}, checkpoint, kind)
-    model.load_state_dict({name: _own_tensor(official, names[name], kind) for name in names}, assign=True)
-    processor = _official_processor(kind, view_min_size)
-    record = {
-        "kind": "lpg" if kind == "lpg" else "segmenter",
-        "settings": {
-            "origin": "converted from a checkpoint of the official code (Vious/LPG_BBox_Segmentation); not trained by lpg_hf",
-            "file": checkpoint.name,
-            "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-            "licence of the weights": "as their authors say; the official repository's MIT licence covers its code",
-        },
-    }
-    if kind != "lpg":
-        record["classes"] = list(config.id2label.values())[1:]
-    _write_folder(out, model, processor, record)
+        model = MODELS[official.kind](config).eval()
+    names = _official_names(model)
+    _check_tensors(official, {names[name]: tensor for name, tensor in model.state_dict().items()})
+    model.load_state_dict({name: _own_tensor(official, names[name]) for name in names}, assign=True)
+    _write_folder(out, model, _official_processor(official.kind, view_min_size), _record(official, config))
     logger.info("%s: %d tensors from %s; not used: %s", out, len(names), checkpoint, unused or "nothing")
     return unused
 
@@ -147,8 +137,8 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
 
     Raises:
         FileNotFoundError: `folder` is no checkpoint with an image processor.
-        ValueError: the official code would compute something else with these weights: another architecture or another
-            normalisation of the images; the weights cannot be read; or the file type of `out` is unknown.
+        ValueError: the official code would compute something else with these weights (another architecture, or another
+            normalisation of the images); the weights cannot be read; or the file type of `out` is unknown.
     """
     folder, out = Path(folder), Path(out)
     if out.suffix not in (".pth", ".safetensors"):
@@ -159,7 +149,7 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
                 f"{folder} holds no {name}: give the folder of a saved model with its image processor."
             )
     config = AutoConfig.from_pretrained(folder)
-    kinds = [kind for kind, model_class in MODELS.items() if isinstance(config, model_class.config_class)]
+    kinds = [kind for kind, model_class in MODELS.items() if model_class.config_class is type(config)]
     if not kinds:
         raise ValueError(f"{folder} holds a {config.model_type!r} model; the official code knows {', '.join(MODELS)}.")
     kind = kinds[0]
@@ -167,11 +157,11 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
 
     with reading_weights(folder):
         model = MODELS[kind].from_pretrained(folder, dtype=torch.float32)
-    names = _official_names(model, kind)
+    names = _official_names(model)
     state_dict = model.state_dict()
     tensors = {official: state_dict[name].contiguous() for name, official in names.items()}
     first = _first_conv(tensors, kind)
-    tensors[first] = swap_red_and_blue(tensors[first])
+    tensors[first] = _swap_red_and_blue(tensors[first])
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
         temporary = Path(work) / out.name
@@ -206,7 +196,7 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # whatever the bytes of a damaged or foreign file lead the two readers to
+    except Exception as error:  # damaged or foreign bytes can lead the two readers to any error
         raise ValueError(
             f"{checkpoint} cannot be read as plain tensors ({why_unreadable(error)}); nothing in it was executed. "
             "Give an undamaged file written with torch.save(model.state_dict(), ...)."
@@ -221,7 +211,7 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 f"{checkpoint} holds several state dicts: {', '.join(map(str, nested))}. Save one of them alone."
             )
         if nested:
-            unused = {str(key): "beside the state dict, no weight" for key in content if key != preferred[0]}
+            unused = {str(key): "beside the state dict, not a weight" for key in content if key != preferred[0]}
             content = content[preferred[0]]
     if not _is_state_dict(content):
         raise ValueError(
@@ -231,12 +221,12 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}, unused
 
 
-def swap_red_and_blue(weight: Tensor) -> Tensor:
+def _swap_red_and_blue(weight: Tensor) -> Tensor:
     """(O, I, k, k) weights of a first convolution with the last three of its input channels in the opposite order."""
     return torch.cat([weight[:, :-3], weight[:, -3:].flip(1)], dim=1)
 
 
-def _is_state_dict(value: object) -> bool:
+def _is_state_dict(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
@@ -244,52 +234,70 @@ def _is_state_dict(value: object) -> bool:
     )
 
 
-def _first_conv(official: Mapping[str, Tensor], kind: str) -> str:
+def _first_conv(tensors: Mapping[str, Tensor], kind: str) -> str:
     """Name of the first convolution in this state dict."""
-    return MSC_PREFIX + FIRST_CONV[kind] if MSC_PREFIX + FIRST_CONV[kind] in official else FIRST_CONV[kind]
+    return MSC_PREFIX + FIRST_CONV[kind] if MSC_PREFIX + FIRST_CONV[kind] in tensors else FIRST_CONV[kind]
 
 
-def _checked_kind(official: Mapping[str, Tensor], kind: str | None, checkpoint: Path) -> str:
-    found = [other for other in MODELS if _first_conv(official, other) in official]
-    if not found:
+def _checked_kind(tensors: Mapping[str, Tensor], kind: str | None, checkpoint: Path) -> str:
+    named = [other for other in MODELS if _first_conv(tensors, other) in tensors]
+    if not named:
         raise ValueError(
-            f"{checkpoint} is no official checkpoint: it has none of {', '.join(FIRST_CONV.values())}. "
-            f"Its first tensor is {next(iter(official))!r}."
+            f"{checkpoint} is not an official checkpoint: it has none of {', '.join(FIRST_CONV.values())}. "
+            f"Its first tensor is {next(iter(tensors))!r}."
         )
-    if kind not in (None, *found):
-        raise ValueError(f"{checkpoint} is no {kind!r} checkpoint; its names are those of kind {found[0]!r}.")
-    return kind or found[0]
+    if kind not in (None, *named):
+        raise ValueError(f"{checkpoint} is not a {kind!r} checkpoint; its names are those of kind {named[0]!r}.")
+    return kind or named[0]
 
 
-def _config_of(official: Mapping[str, Tensor], kind: str, checkpoint: Path) -> PreTrainedConfig:
-    """The architecture that the weights have; where a tensor is missing, what was published."""
-    first = _first_conv(official, kind)
+@dataclass(frozen=True)
+class _Official:
+    """The named tensors of an official checkpoint of a known kind."""
 
-    def size(name: str, default: int, dim: int = 0) -> int:
-        return official[name].shape[dim] if name in official and official[name].dim() > dim else default
+    checkpoint: Path
+    tensors: Mapping[str, Tensor]
+    kind: str
 
-    def count(prefix: str) -> int:
+    @property
+    def first_conv(self) -> str:
+        return _first_conv(self.tensors, self.kind)
+
+    @property
+    def prefix(self) -> str:
+        """`base.` where the multi-scale wrapper was saved, else nothing."""
+        return MSC_PREFIX if self.first_conv.startswith(MSC_PREFIX) else ""
+
+    def size(self, name: str, default: int, dim: int = 0) -> int:
+        """Length of one dimension of a tensor, or the default if the tensor is missing."""
+        tensor = self.tensors.get(name)
+        return tensor.shape[dim] if tensor is not None and tensor.dim() > dim else default
+
+    def count(self, prefix: str) -> int:
         """1 + the highest number that follows the prefix in a name."""
-        numbers = (re.match(re.escape(prefix) + r"(\d+)\.", name) for name in official)
+        numbers = (re.match(re.escape(prefix) + r"(\d+)\.", name) for name in self.tensors)
         return max((int(match[1]) + 1 for match in numbers if match), default=0)
 
-    channels = size(first, 0, dim=1)
-    allowed = (4, 5) if kind == "lpg" else (3,)
+
+def _config_of(official: _Official) -> PreTrainedConfig:
+    """The architecture that the weights have; where a tensor is missing, the published one."""
+    channels = official.size(official.first_conv, 0, dim=1)
+    allowed = (4, 5) if official.kind == "lpg" else (3,)
     if channels not in allowed:
         raise ValueError(
-            f"{first} of {checkpoint} has {channels} input channels, expected {' or '.join(map(str, allowed))}."
+            f"{official.first_conv} of {official.checkpoint} has {channels} input channels, expected "
+            f"{' or '.join(map(str, allowed))}."
         )
-    if kind == "lpg":
-        return _lpg_config(size, count, use_class_prob=channels == 5)
-    if kind == "largefov":
-        return _largefov_config(official, size)
-    return _deeplab_v2_config(official, size, count, MSC_PREFIX if first.startswith(MSC_PREFIX) else "")
+    if official.kind == "lpg":
+        return _lpg_config(official, use_class_prob=channels == 5)
+    return _largefov_config(official) if official.kind == "largefov" else _deeplab_v2_config(official)
 
 
-def _lpg_config(size, count, use_class_prob: bool) -> LPGConfig:
-    published = LPGConfig()
+def _lpg_config(official: _Official, use_class_prob: bool) -> LPGConfig:
+    published, size = LPGConfig(), official.size
     level, hidden_sizes, depths = "kps.0.", [], []
-    while depth := count(f"{level}up1."):
+    innermost_size = published.hidden_sizes[-1]
+    while depth := official.count(f"{level}up1."):
         hidden_sizes.append(size(f"{level}up1.0.conv1.weight", published.hidden_sizes[0]))
         depths.append(depth)
         innermost_size = size(f"{level}low1.0.conv1.weight", published.hidden_sizes[-1])
@@ -300,65 +308,72 @@ def _lpg_config(size, count, use_class_prob: bool) -> LPGConfig:
         use_class_prob=use_class_prob,
         embedding_size=size("pre.0.conv.weight", published.embedding_size),
         hidden_sizes=[*hidden_sizes, innermost_size],
-        depths=[*depths, count(level) or published.depths[-1]],
+        depths=[*depths, official.count(level) or published.depths[-1]],
         neck_size=size("cnvs.0.conv.weight", published.neck_size),
         head_size=size("fm.0.0.conv.weight", published.head_size),
     )
 
 
-def _largefov_config(official: Mapping[str, Tensor], size) -> DeepLabLargeFOVConfig:
-    numbers = sorted({int(match[1]) for match in (re.match(r"features\.(\d+)\.", name) for name in official) if match})
+def _largefov_config(official: _Official) -> DeepLabLargeFOVConfig:
+    matches = (re.match(r"features\.(\d+)\.", name) for name in official.tensors)
     stages: list[list[int]] = []
-    for number in numbers:  # within a stage every other layer is a convolution; a pool or dropout makes the gap wider
+    # Within a stage every other layer is a convolution; a pool or dropout makes the gap wider.
+    for number in sorted({int(match[1]) for match in matches if match}):
         if stages and number - stages[-1][-1] == 2:
             stages[-1].append(number)
         else:
             stages.append([number])
     if len(stages) != 8 or any(len(stage) > 1 for stage in stages[5:]):
-        return DeepLabLargeFOVConfig(num_labels=size("features.38.bias", 21))
-    widths = [size(f"features.{stage[-1]}.bias", 0) or size(f"features.{stage[-1]}.weight", 0) for stage in stages]
-    return DeepLabLargeFOVConfig(
-        depths=[len(stage) for stage in stages[:5]],
-        hidden_sizes=widths[:5],
-        fc_size=widths[5],
-        num_labels=widths[7],
+        config = DeepLabLargeFOVConfig()
+        config.num_labels = official.size("features.38.bias", 21)
+        return config
+    lasts = [f"features.{stage[-1]}" for stage in stages]
+    widths = [official.size(f"{last}.bias", 0) or official.size(f"{last}.weight", 0) for last in lasts]
+    config = DeepLabLargeFOVConfig(
+        depths=[len(stage) for stage in stages[:5]], hidden_sizes=widths[:5], fc_size=widths[5]
     )
+    config.num_labels = widths[7]
+    return config
 
 
-def _deeplab_v2_config(official: Mapping[str, Tensor], size, count, prefix: str) -> DeepLabV2Config:
-    published = DeepLabV2Config()
-    basic = f"{prefix}layer1.0.conv2.weight" in official and f"{prefix}layer1.0.conv3.weight" not in official
+def _deeplab_v2_config(official: _Official) -> DeepLabV2Config:
+    published, prefix = DeepLabV2Config(), official.prefix
+    basic = f"{prefix}layer1.0.conv2.weight" in official.tensors
+    basic = basic and f"{prefix}layer1.0.conv3.weight" not in official.tensors
     last_conv = "conv2" if basic else "conv3"
-    return DeepLabV2Config(
+    config = DeepLabV2Config(
         block="basic" if basic else "bottleneck",
-        depths=[count(f"{prefix}layer{i}.") or published.depths[i - 1] for i in range(1, 5)],
-        stem_size=size(f"{prefix}layer0.0.weight", published.stem_size),
+        depths=[official.count(f"{prefix}layer{i}.") or depth for i, depth in enumerate(published.depths, 1)],
+        stem_size=official.size(f"{prefix}layer0.0.weight", published.stem_size),
         hidden_sizes=[
-            size(f"{prefix}layer{i}.0.{last_conv}.weight", width) for i, width in enumerate(published.hidden_sizes, 1)
+            official.size(f"{prefix}layer{i}.0.{last_conv}.weight", width)
+            for i, width in enumerate(published.hidden_sizes, 1)
         ],
         # Parity: the official network has no max-pool after its stem, so its stride is 4, not 8.
         stem_pool=False,
         output_stride=4,
         scales=MSC_SCALES if prefix else None,
-        num_labels=size(f"{prefix}aspp.c0.weight", 21),
     )
+    config.num_labels = official.size(f"{prefix}aspp.c0.weight", 21)
+    return config
 
 
 def _name_labels(config: PreTrainedConfig, checkpoint: Path, classes: Sequence[str] | None) -> None:
-    if classes is not None and len(classes) != config.num_labels - 1:
+    num_labels = len(config.id2label or ())
+    if classes is not None and len(classes) != num_labels - 1:
         raise ValueError(
-            f"{checkpoint} has {config.num_labels} labels: the background and {config.num_labels - 1} classes, "
+            f"{checkpoint} has {num_labels} labels: the background and {num_labels - 1} classes, "
             f"but {len(classes)} names are given."
         )
-    names = classes if classes is not None else CLASS_NAMES.get(config.num_labels)
-    names = [f"class_{label}" for label in range(1, config.num_labels)] if names is None else names
+    names = classes if classes is not None else CLASS_NAMES.get(num_labels)
+    names = [f"class_{label}" for label in range(1, num_labels)] if names is None else names
     config.id2label = dict(enumerate(["background", *names]))
     config.label2id = {name: label for label, name in config.id2label.items()}
 
 
-def _official_names(model: PreTrainedModel, kind: str) -> dict[str, str]:
+def _official_names(model: PreTrainedModel) -> dict[str, str]:
     """Our name -> official name, of every tensor of the model."""
-    if kind == "lpg":
+    if isinstance(model, LPGModel):
         rules = [
             (r"^generator\.", ""),
             (r"^stem\.0\.0\.", "pre.0.conv."),
@@ -372,8 +387,8 @@ def _official_names(model: PreTrainedModel, kind: str) -> dict[str, str]:
             (r"\.conv([12])\.0\.", r".conv\1."),  # inside a residual block
             (r"\.conv([12])\.1\.", r".bn\1."),
         ]
-    elif kind == "largefov":
-        fc8 = sum(len(stage) for stage in model.features)  # 38 in VGG16: the layer after all others
+    elif isinstance(model, DeepLabLargeFOVForSemanticSegmentation):
+        fc8 = sum(len(list(stage.children())) for stage in model.features)  # 38 in VGG16: the layer after all others
         rules = [(r"^features\.\w+\.", "features."), (r"^classifier\.", f"features.{fc8}.")]
     else:
         prefix = MSC_PREFIX if model.config.scales else ""
@@ -392,25 +407,23 @@ def _official_names(model: PreTrainedModel, kind: str) -> dict[str, str]:
     return names
 
 
-def _check_tensors(
-    official: Mapping[str, Tensor], expected: Mapping[str, Tensor], checkpoint: Path, kind: str
-) -> None:
+def _check_tensors(official: _Official, expected: Mapping[str, Tensor]) -> None:
     """Raises one ValueError that names every kind of problem."""
     problems: dict[str, list[str]] = {"missing": [], "unknown": [], "of another shape": [], "of another type": []}
     problems["not finite"] = []
     for name, target in expected.items():
-        if name not in official:
+        if name not in official.tensors:
             if not name.endswith("num_batches_tracked"):  # absent from files older than torch 0.4.1
                 problems["missing"].append(f"{name} {tuple(target.shape)}")
             continue
-        tensor = official[name]
+        tensor = official.tensors[name]
         if tensor.shape != target.shape:
             problems["of another shape"].append(f"{name} {tuple(tensor.shape)}, expected {tuple(target.shape)}")
         elif tensor.dtype not in (_DTYPES if target.is_floating_point() else (torch.int64,)):
             problems["of another type"].append(f"{name} {tensor.dtype}, expected {target.dtype}")
         elif tensor.is_floating_point() and not tensor.isfinite().all():
             problems["not finite"].append(name)
-    problems["unknown"] = [name for name in official if name not in expected]
+    problems["unknown"] = [name for name in official.tensors if name not in expected]
     if any(problems.values()):
         listed = [
             f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
@@ -418,39 +431,58 @@ def _check_tensors(
             if names
         ]
         raise ValueError(
-            f"{checkpoint} does not fit the official {kind!r} network; nothing was written. Tensors {'; '.join(listed)}."
+            f"{official.checkpoint} does not fit the official {official.kind!r} network; nothing was written. "
+            f"Tensors {'; '.join(listed)}."
         )
 
 
-def _own_tensor(official: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
+def _own_tensor(official: _Official, name: str) -> Tensor:
     """The tensor as our model holds it: float32, storage of its own, first convolution for RGB."""
-    if name not in official:
+    if name not in official.tensors:
         return torch.zeros((), dtype=torch.int64)  # num_batches_tracked
-    tensor = official[name]
-    if name == _first_conv(official, kind):
-        tensor = swap_red_and_blue(tensor)
+    tensor = official.tensors[name]
+    if name == official.first_conv:
+        tensor = _swap_red_and_blue(tensor)
     return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
 
 
-def _official_processor(kind: str, view_min_size: int | None) -> LPGImageProcessor | SegformerImageProcessorPil:
-    normalisation = {"image_mean": list(OFFICIAL_MEAN), "image_std": list(OFFICIAL_STD)}
+def _official_processor(kind: str, view_min_size: int | None) -> BaseImageProcessor:
+    mean, std = list(OFFICIAL_MEAN), list(OFFICIAL_STD)
     if kind == "lpg":
-        return LPGImageProcessor(view="image", align_corners=True, view_min_size=view_min_size, **normalisation)
-    return SegformerImageProcessorPil(do_resize=False, **normalisation)
+        return LPGImageProcessor(
+            view="image", align_corners=True, view_min_size=view_min_size, image_mean=mean, image_std=std
+        )
+    return SegformerImageProcessorPil(do_resize=False, image_mean=mean, image_std=std)
 
 
-def _check_official_behaviour(config: PreTrainedConfig, processor: object, kind: str, folder: Path) -> None:
+def _record(official: _Official, config: PreTrainedConfig) -> dict:
+    """`metrics.json` of a converted checkpoint."""
+    record = {
+        "kind": "lpg" if official.kind == "lpg" else "segmenter",
+        "settings": {
+            "origin": "converted from a checkpoint of the official code (Vious/LPG_BBox_Segmentation); not trained by "
+            "lpg_hf",
+            "file": official.checkpoint.name,
+            "sha256": hashlib.sha256(official.checkpoint.read_bytes()).hexdigest(),
+            "licence of the weights": "as their authors say; the official repository's MIT licence covers its code",
+        },
+    }
+    if official.kind != "lpg":
+        record["classes"] = list((config.id2label or {}).values())[1:]
+    return record
+
+
+def _check_official_behaviour(
+    config: PreTrainedConfig, processor: BaseImageProcessor, kind: str, folder: Path
+) -> None:
     """Raises ValueError where the official code, given the weights, would not compute what this checkpoint does."""
-
-    def plain(value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
     differences = []
     for name, allowed in OFFICIAL_SETTINGS[kind].items():
-        value = plain(getattr(config, name))
+        value = getattr(config, name)
+        value = tuple(value) if isinstance(value, list) else value
         if value not in allowed:
             differences.append(f"{name}={value!r}, officially {' or '.join(map(repr, allowed))}")
-    if kind == "lpg" and processor.view != "image":
+    if isinstance(processor, LPGImageProcessor) and processor.view != "image":
         differences.append(f"view={processor.view!r}, officially 'image'")
     for name, wanted in (("image_mean", OFFICIAL_MEAN), ("image_std", OFFICIAL_STD)):
         # To 0..255, where the official mean is stated in thousandths.
@@ -464,11 +496,7 @@ def _check_official_behaviour(config: PreTrainedConfig, processor: object, kind:
         raise ValueError(f"The official code cannot run {folder}: {'; '.join(differences)}.")
 
 
-def _write_folder(out: Path, model: PreTrainedModel, processor: object, record: dict) -> None:
-    from lpg_hf.hub import (
-        write_card,  # here: the card needs jinja2 and huggingface_hub's card classes, the networks do not
-    )
-
+def _write_folder(out: Path, model: PreTrainedModel, processor: BaseImageProcessor, record: dict) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
         folder = Path(work) / out.name
@@ -478,8 +506,8 @@ def _write_folder(out: Path, model: PreTrainedModel, processor: object, record: 
         (folder / "metrics.json").write_text(text, encoding="utf-8")
         write_card(folder)
         if out.is_dir():
-            out.rmdir()  # Only an empty one came this far; Windows replaces no folder.
+            out.rmdir()  # only an empty one comes this far; Windows replaces no folder
         os.replace(folder, out)
 
 
-__all__ = ["convert", "read_official", "swap_red_and_blue", "to_official"]
+__all__ = ["convert", "read_official", "to_official"]

@@ -271,7 +271,7 @@ def test_every_form_of_file_gives_the_same_weights(kind, form, tmp_path):
     unused = {}
     if form.startswith("nested"):
         torch.save({"state_dict": tensors, "optimizer": {"state": {}}, "iteration": 20000}, path)
-        unused = dict.fromkeys(("optimizer", "iteration"), "beside the state dict, no weight")
+        unused = dict.fromkeys(("optimizer", "iteration"), "beside the state dict, not a weight")
     elif form == "unnamed key":
         torch.save({"weights": tensors}, path)
     elif form == "safetensors":
@@ -532,7 +532,7 @@ def test_the_command_goes_there_and_back(tmp_path, capsys, monkeypatch):
     assert command(monkeypatch, "convert", tmp_path / "o.pth", tmp_path / "ours", "--classes", "cat,dog,cow") == 0
     assert command(monkeypatch, "convert", tmp_path / "ours", tmp_path / "back.pth", "--to-official") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "not used: epoch (beside the state dict, no weight)"
+    assert printed[0] == "not used: epoch (beside the state dict, not a weight)"
     assert printed[1:] == [f"written to {tmp_path / 'ours'}", f"written to {tmp_path / 'back.pth'}"]
     assert json.loads((tmp_path / "ours/config.json").read_text())["id2label"]["2"] == "dog"
     assert_same_bits(torch.load(tmp_path / "back.pth"), network.state_dict())

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.examples import class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
-from lpg_hf.models.views_lpg import View, image_to_view, random_window
+from lpg_hf.models.views_lpg import Augmentation, View, image_to_view, random_window
 from training.config import Settings
 from training.models import Normalization
 
@@ -64,6 +64,13 @@ class LPGViews(Positions):
         class_probs: Callable[[int, int], np.ndarray] | None,
     ):
         self.rows, self.processor, self.settings, self.class_probs = rows, processor, settings, class_probs
+        self.augmentation = Augmentation(
+            crop_size=settings.lpg_crop_size,
+            scales=settings.lpg_scales,
+            context=(settings.lpg_context_range[0], settings.lpg_context_range[1]),
+            jitter=settings.lpg_box_jitter,
+            low_detail=settings.lpg_low_detail,
+        )
         self.entries = trainable_views(rows, processor, settings.lpg_min_box_side)  # (E, 2): row, view of the row
         super().__init__(len(self.entries), settings.seed, phase)
 
@@ -72,18 +79,8 @@ class LPGViews(Positions):
         row = self.rows[index]
         image = decode_image(row)
         boxes, labels = row_boxes(row)
-        view = self.processor.random_view(
-            boxes,
-            labels,
-            view_index,
-            *image.shape[:2],
-            rng,
-            crop_size=self.settings.lpg_crop_size,
-            scales=self.settings.lpg_scales,
-            context=tuple(self.settings.lpg_context_range),
-            jitter=self.settings.lpg_box_jitter,
-            low_detail=self.settings.lpg_low_detail,
-        )
+        view = self.processor.views(boxes, labels, *image.shape[:2])[view_index]
+        view = self.processor.random_view(view, image.shape[:2], rng, self.augmentation)
         if self.settings.lpg_color_jitter > 0:
             image = jitter_color(image, self.settings.lpg_color_jitter, rng)
         of_object = self.settings.lpg_target == "object"

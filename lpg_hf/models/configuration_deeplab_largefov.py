@@ -19,7 +19,7 @@ class DeepLabLargeFOVConfig(PreTrainedConfig):
         dropout: "channel" drops whole channels (as the official code), "element" single values (as Caffe's DeepLab).
         dropout_prob: probability of both dropouts (0.5).
         initializer_range: standard deviation of fc8's normal initialisation (0.01); its bias starts at 0.
-        semantic_loss_ignore_index: label that the loss leaves out.
+        semantic_loss_ignore_index: label that the loss ignores.
         align_corners: how `upsample_logits` brings the logits to image size (bilinear); the official code uses True.
     """
 

@@ -24,7 +24,7 @@ class DeepLabV2Config(PreTrainedConfig):
         scales: further input scales, e.g. (0.5, 0.75); the logits are the pixel-wise maximum over 1.0 and these.
             None or () is the single scale 1.0.
         initializer_range: standard deviation of the classifiers' normal initialisation (0.01); biases start at 0.
-        semantic_loss_ignore_index: label that the loss leaves out.
+        semantic_loss_ignore_index: label that the loss ignores.
         align_corners: how `upsample_logits` brings the logits to image size (bilinear); the official code uses True.
     """
 

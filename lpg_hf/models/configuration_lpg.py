@@ -18,15 +18,15 @@ class LPGConfig(PreTrainedConfig):
         backbone: `"hourglass"` (the paper's default, trained from scratch), `"resnet18"` or `"resnet101"` (the paper's
             other two), or an ImageNet-pretrained encoder with a top-down decoder (ours, for a few hundred auxiliary
             images): `"squeezenet"` (SqueezeNet 1.1), `"vgg16"` (up to conv5_3), or `"auto"`, any `AutoBackbone` of
-            transformers. VGG16 and most backbones were trained on RGB with ImageNet's mean and standard deviation, which
-            are settings of the image processor (`image_mean`, `image_std`).
+            transformers. VGG16 and most backbones were trained on RGB with ImageNet's mean and standard deviation;
+            both are settings of the image processor (`image_mean`, `image_std`).
         backbone_config: auto; config of the backbone, or its dict with a `model_type`. Its `out_features` must have
-            strides 4, 8, 16, ... up to at most 64 (others are left out); the last stage alone, as is transformers'
-            default, stands for all stages.
+            strides 4, 8, 16, ... up to 64 (coarser ones are skipped). The last stage alone, transformers' default,
+            stands for all stages.
         use_class_prob: whether the model takes the segmenter's probability of the class. Paper: True in every stage;
             released stage-1 weights: False.
-        class_prob_optional: whether the class probability may be left out; the model then sees 0 everywhere, which it
-            must have learned to mean that there is no segmenter. Without effect if `use_class_prob` is False.
+        class_prob_optional: whether the class probability may be absent. The model then sees 0 everywhere, which it
+            must have learned to mean that there is no segmenter. No effect if `use_class_prob` is False.
         embedding_size: hourglass; channels of the first convolution. Paper: 48.
         hidden_sizes: hourglass; channels per level, strides 4, 8, ..., 4 * 2**(levels - 1). Paper: 96, ..., 192.
         depths: hourglass; residual blocks per branch of each level, the last one counts the innermost blocks.
@@ -35,12 +35,12 @@ class LPGConfig(PreTrainedConfig):
         decoder_size: encoders; channels of the top-down decoder.
         context_size: encoders; channels of each level that is coarser than the encoder, down to stride 64.
         stem_size: encoders; channels of the strided stem through which image, boxes and probability enter.
-        num_frozen_stages: encoders; so many stages, counted from the image, keep their weights and batch statistics.
+        num_frozen_stages: encoders; how many stages, counted from the image, keep their weights and batch statistics.
             A stage of squeezenet and vgg16 ends before a pooling; the first one of a backbone is its embeddings.
         output_stride: resnets; stride of the trunk's last feature map (8, 16 or 32). Logits always have stride 4.
         outside_box_loss_weight: weight of the loss outside the boxes, where the mask is cut away anyway.
             Paper: 1.0 (the loss is over the whole crop).
-        object_loss_weight: weight of the loss at the object's pixels, where the others have 1. A pixel is then given to the
+        object_loss_weight: weight of the loss at the object's pixels; the others have 1. A pixel then belongs to the
             object from a probability of 1 / (1 + weight) on. Paper: 1.0.
         semantic_loss_ignore_index: label that takes no part in the loss.
     """
@@ -69,8 +69,8 @@ class LPGConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") not in CONFIG_MAPPING:
             raise ValueError(
-                f"backbone_config has model_type={self.backbone_config.get('model_type')!r}, which transformers does not "
-                "know. Name a family with an AutoBackbone, such as resnet, convnext or swin."
+                f"backbone_config has model_type={self.backbone_config.get('model_type')!r}, which transformers does "
+                "not know. Name a family with an AutoBackbone, such as resnet, convnext or swin."
             )
         super().__post_init__(**kwargs)
         if self.backbone not in BACKBONES:
@@ -79,8 +79,8 @@ class LPGConfig(PreTrainedConfig):
             )
         if (self.backbone == "auto") != (self.backbone_config is not None):
             raise ValueError(
-                f"backbone={self.backbone!r} and backbone_config={'None' if self.backbone_config is None else '...'} do not "
-                "fit: backbone='auto' needs the config of a transformers backbone, the others take none."
+                f"backbone={self.backbone!r} and backbone_config={'None' if self.backbone_config is None else '...'} "
+                "do not fit: backbone='auto' needs the config of a transformers backbone, the others take none."
             )
         if self.num_frozen_stages < 0 or (self.num_frozen_stages > 0 and self.backbone not in ENCODERS):
             raise ValueError(
@@ -89,8 +89,8 @@ class LPGConfig(PreTrainedConfig):
             )
         if len(self.hidden_sizes) != len(self.depths) or len(self.depths) < 2:
             raise ValueError(
-                f"hidden_sizes {tuple(self.hidden_sizes)} and depths {tuple(self.depths)} of LPGConfig differ in length "
-                "or have fewer than two levels. Give one number per level."
+                f"hidden_sizes {tuple(self.hidden_sizes)} and depths {tuple(self.depths)} of LPGConfig differ in "
+                "length or have fewer than two levels. Give one number per level."
             )
 
     @property

@@ -1,18 +1,23 @@
 """Images and boxes to the generator's inputs, and its logits back to foreground maps of the image's own size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, ImageInput
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_processing_base import BatchFeature
+from transformers.image_utils import ChannelDimension, ImageInput
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from typing_extensions import Unpack
 
+from .modeling_lpg import LPGOutput
 from .views_lpg import (
+    Augmentation,
     View,
     bands_to_image,
     box_mask_of_view,
@@ -30,6 +35,16 @@ from .views_lpg import (
 
 VIEWS = ("image", "box")
 BOX_ENCODINGS = ("filled", "distance")
+# What a generator was trained with: a call with boxes cannot change it.
+VIEW_SETTINGS = (
+    "view",
+    "view_size",
+    "view_context",
+    "view_min_size",
+    "align_corners",
+    "box_encoding",
+    "edge_radius",
+)
 
 
 class LPGImageProcessorKwargs(ImagesKwargs, total=False):
@@ -37,12 +52,14 @@ class LPGImageProcessorKwargs(ImagesKwargs, total=False):
     view (`str`): `"image"`, the whole image once per class (the paper), or `"box"`, a square window per box (ours).
     view_size (`int`): side of a box view in pixels.
     view_context (`float`): margin of a box view on each side, as a share of the longer box side.
-    view_min_size (`int`): side in pixels to which a smaller image view is padded, right and bottom; the official code: 512
-        for VOC, 640 for COCO. With `align_corners` it decides where the logits lie.
+    view_min_size (`int`): side in pixels to which a smaller image view is padded, right and bottom; the official code
+        has 512 for VOC, 640 for COCO. With `align_corners` it decides where the logits lie.
     align_corners (`bool`): how stride-4 logits are brought to full size; the official code: True.
-    box_encoding (`str`): `"filled"`, 1 inside the boxes (the paper), or `"distance"`, 0.5 at their edges to 1 in their middle.
-    edge_radius (`int`): 0: the foreground is the generator's own (the paper), interpolated from its stride of 4; above 0, it
-        follows the image's edges as a guided filter of this radius does, in positions of that stride, see `edge_maps`.
+    box_encoding (`str`): `"filled"`, 1 inside the boxes (the paper), or `"distance"`, 0.5 at their edges to 1 in their
+        middle.
+    edge_radius (`int`): 0: the foreground is the generator's own (the paper), interpolated from its stride of 4. Above
+        0, it follows the image's edges as a guided filter of this radius does, in positions of that stride, see
+        `edge_maps`.
     """
 
     view: str
@@ -83,7 +100,8 @@ class LPGImageProcessor(PilBackend):
             raise ValueError(f"view={self.view!r} is unknown to LPGImageProcessor. Choose one of {', '.join(VIEWS)}.")
         if self.box_encoding not in BOX_ENCODINGS:
             raise ValueError(
-                f"box_encoding={self.box_encoding!r} is unknown to LPGImageProcessor. Choose one of {', '.join(BOX_ENCODINGS)}."
+                f"box_encoding={self.box_encoding!r} is unknown to LPGImageProcessor. Choose one of "
+                f"{', '.join(BOX_ENCODINGS)}."
             )
         if self.edge_radius < 0:
             raise ValueError(f"edge_radius={self.edge_radius} of LPGImageProcessor must be at least 0 (no edges).")
@@ -102,34 +120,20 @@ class LPGImageProcessor(PilBackend):
         return box_views(boxes, labels, self.view_size, self.view_context)
 
     def random_view(
-        self,
-        boxes: np.ndarray,
-        labels: np.ndarray,
-        index: int,
-        height: int,
-        width: int,
-        rng: np.random.Generator,
-        *,
-        crop_size: int,
-        scales: Sequence[float],
-        context: tuple[float, float],
-        jitter: float,
-        low_detail: float = 0.0,
+        self, view: View, size: tuple[int, int], rng: np.random.Generator, augmentation: Augmentation
     ) -> View:
-        """An augmented view for training, of the `index`-th of `views(boxes, labels, height, width)`.
+        """An augmented view for training.
 
         Args:
-            crop_size: side of the crop of an image view in pixels.
-            scales: factors of which one is drawn for an image view.
-            context: range of the margin of a box view, as a share of the longer box side.
-            jitter: how far an edge of a box view's box may move, as a share of the box's size.
-            low_detail: share of box views whose pixels are reduced first, as those of small objects are.
+            view: one of `views`.
+            size: (height, width) of its image.
         """
         if self.view == "image":
-            label = list(dict.fromkeys(labels.tolist()))[index]
-            scale = scales[rng.integers(len(scales))]
-            return random_image_view(boxes[labels == label], label, height, width, crop_size, scale, rng)
-        return random_box_view(boxes[index], labels[index], self.view_size, rng, context, jitter, low_detail)
+            scale = augmentation.scales[int(rng.integers(len(augmentation.scales)))]
+            return random_image_view(view.boxes, view.label, *size, augmentation.crop_size, scale, rng)
+        context, jitter = augmentation.context, augmentation.jitter
+        low_detail = augmentation.low_detail
+        return random_box_view(view.boxes[0], view.label, self.view_size, rng, context, jitter, low_detail)
 
     def encode(
         self,
@@ -159,7 +163,7 @@ class LPGImageProcessor(PilBackend):
 
     def encode_pixels(self, image: np.ndarray, view: View) -> dict[str, np.ndarray]:
         """`pixel_values` of `encode`; views of one window and size share them."""
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
         pixels = image_to_view(image, view, self._fill)
         if view.detail is not None:
             pixels = reduce_detail(pixels, view.detail)
@@ -172,7 +176,7 @@ class LPGImageProcessor(PilBackend):
     @property
     def _fill(self) -> tuple[int, ...]:
         """The mean colour in 8 bits, which views have outside the image."""
-        return tuple(int(v) for v in np.rint(np.float32(self.image_mean) / self.rescale_factor))
+        return tuple(int(v) for v in np.rint(np.asarray(self.image_mean, np.float32) / self.rescale_factor))
 
     def encode_prompt(
         self, view: View, size: tuple[int, int], class_prob: np.ndarray | None = None
@@ -181,7 +185,7 @@ class LPGImageProcessor(PilBackend):
         encoded = {"box_mask": box_mask_of_view(view, self.box_encoding)[None]}
         if class_prob is not None:
             scale = 1 / 255 if class_prob.dtype == np.uint8 else 1.0
-            prob = Image.fromarray(class_prob.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR)
+            prob = Image.fromarray(class_prob.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
             encoded["class_prob"] = image_to_view(np.asarray(prob), view)[None] * np.float32(scale)
         return encoded
 
@@ -228,20 +232,23 @@ class LPGImageProcessor(PilBackend):
         Raises:
             ValueError: an `edge_radius` without the image.
         """
-        if self.edge_radius and image is None:
+        if not self.edge_radius:
+            image, maps = None, logits
+        elif image is None:
             raise ValueError(f"edge_radius={self.edge_radius} follows the image's edges: pass the image(s) too.")
-        maps = self._edge_maps(logits, view, image) if self.edge_radius else logits
+        else:
+            maps = self._edge_maps(logits, view, image)
         rows, columns = visible_part(view, height, width)
         prob = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
         for band, patch in bands_to_image(maps, view, rows, columns, self.align_corners):
-            part = prob[band.start - rows.start : band.stop - rows.start]
-            if self.edge_radius:
-                *slopes, part[...] = patch.numpy()
-                for channel, slope in enumerate(slopes):
-                    part += slope * image[band, columns, channel]
-                part.clip(0, 1, out=part)
-            else:
-                part[...] = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
+            band_prob = prob[band.start - rows.start : band.stop - rows.start]
+            if image is None:
+                band_prob[...] = torch.sigmoid(patch[1] - patch[0]).numpy()  # softmax over two logits
+                continue
+            *slopes, band_prob[...] = patch.numpy()
+            for channel, slope in enumerate(slopes):
+                band_prob += slope * image[band, columns, channel]
+            band_prob.clip(0, 1, out=band_prob)
         foreground = np.zeros_like(prob)
         for x1, y1, x2, y2 in view.boxes:
             box_rows, box_columns = pixel_range(y1, y2, height), pixel_range(x1, x2, width)
@@ -271,7 +278,7 @@ class LPGImageProcessor(PilBackend):
 
     # The ecosystem's call.
 
-    def preprocess(
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  as every processor with more inputs
         self,
         images: ImageInput,
         boxes: Sequence | None = None,
@@ -281,10 +288,10 @@ class LPGImageProcessor(PilBackend):
     ) -> BatchFeature:
         """
         Args:
-            images: one image or a list: PIL, (H, W, 3) or (3, H, W) uint8 arrays or tensors. PIL images are turned upright,
-                see `upright_rgb`, unless `do_convert_rgb` is off.
+            images: one image or a list: PIL, (H, W, 3) or (3, H, W) uint8 arrays or tensors. PIL images are turned
+                upright, see `_upright_rgb`, unless `do_convert_rgb` is off.
             boxes: (N, 4) xyxy in original pixels for one image, or a list of such for a list of images; N may differ.
-            box_labels: (N,) class ids per image, 1-based; one class if left out.
+            box_labels: (N,) class ids per image, 1-based; one class if absent.
             class_probs: (num_labels, h, w) float per image, the segmenter's softmax probabilities at any resolution.
 
         Returns:
@@ -304,71 +311,60 @@ class LPGImageProcessor(PilBackend):
         image: ImageInput,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
-        **kwargs: Unpack[ImagesKwargs],
+        **kwargs: Any,
     ) -> np.ndarray:
-        """One image as a (3, H, W) array; a PIL image by `upright_rgb` where `do_convert_rgb` is on."""
+        """One image as a (3, H, W) array; a PIL image by `_upright_rgb` where `do_convert_rgb` is on."""
         if do_convert_rgb and isinstance(image, Image.Image):
-            image, do_convert_rgb, input_data_format = upright_rgb(image), False, ChannelDimension.LAST
+            image, do_convert_rgb, input_data_format = _upright_rgb(image), False, ChannelDimension.LAST
         return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
 
-    def _preprocess_image_like_inputs(
-        self,
-        images: ImageInput,
-        boxes: Sequence | None,
-        box_labels: Sequence | None,
-        class_probs: Sequence | None,
-        do_convert_rgb: bool,
-        input_data_format: ChannelDimension,
-        return_tensors: str | None,
-        **kwargs,
-    ) -> BatchFeature:
+    def _preprocess_image_like_inputs(self, images: ImageInput, *args: Sequence | None, **kwargs: Any) -> BatchFeature:
+        boxes, box_labels, class_probs = args
         single = not isinstance(images, (list, tuple))
-        images = self._prepare_image_like_inputs(
-            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
+        prepared = self._prepare_image_like_inputs(
+            images,
+            do_convert_rgb=kwargs.pop("do_convert_rgb"),
+            input_data_format=kwargs.pop("input_data_format"),
         )
         if boxes is None:
-            return self._preprocess(images, return_tensors=return_tensors, **kwargs)
-        for name in (
-            "view",
-            "view_size",
-            "view_context",
-            "view_min_size",
-            "align_corners",
-            "box_encoding",
-            "edge_radius",
-        ):
-            if kwargs[name] != getattr(self, name):
-                raise ValueError(
-                    f"{name}={kwargs[name]!r} was given for one call, but this processor has {getattr(self, name)!r}, "
-                    "which belongs to its generator. Make a processor of its own: LPGImageProcessor(...)."
-                )
-        wrap = (lambda value: None if value is None else [value]) if single else (lambda value: value)
-        boxes, box_labels, class_probs = wrap(boxes), wrap(box_labels), wrap(class_probs)
+            return self._preprocess(prepared, **kwargs)
+        self._check_same_view(kwargs)
+        if single:
+            boxes, box_labels, class_probs = (None if v is None else [v] for v in (boxes, box_labels, class_probs))
+            assert boxes is not None
         for name, value in (("boxes", boxes), ("box_labels", box_labels), ("class_probs", class_probs)):
-            if value is not None and len(value) != len(images):
-                raise ValueError(f"{name} has {len(value)} entries for {len(images)} images: give one per image.")
+            if value is not None and len(value) != len(prepared):
+                raise ValueError(f"{name} has {len(value)} entries for {len(prepared)} images: give one per image.")
 
         views, rows = [], []
-        for i, image in enumerate(images):
+        for i, image in enumerate(prepared):
             if image.dtype != np.uint8:
                 raise ValueError(f"image {i} is {image.dtype}: with boxes, images must be 8-bit (uint8, 0 to 255).")
             image = image.transpose(1, 2, 0)
             image_boxes, labels = _checked_boxes(i, boxes[i], None if box_labels is None else box_labels[i])
-            of_image = self.views(image_boxes, labels, *image.shape[:2])
-            views.append(of_image)
-            for view in of_image:
+            views.append(self.views(image_boxes, labels, *image.shape[:2]))
+            for view in views[-1]:
                 prob = None if class_probs is None else np.asarray(class_probs[i][view.label], dtype=np.float32)
                 rows.append(self.encode(image, view, prob))
         data = stack_views(rows)
         if class_probs is not None and not rows:
             data["class_prob"] = data["box_mask"]
-        batch = BatchFeature(data=data, tensor_type=return_tensors)
+        batch = BatchFeature(data=data, tensor_type=kwargs["return_tensors"])
         batch["views"] = views
         return batch
 
+    def _check_same_view(self, values: Mapping) -> None:
+        """Raises ValueError if the values of one call differ from the processor's own."""
+        for name in VIEW_SETTINGS:
+            if values[name] != getattr(self, name):
+                raise ValueError(
+                    f"{name}={values[name]!r} was given for one call, but this processor has {getattr(self, name)!r}, "
+                    "which belongs to its generator. Make a processor of its own: LPGImageProcessor(...)."
+                )
+
     def post_process_foreground(
         self,
-        outputs,
+        outputs: LPGOutput,
         views: Sequence[Sequence[View]],
         target_sizes: Sequence[tuple[int, int]],
         images: ImageInput | None = None,
@@ -387,12 +383,13 @@ class LPGImageProcessor(PilBackend):
         Raises:
             ValueError: the numbers of logits, views and images do not agree, or an `edge_radius` without the images.
         """
+        assert outputs.logits is not None
         logits = outputs.logits.detach().float().cpu()
-        num_views = sum(len(of_image) for of_image in views)
+        num_views = sum(map(len, views))
         if len(logits) != num_views or len(target_sizes) != len(views):
             raise ValueError(
-                f"{len(logits)} logits and {len(target_sizes)} target_sizes for {num_views} views of {len(views)} images: "
-                "give the output for all rows of the processor's batch, and one (height, width) per image."
+                f"{len(logits)} logits and {len(target_sizes)} target_sizes for {num_views} views of {len(views)} "
+                "images: give the output for all rows of the processor's batch, and one (height, width) per image."
             )
         pixels: Sequence[np.ndarray | None] = [None] * len(views)
         if images is not None:
@@ -404,16 +401,16 @@ class LPGImageProcessor(PilBackend):
                 sizes = [image.shape[:2] for image in pixels]
                 raise ValueError(f"the images have the sizes {sizes}, but target_sizes are {list(target_sizes)}.")
         results, start = [], 0
-        for of_image, (height, width), image in zip(views, target_sizes, pixels):
-            stop = start + len(of_image)
-            labels, foreground = self.decode(logits[start:stop], of_image, height, width, image)
+        for seen, (height, width), image in zip(views, target_sizes, pixels):
+            stop = start + len(seen)
+            labels, foreground = self.decode(logits[start:stop], seen, height, width, image)
             results.append({"labels": torch.from_numpy(labels), "foreground": torch.from_numpy(foreground)})
             start = stop
         return results
 
 
-def upright_rgb(image: Image.Image) -> np.ndarray:
-    """A PIL image as `lpg_hf.images.read_rgb` reads it, which a checkpoint that is used without the package lacks.
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    """A PIL image as `lpg_hf.images.read_rgb` reads it; a checkpoint that is used without the package lacks that one.
 
     Turned as the EXIF orientation says; transparent pixels are laid over white; 16-bit grey is divided by 257.
 
@@ -464,22 +461,23 @@ def stack_views(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _checked_boxes(index: int, boxes: Sequence, labels: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
-    boxes = np.asarray(boxes, dtype=np.float32)
-    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes of image {index} have shape {boxes.shape}: expected (N, 4) xyxy in original pixels.")
-    labels = np.ones(len(boxes), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
-    if labels.shape != (len(boxes),):
-        raise ValueError(f"box_labels of image {index} have shape {labels.shape} for {len(boxes)} boxes.")
-    if not np.isfinite(boxes).all():
-        raise ValueError(f"boxes of image {index} hold a number that is not finite: {boxes.tolist()}.")
-    empty = np.flatnonzero(~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])))
+    """Boxes and labels of the `index`-th image as (N, 4) float32 and (N,) int64."""
+    xyxy = np.asarray(boxes, dtype=np.float32)
+    xyxy = xyxy.reshape(0, 4) if xyxy.size == 0 else xyxy
+    if xyxy.ndim != 2 or xyxy.shape[1] != 4:
+        raise ValueError(f"boxes of image {index} have shape {xyxy.shape}: expected (N, 4) xyxy in original pixels.")
+    ids = np.ones(len(xyxy), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+    if ids.shape != (len(xyxy),):
+        raise ValueError(f"box_labels of image {index} have shape {ids.shape} for {len(xyxy)} boxes.")
+    if not np.isfinite(xyxy).all():
+        raise ValueError(f"boxes of image {index} hold a value that is not finite: {xyxy.tolist()}.")
+    empty = np.flatnonzero(~((xyxy[:, 2] > xyxy[:, 0]) & (xyxy[:, 3] > xyxy[:, 1])))
     if len(empty):
         raise ValueError(
-            f"box {empty[0]} of image {index} is empty: {boxes[empty[0]].tolist()}. Boxes are xyxy in original pixels "
+            f"box {empty[0]} of image {index} is empty: {xyxy[empty[0]].tolist()}. Boxes are xyxy in original pixels "
             "with x1 < x2 and y1 < y2; convert COCO boxes with lpg_hf.boxes.convert_boxes(boxes, 'xywh', 'xyxy')."
         )
-    return boxes, labels
+    return xyxy, ids
 
 
 __all__ = ["LPGImageProcessor", "stack_views"]

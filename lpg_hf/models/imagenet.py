@@ -29,7 +29,7 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: `source` is neither a file nor of the form "org/repo:filename".
-        ValueError: unknown file type, or the file holds something else than named tensors.
+        ValueError: unknown file type, or the file does not hold named tensors only.
     """
     path = Path(source)
     if not path.is_file():
@@ -109,7 +109,7 @@ def load_encoder_imagenet(encoder: nn.Module, source: str | Path, channel_order:
         The names in the file that were not used: the classifier or fully connected layers, if the file has them.
 
     Raises:
-        ValueError: unknown `channel_order`; or tensors are missing, have another shape, or are unknown; all are listed.
+        ValueError: unknown `channel_order`; or tensors are missing, unknown or of another shape; all are listed.
     """
     if channel_order not in ("rgb", "bgr"):
         raise ValueError(f"channel_order={channel_order!r} is unknown; use 'rgb' or 'bgr'.")

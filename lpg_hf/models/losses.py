@@ -64,7 +64,7 @@ def pixel_cross_entropy(
     return per_image.mean()
 
 
-def _resize_nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize_nearest(maps: Tensor, size: torch.Size) -> Tensor:
     """(B, H, W) -> (B, *size), nearest pixel centre; integers up to 2^24 pass through float32 unchanged."""
     if maps.shape[-2:] == size:
         return maps

@@ -1,5 +1,7 @@
-"""DeepLab-LargeFOV on VGG16 (Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected
-CRFs", ICLR 2015), the first segmenter of the paper."""
+"""DeepLab-LargeFOV on VGG16, the first segmenter of the paper.
+
+Source: Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ class LargeFOVFeatures(nn.Sequential):
     So `features.0.weight` of a VGG16 file is `features.conv1.0.weight` here, and fc6, fc7 are 32 and 35, as in the
     official code (where fc8, our `classifier`, is 38).
     """
+
+    conv1: Stage
 
     def __init__(self, config: DeepLabLargeFOVConfig):
         super().__init__()
@@ -72,7 +76,7 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
 
     config: DeepLabLargeFOVConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Stage"]
 
@@ -81,7 +85,7 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
         if len(config.depths) != 5 or len(config.hidden_sizes) != 5:
             raise ValueError(f"depths={config.depths} and hidden_sizes={config.hidden_sizes} need 5 entries each.")
         self.features = LargeFOVFeatures(config)
-        self.classifier = nn.Conv2d(config.fc_size, config.num_labels, kernel_size=1)
+        self.classifier = nn.Conv2d(config.fc_size, len(config.id2label or ()), kernel_size=1)
         self.post_init()
 
     @property
@@ -92,7 +96,7 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # zero biases
         if module is self.classifier:
-            init.normal_(module.weight, std=self.config.initializer_range)
+            init.normal_(self.classifier.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 

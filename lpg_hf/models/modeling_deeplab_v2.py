@@ -1,15 +1,19 @@
-"""DeepLab v2 on ResNet (Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
-Convolution, and Fully Connected CRFs", TPAMI 2018), the second segmenter of the paper."""
+"""DeepLab v2 on ResNet, the second segmenter of the paper.
+
+Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully
+Connected CRFs", TPAMI 2018.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_deeplab_v2 import DeepLabV2Config
 from .losses import pixel_cross_entropy
@@ -37,7 +41,7 @@ class DeepLabV2Output(ModelOutput):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: the sum of 3x3 classifiers with different dilations (Chen et al. 2018, Fig. 7)."""
+    """Atrous spatial pyramid pooling: the sum of dilated 3x3 classifiers (Chen et al. 2018, Fig. 7)."""
 
     def __init__(self, in_channels: int, num_labels: int, rates: Sequence[int]):
         super().__init__()
@@ -47,7 +51,7 @@ class ASPP(nn.Module):
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, num_labels, h, w)."""
-        return sum(conv(hidden_state) for conv in self.convs)
+        return reduce(torch.add, (conv(hidden_state) for conv in self.convs))
 
 
 class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
@@ -59,7 +63,7 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
 
     config: DeepLabV2Config
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BasicBlock", "Bottleneck"]
 
@@ -74,7 +78,7 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
             output_stride=config.output_stride,
             stem_pool=config.stem_pool,
         )
-        self.classifier = ASPP(self.backbone.out_channels, config.num_labels, config.atrous_rates)
+        self.classifier = ASPP(self.backbone.out_channels, len(config.id2label or ()), config.atrous_rates)
         self.post_init()
         self.train(self.training)  # freezes
 
@@ -132,7 +136,7 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
         loss = None
         if labels is not None:
             ignore_index = self.config.semantic_loss_ignore_index
-            loss = sum(pixel_cross_entropy(logits, labels, ignore_index=ignore_index) for logits in maps)
+            loss = reduce(torch.add, (pixel_cross_entropy(m, labels, ignore_index=ignore_index) for m in maps))
         output = DeepLabV2Output(
             loss=loss,
             logits=maps[-1],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_lpg import ENCODERS, LPGConfig
 from .losses import pixel_cross_entropy
@@ -113,11 +113,11 @@ class Hourglass(nn.Module):
         if region is None:
             x = self.neck(self.hourglass(x))
             return self.head(x), (x,)
-        # Everything after the lower levels is local: two convolutions a block, the neck and the head see `reach` pixels. Cuts
-        # at multiples of 16 keep the number of different shapes small, for each of which a CPU compiles kernels of its own.
+        # Everything after the lower levels is local: two convolutions a block, the neck and the head see `reach`
+        # pixels. Cuts at multiples of 16 keep the number of shapes small: a CPU compiles kernels for each of them.
         reach = 2 * len(self.hourglass.up1) + 2
-        starts = (max(part.start - reach, 0) // 16 * 16 for part in region)
-        stops = (-(-(part.stop + reach) // 16) * 16 for part in region)
+        starts = (max(axis.start - reach, 0) // 16 * 16 for axis in region)
+        stops = (-(-(axis.stop + reach) // 16) * 16 for axis in region)
         rows, columns = (slice(start, stop) for start, stop in zip(starts, stops))
         x = self.neck(self.hourglass(x, rows, columns))
         wanted = self.head(x)
@@ -131,18 +131,15 @@ class ResNetGenerator(nn.Module):
 
     def __init__(self, config: LPGConfig):
         super().__init__()
-        block, depths, hidden_sizes = {
-            "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
-            "resnet101": ("bottleneck", (3, 4, 23, 3), (256, 512, 1024, 2048)),
-        }[config.backbone]
+        is_small = config.backbone == "resnet18"  # else resnet101
         self.trunk = ResNetTrunk(
             in_channels=config.in_channels,
-            block=block,
-            depths=depths,
-            hidden_sizes=hidden_sizes,
+            block="basic" if is_small else "bottleneck",
+            depths=(2, 2, 2, 2) if is_small else (3, 4, 23, 3),
+            hidden_sizes=(64, 128, 256, 512) if is_small else (256, 512, 1024, 2048),
             output_stride=config.output_stride,
         )
-        self.head = nn.Conv2d(hidden_sizes[-1], 2, 1)
+        self.head = nn.Conv2d(self.trunk.out_channels, 2, 1)
 
     def forward(self, prompt: Tensor, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = self.trunk(torch.cat([prompt, image], dim=1))  # (B, C, H/output_stride, W/output_stride)
@@ -196,7 +193,7 @@ class SqueezeNetEncoder(nn.Module):
 
 
 class VGG16Encoder(nn.Module):
-    """VGG16 up to conv5_3 with torchvision's names, so that its ImageNet weights load as they are: strides 4, 8 and 16."""
+    """VGG16 up to conv5_3, strides 4, 8 and 16; torchvision's names, so that its ImageNet weights load as they are."""
 
     hidden_sizes = (256, 512, 512)
 
@@ -228,16 +225,16 @@ class BackboneEncoder(nn.Module):
     Of several maps with the same stride the deepest is used.
 
     Raises:
-        ValueError: `config` is none of a backbone of transformers, or the backbone cannot take an image, or has other
-            strides.
+        ValueError: `config` does not belong to a backbone of transformers, or the backbone cannot take an image or has
+            other strides.
     """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         if getattr(config, "stage_names", None) is None:
             raise ValueError(
-                f"backbone_config is a {type(config).__name__}, which names no stages: it is none of a backbone of "
-                "transformers. Choose a family with an AutoBackbone, such as resnet, convnext or swin."
+                f"backbone_config is a {type(config).__name__}, which names no stages: it does not belong to a "
+                "backbone of transformers. Choose a family with an AutoBackbone, such as resnet, convnext or swin."
             )
         config = copy.deepcopy(config)
         if list(config.out_features) == config.stage_names[-1:]:
@@ -246,11 +243,11 @@ class BackboneEncoder(nn.Module):
         deepest = {PROBED_SIDE / shape[-1]: name for name, shape in shapes.items()}
         used = {stride: deepest[stride] for stride in DECODER_STRIDES if stride in deepest}
         if not used or tuple(used) != DECODER_STRIDES[: len(used)]:
-            found = ", ".join(f"{name} {PROBED_SIDE / shape[-1]:g}" for name, shape in shapes.items())
+            strides = ", ".join(f"{name} {PROBED_SIDE / shape[-1]:g}" for name, shape in shapes.items())
             raise ValueError(
-                f"the feature maps of the {config.model_type} backbone have the strides {found}, but the LPG's decoder needs "
-                "4, 8, 16, ... without a gap. Choose a hierarchical backbone whose finest stride is 4 (or 2), and the "
-                "out_features that have these strides."
+                f"the feature maps of the {config.model_type} backbone have the strides {strides}, but the LPG's "
+                "decoder needs 4, 8, 16, ... without a gap. Choose a hierarchical backbone whose finest stride is 4 "
+                "(or 2), and the out_features that have these strides."
             )
         config.out_features = list(used.values())
         self.backbone = AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
@@ -266,9 +263,9 @@ class BackboneEncoder(nn.Module):
         embeddings = getattr(network, "embeddings", getattr(network, "embedder", None))
         encoder = getattr(network, "encoder", None)
         stages = getattr(encoder, "stages", getattr(encoder, "layers", None))
-        if embeddings is None or stages is None:
+        if not isinstance(embeddings, nn.Module) or not isinstance(stages, nn.ModuleList):
             raise ValueError(
-                f"{type(self.backbone).__name__} has no embeddings and encoder stages to be told apart: set "
+                f"{type(self.backbone).__name__} does not name its embeddings and encoder stages: set "
                 "num_frozen_stages to 0."
             )
         return [embeddings, *stages]
@@ -286,9 +283,9 @@ def _feature_map_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     except Exception as error:  # from the code of any family of transformers
         reason = str(error).strip().split("\n")[0][:200]
         raise ValueError(
-            f"the {config.model_type} backbone cannot be built from its config, or cannot take an RGB image of {PROBED_SIDE} "
-            f"x {PROBED_SIDE} pixels ({type(error).__name__}: {reason}). Correct backbone_config, or choose a backbone that "
-            "takes images of any size."
+            f"the {config.model_type} backbone cannot be built from its config, or cannot take an RGB image of "
+            f"{PROBED_SIDE} x {PROBED_SIDE} pixels ({type(error).__name__}: {reason}). Correct backbone_config, or "
+            "choose a backbone that takes images of any size."
         ) from error
     return {name: feature_map.shape for name, feature_map in zip(config.out_features, feature_maps)}
 
@@ -298,8 +295,8 @@ class EncoderDecoder(nn.Module):
     at every level where the boxes are and what the segmenter thinks.
 
     Context levels, down to stride 64, cover large objects. The prompt (box map, class probability) is resized by area
-    and concatenated at every level; it also enters through a small strided stem beside the image, which gives the decoder
-    sharp edges at stride 4.
+    and concatenated at every level. It also enters through a small strided stem beside the image, which gives the
+    decoder sharp edges at stride 4.
     """
 
     def __init__(self, config: LPGConfig):
@@ -361,9 +358,9 @@ class EncoderDecoder(nn.Module):
         return self.head(x), tuple(features)
 
 
-def _encoder(config: LPGConfig) -> nn.Module:
+def _encoder(config: LPGConfig) -> SqueezeNetEncoder | VGG16Encoder | BackboneEncoder:
     """A module of an image -> feature maps of the strides 4, 8, ...; `hidden_sizes` are their channels."""
-    if config.backbone == "auto":
+    if isinstance(config.backbone_config, PreTrainedConfig):  # backbone="auto"
         return BackboneEncoder(config.backbone_config)
     return {"squeezenet": SqueezeNetEncoder, "vgg16": VGG16Encoder}[config.backbone]()
 
@@ -372,7 +369,7 @@ class LPGPreTrainedModel(PreTrainedModel):
     config: LPGConfig
     base_model_prefix = "lpg"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ResidualBlock", "Fire"]
 
@@ -418,7 +415,7 @@ class LPGModel(LPGPreTrainedModel):
                 `config.use_class_prob`. None, if `config.class_prob_optional`, is the same as 0 everywhere.
             labels: (B, H, W) integer, 0 rest, 1 object, `config.semantic_loss_ignore_index` ignored.
             output_hidden_states: whether the backbone's feature maps are returned too; None: as the config says.
-            return_dict: whether the result is an [`LPGOutput`], not a tuple of what it holds; None: as the config says.
+            return_dict: False returns a plain tuple; None: as the config says.
             region: rows and columns of the logits that are wanted; logits elsewhere are then unspecified. An hourglass
                 computes its last layers there only, which is up to half of its work.
 
@@ -430,7 +427,7 @@ class LPGModel(LPGPreTrainedModel):
         Raises:
             ValueError: an input is missing, is given to a model built without it, or has another size.
         """
-        self._check_inputs(pixel_values, box_mask, class_prob)
+        box_mask = self._checked_box_mask(pixel_values, box_mask, class_prob)
         if self.config.use_class_prob and class_prob is None:
             class_prob = torch.zeros_like(box_mask)
         return_dict = return_dict if return_dict is not None else self.config.return_dict
@@ -457,24 +454,26 @@ class LPGModel(LPGPreTrainedModel):
 
     def _loss_weight(self, labels: Tensor, box_mask: Tensor) -> Tensor | None:
         """(B, H, W) float, or None where all pixels weigh the same."""
-        outside, of_object = self.config.outside_box_loss_weight, self.config.object_loss_weight
-        if outside == of_object == 1:
+        outside, inside_object = self.config.outside_box_loss_weight, self.config.object_loss_weight
+        if outside == inside_object == 1:
             return None
         weight = torch.where(box_mask[:, 0] > 0, 1.0, outside)
-        return torch.where(labels == 1, of_object * weight, weight)
+        return torch.where(labels == 1, inside_object * weight, weight)
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads right and bottom to the needed multiple with 0: the mean colour, no box, no probability."""
         divisor = self.config.size_divisor
         return F.pad(x, (0, -x.shape[3] % divisor, 0, -x.shape[2] % divisor))
 
-    def _check_inputs(self, pixel_values: Tensor, box_mask: Tensor | None, class_prob: Tensor | None) -> None:
+    def _checked_box_mask(self, pixel_values: Tensor, box_mask: Tensor | None, class_prob: Tensor | None) -> Tensor:
+        """`box_mask`, once all inputs fit the model and each other."""
         if box_mask is None:
             raise ValueError("LPGModel needs box_mask (B, 1, H, W): LPGImageProcessor(images, boxes=...) makes it.")
         if self.config.requires_class_prob and class_prob is None:
             raise ValueError(
                 "This LPGModel was built with use_class_prob=True: pass class_prob (B, 1, H, W), the segmenter's "
-                "probability of the class, or use a stage trained with use_class_prob=False or class_prob_optional=True."
+                "probability of the class, or use a stage trained with use_class_prob=False or "
+                "class_prob_optional=True."
             )
         if not self.config.use_class_prob and class_prob is not None:
             raise ValueError("class_prob was given to an LPGModel built with use_class_prob=False: leave it out.")
@@ -482,8 +481,10 @@ class LPGModel(LPGPreTrainedModel):
         for name, value in (("box_mask", box_mask), ("class_prob", class_prob)):
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}, but pixel_values {tuple(pixel_values.shape)} need {expected}."
+                    f"{name} has shape {tuple(value.shape)}, but pixel_values {tuple(pixel_values.shape)} need "
+                    f"{expected}."
                 )
+        return box_mask
 
 
 __all__ = ["LPGModel", "LPGOutput", "LPGPreTrainedModel"]

@@ -73,6 +73,11 @@ class ResNetTrunk(nn.Module):
         ValueError: a size above does not describe a ResNet, or `output_stride` cannot be reached.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         in_channels: int = 3,

@@ -3,14 +3,13 @@
 A view is an integer window in the image's frame, resampled to a size in pixels. The paper's view is the whole image
 (window = image, size = image, the union of a class's boxes drawn in); ours is a square window around one box, at one
 fixed size. Training crops, scales and flips are windows too, so image, box map, class probability and label always
-pass through `image_to_view`. Its inverse is `view_to_image`; what an image processor decodes comes back through
-`bands_to_image`, the same in bands of rows.
+pass through `image_to_view`. The network's maps come back through `bands_to_image`.
 
 Frames: image pixels, 0-based; windows and boxes are xyxy with exclusive ends; pixel centres lie at +0.5.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,25 @@ from torch import Tensor
 EDGE_SMOOTHNESS = 1e-4  # variance of colours (in [0, 1]) that counts as noise in `edge_maps`
 BAND_PIXELS = 2**20  # of the maps of one view that are brought to an image's resolution at a time
 LEAST_DETAIL = 16  # pixels; the window of an object of about 10 pixels
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is random in a training view.
+
+    Args:
+        crop_size: side of the crop of an image view in pixels.
+        scales: factors of which one is drawn for an image view.
+        context: range of the margin of a box view, as a share of the longer box side.
+        jitter: how far an edge of a box view's box may move, as a share of the box's size.
+        low_detail: share of box views whose pixels are reduced first, as those of small objects are.
+    """
+
+    crop_size: int
+    scales: Sequence[float]
+    context: tuple[float, float]
+    jitter: float
+    low_detail: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,7 @@ def image_views(boxes: np.ndarray, labels: np.ndarray, height: int, width: int, 
     """
     classes = list(dict.fromkeys(labels.tolist()))
     size = max(height, min_size), max(width, min_size)
-    return [View(c, boxes[labels == c], (0, 0, *size[::-1]), size) for c in classes]
+    return [View(c, boxes[labels == c], (0, 0, size[1], size[0]), size) for c in classes]
 
 
 def box_views(boxes: np.ndarray, labels: np.ndarray, size: int, context: float) -> list[View]:
@@ -180,7 +198,7 @@ def image_to_view(
     if inside.shape[:2] != view.size:
         if array.ndim == 2 and array.dtype == np.uint8:
             resample = Image.Resampling.NEAREST
-        resized = Image.fromarray(np.ascontiguousarray(inside)).resize(view.size[::-1], resample)
+        resized = Image.fromarray(np.ascontiguousarray(inside)).resize((view.size[1], view.size[0]), resample)
         inside = np.asarray(resized)
     return inside[:, ::-1] if view.flip else inside
 
@@ -188,15 +206,16 @@ def image_to_view(
 def reduce_detail(pixels: np.ndarray, side: int) -> np.ndarray:
     """(h, w, 3) uint8 image of a view, reduced to `side` x `side` and enlarged again."""
     reduced = Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(reduced.resize(pixels.shape[1::-1], Image.Resampling.BILINEAR))
+    height, width = pixels.shape[:2]
+    return np.asarray(reduced.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def box_mask_of_view(view: View, encoding: str = "filled") -> np.ndarray:
     """The box map as the network sees it.
 
     Args:
-        encoding: "filled" (the paper): 1 at every pixel that a box of the view touches. "distance": 0.5 at a box's edge,
-            rising to 1 on its middle line.
+        encoding: "filled" (the paper): 1 at every pixel that a box of the view touches. "distance": 0.5 at a box's
+            edge, rising to 1 on its middle line.
 
     Returns:
         `view.size` float32 in [0, 1], 0 outside the boxes and nowhere else.
@@ -229,27 +248,6 @@ def pixel_range(start: float, stop: float, limit: int) -> slice:
     return slice(min(max(first, 0), limit), min(max(last, 0), limit))
 
 
-def view_to_image(
-    maps: Tensor, view: View, height: int, width: int, align_corners: bool = False
-) -> tuple[slice, slice, Tensor]:
-    """Takes the network's maps of one view back to the image's own pixels.
-
-    Args:
-        maps: (C, h, w) float; h x w covers the view from its top-left corner at the network's stride of 4; padding at
-            the right and the bottom is cut off.
-        view: the view that the maps belong to.
-        height, width: size of the image in pixels.
-        align_corners: how the maps are brought to the view's size (the official code: True).
-
-    Returns:
-        rows, columns: slices of the image that the view covers.
-        patch: (C, rows, columns) float32 at the image's resolution.
-    """
-    rows, columns = visible_part(view, height, width)
-    patches = [patch for _, patch in bands_to_image(maps, view, rows, columns, align_corners)]
-    return rows, columns, patches[0] if len(patches) == 1 else torch.cat(patches, dim=1)
-
-
 def visible_part(view: View, height: int, width: int) -> tuple[slice, slice]:
     """The rows and columns of an image that a view covers."""
     x1, y1, x2, y2 = view.window
@@ -260,15 +258,20 @@ def visible_part(view: View, height: int, width: int) -> tuple[slice, slice]:
 def bands_to_image(
     maps: Tensor, view: View, rows: slice, columns: slice, align_corners: bool = False
 ) -> Iterator[tuple[slice, Tensor]]:
-    """What `view_to_image` does, in bands of rows where the window is large, so that memory does not grow with it.
+    """Take the network's maps of one view back to the image's own pixels.
+
+    A large window comes in bands of rows, so that memory does not grow with it.
 
     Args:
-        maps, view, align_corners: of `view_to_image`.
+        maps: (C, h, w) float; h x w covers the view from its top-left corner at the network's stride of 4. Padding at
+            the right and the bottom is cut off.
+        view: the view that the maps belong to.
         rows, columns: `visible_part` of the view.
+        align_corners: how the maps are brought to the view's size (the official code: True).
 
     Yields:
         band: the next rows of the image.
-        patch: (C, band, columns) float32.
+        patch: (C, band, columns) float32 at the image's resolution.
     """
     x1, y1, x2, y2 = view.window
     window_size = (y2 - y1, x2 - x1)
@@ -296,9 +299,9 @@ def bands_to_image(
     yield rows, maps[0, :, rows.start - y1 : rows.stop - y1, columns.start - x1 : columns.stop - x1]
 
 
-def _interpolation_weights(source: int, target: int, part: slice) -> Tensor:
-    """(source, part) weights of a linear interpolation from `source` to a part of `target` positions, of half-pixel centres."""
-    positions = (torch.arange(part.start, part.stop) + 0.5) * (source / target) - 0.5
+def _interpolation_weights(source: int, target: int, wanted: slice) -> Tensor:
+    """(source, wanted) weights of a linear interpolation from `source` to `target` half-pixel centres."""
+    positions = (torch.arange(wanted.start, wanted.stop) + 0.5) * (source / target) - 0.5
     return (1 - (torch.arange(source)[:, None] - positions.clamp(0, source - 1)).abs()).clamp(min=0)
 
 
@@ -337,6 +340,7 @@ def edge_maps(foreground: Tensor, guide: Tensor, radius: int) -> Tensor:
 
 
 __all__ = [
+    "Augmentation",
     "View",
     "bands_to_image",
     "box_mask_of_view",
@@ -351,6 +355,5 @@ __all__ = [
     "random_window",
     "reduce_detail",
     "touched_pixels",
-    "view_to_image",
     "visible_part",
 ]

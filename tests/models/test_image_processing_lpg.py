@@ -12,7 +12,7 @@ from lpg_hf.data.examples import decode_image
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
-from lpg_hf.models.views_lpg import box_mask_of_view, image_to_view
+from lpg_hf.models.views_lpg import Augmentation, box_mask_of_view, image_to_view
 
 
 PROCESSORS = {"image": LPGImageProcessor(), "box": LPGImageProcessor(view="box", view_size=64)}
@@ -443,10 +443,10 @@ def test_target_keeps_ignored_pixels_and_gets_the_pad_label_outside():
 def test_random_view_is_of_the_wanted_class_and_box_and_fits_the_network(processor):
     boxes = np.array([[10, 8, 30, 24], [0, 0, 5, 5], [40, 2, 60, 39]], dtype=np.float32)
     labels = np.array([2, 1, 2])
-    settings = {"crop_size": 32, "scales": (0.5, 1.0), "context": (0.1, 0.4), "jitter": 0.0}
+    augmentation = Augmentation(crop_size=32, scales=(0.5, 1.0), context=(0.1, 0.4), jitter=0.0)
     for index, expected in enumerate(processor.views(boxes, labels, 40, 60)):
         rng = np.random.default_rng(index)
-        views = [processor.random_view(boxes, labels, index, 40, 60, rng, **settings) for _ in range(20)]
+        views = [processor.random_view(expected, (40, 60), rng, augmentation) for _ in range(20)]
         assert all(view.label == expected.label and (view.boxes == expected.boxes).all() for view in views)
         assert len({view.window for view in views}) > 1 and {view.flip for view in views} == {False, True}
         side = 32 if processor.view == "image" else 64

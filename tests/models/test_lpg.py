@@ -296,7 +296,7 @@ def test_stages_that_cannot_be_frozen_are_refused():
         with pytest.raises(ValueError, match="num_frozen_stages=.* does not fit backbone"):
             build(**fields)
     without_embeddings = {"model_type": "dinov3_convnext", **TINY_STAGES}
-    with pytest.raises(ValueError, match="DINOv3ConvNextBackbone has no embeddings .*set num_frozen_stages to 0"):
+    with pytest.raises(ValueError, match="DINOv3ConvNextBackbone does not name its .*set num_frozen_stages to 0"):
         build("auto", backbone_config=without_embeddings, num_frozen_stages=1)
 
 

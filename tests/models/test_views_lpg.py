@@ -19,7 +19,7 @@ from lpg_hf.models.views_lpg import (
     random_image_view,
     random_window,
     touched_pixels,
-    view_to_image,
+    visible_part,
 )
 
 
@@ -67,6 +67,15 @@ def at_stride_4(array: np.ndarray) -> torch.Tensor:
     maps = torch.from_numpy(np.array(array, dtype=np.float32))[None, None]
     height, width = array.shape
     return F.avg_pool2d(F.pad(maps, (0, -width % 4, 0, -height % 4), mode="replicate"), 4)[0]
+
+
+def view_to_image(
+    maps: torch.Tensor, view: View, height: int, width: int, align_corners: bool = False
+) -> tuple[slice, slice, torch.Tensor]:
+    """`bands_to_image` in one piece."""
+    rows, columns = visible_part(view, height, width)
+    bands = views_lpg.bands_to_image(maps, view, rows, columns, align_corners)
+    return rows, columns, torch.cat([patch for _, patch in bands], dim=1)
 
 
 def back_in_the_image(array: np.ndarray, view: View) -> tuple[slice, slice, np.ndarray]:
