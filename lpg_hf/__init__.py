@@ -1,8 +1,8 @@
 """Class-agnostic pseudo masks for box-supervised semantic segmentation.
 
-Public names are imported on first use: `import lpg_hf` loads neither torch nor transformers. Importing `lpg_hf.models`, or
-a model such as `from lpg_hf import LPGModel`, makes the Auto classes of transformers know our model families. The pipeline
-task `box-mask-generation` needs `register_auto_classes()`:
+Public names are imported on first use: `import lpg_hf` loads neither torch nor transformers. Importing
+`lpg_hf.models`, or a model such as `from lpg_hf import LPGModel`, makes the Auto classes of transformers know our
+model families. The pipeline task `box-mask-generation` needs `register_auto_classes()`:
 
     import lpg_hf
     from transformers import pipeline

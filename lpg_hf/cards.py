@@ -52,13 +52,13 @@ class _StageFiles:
     @classmethod
     def read(cls, folder: Path) -> "_StageFiles":
         config = read_json(folder / "config.json")
-        if config is None:
+        if not config:
             raise FileNotFoundError(f"{folder} holds no config.json. Call save_pretrained on the model first.")
-        metrics = read_json(folder / "metrics.json") or {}
+        metrics = read_json(folder / "metrics.json")
         kind = metrics.get("kind", "lpg" if config.get("model_type") == "lpg" else "segmenter")
         if kind not in ("lpg", "segmenter"):
             raise ValueError(f"kind is {kind!r} in {folder / 'metrics.json'}, but a stage is 'lpg' or 'segmenter'.")
-        return cls(folder, config, read_json(folder / "preprocessor_config.json") or {}, metrics, kind)
+        return cls(folder, config, read_json(folder / "preprocessor_config.json"), metrics, kind)
 
     @property
     def measured_on(self) -> str | None:
@@ -77,9 +77,9 @@ def write_card(folder: str | os.PathLike) -> Path:
         folder: a saved LPG or segmenter stage. Only `config.json` is required; an image `panel.png` is shown.
             `metrics.json` may hold `kind` ("lpg" or "segmenter"), `stage`, `dataset`, `measured_on` (the metrics'
             dataset where it is not `dataset`), `classes`, `excluded_classes`, `settings` (with `origin` if the
-            weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`, and metrics: keys that name an IoU or an
-            accuracy, with a number or a dictionary of numbers. A push adds `repo_id`, `segmenter` (the one that goes
-            with an LPG), `base_model` and `run` (the target's numbers of all stages).
+            weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`, and metrics: keys that name an
+            IoU or an accuracy, with a number or a dictionary of numbers. A push adds `repo_id`, `segmenter` (the one
+            that goes with an LPG), `base_model` and `run` (the target's numbers of all stages).
 
     Returns:
         Path of the card. Metrics also go to its `model-index`.
@@ -173,14 +173,14 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
-def read_json(path: Path) -> dict | None:
-    """Content of a JSON file, or None if there is no such file.
+def read_json(path: Path) -> dict:
+    """Content of a JSON file, {} if there is no such file.
 
     Raises:
         ValueError: the file is not JSON.
     """
     if not path.is_file():
-        return None
+        return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

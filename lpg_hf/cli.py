@@ -271,9 +271,9 @@ def push(
 
     Example: `lpg-hf push runs/demo --org my-name --dry-run`
     """
-    from lpg_hf.hub import push_run
+    from lpg_hf.hub import PushOptions, push_run
 
-    report = push_run(run_dir, org, prefix, private, revision, dry_run, log=typer.echo)
+    report = push_run(run_dir, org, prefix, PushOptions(private, revision, dry_run), log=typer.echo)
     if dry_run:
         for pushed in report.repos:
             typer.echo(f"{pushed.repo_id}: {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
@@ -358,7 +358,7 @@ def push_data(
     from lpg_hf.data.export import Export
     from lpg_hf.data.options import ReadOptions
     from lpg_hf.data.report import Report
-    from lpg_hf.hub import push_data
+    from lpg_hf.hub import PushOptions, push_data
 
     report = Report()
     export = Export(format, root, annotations or (), images, split or (), with_images, title)
@@ -368,9 +368,7 @@ def push_data(
     pushed = push_data(
         repo_id,
         export,
-        private=private,
-        revision=revision,
-        dry_run=dry_run,
+        PushOptions(private, revision, dry_run),
         options=options,
         num_proc=num_proc,
         report=report,

@@ -1,9 +1,9 @@
 """State dicts of the official release (`Vious/LPG_BBox_Segmentation`) into this package's checkpoints, and back.
 
-Three kinds of network: the hourglass LPG (`pre`, `kps`, `cnvs`, `fm`), the VGG16 segmenter (`features.N`) and the ResNet
-segmenter (`layer0`..`layer4`, `aspp`, below `base.` where the multi-scale wrapper was saved). The official networks
-read BGR of 0..255 minus a mean. Here the image processor makes RGB of that range, and the last three input channels of
-the first convolution change places; no bit of the weights changes.
+Three kinds of network: the hourglass LPG (`pre`, `kps`, `cnvs`, `fm`), the VGG16 segmenter (`features.N`) and the
+ResNet segmenter (`layer0`..`layer4`, `aspp`, below `base.` where the multi-scale wrapper was saved). The official
+networks read BGR of 0..255 minus a mean. Here the image processor makes RGB of that range, and the last three input
+channels of the first convolution change places; no bit of the weights changes.
 
 Nothing in a checkpoint is executed: torch files are read with `weights_only=True`.
 """
@@ -99,8 +99,8 @@ def convert(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the file cannot be read as plain tensors; tensors are missing, unknown, of another shape or type, or
-            not finite; `num_labels` or `classes` do not fit; `out` exists.
+        ValueError: the file cannot be read as plain tensors; tensors are missing, unknown, of another shape or type,
+            or not finite; `num_labels` or `classes` do not fit; `out` exists.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if kind is not None and kind not in MODELS:
@@ -136,7 +136,7 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
         `out`.
 
     Raises:
-        FileNotFoundError: `folder` is no checkpoint with an image processor.
+        FileNotFoundError: `folder` is not a checkpoint with an image processor.
         ValueError: the official code would compute something else with these weights (another architecture, or another
             normalisation of the images); the weights cannot be read; or the file type of `out` is unknown.
     """
@@ -247,7 +247,7 @@ def _checked_kind(tensors: Mapping[str, Tensor], kind: str | None, checkpoint: P
             f"Its first tensor is {next(iter(tensors))!r}."
         )
     if kind not in (None, *named):
-        raise ValueError(f"{checkpoint} is not a {kind!r} checkpoint; its names are those of kind {named[0]!r}.")
+        raise ValueError(f"{checkpoint} is not of kind {kind!r}; its names are those of kind {named[0]!r}.")
     return kind or named[0]
 
 

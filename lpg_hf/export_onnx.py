@@ -1,12 +1,12 @@
 """A generator or a segmenter as one ONNX model, for any batch and image size, compared with PyTorch.
 
 Inputs are those of the PyTorch model: `pixel_values` (B, 3, H, W) and, for an LPG, `box_mask` (B, 1, H, W) and perhaps
-`class_prob` (B, 1, H, W), all float32, made by the image processor. The output is `logits`; padding to the network's stride
-and cutting back are part of the graph.
+`class_prob` (B, 1, H, W), all float32, made by the image processor. The output is `logits`; padding to the network's
+stride and cutting back are part of the graph.
 
 The graph is traced (`dynamo=False`). Measured with torch 2.13 on every family here and on five of transformers: traced
-graphs keep batch and size free and equal PyTorch for our families and SegFormer. `dynamo=True` is equal for the same ones and
-frees no further one, takes 4 to 50 times as long (25 s for a tiny hourglass), and needs onnxscript.
+graphs keep batch and size free and equal PyTorch for our families and SegFormer. `dynamo=True` is equal for the same
+ones and frees no further one, takes 4 to 50 times as long (25 s for a tiny hourglass), and needs onnxscript.
 """
 
 import contextlib
@@ -56,25 +56,25 @@ def export_onnx(
     """Write a model as an ONNX file, which appears complete and checked or not at all.
 
     Args:
-        model: an LPG or any `AutoModelForSemanticSegmentation`: a folder, a Hub id, or the model itself (left unchanged).
+        model: an LPG or any `AutoModelForSemanticSegmentation`: a folder, a Hub id, or the model itself (not changed).
         out: the .onnx file.
         opset: ONNX operator set, 13 to 20.
         size: (height, width) of all images, for a model that cannot have free sizes. None: any size.
         check: run the file through onnxruntime at several batch and image sizes and compare it with PyTorch.
 
     Returns:
-        (batch, height, width) -> largest difference of the logits from PyTorch's, in units of max(1, largest logit); empty
-        without `check`. Sizes that the PyTorch model itself refuses are left out.
+        (batch, height, width) -> largest difference of the logits from PyTorch's, in units of max(1, largest logit);
+        empty without `check`. Sizes that the PyTorch model itself refuses are skipped.
 
     Raises:
         ImportError: the extra `onnx` is not installed.
-        ValueError: the model cannot be exported; or the file differs from PyTorch by more than 1e-4, or fails at a size.
+        ValueError: the model cannot be exported; or the file differs from PyTorch by over 1e-4, or fails at a size.
     """
     try:
-        import onnx
+        import onnx  # pyright: ignore[reportMissingImports]  the extra [onnx]
 
         if check:
-            import onnxruntime  # noqa: F401
+            import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             f"ONNX export needs {error.name}, which is not installed: pip install 'lpg_hf[onnx]'."
@@ -85,20 +85,19 @@ def export_onnx(
     if opset not in OPSETS:
         raise ValueError(f"opset={opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}.")
     title = type(model).__name__ if isinstance(model, PreTrainedModel) else str(model)
-    model = copy.deepcopy(model) if isinstance(model, PreTrainedModel) else _load(model)
-    model = model.to("cpu", torch.float32).eval()
+    loaded = copy.deepcopy(model) if isinstance(model, PreTrainedModel) else _load(model)
     names = ["pixel_values"]
-    if isinstance(model, LPGModel):
-        names += ["box_mask", "class_prob"] if model.config.use_class_prob else ["box_mask"]
-    network = _Logits(model, names).eval()
+    if isinstance(loaded, LPGModel):
+        names += ["box_mask", "class_prob"] if loaded.config.use_class_prob else ["box_mask"]
+    network = _Logits(loaded, names).to("cpu", torch.float32).eval()
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
         file = Path(work) / out.name
         _trace(network, file, opset, size, title)
         onnx.checker.check_model(str(file))
-        sizes = [(batch, *(size or free)) for batch, *free in CHECKED]
-        differences = _differences(network, file, dict.fromkeys(sizes), title, free=size is None) if check else {}
+        sizes = list(dict.fromkeys((batch, *(size or (height, width))) for batch, height, width in CHECKED))
+        differences = _differences(network, file, sizes, title, free=size is None) if check else {}
         os.replace(file, out)
     return differences
 
@@ -133,7 +132,7 @@ def _num_channels(network: _Logits) -> int:
 
 
 def _trace(network: _Logits, file: Path, opset: int, size: tuple[int, int] | None, title: str) -> None:
-    batch, *free = TRACED
+    batch, height, width = TRACED
     axes = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
     logits_axes = {0: "batch"} if size else {0: "batch", 2: "logits_height", 3: "logits_width"}
     try:
@@ -142,7 +141,7 @@ def _trace(network: _Logits, file: Path, opset: int, size: tuple[int, int] | Non
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 network,
-                _inputs(network.names, batch, *(size or free), _num_channels(network)),
+                _inputs(network.names, batch, *(size or (height, width)), _num_channels(network)),
                 str(file),
                 dynamo=False,
                 opset_version=opset,
@@ -158,7 +157,7 @@ def _trace(network: _Logits, file: Path, opset: int, size: tuple[int, int] | Non
 
 @contextlib.contextmanager
 def _without_standard_output() -> Iterator[None]:
-    """Drops what C++ prints: where the exporter fails, a graph of thousands of lines, which `verbose=False` leaves on."""
+    """Drops what C++ prints where the exporter fails: a graph of thousands of lines, also with `verbose=False`."""
     sys.stdout.flush()
     saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -174,7 +173,7 @@ def _without_standard_output() -> Iterator[None]:
 def _differences(
     network: _Logits, file: Path, sizes: Sequence[tuple[int, int, int]], title: str, free: bool
 ) -> dict[tuple[int, int, int], float]:
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]  the extra [onnx]
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised as well

@@ -20,8 +20,8 @@ def colorize(label_map: np.ndarray) -> np.ndarray:
     return voc_palette()[np.asarray(label_map)]
 
 
-def colour_index(labels: np.ndarray, ignored: int | None = None) -> np.ndarray:
-    """The palette entries of labels of any size: above 254 the colours come again; `ignored` is 255."""
+def colour_index(labels: np.ndarray | int, ignored: int | None = None) -> np.ndarray:
+    """The palette entries of labels of any size: the colours repeat above 254; `ignored` is 255."""
     labels = np.asarray(labels, dtype=np.int64)
     index = np.where(labels > 0, (labels - 1) % 254 + 1, 0)
     return index if ignored is None else np.where(labels == ignored, IGNORE_INDEX, index)
@@ -73,7 +73,7 @@ def draw_boxes(
     canvas = Image.fromarray(np.ascontiguousarray(image))
     draw = ImageDraw.Draw(canvas)
     line = max(1, round(max(canvas.size) / 160))
-    font = ImageFont.load_default(font_size or max(9, round(max(canvas.size) / 16)))
+    font = _font(font_size or max(9, round(max(canvas.size) / 16)))
     palette = voc_palette()
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
     labels = [1] * len(boxes) if labels is None else [int(label) for label in labels]
@@ -86,7 +86,11 @@ def draw_boxes(
 
 
 def _write_on(
-    draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, font: ImageFont.ImageFont, colour: tuple
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    font: ImageFont.FreeTypeFont,
+    colour: tuple[int, ...],
 ) -> None:
     """Text on a plate of the given colour, black or white, whichever reads better."""
     draw.rectangle(draw.textbbox(corner, text, font=font), fill=colour)
@@ -132,11 +136,17 @@ def panel(columns: list[str], rows: list[list[np.ndarray | None]], cell_width: i
 
 
 def _font_that_fits(texts: list[str], width: int) -> ImageFont.FreeTypeFont:
-    """The default font at the largest size, up to a tenth of the width, at which every text fits."""
-    for size in range(max(8, width // 10), 7, -1):
-        font = ImageFont.load_default(size)
+    """The default font at the largest size, 8 to a tenth of the width, at which every text fits; else at 8."""
+    for size in range(width // 10, 8, -1):
+        font = _font(size)
         if all(font.getlength(text) <= width for text in texts):
-            break
+            return font
+    return _font(8)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's only font that has sizes
     return font
 
 

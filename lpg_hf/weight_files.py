@@ -1,4 +1,4 @@
-"""Weight files that cannot be read, in one line. Loaders execute nothing that a file holds."""
+"""Errors of unreadable weight files, in one line. Loaders execute nothing that a file holds."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 
 @contextmanager
 def reading_weights(folder: str | os.PathLike) -> Iterator[None]:
-    """Around `from_pretrained`: damaged weights, and a pickle of more than tensors, are a user's mistake, told with the remedy.
+    """Around `from_pretrained`: damaged weights, and a pickle of more than tensors, raise an error with the remedy.
 
     Args:
-        folder: or Hub id, for the message.
+        folder: folder or Hub id, for the message.
 
     Raises:
         ValueError: the weights cannot be read.
@@ -28,15 +28,15 @@ def reading_weights(folder: str | os.PathLike) -> Iterator[None]:
             raise
         raise ValueError(
             f"the weights in {folder} cannot be read ({why_unreadable(error)}); nothing in them was executed. "
-            "Copy or download them again, or save the model anew with save_pretrained, which writes safetensors."
+            "Copy or download them again, or save the model again with save_pretrained, which writes safetensors."
         ) from None  # torch's text recommends to execute the file
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the bytes of a weight file lead its reader to this."""
+    """Whether this error means that the bytes of a weight file are damaged."""
     if isinstance(error, RuntimeError):  # others are a full memory, or weights of other shapes
         return re.search("PytorchStreamReader|unexpected EOF", str(error)) is not None
-    if isinstance(error, OSError):  # torch goes to a place before the start of an archive that is cut off
+    if isinstance(error, OSError):  # torch seeks to before the start of an incomplete archive
         return error.errno == errno.EINVAL
     return isinstance(error, (SafetensorError, pickle.UnpicklingError, EOFError, struct.error, UnicodeDecodeError))
 
@@ -45,7 +45,8 @@ def why_unreadable(error: Exception) -> str:
     """The reason in a few words; torch's own text is long and tells how to execute the file."""
     blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
     if blocked:
-        return f"a part refers to the Python object {blocked[1]}"
+        return f"it refers to the Python object {blocked[1]}"
     if isinstance(error, pickle.UnpicklingError):
         return "the bytes are not what torch.save writes of tensors"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else 'no further word'}"
+    lines = str(error).strip().splitlines() or ["no further detail"]
+    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -38,7 +38,7 @@ def test_a_stage_gets_another_weight_of_the_object_and_edges_after_training(stag
     assert metrics["after_training_object_loss_weight"] == 1.8 and metrics["after_training_edge_radius"] == 2
     assert metrics["foreground_iou"] == {"here": 0.5}  # nothing was measured anew
     card = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
-    assert "Set when the training was over: object_loss_weight 1.8, edge_radius 2." in card
+    assert "Set after training: object_loss_weight 1.8, edge_radius 2." in card
 
 
 def test_a_stage_is_bundled_as_it_is_with_what_was_measured(stage, tmp_path):

@@ -76,8 +76,8 @@ def converted(request, tmp_path) -> tuple[str, torch.nn.Module, Path]:
 @pytest.mark.parametrize("kind", ["lpg4", "lpg5"])
 @pytest.mark.parametrize("canvas", [512, 640])
 @torch.no_grad()
-def test_r_l3_lpg_from_image_to_foreground_equals_the_official_path(kind, canvas, tmp_path):
-    """R-L3: 321x241, padded to the official canvas, logits brought to its size with align_corners, cut to the boxes."""
+def test_lpg_from_image_to_foreground_equals_the_official_path(kind, canvas, tmp_path):
+    """321x241, padded to the official canvas, logits brought to its size with align_corners, cut to the boxes."""
     network, image = tiny(kind), picture()
     boxes, labels = np.array([[20, 30, 120, 200], [150, 10, 241, 90], [100, 150, 230, 321]]), np.array([3, 1, 3])
     probs = np.random.default_rng(1).dirichlet(np.ones(4), (321, 241)).transpose(2, 0, 1).astype(np.float32)
@@ -129,8 +129,8 @@ def test_the_mask_generator_equals_the_official_path(tmp_path):
 
 @pytest.mark.parametrize("kind", ["largefov", "deeplab-v2"])
 @torch.no_grad()
-def test_r_l3_segmenter_from_image_to_full_size_logits_equals_the_official_path(kind, tmp_path):
-    """R-L3: 321x241, logits brought to the image's size with align_corners, which the config says."""
+def test_segmenter_from_image_to_full_size_logits_equals_the_official_path(kind, tmp_path):
+    """321x241, logits brought to the image's size with align_corners, which the config says."""
     network, image = tiny(kind), picture()
     convert(saved(network, tmp_path / "o.pth"), tmp_path / "ours", kind)
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
@@ -373,7 +373,7 @@ def test_two_stacks_are_refused(tmp_path):
 
 def test_the_wrong_kind_is_recognised(tmp_path):
     checkpoint = saved(tiny("largefov"), tmp_path / "o.pth")
-    with pytest.raises(ValueError, match="no 'lpg' checkpoint; its names are those of kind 'largefov'"):
+    with pytest.raises(ValueError, match="not of kind 'lpg'; its names are those of kind 'largefov'"):
         convert(checkpoint, tmp_path / "ours", "lpg")
     with pytest.raises(ValueError, match="kind='vgg' is unknown. Choose one of lpg, largefov, deeplab-v2"):
         convert(checkpoint, tmp_path / "ours", "vgg")

@@ -210,4 +210,4 @@ def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as status:
         main()
     error = capsys.readouterr().err
-    assert status.value.code == 2 and error.count("\n") == 1 and f"{tmp_path / 'absent'} is no folder" in error
+    assert status.value.code == 2 and error.count("\n") == 1 and f"{tmp_path / 'absent'} is neither a folder" in error

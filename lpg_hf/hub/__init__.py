@@ -2,7 +2,7 @@
 
 from lpg_hf.cards import write_card
 from lpg_hf.hub.pull import fetch_stage, pull_run
-from lpg_hf.hub.push import Pushed, PushReport, push_data, push_run
+from lpg_hf.hub.push import Pushed, PushOptions, PushReport, push_data, push_run
 
 
-__all__ = ["PushReport", "Pushed", "fetch_stage", "pull_run", "push_data", "push_run", "write_card"]
+__all__ = ["PushOptions", "PushReport", "Pushed", "fetch_stage", "pull_run", "push_data", "push_run", "write_card"]

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever HTTP library the client uses
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -14,10 +14,11 @@ from huggingface_hub.errors import (
 )
 
 
-# Connections that break raise HTTPError of the HTTP library, which is no OSError; an upload that fails is a RuntimeError with its
-# cause; a proxy's answer that is not JSON is a ValueError.
+# A broken connection raises HTTPError of the HTTP library, which is not an OSError; a failed upload is a RuntimeError
+# with its cause; a proxy's answer that is not JSON is a ValueError.
+HTTP_ERROR = HTTPError
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
-# Files of these kinds decide what a loader reads: those of an earlier push leave the repository with the commit that replaces them.
+# Files of these kinds decide what a loader reads. The commit that replaces those of an earlier push also deletes them.
 OWNED = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "*.py", "data/*.parquet")
 MAX_ATTEMPTS = 5
 
@@ -41,8 +42,8 @@ def commit_files(
 ) -> tuple[str, bool]:
     """Bring the repository to these files with one commit, or with none if it holds them already.
 
-    The commit names its parent, so it never lands on content that this function has not seen; if another push was faster,
-    it starts again from that push's commit.
+    The commit names its parent, so it never lands on content that this function has not seen. If another push was
+    faster, it starts again from that push's commit.
 
     Args:
         files: path in the repository -> local file.
@@ -56,7 +57,7 @@ def commit_files(
         api.create_branch(repo_id, branch=branch, repo_type=repo_type, exist_ok=True)
     attempts = MAX_ATTEMPTS
     while True:
-        head = api.repo_info(repo_id, revision=branch, repo_type=repo_type)
+        head = repo_info(api, repo_id, repo_type, branch)
         names = [sibling.rfilename for sibling in head.siblings or []]
         stale = [name for name in names if name not in files and any(Path(name).match(kind) for kind in OWNED)]
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
@@ -76,6 +77,12 @@ def commit_files(
                 raise
         else:
             return commit.oid, commit.oid != head.sha
+
+
+def repo_info(api: HfApi, repo_id: str, repo_type: str, revision: str | None = None) -> ModelInfo | DatasetInfo:
+    """What the Hub knows about a repository of type "model" or "dataset"."""
+    read = api.dataset_info if repo_type == "dataset" else api.model_info
+    return read(repo_id, revision=revision)
 
 
 def reason(error: Exception, what: str) -> str:

@@ -10,17 +10,16 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
 
 from lpg_hf.cards import read_json
-from lpg_hf.hub.client import HUB_ERRORS, reason
+from lpg_hf.hub.client import HTTP_ERROR, HUB_ERRORS, reason
 from lpg_hf.hub.stages import stage_repo_id
 
 
-# Copies of the weights for other frameworks, which repositories of other people's models hold beside those for PyTorch.
+# Copies of the weights for other frameworks, which repositories of other people's models hold too.
 OTHER_WEIGHTS = ["*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
 
 
@@ -29,8 +28,8 @@ def fetch_stage(
 ) -> Path:
     """Folder of a stage: `source` itself, or the cached snapshot of a Hub repository.
 
-    All files of a snapshot belong to one commit, also while somebody pushes to the repository. Without a network the cached
-    snapshot is used.
+    All files of a snapshot belong to one commit, also while somebody pushes to the repository. Without a network, the
+    cached snapshot is used.
 
     Args:
         source: folder, or on the Hub ORG/NAME or ORG/NAME@REVISION.
@@ -45,10 +44,10 @@ def fetch_stage(
         source, revision = str(source).split("@", 1)
     if Path(source).is_dir():
         if revision is not None:
-            raise ValueError(f"{source} is a folder, so it has no revision {revision!r}. Leave the revision out.")
+            raise ValueError(f"{source} is a folder, so it has no revision {revision!r}. Drop the revision.")
         folder = Path(source)
     elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source} is no folder and no id like ORG/NAME on the Hub.")
+        raise FileNotFoundError(f"{source} is neither a folder nor an id like ORG/NAME on the Hub.")
     else:
         try:
             folder = _snapshot(api or HfApi(), str(source), revision)
@@ -57,8 +56,8 @@ def fetch_stage(
                 f"{source} cannot be loaded from a folder or the Hub: {_why(error, str(source), revision)}."
             ) from error
     config = read_json(folder / "config.json")
-    if config is None:
-        raise FileNotFoundError(f"{source} holds no config.json, so it is no saved stage.")
+    if not config:
+        raise FileNotFoundError(f"{source} holds no config.json, so it is not a saved stage.")
     model_type = config.get("model_type")
     if kind is not None and (model_type == "lpg") != (kind == "lpg"):
         wanted = "an LPG stage" if kind == "lpg" else "a segmenter"
@@ -79,8 +78,8 @@ def pull_run(
 
     Args:
         run_id: ORG/PREFIX.
-        out: run folder; OUT/aux/stageN/lpg and OUT/{aux,target}/stageN/segmenter appear one by one, each complete. Stages
-            that it already holds are compared and kept.
+        out: run folder; OUT/aux/stageN/lpg and OUT/{aux,target}/stageN/segmenter appear one by one, each complete.
+            Stages that it already holds are compared and kept.
         revision: branch, tag or commit of every repository.
         log: receives a line for each stage.
 
@@ -106,26 +105,25 @@ def pull_run(
             except HUB_ERRORS as error:
                 if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
                     if expected is not None and not (kind == "segmenter" and number == 0):
-                        log(
-                            f"{repo_id} does not exist, but the run has {expected} stages: it was not pushed completely"
-                        )
+                        log(f"{repo_id} does not exist, but the run has {expected} stages: the push was incomplete")
                     break
                 raise OSError(
-                    f"{repo_id} was not pulled: {_why(error, repo_id, revision)}. Once this is solved, the same command finishes "
-                    "the work."
+                    f"{repo_id} was not pulled: {_why(error, repo_id, revision)}. Once this is solved, the same "
+                    "command finishes the work."
                 ) from error
             fetch_stage(snapshot, kind=kind)
-            metrics = read_json(snapshot / "metrics.json") or {}
+            metrics = read_json(snapshot / "metrics.json")
             expected = (metrics.get("settings") or {}).get("num_stages", expected)
             part = "aux" if kind == "lpg" else metrics.get("part", "target")
             folder = out / part / f"stage{number}" / kind
-            _place(snapshot, folder)
+            _copy_complete(snapshot, folder)
             log(f"{repo_id} {snapshot.name[:7]} -> {folder}")
             folders.append(folder)
             number += 1
     if not folders:
         raise FileNotFoundError(
-            f"The Hub has no {stage_repo_id(run_id, 'lpg', 1)} and no {stage_repo_id(run_id, 'segmenter', 0)}, or your token may not see them."
+            f"The Hub has neither {stage_repo_id(run_id, 'lpg', 1)} nor {stage_repo_id(run_id, 'segmenter', 0)}, or "
+            "your token may not see them."
         )
     return folders
 
@@ -138,7 +136,7 @@ def _why(error: Exception, repo_id: str, revision: str | None) -> str:
 def _snapshot(api: HfApi, repo_id: str, revision: str | None) -> Path:
     try:
         return Path(api.snapshot_download(repo_id, revision=revision, ignore_patterns=OTHER_WEIGHTS))
-    except HTTPError as error:
+    except HTTP_ERROR as error:
         if isinstance(error, HfHubHTTPError):
             raise
         # The client looks into its cache where nothing answers, but not where a connection breaks.
@@ -150,8 +148,8 @@ def _snapshot(api: HfApi, repo_id: str, revision: str | None) -> Path:
             raise error from None
 
 
-def _place(snapshot: Path, folder: Path) -> None:
-    """Copy a snapshot to a folder that appears complete."""
+def _copy_complete(snapshot: Path, folder: Path) -> None:
+    """Copy a snapshot to a folder, which appears complete or not at all."""
     names = sorted(path.name for path in snapshot.iterdir() if path.is_file() and path.name != ".gitattributes")
     if folder.exists():
         _, differing, missing = filecmp.cmpfiles(snapshot, folder, names, shallow=False)

@@ -1,4 +1,4 @@
-"""The stages of a run folder as what a repository of each holds: checkpoint, processor, code, card, numbers, settings, panel."""
+"""The stages of a run folder as their repositories hold them: checkpoint, processor, code, card, numbers, panel."""
 
 import ast
 import functools
@@ -33,7 +33,10 @@ PROCESSOR_AUTO_MAPS = {"LPGImageProcessor": {"AutoImageProcessor": "image_proces
 class Stage:
     """A stage folder of a run.
 
-    kind: "lpg" or "segmenter"; part: "aux" or "target", the part of the run that it was trained in; number: the stage.
+    Args:
+        kind: "lpg" or "segmenter".
+        part: "aux" or "target", the part of the run that it was trained in.
+        number: the stage.
     """
 
     kind: str
@@ -53,8 +56,8 @@ def stage_repo_id(run_id: str, kind: str, number: int) -> str:
 def find_stages(run_dir: Path) -> list[Stage]:
     """Finished stages of a run folder: the generators, then the segmenters, by number.
 
-    The segmenters are the target's, which a generator needs on new images of the target classes; those of the auxiliary set
-    if the run has no target.
+    The segmenters are the target's, which a generator needs on new images of the target classes. A run without a
+    target has those of the auxiliary set.
 
     Raises:
         FileNotFoundError: there is no run folder, or no finished stage in it.
@@ -65,32 +68,33 @@ def find_stages(run_dir: Path) -> list[Stage]:
     stages += _stages_of(run_dir, "target", "segmenter") or _stages_of(run_dir, "aux", "segmenter")
     if not stages:
         raise FileNotFoundError(
-            f"{run_dir} holds no finished stage (aux/stageN/lpg, target/stageN/segmenter). Give the run_dir of training/em.py."
+            f"{run_dir} holds no finished stage (aux/stageN/lpg, target/stageN/segmenter). Give the run_dir of "
+            "training/em.py."
         )
     return stages
 
 
 def _stages_of(run_dir: Path, part: str, kind: str) -> list[Stage]:
-    found = []
+    stages = []
     for folder in (run_dir / part).glob(f"stage*/{kind}"):
         number = folder.parent.name.removeprefix("stage")
         if number.isdigit() and folder.is_dir():
-            found.append(Stage(kind, part, int(number), folder))
-    return sorted(found, key=lambda stage: stage.number)
+            stages.append(Stage(kind, part, int(number), folder))
+    return sorted(stages, key=lambda stage: stage.number)
 
 
 def check_stage(stage: Stage) -> None:
-    """A stage that cannot be pushed is refused before anything is sent.
+    """Refuse a stage that cannot be pushed.
 
     Raises:
         FileNotFoundError: a file of the stage is missing.
-        ValueError: the folder holds another kind of model, or weights that are cut off.
+        ValueError: the folder holds another kind of model, or incomplete weights.
     """
     folder = stage.folder
     for name in ("config.json", "preprocessor_config.json", "metrics.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} holds no {name}, so this stage is not complete. Train it again, or leave it out."
+                f"{folder} holds no {name}, so this stage is not complete. Train it again, or remove it."
             )
     model_type = read_json(folder / "config.json").get("model_type")
     if (model_type == "lpg") != (stage.kind == "lpg"):
@@ -110,7 +114,7 @@ def check_stage(stage: Stage) -> None:
         raise FileNotFoundError(f"{folder} holds no *.safetensors file. Save the model with save_pretrained.")
     for path in weights:
         try:
-            with safe_open(path, "numpy"):  # the header states the size, so a file that is cut off fails
+            with safe_open(path, "numpy"):  # the header states the size, so an incomplete file fails
                 pass
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}). Train this stage again.") from error
@@ -133,7 +137,7 @@ def prepare_stage(stage: Stage, stages: list[Stage], org: str, prefix: str, work
     config = read_json(source / "config.json")
     processor = read_json(source / "preprocessor_config.json")
     auto_map = AUTO_MAPS.get(config["model_type"])
-    processor_map = PROCESSOR_AUTO_MAPS.get(processor.get("image_processor_type"))
+    processor_map = PROCESSOR_AUTO_MAPS.get(processor.get("image_processor_type", ""))
     for values, entry in ((config, auto_map), (processor, processor_map)):
         if entry is not None:
             values["auto_map"] = entry
@@ -161,23 +165,24 @@ def prepare_stage(stage: Stage, stages: list[Stage], org: str, prefix: str, work
 
 def _with_siblings(modules: set[str]) -> list[Path]:
     """Files of `lpg_hf.models` that these modules need: themselves, and what those import with `from .name import`."""
-    found, waiting = set(), sorted(modules)
+    needed, waiting = set(), sorted(modules)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in needed:
+            needed.add(name)
             waiting += _siblings(name)
-    return [MODELS / f"{name}.py" for name in sorted(found)]
+    return [MODELS / f"{name}.py" for name in sorted(needed)]
 
 
 @functools.cache
 def _siblings(module: str) -> tuple[str, ...]:
     tree = ast.parse((MODELS / f"{module}.py").read_text(encoding="utf-8"))
-    return tuple(node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return tuple(node.module for node in froms if node.module)
 
 
 def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run_id: str) -> dict:
-    """What a card says about the place of a stage in its run; all of it goes to `metrics.json`."""
+    """A stage's context in its run, for `metrics.json` and the card."""
     present = {(other.kind, other.number) for other in stages}
     settings = metrics.get("settings") or {}
     context: dict = {"part": stage.part, "repo_id": stage_repo_id(run_id, stage.kind, stage.number)}
@@ -192,7 +197,7 @@ def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run
         context["base_model"] = next((name for name in (weights, named) if name.count("/") == 1), None)
     target = stage.folder.parents[2] / "target"
     measured = read_json(target / "metrics.json")
-    if measured is not None:
+    if measured:
         context["run"] = _run_summary(measured, target, stage)
     return context
 
@@ -200,13 +205,13 @@ def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run
 def _run_summary(measured: dict, target: Path, stage: Stage) -> dict:
     """Target's numbers of all stages, in [0, 1], and per class of this one."""
     details = measured["details"]
-    of_first = read_json(target / "stage0" / "segmenter" / "metrics.json") or {}
-    crf = {number: found["crf"]["mean_iou"] for number, found in details["segmenter"].items() if "crf" in found}
+    first_stage = read_json(target / "stage0" / "segmenter" / "metrics.json")
+    crf = {number: scores["crf"]["mean_iou"] for number, scores in details["segmenter"].items() if "crf" in scores}
     own = details["pseudo_masks" if stage.kind == "lpg" else "segmenter"].get(str(stage.number), {})
     names = ["background", *measured["classes"]]
     per_class = own.get("per_class_iou") or []
     return {
-        "dataset": of_first.get("dataset"),
+        "dataset": first_stage.get("dataset"),
         "mode": measured["mode"],
         "classes": measured["classes"],
         "num_images": measured["num_images"],

@@ -291,8 +291,8 @@ def _feature_map_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
 
 
 class EncoderDecoder(nn.Module):
-    """Our generator for few auxiliary images: a pretrained encoder that sees the image alone, a decoder that is told
-    at every level where the boxes are and what the segmenter thinks.
+    """Our generator for few auxiliary images: a pretrained encoder sees the image alone, and every level of the decoder
+    sees the boxes and the segmenter's class probability too.
 
     Context levels, down to stride 64, cover large objects. The prompt (box map, class probability) is resized by area
     and concatenated at every level. It also enters through a small strided stem beside the image, which gives the

@@ -264,7 +264,7 @@ def bands_to_image(
 
     Args:
         maps: (C, h, w) float; h x w covers the view from its top-left corner at the network's stride of 4. Padding at
-            the right and the bottom is cut off.
+            the right and the bottom is removed.
         view: the view that the maps belong to.
         rows, columns: `visible_part` of the view.
         align_corners: how the maps are brought to the view's size (the official code: True).

@@ -238,9 +238,9 @@ def test_unfitting_parts_are_refused(tmp_path, lpg_folder, segmenter_folder):
         load_generator("lpg", model=lpg_folder, segmenter=segmenter_folder)
     with pytest.raises(ValueError, match="holds a 'segformer' model, not an LPG stage"):
         load_generator("lpg", model=segmenter_folder)
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder and no id like ORG/NAME"):
+    with pytest.raises(FileNotFoundError, match="nowhere is neither a folder nor an id like ORG/NAME"):
         load_generator("lpg", model=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder and no id like ORG/NAME"):
+    with pytest.raises(FileNotFoundError, match="nowhere is neither a folder nor an id like ORG/NAME"):
         load_generator("lpg", model=lpg_folder, segmenter=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="generator 'mcg' is unknown. Choose one of lpg, grabcut"):
         load_generator("mcg")

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard, close_session, constants
 from PIL import Image
 
 from lpg_hf.data.export import Export
-from lpg_hf.hub import fetch_stage, pull_run, push_data, push_run
+from lpg_hf.hub import PushOptions, fetch_stage, pull_run, push_data, push_run
 
 
 # huggingface_hub's own way to send a file.
@@ -108,13 +108,13 @@ def test_weights_of_an_earlier_push_leave_with_the_commit_that_replaces_them(hub
 
 
 def test_dry_run_sends_nothing_and_needs_no_token(hub: HubServer, run: Path):
-    report = push_run(run, "org", dry_run=True, api=HfApi(endpoint=hub.endpoint, token=False))
+    report = push_run(run, "org", push=PushOptions(dry_run=True), api=HfApi(endpoint=hub.endpoint, token=False))
     assert [pushed.repo_id for pushed in report.repos] == REPOS and not hub.requests
     assert report.repos[0].files["model.safetensors"] == (run / "aux/stage1/lpg/model.safetensors").stat().st_size
 
 
 def test_private_repositories(hub: HubServer, run: Path):
-    push_run(run, "org", private=True, api=client(hub))
+    push_run(run, "org", push=PushOptions(private=True), api=client(hub))
     assert all(repo.private for repo in hub.repos.values()) and next(iter(hub.collections.values()))["private"]
     with pytest.raises(FileNotFoundError, match="your token may not see them"):
         pull_run("org/lpg", run / "never", api=client(hub, token=False))
@@ -124,7 +124,7 @@ def test_private_refuses_a_public_repository_before_sending_anything(hub: HubSer
     push_run(run, "org", api=client(hub))
     before = hub.content()
     with pytest.raises(ValueError, match=r"org/lpg-stage1 .* is public, but --private was given"):
-        push_run(run, "org", private=True, api=client(hub))
+        push_run(run, "org", push=PushOptions(private=True), api=client(hub))
     assert hub.content() == before
 
 
@@ -179,9 +179,9 @@ def test_pull_brings_every_stage_and_keeps_complete_ones(hub: HubServer, run: Pa
 def test_revisions(hub: HubServer, run: Path, other_run: Path, tmp_path: Path):
     api = client(hub)
     push_run(run, "org", api=api)
-    report = push_run(other_run, "org", revision="v2", api=api)
+    report = push_run(other_run, "org", push=PushOptions(revision="v2"), api=api)
     assert hub.files(REPOS[0]) != hub.files(REPOS[0], "v2")
-    push_run(other_run, "org", revision="v2", api=api)
+    push_run(other_run, "org", push=PushOptions(revision="v2"), api=api)
     assert len(hub.repos["model", REPOS[0]].commits) == 3
 
     weights = {"v2": other_run, report.repos[0].commit: other_run, "main": run, None: run}
@@ -300,7 +300,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("kind, pattern, message", FAULTS)
-def test_r_j5_faults_say_what_is_where_and_the_same_command_finishes(
+def test_faults_say_what_is_where_and_the_same_command_finishes(
     hub: HubServer, run: Path, other_run: Path, kind: str, pattern: str, message: str
 ):
     old, new = expected(run), expected(other_run)
@@ -440,7 +440,8 @@ def test_images_are_pushed_only_when_asked_for(hub: HubServer, boxes: dict):
 
 def test_data_bad_input_and_faults(hub: HubServer, boxes: dict):
     api = client(hub)
-    assert push_data("org/boxes", Export("coco", **boxes), dry_run=True, api=api).commit is None and not hub.requests
+    dry = push_data("org/boxes", Export("coco", **boxes), PushOptions(dry_run=True), api=api)
+    assert dry.commit is None and not hub.requests
     with pytest.raises(ValueError, match="'boxes' is not ORG/NAME"):
         push_data("boxes", Export("coco", **boxes), api=api)
     with pytest.raises(ValueError, match="--format must be one of coco, voc, yolo"):
@@ -498,14 +499,14 @@ def test_no_network(run: Path, tmp_path: Path):
 
 
 def test_unknown_repositories(hub: HubServer, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no org/none-stage1 and no org/none-segmenter-stage0"):
+    with pytest.raises(FileNotFoundError, match="neither org/none-stage1 nor org/none-segmenter-stage0"):
         pull_run("org/none", tmp_path / "out", api=client(hub))
     with pytest.raises(ValueError, match="'lpg' is not ORG/PREFIX"):
         pull_run("lpg", tmp_path / "out", api=client(hub))
     with pytest.raises(OSError, match="org/none cannot be loaded .* org/none does not exist, or is private"):
         fetch_stage("org/none", api=client(hub))
     for source in ("./none", "none", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match="is no folder and no id like ORG/NAME"):
+        with pytest.raises(FileNotFoundError, match="is neither a folder nor an id like ORG/NAME"):
             fetch_stage(source, api=client(hub))
 
 
@@ -522,13 +523,13 @@ def test_a_name_that_is_taken_by_another_model(hub: HubServer, run: Path):
     api.create_repo("org/lpg-segmenter-stage0")
     api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="org/lpg-segmenter-stage0")
     with pytest.raises(
-        ValueError, match="segmenter-stage0 was not pushed: the name is taken: .* than a segmenter stage"
+        ValueError, match="segmenter-stage0 was not pushed: the name is taken: .* does not hold a segmenter stage"
     ):
         push_run(run, "org", api=api)
     assert hub.files("org/lpg-segmenter-stage0") == {"config.json": b"{}"}
     push_run(run, "org", prefix="other", api=api)
     with pytest.raises(
-        ValueError, match="other-segmenter-stage1 was not pushed: the name is taken: .* than an LPG stage"
+        ValueError, match="other-segmenter-stage1 was not pushed: the name is taken: .* does not hold an LPG stage"
     ):
         push_run(run, "org", prefix="other-segmenter", api=api)  # a stage, but of the other kind
 
@@ -543,7 +544,7 @@ def test_a_name_that_cannot_be_made(hub: HubServer, run: Path):
 
 @pytest.mark.parametrize("revision", [None, "v1"])
 def test_other_kinds_of_model_are_refused(hub: HubServer, run: Path, revision: str | None):
-    push_run(run, "org", revision=revision, api=client(hub))
+    push_run(run, "org", push=PushOptions(revision=revision), api=client(hub))
     with pytest.raises(ValueError, match="stage0 holds a 'deeplab_v2' model, not an LPG stage"):
         fetch_stage("org/lpg-segmenter-stage0", revision, kind="lpg", api=client(hub))
     with pytest.raises(ValueError, match="holds a 'lpg' model, not a segmenter"):

@@ -611,7 +611,7 @@ def test_very_many_boxes_in_one_image(data: Path, lpg_folder: Path):
     [
         (["--write", "png,svg"], "choose one or more of png, coco, yolo"),
         (["--generator", "mcg"], "generator 'mcg' is unknown"),
-        (["--model", "no/such/model"], "no/such/model is no folder and no id"),
+        (["--model", "no/such/model"], "no/such/model is neither a folder nor an id"),
         (["--generator", "box", "--per", "image"], "per='image' is unknown"),
         (["--generator", "box", "--threshold", 1.5], "threshold=1.5 is a probability"),
         (["--generator", "box", "--overlap-rule", "top"], "overlap_rule='top' is unknown"),

@@ -151,7 +151,7 @@ def test_every_architecture_setting_changes_the_model(build, field, value):
 
 @every_model
 @pytest.mark.parametrize("height, width", [(333, 217), (275, 800), (320, 321), (9, 7)])
-def test_r_l4_any_image_size_works_and_upsamples_to_itself(build, height, width):
+def test_any_image_size_works_and_upsamples_to_itself(build, height, width):
     model = build().eval()
     with torch.no_grad():
         logits = model(pixels(height, width)).logits
@@ -181,7 +181,7 @@ def test_align_corners_changes_the_upsampling():
 
 
 @every_model
-def test_r_l1_all_ignored_batch_trains_nothing_and_breaks_nothing(build):
+def test_all_ignored_batch_trains_nothing_and_breaks_nothing(build):
     model = build(batch_norm="train") if build is not tiny_largefov else build()
     loss = model.train()(pixels(33, 40, batch=2), labels=torch.full((2, 33, 40), 255)).loss
     loss.backward()

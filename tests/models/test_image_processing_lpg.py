@@ -78,7 +78,7 @@ def test_images_of_other_modes_become_rgb(mode):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
-def test_r_f1_r_f3_r_f4_pil_images_are_read_as_the_package_reads_files(mode, orientation):
+def test_pil_images_are_read_as_the_package_reads_files(mode, orientation):
     if mode in ("I;16", "I"):
         values = np.linspace(0, 65520, 2400).reshape(40, 60)
         image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
@@ -94,7 +94,7 @@ def test_r_f1_r_f3_r_f4_pil_images_are_read_as_the_package_reads_files(mode, ori
     assert equal(batch, processor([expected], boxes=[BOXES[:1]], return_tensors="pt"))
 
 
-def test_r_f4_pil_images_without_an_agreed_range_are_refused():
+def test_pil_images_without_an_agreed_range_are_refused():
     for values in (np.float32(picture()[..., 0]), np.int32([[70000]]), np.int32([[-1]])):
         with pytest.raises(ValueError, match="convert it to 8 or 16 bits"):
             PROCESSORS["image"](Image.fromarray(values), boxes=[[0, 0, 1, 1]])
@@ -102,7 +102,6 @@ def test_r_f4_pil_images_without_an_agreed_range_are_refused():
 
 @every_view
 def test_boxes_of_every_kind_give_the_same_batch(processor):
-    """R-N2."""
     boxes = [[10, 8, 30, 24], [40, 2, 70, 39]]
     expected = processor(picture(), boxes=boxes, return_tensors="pt")
     for same in (
@@ -119,7 +118,6 @@ def test_boxes_of_every_kind_give_the_same_batch(processor):
 
 @every_view
 def test_images_of_different_sizes_and_numbers_of_boxes_in_one_batch_equal_one_by_one(processor):
-    """R-N2."""
     images = [picture(40, 60), picture(15, 16, 1), picture(60, 64, 2), picture(31, 30, 3)]
     boxes = [BOXES, [[2, 3, 9, 12]], [], [[0, 0, 30, 31], [5, 6, 7, 8], [20, 1, 40, 9]]]
     labels = [[1, 2], [3], [], [4, 5, 4]]
@@ -151,7 +149,7 @@ def test_a_batch_of_different_sizes_covers_each_image_with_its_own_part_of_the_l
 @every_view
 @pytest.mark.parametrize("boxes", [[], np.zeros((0, 4)), torch.zeros(0, 4)], ids=["list", "numpy", "torch"])
 def test_zero_boxes_give_no_view_and_no_mask(processor, boxes, use_class_prob):
-    """R-N2: the documented result; it also passes through the network."""
+    """The documented result; it also passes through the network."""
     probs = np.full((3, 5, 5), 0.5, dtype=np.float32) if use_class_prob else None
     batch = processor(picture(), boxes=boxes, class_probs=probs, return_tensors="pt")
     assert batch["views"] == [[]] and len(batch["pixel_values"]) == len(batch["box_mask"]) == 0
@@ -339,7 +337,7 @@ def test_stacked_views_are_padded_at_the_right_and_the_bottom_with_nothing_to_le
 
 @every_view
 def test_foreground_is_a_probability_inside_the_boxes_and_exactly_0_outside(processor):
-    """R-N3; the boxes are partly outside, overlapping, fractional, and of one pixel."""
+    """The boxes are partly outside, overlapping, fractional, and of one pixel."""
     boxes = np.array([[10, 8, 30, 24], [-9, 20.5, 14.5, 60], [40.2, 2.7, 75, 39], [50, 5, 51, 6]], dtype=np.float32)
     labels = np.array([1, 1, 2, 3])
     batch = processor(picture(), boxes=boxes, box_labels=labels, return_tensors="pt")
@@ -355,7 +353,7 @@ def test_foreground_is_a_probability_inside_the_boxes_and_exactly_0_outside(proc
 
 @every_view
 def test_certain_foreground_fills_a_box_in_a_image_larger_than_the_working_size(processor):
-    """R-N3: the extent of the mask is the box (IoU 1)."""
+    """The extent of the mask is the box (IoU 1)."""
     boxes = np.array([[13, 57, 211, 140]], dtype=np.float32)
     batch = processor(picture(217, 333), boxes=boxes, return_tensors="pt")
     foreground = processor.post_process_foreground(certain(batch), batch["views"], [(217, 333)])[0]["foreground"][0]

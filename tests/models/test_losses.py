@@ -81,7 +81,7 @@ def test_at_labels_upsamples_the_logits_without_aligned_corners(batch):
     torch.testing.assert_close(pixel_cross_entropy(logits, labels, at="labels"), F.cross_entropy(upsampled, labels))
 
 
-def test_r_l2_float16_logits_far_from_zero_give_finite_losses_and_the_masks_of_float32():
+def test_float16_logits_far_from_zero_give_finite_losses_and_the_masks_of_float32():
     torch.manual_seed(0)
     exact = torch.randn(2, 2, 128, 128) * 1e4
     logits = exact.half().requires_grad_()

@@ -219,7 +219,6 @@ def test_a_window_outside_the_image_is_all_fill_and_covers_no_pixel():
 
 
 def test_labels_keep_their_values_under_scale_padding_and_flip():
-    """R-H4."""
     rng = np.random.default_rng(0)
     target = np.full((HEIGHT, WIDTH), 1, dtype=np.uint8)
     target[:, WIDTH // 2 :] = 255
@@ -232,8 +231,7 @@ def test_labels_keep_their_values_under_scale_padding_and_flip():
 
 
 @pytest.mark.parametrize("size", [37, 100])
-def test_r_h4_labels_resized_from_64_keep_their_values_and_shares(size):
-    """R-H4."""
+def test_labels_resized_from_64_keep_their_values_and_shares(size):
     target = np.full((64, 64), 1, dtype=np.uint8)
     target[:, 32:] = 255
     resized = image_to_view(target, View(1, np.zeros((0, 4)), (0, 0, 64, 64), (size, size)), 255)
