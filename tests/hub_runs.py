@@ -1,4 +1,4 @@
-"""Run folders for the tests of the Hub: as training writes them, with networks of a few numbers or a few thousand parameters."""
+"""Run folders for the tests of the Hub, as training writes them, with networks of a few thousand parameters."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""A small Hub for tests: the part of its HTTP interface that huggingface_hub, transformers and datasets use, in memory.
+"""A small Hub for tests, in memory: the HTTP interface that huggingface_hub, transformers and datasets use.
 
-Clients are unmodified. They need `HF_ENDPOINT` (or `HfApi(endpoint=...)`), a token for writing, and `HF_HUB_DISABLE_XET=1`, so that
+Clients are unmodified. They need `HF_ENDPOINT` (or `HfApi(endpoint=...)`), a token for writing, and
+`HF_HUB_DISABLE_XET=1`, so that
 large files go through plain Git LFS. Faults are switched on with `HubServer.fail`.
 """
 
@@ -87,8 +88,9 @@ class Repo:
 class Fault:
     """What goes wrong, and at which request.
 
-    kind: "reset" (the connection breaks before the request is done), "lost" (it is done, but the connection breaks instead of
-        the answer), "slow" (the body comes in pieces), "truncated" (half of the body comes), or a key of STATUS_FAULTS.
+    kind: "reset" (the connection breaks before the request is done), "lost" (it is done, but the connection breaks
+        instead of the answer), "slow" (the body comes in pieces), "truncated" (half of the body comes), or a key of
+        STATUS_FAULTS.
     pattern: regular expression, searched in "METHOD /path".
     skip, times: so many matching requests are answered properly first; so many fail then.
     """

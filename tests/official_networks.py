@@ -1,6 +1,6 @@
 """The three networks of the official release, as far as a converter can tell: layer names, order and arithmetic.
 
-Written anew from METHOD's description of the layers, with free widths, so that a test needs no 12 to 44 million weights.
+Written from METHOD's description of the layers, with free widths: a test does not need 12 to 44 million weights.
 The networks read BGR of 0..255 minus the mean, after the class probability and the box map.
 """
 
@@ -164,7 +164,7 @@ class OfficialMSC(nn.Module):
 
 
 def official_pixels(image: np.ndarray, canvas: int | None = None) -> Tensor:
-    """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32: BGR, padded right and bottom with the mean colour, minus the mean."""
+    """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32: BGR minus the mean, padded right and bottom with the mean."""
     pixels = image[:, :, ::-1].astype(np.float32)
     if canvas:
         padded = np.empty((canvas, canvas, 3), dtype=np.float32)

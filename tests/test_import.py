@@ -1,4 +1,4 @@
-"""`import lpg_hf` is light, its names resolve on use, and importing a model makes the Auto classes know the families."""
+"""`import lpg_hf` is light, its names resolve on use, and importing a model registers the families."""
 
 import subprocess
 import sys

@@ -18,7 +18,8 @@ class DeepLabLargeFOVConfig(PreTrainedConfig):
         fc_dilation: dilation of fc6's 3x3 kernel (12); it sets the field of view.
         dropout: "channel" drops whole channels (as the official code), "element" single values (as Caffe's DeepLab).
         dropout_prob: probability of both dropouts (0.5).
-        initializer_range: standard deviation of fc8's normal initialisation (0.01); its bias starts at 0.
+        initializer_range: standard deviation of fc8's normal initialisation (0.01); its bias starts at 0. fc6 and fc7
+            start as PyTorch's convolutions do.
         semantic_loss_ignore_index: label that the loss ignores.
         align_corners: how `upsample_logits` brings the logits to image size (bilinear); the official code uses True.
     """

@@ -50,24 +50,54 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
 
 
 def load_vgg16_imagenet(model: DeepLabLargeFOVForSemanticSegmentation, source: str | Path) -> list[str]:
-    """Fill conv1..conv5 with ImageNet VGG16; fc6, fc7 and the classifier keep their initial values.
+    """Fill conv1..conv5 with ImageNet VGG16, and fc6 and fc7 where the file has them; the classifier stays as it is.
+
+    fc6 (4096 x 512 x 7 x 7) and fc7 of a full VGG16 are sub-sampled to `config.fc_size` channels and a 3x3 kernel.
 
     Args:
         model: built from its config; its `depths` and `hidden_sizes` are VGG16's.
-        source: as for `read_state_dict`; names `features.0.weight` .. `features.28.bias`.
+        source: as for `read_state_dict`. Names `features.0.weight` .. `features.28.bias`; fc6 and fc7 are
+            `classifier.0` and `classifier.3` (torchvision), `pre_logits.fc1` and `pre_logits.fc2` (timm), or, already
+            sub-sampled, `features.32` and `features.35` (the official code's initial file).
 
     Returns:
-        The names in the file that were not used: VGG16's fully connected layers, if the file has them.
+        The names in the file that were not used: the last fully connected layer, if the file has it.
 
     Raises:
         ValueError: tensors are missing, have another shape, or are unknown; all are listed.
     """
-    targets = {}
-    for name, tensor in model.features.state_dict().items():
-        stage, _, rest = name.partition(".")  # "conv1.0.weight" is "features.0.weight" in the file
-        if stage.startswith("conv"):
-            targets[f"features.{rest}"] = tensor
-    return _copy(read_state_dict(source), targets, source, model, unused_prefix="classifier.")
+    targets = {f"features.{name.partition('.')[2]}": t for name, t in model.features.state_dict().items()}
+    fc6, fc7, fc8 = (f"features.{number}" for number in _fc_numbers(model))  # in VGG16 32, 35 and 38
+    state_dict = read_state_dict(source)
+    size = model.config.fc_size
+    for names in (("classifier.0", "classifier.3"), ("pre_logits.fc1", "pre_logits.fc2")):
+        if f"{names[0]}.weight" in state_dict:
+            for name, ours in zip(names, (fc6, fc7)):
+                weight, bias = state_dict.pop(f"{name}.weight"), state_dict.pop(f"{name}.bias")
+                state_dict[f"{ours}.weight"], state_dict[f"{ours}.bias"] = _subsample_fc(weight, bias, size)
+    if not any(name.startswith((f"{fc6}.", f"{fc7}.")) for name in state_dict):
+        targets = {name: tensor for name, tensor in targets.items() if not name.startswith((f"{fc6}.", f"{fc7}."))}
+    return _copy(state_dict, targets, source, model, unused_prefix=("classifier.", "head.", f"{fc8}."))
+
+
+def _fc_numbers(model: DeepLabLargeFOVForSemanticSegmentation) -> tuple[int, int, int]:
+    """The numbers of fc6, fc7 and fc8 among the layers, which the official code counts through."""
+    lengths = [len(list(stage.children())) for stage in model.features]
+    return sum(lengths[:5]), sum(lengths[:6]), sum(lengths)
+
+
+def _subsample_fc(weight: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """A fully connected layer of VGG16 as a convolution with fewer channels.
+
+    Source: DeepLab-LargeFOV in Caffe: 4096 x 512 x 7 x 7 -> 1024 x 512 x 3 x 3 takes every fourth output and the
+    kernel positions 0, 3 and 6; fc7's inputs are the outputs that fc6 has kept.
+    """
+    step = max(1, len(weight) // size)
+    if weight.numel() == len(weight) ** 2:  # fc7
+        weight = weight.reshape(len(weight), -1, 1, 1)[:, ::step]
+    else:
+        weight = weight.reshape(len(weight), -1, 7, 7)[:, :, ::3, ::3]
+    return weight[::step].contiguous(), bias[::step].contiguous()
 
 
 def load_resnet_imagenet(model: nn.Module, source: str | Path) -> list[str]:
@@ -163,7 +193,7 @@ def _copy(
     targets: dict[str, Tensor],
     source: str | Path,
     model: nn.Module,
-    unused_prefix: str,
+    unused_prefix: str | tuple[str, ...],
 ) -> list[str]:
     """Copy into `targets` (tensors of the model under the file's names); nothing changes if anything does not fit."""
     unused = [name for name in state_dict if name.startswith(unused_prefix)]

@@ -3,6 +3,8 @@
 Source: Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,6 +28,8 @@ class LargeFOVFeatures(nn.Sequential):
     """
 
     conv1: Stage
+    fc6: Stage
+    fc7: Stage
 
     def __init__(self, config: DeepLabLargeFOVConfig):
         super().__init__()
@@ -95,9 +99,18 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # zero biases
+        if not isinstance(module, nn.Conv2d):
+            return
         if module is self.classifier:
-            init.normal_(self.classifier.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.Conv2d):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif module in (self.features.fc6[0], self.features.fc7[0]):
+            # Parity: PyTorch's default, as the official code leaves them. It takes down the large values of conv5 (rms
+            # 25 with VGG16's weights); an initialisation that keeps their scale diverges at Table I's learning rates.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        else:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(

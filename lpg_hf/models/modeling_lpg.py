@@ -291,7 +291,7 @@ def _feature_map_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
 
 
 class EncoderDecoder(nn.Module):
-    """Our generator for few auxiliary images: a pretrained encoder sees the image alone, and every level of the decoder
+    """Our generator for few auxiliary images: a pretrained encoder sees the image alone; every level of the decoder
     sees the boxes and the segmenter's class probability too.
 
     Context levels, down to stride 64, cover large objects. The prompt (box map, class probability) is resized by area

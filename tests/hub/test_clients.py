@@ -48,7 +48,8 @@ torch.save(outputs(lpg, segmenter), sys.argv[1])
 lpg, processor = load_lpg("org/lpg-stage2", sys.argv[2])
 assert torch.equal(outputs(lpg, segmenter)["lpg"], torch.load(sys.argv[1])["lpg"])
 load_generator("lpg", model="org/lpg-stage2", segmenter="org/lpg-segmenter-stage1", revision=sys.argv[2])
-assert type(processor).__name__ == "LPGImageProcessor" and "snapshots" in str(fetch_stage("org/lpg-stage2", sys.argv[2]))
+assert type(processor).__name__ == "LPGImageProcessor"
+assert "snapshots" in str(fetch_stage("org/lpg-stage2", sys.argv[2]))
 """
 CARDS = """
 import re, sys
@@ -215,7 +216,7 @@ def test_a_second_push_changes_nothing(hub: HubServer, source: Path, tmp_path: P
         (["push", "RUN", "--org", "org"], None, "There is no token for the Hub"),
         (["push", "RUN", "--org", "org"], "hf_old", "the token is wrong or has expired"),
         (["push", "none", "--org", "org"], TOKEN, "Run folder none does not exist"),
-        (["pull", "org/none", "--out", "out"], TOKEN, "The Hub has no org/none-stage1"),
+        (["pull", "org/none", "--out", "out"], TOKEN, "The Hub has neither org/none-stage1"),
         (["push-data", "org/x", "--format", "coco", "--annotations", "none.json"], TOKEN, "none.json"),
     ],
 )

@@ -377,7 +377,7 @@ def test_two_pushes_at_once(hub: HubServer, run: Path, other_run: Path, same: bo
 
 
 def test_a_commit_in_between_is_not_overwritten_unseen(hub: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch):
-    """A shard that appears between our look at the repository and our commit must not survive beside the new weights."""
+    """A shard that appears between our look at the repository and our commit does not survive the new weights."""
     api = client(hub)
     push_run(run, "org", api=api)
     shard, commit, calls = "model-00001-of-00002.safetensors", HfApi.create_commit, []

@@ -310,6 +310,20 @@ def test_last_layer_starts_at_std_001_and_bias_0():
     assert tiny_largefov(num_labels=64, fc_size=512, initializer_range=0.1).classifier.weight.std() > 0.09
 
 
+def test_fc6_and_fc7_take_large_features_down():
+    """As PyTorch's default does: conv5 of VGG16 has values of about 25, and the rates of Table I need smaller ones."""
+    model = tiny_largefov(hidden_sizes=(4, 6, 8, 8, 256), fc_size=256).eval()
+    with torch.no_grad():
+        large = torch.rand(1, 256, 32, 32) * 25
+        values = [large, model.features.fc6(large)]
+        values.append(model.features.fc7(values[-1]))
+    first, second, third = (value.pow(2).mean().sqrt() for value in values)
+    assert 0.2 < second / first < 0.7 and 0.2 < third / second < 0.7
+    for stage, fan_in in ((model.features.fc6, 256 * 9), (model.features.fc7, 256)):
+        assert stage[0].weight.std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.05)
+        assert stage[0].bias.abs().max() <= fan_in**-0.5 and stage[0].bias.std() > 0
+
+
 @every_model
 def test_save_and_load_is_bit_exact(build, tmp_path):
     model = build().eval()

@@ -36,17 +36,17 @@ def tiny_trunk(in_channels=3, width=8):
 
 
 def in_the_file(name):
-    """`conv1.0.weight` or `features.conv1.0.weight` of the model -> `features.0.weight`; None for fc6, fc7, classifier."""
+    """`conv1.0.weight` or `features.conv1.0.weight` -> `features.0.weight`; None for fc6, fc7, classifier."""
     stage, _, rest = name.removeprefix("features.").partition(".")
     return f"features.{rest}" if stage.startswith("conv") else None
 
 
 @pytest.fixture
 def vgg_source(tmp_path):
-    """ImageNet-like file for `tiny_largefov`, half precision, with a fully connected layer."""
+    """ImageNet-like file for `tiny_largefov`, half precision, with the last fully connected layer."""
     features = tiny_largefov().features.state_dict()
     tensors = {in_the_file(name): value.half() for name, value in features.items() if in_the_file(name)}
-    save_file({**tensors, "classifier.0.weight": torch.zeros(2, 2)}, tmp_path / "vgg.safetensors")
+    save_file({**tensors, "classifier.6.weight": torch.zeros(2, 2)}, tmp_path / "vgg.safetensors")
     return tmp_path / "vgg.safetensors"
 
 
@@ -62,7 +62,7 @@ def resnet_source(tmp_path):
 def test_every_vgg_tensor_is_used_and_the_rest_stays_as_it_was(vgg_source):
     model = tiny_largefov()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert load_vgg16_imagenet(model, vgg_source) == ["classifier.0.weight"]
+    assert load_vgg16_imagenet(model, vgg_source) == ["classifier.6.weight"]
     source = load_file(vgg_source)
     num_used = 0
     for name, value in model.state_dict().items():
@@ -72,6 +72,50 @@ def test_every_vgg_tensor_is_used_and_the_rest_stays_as_it_was(vgg_source):
         else:
             assert torch.equal(value, before[name])  # fc6, fc7, classifier
     assert num_used == len(source) - 1 == 10
+
+
+@pytest.mark.parametrize(
+    "fc6, fc7, last",
+    [("classifier.0", "classifier.3", "classifier.6"), ("pre_logits.fc1", "pre_logits.fc2", "head.fc")],
+)
+def test_fc6_and_fc7_of_a_full_vgg16_are_sub_sampled_as_in_caffe(fc6, fc7, last, vgg_source):
+    full = {f"{fc6}.weight": torch.randn(24, 4 * 49), f"{fc6}.bias": torch.randn(24)}
+    full |= {f"{fc7}.weight": torch.randn(24, 24), f"{fc7}.bias": torch.randn(24), f"{last}.weight": torch.zeros(2, 2)}
+    if "fc1" in fc6:  # timm keeps them as convolutions
+        full[f"{fc6}.weight"] = full[f"{fc6}.weight"].reshape(24, 4, 7, 7)
+        full[f"{fc7}.weight"] = full[f"{fc7}.weight"].reshape(24, 24, 1, 1)
+    tensors = {name: tensor for name, tensor in load_file(vgg_source).items() if "classifier" not in name}
+    save_file({**tensors, **full}, vgg_source)
+    model = tiny_largefov()  # 6 channels: every fourth of 24
+    assert load_vgg16_imagenet(model, vgg_source) == [f"{last}.weight"]
+    kernel = full[f"{fc6}.weight"].reshape(24, 4, 7, 7)
+    for out in range(6):
+        for row in range(3):
+            expected = kernel[4 * out, :, 3 * row, [0, 3, 6]]
+            assert torch.equal(model.features.fc6[0].weight[out, :, row], expected)
+        assert torch.equal(
+            model.features.fc7[0].weight[out, :, 0, 0], full[f"{fc7}.weight"].reshape(24, 24)[4 * out, ::4]
+        )
+    assert torch.equal(model.features.fc7[0].bias, full[f"{fc7}.bias"][::4])
+
+
+def test_the_official_initial_file_fills_fc6_and_fc7(tmp_path):
+    torch.manual_seed(1)
+    source, model = tiny_largefov(), tiny_largefov()
+    names = {name: f"features.{name.partition('.')[2]}" for name in source.features.state_dict()}
+    tensors = {names[name]: tensor for name, tensor in source.features.state_dict().items()}
+    fc8 = f"features.{sum(len(list(stage.children())) for stage in source.features)}.weight"
+    torch.save({**tensors, fc8: torch.zeros(21, 6, 1, 1)}, tmp_path / "initial.pth")
+    assert load_vgg16_imagenet(model, tmp_path / "initial.pth") == [fc8]
+    for name, tensor in model.features.state_dict().items():
+        assert torch.equal(tensor, source.features.state_dict()[name]), name
+
+
+def test_half_of_fc6_and_fc7_is_refused(vgg_source):
+    tensors = load_file(vgg_source)
+    save_file({**tensors, "features.16.weight": torch.zeros(6, 4, 3, 3)}, vgg_source)
+    with pytest.raises(ValueError, match="missing features.16.bias"):
+        load_vgg16_imagenet(tiny_largefov(), vgg_source)
 
 
 def test_every_resnet_tensor_is_used(resnet_source):

@@ -33,7 +33,7 @@ def download(folder: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "transformers", "--dest", folder]
     requirement = f"transformers=={VERSION}"
     errors = []
-    # Without isolation pip needs no further download if setuptools is installed; with isolation it needs none installed.
+    # Without isolation pip downloads nothing else if setuptools is installed; with isolation it needs none installed.
     for extra in (["--no-build-isolation"], []):
         result = subprocess.run([*command, *extra, requirement], capture_output=True, text=True, check=False)
         archives = sorted(Path(folder).glob("transformers-*.tar.gz"))
