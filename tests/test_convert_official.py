@@ -130,7 +130,7 @@ def test_the_mask_generator_equals_the_official_path(tmp_path):
 @pytest.mark.parametrize("kind", ["largefov", "deeplab-v2"])
 @torch.no_grad()
 def test_segmenter_from_image_to_full_size_logits_equals_the_official_path(kind, tmp_path):
-    """321x241, logits brought to the image's size with align_corners, which the config says."""
+    """321x241, logits brought to the image's size with align_corners."""
     network, image = tiny(kind), picture()
     convert(saved(network, tmp_path / "o.pth"), tmp_path / "ours", kind)
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
@@ -138,13 +138,8 @@ def test_segmenter_from_image_to_full_size_logits_equals_the_official_path(kind,
     logits = model(**processor(image, return_tensors="pt")).logits
     expected = network(official_pixels(image))
     assert expected.std() > 0.01
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(
-        model.upsample_logits(logits, (321, 241)),
-        F.interpolate(expected, size=(321, 241), mode="bilinear", align_corners=True),
-        rtol=0,
-        atol=1e-4,
-    )
+    expected = F.interpolate(expected, size=(321, 241), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
 
 
 def test_without_the_official_padding_the_masks_are_others(tmp_path):
@@ -190,7 +185,8 @@ def test_the_published_sizes_convert(build, kind, tmp_path):
     to_official(tmp_path / "ours", tmp_path / "back.pth")
     assert_same_bits(torch.load(tmp_path / "back.pth", weights_only=True), network.state_dict())
 
-    bgr, boxes = official_pixels(picture(128, 128)), torch.zeros(1, 1, 128, 128)
+    side = 128 if kind == "lpg" else 129
+    bgr, boxes = official_pixels(picture(side, side)), torch.zeros(1, 1, side, side)
     boxes[:, :, 20:100, 10:90] = 1
     if kind == "lpg":
         model = LPGModel.from_pretrained(tmp_path / "ours")
@@ -203,7 +199,8 @@ def test_the_published_sizes_convert(build, kind, tmp_path):
         assert tuple(model.config.depths) == published.depths
     else:
         model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
-        logits, official = model(bgr.flip(1)).logits, network(bgr)
+        stride = 8 if kind == "largefov" else 4
+        logits, official = model(bgr.flip(1)).logits[:, :, ::stride, ::stride], network(bgr)
     torch.testing.assert_close(logits, official, rtol=0, atol=1e-4)
 
 
@@ -291,7 +288,7 @@ def test_a_network_saved_without_the_multi_scale_wrapper_has_one_scale(tmp_path)
     assert model.config.scales is None
     pixels = official_pixels(picture(65, 49))
     with torch.no_grad():
-        torch.testing.assert_close(model(pixels.flip(1)).logits, network(pixels), rtol=0, atol=1e-4)
+        torch.testing.assert_close(model(pixels.flip(1)).logits[:, :, ::4, ::4], network(pixels), rtol=0, atol=1e-4)
     assert_same_bits(torch.load(to_official(tmp_path / "ours", tmp_path / "b.pth")), network.state_dict())
 
 

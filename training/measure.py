@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from lpg_hf.data.examples import label_map
-from lpg_hf.generators.class_probs import resize_logits
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training.config import Settings
@@ -73,7 +73,7 @@ def measure_segmenter(
             logits = segmenter.logits(inputs)
         for index, image, item, image_logits in zip(indices, images, inputs, logits):
             height, width = image.shape[:2]
-            full = resize_logits(model, image_logits[None], item.frame)[0, :, :height, :width]
+            full = F.interpolate(image_logits[None], size=item.frame, mode="bilinear")[0, :, :height, :width]
             truth = label_map(rows[index])
             confusion.update(full.argmax(dim=0).cpu().numpy(), truth)
             if settings.crf:

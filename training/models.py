@@ -14,7 +14,6 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from lpg_hf.files import write_json
 from lpg_hf.generators.bundle import BUNDLED, bundled
-from lpg_hf.generators.class_probs import aligns_corners
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
@@ -230,13 +229,14 @@ def check_crop_size(model: nn.Module, settings: Settings) -> None:
     """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
 
     Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel, as in images
-    (see `lpg_hf.generators.class_probs.padded_size`).
+    (see `lpg_hf.models.logits`).
 
     Raises:
         ValueError: names the next size.
     """
     size, stride = settings.segmenter_crop_size, getattr(model.config, "output_stride", 8)
-    if aligns_corners(model) and size % stride != 1:
+    aligned = isinstance(model.config, tuple(OWN_SEGMENTERS.values())) and model.config.align_corners
+    if aligned and size % stride != 1:
         raise ValueError(
             f"segmenter_crop_size={size}, but the logits of {settings.segmenter} lie on the pixels 0, {stride}, {2 * stride}, ... and "
             f"need crops of {stride}n + 1 pixels. Set it to {size + (1 - size) % stride}, or segmenter_config to "

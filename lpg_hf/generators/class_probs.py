@@ -1,20 +1,19 @@
 """The segmenter's part of the generator's input: the probability of every class that has boxes in an image.
 
-This module states how an image is padded for a segmenter, and where its logits lie in the image, for training, measuring
-and use.
+This module states how an image is padded for a segmenter, for training, measuring and use. Logits cover their image as
+transformers takes it: they lie at the centres of the cells of a grid (see `lpg_hf.models.logits`).
 """
 
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 import lpg_hf.models  # noqa: F401  makes the Auto classes know our segmenters
@@ -26,59 +25,29 @@ from lpg_hf.weight_files import reading_weights
 CLASS_PROB_STRIDE = 8  # pixels per stored probability
 
 
-@runtime_checkable
-class UpsamplesLogits(Protocol):
-    """A segmenter that states where its logits lie: both DeepLabs of this package."""
-
-    config: Any
-
-    def upsample_logits(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, C, h, w) -> (B, C, *size)."""
-        ...
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The size to which an image is padded for a segmenter: multiples of 32, right and bottom, after normalization."""
+    return -(-height // PAD_MULTIPLE) * PAD_MULTIPLE, -(-width // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
-def aligns_corners(model: nn.Module) -> bool:
-    """Whether the first and last logits lie on the first and last pixels; else they lie at half-pixel centres."""
-    return isinstance(model, UpsamplesLogits) and model.config.align_corners
-
-
-def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """The size to which an image is padded for a segmenter: right and bottom, with zeros after normalization.
-
-    Multiples of 32. A segmenter that aligns corners gets one pixel more, so that its logits lie a whole stride apart, as
-    in the crops that it was trained on (the official code: 513).
-    """
-    extra = int(aligns_corners(model))
-    return tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE + extra for side in (height, width))  # type: ignore[return-value]
-
-
-def resize_logits(model: nn.Module, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinear, as the segmenter states; by default between half-pixel centres."""
-    if isinstance(model, UpsamplesLogits):
-        return model.upsample_logits(logits, size)
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def _stored_probs(model: nn.Module, logits: Tensor, frame: tuple[int, int]) -> Tensor:
+def _stored_probs(logits: Tensor, frame: tuple[int, int]) -> Tensor:
     """Class probabilities at the centres of cells of 8 x 8 pixels.
 
     Args:
-        model: the segmenter; it states where its logits lie.
-        logits: (C, h, w) float32.
-        frame: (height, width) in pixels that the logits cover.
+        logits: (C, h, w) float32, at the centres of the cells of a grid.
+        frame: (height, width) in pixels that the grid covers.
 
     Returns:
         (C, ceil(height / 8), ceil(width / 8)) uint8, 255 times the probability. Bilinear; beyond the last logit, its value.
     """
-    aligned = aligns_corners(model)
 
     def positions(side: int) -> Tensor:  # from -1 to 1, as `grid_sample` counts them
         centres = torch.arange(CLASS_PROB_STRIDE / 2 - 0.5, side + CLASS_PROB_STRIDE / 2 - 0.5, CLASS_PROB_STRIDE)
-        return 2 * centres / (side - 1) - 1 if aligned else (2 * centres + 1) / side - 1
+        return (2 * centres + 1) / side - 1
 
     rows, columns = (positions(side).to(logits.device) for side in frame)
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)[None]
-    sampled = F.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=aligned)[0]
+    sampled = F.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
     return (sampled.softmax(dim=0) * 255).round().to(torch.uint8)
 
 
@@ -182,7 +151,7 @@ class SegmenterProbs:
         """(H, W, 3) uint8 RGB -> the segmenter's input; any thread may do it."""
         pixels, frame = self._processor(image, return_tensors="pt")["pixel_values"][0], image.shape[:2]
         if pixels.shape[1:] == frame:  # A processor that resizes makes the input cover the image, and nothing else.
-            frame = padded_size(self.model, *frame)
+            frame = padded_size(*frame)
             pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))
         return SegmenterInput(pixels, frame)
 
@@ -217,7 +186,7 @@ class SegmenterProbs:
         inputs = [self.encode(image) for image in images] if inputs is None else inputs
         probs = []
         for image, image_labels, item, logits in zip(images, labels, inputs, self.logits(inputs)):
-            stored = _stored_probs(self.model, logits, item.frame).cpu().numpy()
+            stored = _stored_probs(logits, item.frame).cpu().numpy()
             h, w = stored_size(*image.shape[:2])
             maps = {label: stored[self._channel(label), :h, :w] for label in dict.fromkeys(image_labels.tolist())}
             probs.append(ImageProbs(maps, *image.shape[:2]))

@@ -21,7 +21,9 @@ class DeepLabLargeFOVConfig(PreTrainedConfig):
         initializer_range: standard deviation of fc8's normal initialisation (0.01); its bias starts at 0. fc6 and fc7
             start as PyTorch's convolutions do.
         semantic_loss_ignore_index: label that the loss ignores.
-        align_corners: how `upsample_logits` brings the logits to image size (bilinear); the official code uses True.
+        align_corners: where the logits lie. True (the official code): on every stride-th pixel. Training crops are
+            n x stride + 1 pixels; outside training the model pads images to such a size and returns logits on all
+            pixels. False: at the centres of cells of stride x stride pixels.
     """
 
     model_type = "deeplab_largefov"

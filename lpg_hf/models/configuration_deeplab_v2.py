@@ -25,7 +25,9 @@ class DeepLabV2Config(PreTrainedConfig):
             None or () is the single scale 1.0.
         initializer_range: standard deviation of the classifiers' normal initialisation (0.01); biases start at 0.
         semantic_loss_ignore_index: label that the loss ignores.
-        align_corners: how `upsample_logits` brings the logits to image size (bilinear); the official code uses True.
+        align_corners: where the logits lie. True (the official code): on every stride-th pixel. Training crops are
+            n x stride + 1 pixels; outside training the model pads images to such a size and returns logits on all
+            pixels. False: at the centres of cells of stride x stride pixels.
     """
 
     model_type = "deeplab_v2"

@@ -5,7 +5,6 @@ Source: Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets a
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -13,7 +12,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .configuration_deeplab_largefov import DeepLabLargeFOVConfig
+from .logits import logits_at_pixels, pad_to_logits
 from .losses import pixel_cross_entropy
+
+
+OUTPUT_STRIDE = 8
 
 
 class Stage(GradientCheckpointingLayer, nn.Sequential):
@@ -120,7 +123,10 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SemanticSegmenterOutput | tuple[Tensor, ...]:
-        """Class scores at stride 8, and the loss if labels are given.
+        """Class scores, and the loss if labels are given.
+
+        The network's logits lie on every eighth pixel. In training they are returned as they are, else (with
+        `config.align_corners`) on all pixels, which any image processor and pipeline takes to the right place.
 
         Args:
             pixel_values: (B, num_channels, H, W) float, normalised by the image processor; any H and W.
@@ -129,8 +135,8 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
             return_dict: False returns a plain tuple; default from the config.
 
         Returns:
-            `loss` scalar (`pixel_cross_entropy` at the size of the logits), `logits` (B, num_labels, h, w) with
-            321 -> 41 and 513 -> 65 pixels, `hidden_states`.
+            `loss` scalar (`pixel_cross_entropy` at stride 8), `logits` (B, num_labels, H, W) float32, in training at
+            stride 8 (321 -> 41 and 513 -> 65 pixels), `hidden_states`.
 
         Source: Sec. IV-A; labels are resized to the logits as in the official code.
         """
@@ -139,20 +145,25 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
 
+        ignore_index = self.config.semantic_loss_ignore_index
+        on_pixels = self.config.align_corners and not self.training
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        if on_pixels:
+            pixel_values = pad_to_logits(pixel_values, OUTPUT_STRIDE)
+            labels = None if labels is None else pad_to_logits(labels, OUTPUT_STRIDE, ignore_index)
+
         feature_maps = self.features.feature_maps(pixel_values)
         logits = self.classifier(feature_maps[-1])  # (B, num_labels, ~H/8, ~W/8)
 
         loss = None
         if labels is not None:
-            loss = pixel_cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
+            loss = pixel_cross_entropy(logits, labels, ignore_index=ignore_index)
+        if on_pixels:
+            logits = logits_at_pixels(logits, OUTPUT_STRIDE, size)  # (B, num_labels, H, W)
         output = SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=feature_maps if output_hidden_states else None
         )
         return output if return_dict else output.to_tuple()
-
-    def upsample_logits(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, num_labels, h, w) -> (B, num_labels, *size), bilinear with `config.align_corners`."""
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.config.align_corners)
 
 
 __all__ = ["DeepLabLargeFOVForSemanticSegmentation"]

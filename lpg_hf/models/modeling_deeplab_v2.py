@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from .configuration_deeplab_v2 import DeepLabV2Config
+from .logits import logits_at_pixels, pad_to_logits
 from .losses import pixel_cross_entropy
 from .resnet import ResNetTrunk
 
@@ -26,7 +27,8 @@ class DeepLabV2Output(ModelOutput):
 
     Args:
         loss: scalar float32, given labels.
-        logits: (B, num_labels, h, w) float; with `config.scales`, the pixel-wise maximum over the scales.
+        logits: (B, num_labels, H, W) float, in training (B, num_labels, h, w); with `config.scales`, the pixel-wise
+            maximum over the scales.
         hidden_states: stem and layer1..layer4 outputs at scale 1.0, on request.
         attentions: always None; the field is what semantic segmenters of the ecosystem carry.
         scale_logits: with `config.scales` in training mode, the maps that each carry a loss term: scale 1.0, each
@@ -108,7 +110,11 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> DeepLabV2Output | tuple[Tensor, ...]:
-        """Class scores at stride `config.output_stride`, and the loss if labels are given.
+        """Class scores, and the loss if labels are given.
+
+        The network's logits lie on every `config.output_stride`-th pixel. In training they are returned as they are,
+        else (with `config.align_corners`) on all pixels, which any image processor and pipeline takes to the right
+        place.
 
         Args:
             pixel_values: (B, num_channels, H, W) float, normalised by the image processor; any H and W.
@@ -118,7 +124,8 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
 
         Returns:
             `loss`: sum over the maps (one, or one per scale and their maximum) of `pixel_cross_entropy` at the size of
-            each map. `logits` (B, num_labels, h, w); 321 -> 41 pixels at stride 8. `hidden_states`, `scale_logits`.
+            each map. `logits` (B, num_labels, H, W) float32, in training at the stride of the network (321 -> 41
+            pixels at stride 8). `hidden_states`, `scale_logits`.
 
         Source: Sec. IV-A; multi-scale inputs with max fusion are Chen et al. 2018, Sec. 4.1.
         """
@@ -126,6 +133,13 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
+
+        ignore_index, stride = self.config.semantic_loss_ignore_index, self.config.output_stride
+        on_pixels = self.config.align_corners and not self.training
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        if on_pixels:
+            pixel_values = pad_to_logits(pixel_values, stride)
+            labels = None if labels is None else pad_to_logits(labels, stride, ignore_index)
 
         feature_maps = self.backbone.feature_maps(pixel_values)
         maps = [self.classifier(feature_maps[-1])]  # (B, num_labels, h, w)
@@ -135,11 +149,10 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
 
         loss = None
         if labels is not None:
-            ignore_index = self.config.semantic_loss_ignore_index
             loss = reduce(torch.add, (pixel_cross_entropy(m, labels, ignore_index=ignore_index) for m in maps))
         output = DeepLabV2Output(
             loss=loss,
-            logits=maps[-1],
+            logits=logits_at_pixels(maps[-1], stride, size) if on_pixels else maps[-1],
             hidden_states=feature_maps if output_hidden_states else None,
             scale_logits=tuple(maps) if self.config.scales and self.training else None,
         )
@@ -148,10 +161,6 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
     def _logits_at_scale(self, pixel_values: Tensor, scale: float) -> Tensor:
         scaled = F.interpolate(pixel_values, scale_factor=scale, mode="bilinear", align_corners=False)
         return self.classifier(self.backbone(scaled))
-
-    def upsample_logits(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, num_labels, h, w) -> (B, num_labels, *size), bilinear with `config.align_corners`."""
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.config.align_corners)
 
 
 def _pixelwise_max(maps: Sequence[Tensor]) -> Tensor:

@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from lpg_hf.generators.class_probs import SegmenterProbs, padded_size
-from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
-from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
+from lpg_hf.generators.class_probs import SegmenterProbs
 
 
 class Slope(nn.Module):
     """A segmenter of two classes whose logits at a stride grow with the column in pixels, wherever an image is dark or bright."""
 
-    dtype, config = torch.float32, SimpleNamespace(num_labels=2, align_corners=False)
+    dtype, config = torch.float32, SimpleNamespace(num_labels=2)
 
     def __init__(self, stride: int, first: float) -> None:
         super().__init__()
@@ -30,23 +28,14 @@ class Slope(nn.Module):
         )
 
 
-class AlignedSlope(Slope):
-    """The same with its first and last logits on the first and last pixels."""
-
-    config = SimpleNamespace(num_labels=2, align_corners=True)
-
-    def upsample_logits(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        raise NotImplementedError
-
-
 def slope(positions: Tensor) -> Tensor:
     """Logits of class 1 against class 0 that grow with the column in pixels."""
     return torch.stack([torch.zeros_like(positions), (positions - 60) / 20])
 
 
-@pytest.mark.parametrize("aligned, stride", [(False, 4), (False, 8), (False, 16), (False, 32), (True, 4), (True, 8)])
-def test_logits_are_read_where_the_network_has_looked(aligned, stride):
-    model = AlignedSlope(stride, 0) if aligned else Slope(stride, (stride - 1) / 2)
+@pytest.mark.parametrize("stride", [1, 4, 8, 16, 32])
+def test_logits_are_read_where_the_network_has_looked(stride):
+    model = Slope(stride, (stride - 1) / 2)
     images = [np.zeros((50, 119, 3), dtype=np.uint8)] * 2
     segmenter = SegmenterProbs(model, SegformerImageProcessorPil(do_resize=False))
     for probs in segmenter(images, [np.array([1])] * 2):
@@ -58,13 +47,3 @@ def test_logits_are_read_where_the_network_has_looked(aligned, stride):
         assert probs[1].shape == (50, 119)
         expected = 255 * slope(torch.arange(119.0)).softmax(dim=0)[1].numpy()
         assert np.abs(probs[1][20] - expected)[20:96].max() <= 3
-
-
-def test_a_segmenter_that_aligns_corners_gets_images_of_whole_strides_and_one_pixel():
-    config = DeepLabLargeFOVConfig(num_labels=3)
-    for align_corners, expected in ((True, (385, 513)), (False, (384, 512))):
-        config.align_corners = align_corners
-        with torch.device("meta"):
-            model = DeepLabLargeFOVForSemanticSegmentation(config)
-        assert padded_size(model, 375, 500) == expected
-    assert padded_size(Slope(8, 3.5), 384, 512) == (384, 512)

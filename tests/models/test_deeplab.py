@@ -81,7 +81,7 @@ def test_largefov_fc8_would_be_features_38_of_the_official_code():
 def test_output_sizes_are_the_published_ones(size, expected):
     pixel_values = torch.empty(1, 3, size, size, device="meta")
     for build in (tiny_largefov, tiny_v2):
-        assert build().to("meta").eval()(pixel_values).logits.shape == (1, 5, expected, expected)
+        assert build().to("meta").train()(pixel_values).logits.shape == (1, 5, expected, expected)
 
 
 @pytest.mark.parametrize("stem_pool", [True, False])
@@ -91,7 +91,7 @@ def test_output_stride_is_reached_by_dilation(output_stride, stem_pool):
         with pytest.raises(ValueError, match="output_stride=32"):
             tiny_v2(output_stride=output_stride, stem_pool=stem_pool)
         return
-    model = tiny_v2(output_stride=output_stride, stem_pool=stem_pool).eval()
+    model = tiny_v2(output_stride=output_stride, stem_pool=stem_pool).train()
     assert model(pixels(64, 96)).logits.shape[-2:] == (64 // output_stride, 96 // output_stride)
 
 
@@ -151,12 +151,12 @@ def test_every_architecture_setting_changes_the_model(build, field, value):
 
 @every_model
 @pytest.mark.parametrize("height, width", [(333, 217), (275, 800), (320, 321), (9, 7)])
-def test_any_image_size_works_and_upsamples_to_itself(build, height, width):
-    model = build().eval()
+def test_any_image_size_works_and_gives_logits_on_all_pixels(build, height, width):
     with torch.no_grad():
-        logits = model(pixels(height, width)).logits
-    assert model.upsample_logits(logits, (height, width)).shape == (1, 5, height, width)
-    assert logits.isfinite().all()
+        logits = build().eval()(pixels(height, width)).logits
+        coarse = build(align_corners=False).eval()(pixels(height, width)).logits
+    assert logits.shape == (1, 5, height, width) and logits.isfinite().all()
+    assert coarse.shape == (1, 5, -(-height // 8), -(-width // 8))
 
 
 @every_model
@@ -169,12 +169,18 @@ def test_batched_equals_one_by_one(build):
     torch.testing.assert_close(together, one_by_one)
 
 
-def test_align_corners_changes_the_upsampling():
-    logits = torch.arange(4.0).reshape(1, 1, 2, 2)
-    for build in (tiny_largefov, tiny_v2):
-        aligned = build(align_corners=True).upsample_logits(logits, (4, 4))
-        assert aligned[0, 0, 0].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
-        assert not torch.allclose(aligned, build(align_corners=False).upsample_logits(logits, (4, 4)))
+@every_model
+@torch.no_grad()
+def test_logits_on_all_pixels_are_those_of_the_network_between_its_own(build):
+    """In crops as in training (8n + 1) nothing is padded: every eighth pixel has the network's own logits."""
+    model, coarse = build().eval(), build(align_corners=False).eval()
+    on_pixels, own = model(pixels(33, 41)).logits, coarse(pixels(33, 41)).logits
+    torch.testing.assert_close(on_pixels[:, :, ::8, ::8], own)
+    torch.testing.assert_close(on_pixels[:, :, 4::8, ::8], (own[:, :, 1:] + own[:, :, :-1]) / 2)
+    labels = torch.randint(0, 5, (1, 33, 41))
+    assert torch.equal(model(pixels(33, 41), labels=labels).loss, coarse(pixels(33, 41), labels=labels).loss)
+    padded = F.pad(pixels(30, 39), (0, 2, 0, 3))  # 33 x 41
+    torch.testing.assert_close(model(pixels(30, 39)).logits, model(padded).logits[:, :, :30, :39])
 
 
 # Loss, multi-scale inputs
@@ -205,7 +211,7 @@ def test_gradient_of_a_batch_equals_accumulation_of_single_images(build):
 
 
 def test_multi_scale_logits_are_the_pixelwise_maximum():
-    model, single = tiny_v2_msc().eval(), tiny_v2().eval()
+    model, single = tiny_v2_msc(align_corners=False).eval(), tiny_v2(align_corners=False).eval()
     pixel_values = pixels(64, 80)
     with torch.no_grad():
         maps = [single(pixel_values).logits]
@@ -342,7 +348,8 @@ def test_bfloat16_loads_and_runs(build, tmp_path):
     model.save_pretrained(tmp_path)
     model = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
     output = model(pixels(33, 40).bfloat16(), labels=torch.zeros(1, 33, 40, dtype=torch.long))
-    assert output.logits.dtype == torch.bfloat16 and output.loss.dtype == torch.float32
+    assert output.logits.dtype == output.loss.dtype == torch.float32
+    assert model.train()(pixels(33, 40).bfloat16()).logits.dtype == torch.bfloat16
 
 
 @every_model
