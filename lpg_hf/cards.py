@@ -29,6 +29,8 @@ _STAGE_ROWS = {
     "segmenter_miou": "segmenter",
     "segmenter_crf_miou": "segmenter + dense CRF",
 }
+# Of the settings of training, see training/config.py.
+_SECTIONS = ("run", "aux", "target", "evaluation", "lpg", "segmenter")
 # Bookkeeping of transformers, and label lists, which the card shows elsewhere.
 _HIDDEN_CONFIG_KEYS = {"architectures", "auto_map", "id2label", "label2id", "transformers_version", "_name_or_path"}
 
@@ -239,6 +241,15 @@ def _results(metrics: dict) -> list[tuple[str, float]]:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 results.append((key if name is None else f"{key} [{name}]", number))
     return results
+
+
+def _flat(settings: dict) -> dict:
+    """The sections of training's settings as `section.name` -> value; other settings as they are."""
+    flat = {}
+    for name, value in settings.items():
+        is_section = name in _SECTIONS and isinstance(value, dict)
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if is_section else {name: value}
+    return flat
 
 
 def _table(values: dict) -> list[tuple[str, str]]:

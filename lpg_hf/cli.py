@@ -284,7 +284,7 @@ def push(
 @app.command("pull")
 def pull(
     run_id: Annotated[str, typer.Argument(metavar="ORG/PREFIX", help="Organisation and prefix of the stages.")],
-    out: Annotated[Path, typer.Option(help="Run folder to fill; `training/deploy.py --stages OUT` takes it.")],
+    out: Annotated[Path, typer.Option(help="Run folder to fill; `training/deploy.py --run.stages OUT` takes it.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
 ) -> None:
     """Download all stages of a run from the Hub to a run folder.

@@ -35,7 +35,11 @@ def stage_metrics(kind: str, stage: int) -> dict:
         "dataset": "coco nonvoc60" if kind == "lpg" else "voc train",
         "classes": ["bear", "kite", "vase"] if kind == "lpg" else CLASSES,
         "excluded_classes": ["person", "cat"] if kind == "lpg" else None,
-        "settings": {"num_stages": 2, "stage_init": "previous", "lpg_steps": 5, "segmenter": "deeplab-v2"},
+        "settings": {
+            "run": {"num_stages": 2, "stage_init": "previous"},
+            "lpg": {"steps": 5},
+            "segmenter": {"model": "deeplab-v2"},
+        },
         "device": "cpu",
         "processes": 1,
         "seconds": 1.25,

@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -22,12 +22,12 @@ from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.assembly import assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
-from training.config import Settings
+from training.run import Run
 from training.samples import BOX_COLUMNS
 
 
 # The generator's weights have the type that autocast would compute in.
-GENERATOR_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GENERATOR_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
@@ -48,7 +48,7 @@ def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:
 
 
 def encoded_images(
-    accelerator: Accelerator, settings: Settings, segmenter: SegmenterProbs, rows: Dataset, description: str
+    run: Run, segmenter: SegmenterProbs, rows: Dataset, description: str
 ) -> Iterator[tuple[list[int], list[np.ndarray], list[SegmenterInput]]]:
     """This process's share of the images, decoded and encoded in threads, in batches of one padded size.
 
@@ -62,24 +62,20 @@ def encoded_images(
         images = [decode_image(rows[i]) for i in indices]
         return indices, images, [segmenter.encode(image) for image in images]
 
-    batches = size_batches(rows, settings.inference_batch_size)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    return progress(accelerator, prefetch(load, mine, settings.num_workers), len(mine), description)
+    batches, settings = size_batches(rows, run.settings.run.inference_batch_size), run.settings.run
+    mine = batches[run.accelerator.process_index :: run.accelerator.num_processes]
+    return _progress(run, prefetch(load, mine, settings.num_workers), len(mine), description)
 
 
-def progress(accelerator: Accelerator, batches: Iterator, total: int, description: str) -> Iterator:
+def _progress(run: Run, batches: Iterator, total: int, description: str) -> Iterator:
     """The batches, with a progress bar of the main process."""
-    shown = accelerator.is_main_process
-    return iter(tqdm(batches, desc=description, total=total, unit="batch", disable=not shown, mininterval=5))
+    return iter(tqdm(batches, desc=description, total=total, unit="batch", disable=not run.is_main, mininterval=5))
 
 
-def frozen_segmenter(
-    accelerator: Accelerator, settings: Settings, model: PreTrainedModel, processor: BaseImageProcessor
-) -> SegmenterProbs:
+def frozen_segmenter(run: Run, model: PreTrainedModel, processor: BaseImageProcessor) -> SegmenterProbs:
     """A segmenter of the run, on the accelerator's device; a box's label is its own."""
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return SegmenterProbs(model, processor, device=accelerator.device)
+    cast(Any, model).to(memory_format=torch.channels_last)
+    return SegmenterProbs(model, processor, device=run.accelerator.device)
 
 
 class ClassProbs:
@@ -107,8 +103,7 @@ class ClassProbs:
 
 
 def cache_class_probs(
-    accelerator: Accelerator,
-    settings: Settings,
+    run: Run,
     load_model: Callable[[], tuple[PreTrainedModel, BaseImageProcessor]],
     rows: Dataset,
     folder: Path,
@@ -119,16 +114,17 @@ def cache_class_probs(
     Args:
         load_model: makes the frozen segmenter and its image processor; called only if it has to run.
     """
+    accelerator = run.accelerator
     done, temporary = folder / "class_probs.uint8", folder / "class_probs.tmp"
     if not done.is_file():
         offsets, num_bytes = _offsets(rows)
-        if accelerator.is_main_process:
+        if run.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(max(num_bytes, 1),)).flush()
         accelerator.wait_for_everyone()
         values = np.memmap(temporary, dtype=np.uint8, mode="r+")
-        segmenter = frozen_segmenter(accelerator, settings, *load_model())
-        for indices, images, inputs in encoded_images(accelerator, settings, segmenter, rows, description):
+        segmenter = frozen_segmenter(run, *load_model())
+        for indices, images, inputs in encoded_images(run, segmenter, rows, description):
             labels = [np.array(list(offsets[index]), dtype=np.int64) for index in indices]
             with accelerator.autocast():
                 probs = segmenter(images, labels, inputs)
@@ -138,15 +134,14 @@ def cache_class_probs(
                     values[start : start + stored.size] = stored.ravel()
         values.flush()
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
+        if run.is_main:
             os.replace(temporary, done)
         accelerator.wait_for_everyone()
     return ClassProbs(folder, rows)
 
 
 def write_pseudo_masks(
-    accelerator: Accelerator,
-    settings: Settings,
+    run: Run,
     model: LPGModel,
     processor: LPGImageProcessor,
     rows: Dataset,
@@ -162,12 +157,13 @@ def write_pseudo_masks(
     """
     if (folder / "complete.json").is_file():
         return
+    accelerator, settings = run.accelerator, run.settings.run
     generator = LPGGenerator(
         model,
         processor,
         batch_size=settings.inference_batch_size,
         device=accelerator.device,
-        dtype=GENERATOR_DTYPES[accelerator.mixed_precision],
+        dtype=_GENERATOR_DTYPES[accelerator.mixed_precision],
     )
     names = rows["file_name"][:]
     check_distinct(names)
@@ -190,10 +186,10 @@ def write_pseudo_masks(
     groups = size_batches(rows, settings.inference_batch_size)
     mine = groups[accelerator.process_index :: accelerator.num_processes]
     missing = [group for group in mine if not all(paths[index].is_file() for index in group)]
-    for _ in progress(accelerator, prefetch(write, missing, settings.num_workers), len(missing), description):
+    for _ in _progress(run, prefetch(write, missing, settings.num_workers), len(missing), description):
         pass
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if run.is_main:
         write_json(folder / "complete.json", {"images": len(rows), "overlap_rule": settings.overlap_rule})
     accelerator.wait_for_everyone()
 

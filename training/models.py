@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import typing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,14 +30,14 @@ from lpg_hf.models.imagenet import (
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.version import __version__
 from lpg_hf.weight_files import reading_weights
-from training.config import Settings
+from training.config import LPGSettings, SegmenterSettings, Settings
 
 
 auto.register()
 
 OWN_SEGMENTERS = {"largefov": DeepLabLargeFOVConfig, "deeplab-v2": DeepLabV2Config}
-# Fields of LPGConfig that may change when training goes on.
-NOT_OF_THE_NETWORK = {
+# Fields of LPGConfig in which a generator and the one that it starts from may differ.
+_NOT_OF_THE_NETWORK = {
     "use_class_prob",
     "class_prob_optional",
     "num_frozen_stages",
@@ -44,7 +45,7 @@ NOT_OF_THE_NETWORK = {
     "object_loss_weight",
     "semantic_loss_ignore_index",
 }
-SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}
+_SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}
 
 
 @dataclass(frozen=True)
@@ -75,71 +76,68 @@ class Normalization:
 
 
 def lpg_processor(settings: Settings) -> LPGImageProcessor:
-    return LPGImageProcessor(
-        view=settings.view,
-        view_size=settings.view_size,
-        view_context=settings.view_context,
-        box_encoding=settings.box_encoding,
-        edge_radius=settings.edge_radius,
-        image_mean=settings.lpg_image_mean,
-        image_std=settings.lpg_image_std,
-    )
+    return LPGImageProcessor(**settings.lpg.processor)
 
 
 def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -> LPGModel:
-    """The generator of a stage: continued from the previous stage's, or from `lpg_init`, or built with the initial weights.
+    """The generator of a stage: continued from the previous stage's, or from `lpg.init`, or built with the initial
+    weights.
 
-    A previous stage without the class probability gets a zero-initialised input channel for it; a model that is trained
-    with `lpg_class_prob_dropout` also works without it. The backbone `auto` takes its config from `lpg_weights` if
-    `lpg_config` has no `backbone_config`. `lpg_image_mean` and `lpg_image_std` must be those of the weights.
+    A previous stage without the class probability gets a zero-initialised input channel for it; a model that is
+    trained with `lpg.class_prob_dropout` also works without it. The backbone `auto` takes its config from
+    `lpg.weights` if `lpg.config` has no `backbone_config`. `lpg.processor` must have the image_mean and image_std of
+    the weights.
 
     Raises:
-        ValueError: `lpg_config` has a field that LPGConfig or the backbone's config lacks, or the weights do not fit.
-        OSError: `lpg_weights` or `lpg_init` does not exist.
+        ValueError: `lpg.config` has a field that LPGConfig or the backbone's config lacks, or the weights do not fit.
+        OSError: `lpg.weights` or `lpg.init` does not exist.
     """
-    fields = settings.lpg_config | {
-        "backbone": settings.lpg_backbone,
+    lpg = settings.lpg
+    fields = lpg.config | {
         "use_class_prob": use_class_prob,
-        "class_prob_optional": use_class_prob and settings.lpg_class_prob_dropout > 0,
+        "class_prob_optional": use_class_prob and lpg.class_prob_dropout > 0,
     }
-    _check_fields(LPGConfig, fields, "lpg_config")
-    if settings.lpg_backbone == "auto" and settings.lpg_weights is not None:
-        fields.setdefault("backbone_config", read_config(settings.lpg_weights, "lpg_weights"))
+    _check_fields(LPGConfig, fields, "lpg.config")
+    if lpg.config.get("backbone") == "auto" and lpg.weights is not None:
+        fields.setdefault("backbone_config", read_config(lpg.weights, "lpg.weights"))
     config = LPGConfig(**fields)
-    if "backbone_config" in settings.lpg_config:
-        _check_fields(type(config.backbone_config), settings.lpg_config["backbone_config"], "backbone_config")
-    torch.manual_seed(settings.seed)
+    if "backbone_config" in lpg.config:
+        _check_fields(type(config.backbone_config), lpg.config["backbone_config"], "lpg.config.backbone_config")
+    torch.manual_seed(settings.run.seed)
     model = LPGModel(config)
     if previous is not None:
         with reading_weights(previous):
             source = LPGModel.from_pretrained(previous, dtype=torch.float32)
         model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
-    elif settings.lpg_init is not None:
-        _continue_from(model, settings)
-    elif settings.lpg_weights is not None:
-        if settings.lpg_backbone in ("squeezenet", "vgg16"):
-            load_encoder_imagenet(model.generator.encoder, settings.lpg_weights, settings.lpg_weights_channels)
-        elif settings.lpg_backbone == "auto":
-            load_backbone_weights(model.generator.encoder, settings.lpg_weights)
-        elif settings.lpg_backbone.startswith("resnet"):
-            load_resnet_imagenet(model.generator.trunk, settings.lpg_weights)
-        else:
-            raise ValueError(f"lpg_weights is set, but there are no ImageNet weights for {settings.lpg_backbone!r}.")
+    elif lpg.init is not None:
+        _start_from(model, lpg)
+    elif lpg.weights is not None:
+        _load_imagenet(model, lpg, lpg.weights)
     return model
 
 
-def _continue_from(model: LPGModel, settings: Settings) -> None:
-    """Weights of `lpg_init`, whose network and normalisation must be those of the settings."""
-    init = settings.lpg_init
+def _load_imagenet(model: LPGModel, lpg: LPGSettings, weights: str) -> None:
+    backbone = model.config.backbone
+    if backbone in ("squeezenet", "vgg16"):
+        load_encoder_imagenet(model.generator.encoder, weights, lpg.weights_channels)
+    elif backbone == "auto":
+        load_backbone_weights(model.generator.encoder, weights)
+    elif backbone.startswith("resnet"):
+        load_resnet_imagenet(model.generator.trunk, weights)
+    else:
+        raise ValueError(f"lpg.weights is set, but there are no ImageNet weights for {backbone!r}. Set it to null.")
+
+
+def _start_from(model: LPGModel, lpg: LPGSettings) -> None:
+    """Weights of `lpg.init`, whose network and normalisation must be those of the settings."""
+    init = str(lpg.init)
     source, processor = load_lpg(bundled(init) if init in BUNDLED else init)
+    expected = LPGImageProcessor(**lpg.processor)
     for name in ("image_mean", "image_std"):
-        theirs, ours = (
-            np.asarray(values, dtype=np.float64)
-            for values in (getattr(processor, name), getattr(settings, f"lpg_{name}"))
-        )
+        theirs, ours = (np.asarray(getattr(p, name), dtype=np.float64) for p in (processor, expected))
         if not np.allclose(theirs, ours, atol=1e-4):
             raise ValueError(
-                f"lpg_{name}={ours.tolist()}, but lpg_init={init} has {theirs.tolist()}: take its values."
+                f"lpg.processor.{name}={ours.tolist()}, but lpg.init={init} has {theirs.tolist()}: take its values."
             )
     theirs, ours = network_fields(source.config), network_fields(model.config)
     differing = [f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]]
@@ -147,17 +145,17 @@ def _continue_from(model: LPGModel, settings: Settings) -> None:
         differing.append("use_class_prob: True there, False here")
     if differing:
         raise ValueError(
-            f"the network of lpg_init={init} is another than that of the settings ({'; '.join(differing)}). Set lpg_backbone, "
-            "lpg_config and stage1_class_prob to its values."
+            f"the network of lpg.init={init} is not that of the settings ({'; '.join(differing)}). Set lpg.config and "
+            "lpg.stage1_class_prob to its values."
         )
     model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
 
 
 def network_fields(config: PreTrainedConfig) -> dict:
-    """The fields that say which network it is: without those that all configs have, and those that training may change."""
+    """The fields that tell networks apart: neither those that all configs have, nor those that training may change."""
     fields, of_all_configs = {}, PreTrainedConfig().to_dict()
     for key, value in config.to_dict().items():
-        if key not in of_all_configs and key not in NOT_OF_THE_NETWORK:
+        if key not in of_all_configs and key not in _NOT_OF_THE_NETWORK:
             nested = getattr(config, key)
             fields[key] = network_fields(nested) if isinstance(nested, PreTrainedConfig) else value
     return fields
@@ -180,52 +178,56 @@ def widen_inputs(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor
     return widened
 
 
-def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Module, object]:
+def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Module, typing.Any]:
     """The segmenter with its initial weights, and its image processor.
 
-    `settings.segmenter` is `largefov`, `deeplab-v2`, or an AutoModelForSemanticSegmentation: a Hub id, a folder, or a
+    `segmenter.model` is `largefov`, `deeplab-v2`, or an AutoModelForSemanticSegmentation: a Hub id, a folder, or a
     config.json (also a folder without weights), which is built at random.
 
     Raises:
-        ValueError: unknown fields in `segmenter_config`, weights that do not fit, or see `check_crop_size`.
+        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `check_crop_size`.
         FileNotFoundError: a local path that does not exist.
     """
     id2label = dict(enumerate(["background", *class_names]))
     labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
-    torch.manual_seed(settings.seed)
-    name = settings.segmenter
-    if name in OWN_SEGMENTERS:
-        _check_fields(OWN_SEGMENTERS[name], settings.segmenter_config, "segmenter_config")
-        config = OWN_SEGMENTERS[name](**settings.segmenter_config, **labels)
-        model = AutoModelForSemanticSegmentation.from_config(config)
-        if settings.segmenter_weights is not None:
-            SEGMENTER_WEIGHTS[name](model, settings.segmenter_weights)
-        processor = SegformerImageProcessorPil(do_resize=False)
-    else:
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
-            raise FileNotFoundError(
-                f"segmenter={name} does not exist. Give a Hub id, a model folder or a config.json."
-            )
-        config = read_config(name, "segmenter")
-        _check_fields(type(config), settings.segmenter_config, "segmenter_config")
-        config = AutoConfig.from_pretrained(name, **settings.segmenter_config, **labels)
-        if _has_weights(name):
-            with reading_weights(name):
-                model = AutoModelForSemanticSegmentation.from_pretrained(
-                    name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-                )
-        else:
-            model = AutoModelForSemanticSegmentation.from_config(config)
-        processor = _segmenter_processor(name)
-    check_crop_size(model, settings)
-    if settings.segmenter_batch_norm_momentum is not None:
+    torch.manual_seed(settings.run.seed)
+    name = str(settings.segmenter.model)
+    build = _own_segmenter if name in OWN_SEGMENTERS else _auto_segmenter
+    model, processor = build(name, settings.segmenter, labels)
+    check_crop_size(model, settings.segmenter)
+    if settings.segmenter.batch_norm_momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = settings.segmenter_batch_norm_momentum
+                module.momentum = settings.segmenter.batch_norm_momentum
     return model, processor
 
 
-def check_crop_size(model: nn.Module, settings: Settings) -> None:
+def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[nn.Module, typing.Any]:
+    _check_fields(OWN_SEGMENTERS[name], settings.config, "segmenter.config")
+    model = AutoModelForSemanticSegmentation.from_config(OWN_SEGMENTERS[name](**settings.config, **labels))
+    if settings.weights is not None:
+        _SEGMENTER_WEIGHTS[name](model, settings.weights)
+    return model, SegformerImageProcessorPil(do_resize=False)
+
+
+def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[nn.Module, typing.Any]:
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+        raise FileNotFoundError(
+            f"segmenter.model={name} does not exist. Give a Hub id, a model folder or a config.json."
+        )
+    config = read_config(name, "segmenter.model")
+    _check_fields(type(config), settings.config, "segmenter.config")
+    config = AutoConfig.from_pretrained(name, **settings.config, **labels)
+    if not _has_weights(name):
+        return AutoModelForSemanticSegmentation.from_config(config), _segmenter_processor(name)
+    with reading_weights(name):
+        model = AutoModelForSemanticSegmentation.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+    return model, _segmenter_processor(name)
+
+
+def check_crop_size(model: nn.Module, settings: SegmenterSettings) -> None:
     """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
 
     Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel, as in images
@@ -234,13 +236,13 @@ def check_crop_size(model: nn.Module, settings: Settings) -> None:
     Raises:
         ValueError: names the next size.
     """
-    size, stride = settings.segmenter_crop_size, getattr(model.config, "output_stride", 8)
+    size, stride = settings.crop_size, getattr(model.config, "output_stride", 8)
     aligned = isinstance(model.config, tuple(OWN_SEGMENTERS.values())) and model.config.align_corners
     if aligned and size % stride != 1:
         raise ValueError(
-            f"segmenter_crop_size={size}, but the logits of {settings.segmenter} lie on the pixels 0, {stride}, {2 * stride}, ... and "
-            f"need crops of {stride}n + 1 pixels. Set it to {size + (1 - size) % stride}, or segmenter_config to "
-            '"{align_corners: false}".'
+            f"segmenter.crop_size={size}, but the logits of {settings.model} lie on the pixels 0, {stride}, "
+            f"{2 * stride}, ... and need crops of {stride}n + 1 pixels. Set it to {size + (1 - size) % stride}, or "
+            "segmenter.config.align_corners to false."
         )
 
 
@@ -254,7 +256,7 @@ def read_config(source: str | Path, what: str) -> PreTrainedConfig:
         ) from error
 
 
-def load_segmenter(folder: Path) -> tuple[nn.Module, object]:
+def load_segmenter(folder: Path) -> tuple[nn.Module, typing.Any]:
     """A segmenter stage, in eval mode, with its image processor."""
     with reading_weights(folder):
         model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
@@ -278,8 +280,8 @@ def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel,
     return model, LPGImageProcessor.from_pretrained(folder)
 
 
-def save_stage(folder: Path, model: nn.Module, processor: object, metrics: dict) -> None:
-    """Writes a complete checkpoint with image processor, metrics.json and card; the folder appears when all is there."""
+def save_stage(folder: Path, model: nn.Module, processor: typing.Any, metrics: dict) -> None:
+    """Writes a checkpoint with image processor, metrics.json and card; the folder appears when all is there."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
@@ -297,7 +299,7 @@ def package_versions() -> dict[str, str]:
     return {"lpg_hf": __version__} | {name: version(name) for name in names}
 
 
-def _segmenter_processor(name: str) -> object:
+def _segmenter_processor(name: str) -> typing.Any:
     """The model's own image processor as far as mean and std go; resizing and cropping are the data pipeline's."""
     if Path(name).suffix == ".json" or (
         Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file()

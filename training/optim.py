@@ -3,62 +3,59 @@
 import torch
 from torch import nn
 
-from training.config import Settings
+from training.config import LPGSettings, SegmenterSettings
 
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+POLY_POWER = 0.9
+MOMENTUM = 0.9
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def poly_factor(step: int, num_steps: int, power: float) -> float:
-    """Share of the initial learning rate at an optimiser step, 0 at `num_steps`: (1 - step / num_steps) ** power."""
-    return (1 - step / num_steps) ** power
+def poly_factor(step: int, num_steps: int) -> float:
+    """Share of the initial learning rate at an optimiser step, 0 at `num_steps` (Table I)."""
+    return (1 - step / num_steps) ** POLY_POWER
 
 
-def find_head(model: nn.Module, name: str | None) -> list[nn.Parameter]:
-    """Parameters that get the head's learning rate.
-
-    Args:
-        model: a semantic segmenter.
-        name: sub-module of the head. None: `classifier` if there is one (both DeepLabs), else all that lies outside
-            the base model, as transformers names it.
+def find_head(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that get the head's learning rate: `classifier` (both DeepLabs), or what lies outside the base model.
 
     Raises:
-        ValueError: there is no such sub-module, or no way to tell the head from the rest.
+        ValueError: the head cannot be told from the rest.
     """
     modules = dict(model.named_modules())
-    if name is not None and name not in modules:
-        top = ", ".join(child for child, _ in model.named_children())
-        raise ValueError(f"segmenter_head={name!r} is no sub-module of {type(model).__name__}. It has {top}.")
-    if name is not None or "classifier" in modules:
-        return list(modules[name or "classifier"].parameters())
+    if "classifier" in modules:
+        return list(modules["classifier"].parameters())
     base = getattr(model, "base_model", model)
     if base is model:
-        raise ValueError(f"The head of {type(model).__name__} is not known: set segmenter_head to its sub-module.")
+        raise ValueError(
+            f"{type(model).__name__} has neither a classifier nor a base model, so its head is not known. Choose "
+            "another segmenter.model."
+        )
     inside = {id(p) for p in base.parameters()}
     return [p for p in model.parameters() if id(p) not in inside]
 
 
-def segmenter_groups(model: nn.Module, settings: Settings) -> list[dict]:
+def segmenter_groups(model: nn.Module, settings: SegmenterSettings) -> list[dict]:
     """Four groups: weights and biases (with norms) of the body and of the head (Table I).
 
     Raises:
         RuntimeError: a trainable parameter is in no group or in two.
     """
-    head = {id(p) for p in find_head(model, settings.segmenter_head)}
-    no_decay = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
+    head = {id(p) for p in find_head(model)}
+    no_decay = {id(p) for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
     no_decay |= {id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"}
-    rate, decay = settings.segmenter_learning_rate, settings.segmenter_weight_decay
+    rate, decay = settings.learning_rate, settings.weight_decay
     groups = []
-    for part, head_factor in (("body", 1.0), ("head", settings.segmenter_head_multiplier)):
-        for kind, factor in (("weight", 1.0), ("bias", settings.segmenter_bias_multiplier)):
+    for module, head_factor in (("body", 1.0), ("head", settings.head_multiplier)):
+        for kind, factor in (("weight", 1.0), ("bias", settings.bias_multiplier)):
             groups.append(
                 {
-                    "name": f"{part}_{kind}",
+                    "name": f"{module}_{kind}",
                     "params": [
                         p
                         for p in model.parameters()
                         if p.requires_grad
-                        and (id(p) in head) == (part == "head")
+                        and (id(p) in head) == (module == "head")
                         and (id(p) in no_decay) == (kind == "bias")
                     ],
                     "lr": rate * head_factor * factor,
@@ -69,14 +66,14 @@ def segmenter_groups(model: nn.Module, settings: Settings) -> list[dict]:
     return groups
 
 
-def lpg_groups(model: nn.Module, settings: Settings) -> list[dict]:
+def lpg_groups(model: nn.Module, settings: LPGSettings) -> list[dict]:
     """One group, as in the official code."""
     params = [p for p in model.parameters() if p.requires_grad]
     group = {
         "name": "all",
         "params": params,
-        "lr": settings.lpg_learning_rate,
-        "weight_decay": settings.lpg_weight_decay,
+        "lr": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
     }
     check_complete(model, [group])
     return [group]
@@ -91,11 +88,11 @@ def check_complete(model: nn.Module, groups: list[dict]) -> None:
         raise RuntimeError(f"Parameters in no optimiser group: {missing[:5]}, or some are in two.")
 
 
-def build_optimizer(kind: str, groups: list[dict], momentum: float = 0.9) -> torch.optim.Optimizer:
+def build_optimizer(kind: str, groups: list[dict]) -> torch.optim.Optimizer:
     """`adam` (decay added to the gradient, as in the official code), `adamw` or `sgd`; initial rates are kept."""
     groups = [g | {"initial_lr": g["lr"]} for g in groups if g["params"]]
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum)
+        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=MOMENTUM)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](groups, lr=groups[0]["lr"])
 
 

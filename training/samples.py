@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.examples import class_mask, decode_image, object_mask, row_boxes
+from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.views_lpg import Augmentation, View, image_to_view, random_window
 from training.config import Settings
+from training.labels import Labels
 from training.models import Normalization
 
 
@@ -28,7 +30,7 @@ class Positions(torch.utils.data.Dataset, ABC):
 
     def __init__(self, num_entries: int, seed: int, phase: str):
         if num_entries == 0:
-            raise ValueError(f"There is nothing to train on in {phase}: no image has a box of a class of interest.")
+            raise ValueError(f"{phase} has nothing to train on: no image has a box of a class of interest.")
         self.num_entries = num_entries
         self.seed = (seed, crc32(phase.encode()))
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
@@ -64,39 +66,39 @@ class LPGViews(Positions):
         class_probs: Callable[[int, int], np.ndarray] | None,
     ):
         self.rows, self.processor, self.settings, self.class_probs = rows, processor, settings, class_probs
+        lpg = settings.lpg
         self.augmentation = Augmentation(
-            crop_size=settings.lpg_crop_size,
-            scales=settings.lpg_scales,
-            context=(settings.lpg_context_range[0], settings.lpg_context_range[1]),
-            jitter=settings.lpg_box_jitter,
-            low_detail=settings.lpg_low_detail,
+            crop_size=lpg.crop_size,
+            scales=lpg.scales,
+            context=(lpg.context_range[0], lpg.context_range[1]),
+            jitter=lpg.box_jitter,
+            low_detail=lpg.low_detail,
         )
-        self.entries = trainable_views(rows, processor, settings.lpg_min_box_side)  # (E, 2): row, view of the row
-        super().__init__(len(self.entries), settings.seed, phase)
+        self.entries = trainable_views(rows, processor, lpg.min_box_side)  # (E, 2): row, view of the row
+        super().__init__(len(self.entries), settings.run.seed, phase)
 
     def sample(self, entry: int, rng: np.random.Generator) -> dict:
         index, view_index = (int(v) for v in self.entries[entry])
-        row = self.rows[index]
+        row, settings = self.rows[index], self.settings.lpg
         image = decode_image(row)
         boxes, labels = row_boxes(row)
         view = self.processor.views(boxes, labels, *image.shape[:2])[view_index]
         view = self.processor.random_view(view, image.shape[:2], rng, self.augmentation)
-        if self.settings.lpg_color_jitter > 0:
-            image = jitter_color(image, self.settings.lpg_color_jitter, rng)
-        of_object = self.settings.lpg_target == "object"
-        target = object_mask(row, view_index) if of_object else class_mask(row, view.label)
+        if settings.color_jitter > 0:
+            image = jitter_color(image, settings.color_jitter, rng)
+        target = object_mask(row, view_index) if settings.target == "object" else class_mask(row, view.label)
         seen = target[box_slices(boxes[view_index], *target.shape)] if self.processor.view == "box" else target
         if not (seen == 1).any():
-            target = np.full_like(target, 255)  # a box without any mask pixel (SBD has some) teaches nothing
+            target = np.full_like(target, IGNORE_INDEX)  # a box without any mask pixel (SBD has some) teaches nothing
         prob = None if self.class_probs is None else self.class_probs(index, view.label)
-        if prob is not None and rng.random() < self.settings.lpg_class_prob_dropout:
+        if prob is not None and rng.random() < settings.class_prob_dropout:
             prob = np.zeros_like(prob)
-        sample = self.processor.encode(image, view, prob, target, pad_label=self.settings.lpg_pad_label)
+        sample = self.processor.encode(image, view, prob, target, pad_label=settings.pad_label)
         return sample | {"name": f"{row['file_name']} class {view.label}"}
 
 
 def jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 RGB with brightness, contrast and saturation multiplied by factors in [1 - strength, 1 + strength]."""
+    """(H, W, 3) uint8 RGB whose brightness, contrast and saturation are multiplied by 1 - strength to 1 + strength."""
     jittered = Image.fromarray(image)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         jittered = enhance(jittered).enhance(rng.uniform(1 - strength, 1 + strength))
@@ -122,7 +124,7 @@ class SegmenterCrops(Positions):
     """Samples of the M-step: a scaled, padded, cropped and flipped image with its label map.
 
     Args:
-        labels: `(row index, row) -> (H, W) uint8` label map: boxes, pseudo masks or ground truth.
+        labels: boxes, pseudo masks or ground truth.
     """
 
     def __init__(
@@ -131,23 +133,23 @@ class SegmenterCrops(Positions):
         normalization: Normalization,
         settings: Settings,
         phase: str,
-        labels: Callable[[int, dict], np.ndarray],
+        labels: Labels,
     ):
         self.rows, self.normalization, self.settings, self.labels = rows, normalization, settings, labels
-        super().__init__(len(rows), settings.seed, phase)
+        super().__init__(len(rows), settings.run.seed, phase)
 
     def sample(self, entry: int, rng: np.random.Generator) -> dict:
-        row = self.rows[entry]
+        row, settings = self.rows[entry], self.settings.segmenter
         image = decode_image(row)
         label_map = self.labels(entry, row)
-        size = self.settings.segmenter_crop_size
-        scale = self.settings.segmenter_scales[rng.integers(len(self.settings.segmenter_scales))]
+        size = settings.crop_size
+        scale = settings.scales[rng.integers(len(settings.scales))]
         window = random_window(*image.shape[:2], size, scale, rng)
         view = View(0, np.empty((0, 4)), window, (size, size), bool(rng.random() < 0.5))
         pixels = image_to_view(image, view, self.normalization.fill)
         return {
             "pixel_values": self.normalization(pixels),
-            "labels": image_to_view(label_map, view, 255).astype(np.int64),
+            "labels": image_to_view(label_map, view, IGNORE_INDEX).astype(np.int64),
             "name": row["file_name"],
         }
 

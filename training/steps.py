@@ -6,285 +6,300 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from lpg_hf.models.losses import pixel_cross_entropy
-from training.checkpoint import Checkpoints
-from training.config import Settings
+from training.checkpoint import Checkpoints, TrainingState
+from training.config import LPGSettings, SegmenterSettings
 from training.optim import build_optimizer, lpg_groups, poly_factor, segmenter_groups, set_learning_rate
+from training.run import Run
 from training.samples import Positions, StepBatches, step_loader
 
 
-def train_lpg(
-    accelerator: Accelerator, settings: Settings, model: nn.Module, samples: Positions, phase: str, folder: Path
-) -> dict:
+Loss = Callable[[nn.Module, dict], Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The training of one network in one stage.
+
+    Attributes:
+        name: in log and progress bar.
+        network: "lpg" or "segmenter", the section of its settings.
+        settings: that section.
+        num_steps: optimiser steps.
+        folder: for checkpoints.
+        ema: decay per step of an exponential average of the weights, which the model has in the end; 0: none.
+    """
+
+    name: str
+    network: str
+    settings: LPGSettings | SegmenterSettings
+    num_steps: int
+    folder: Path
+    ema: float = 0.0
+
+    def micro_batches(self, num_processes: int) -> tuple[int, int]:
+        """Number and size of the micro-batches of a process in one step.
+
+        Raises:
+            ValueError: the batch does not divide among processes and micro-batches.
+        """
+        batch_size = self.settings.batch_size
+        share, rest = divmod(batch_size, num_processes)
+        size = min(self.settings.micro_batch_size or share, share)
+        if rest or share % size:
+            raise ValueError(
+                f"a batch of {batch_size} does not divide into {num_processes} processes and micro-batches of {size}. "
+                f"Change {self.network}.batch_size or {self.network}.micro_batch_size."
+            )
+        return share // size, size
+
+
+def train_lpg(run: Run, model: nn.Module, samples: Positions, name: str, folder: Path) -> dict:
     """E-step: the LPG on image, box map (and cached class probability) against the auxiliary masks.
+
+    Args:
+        name: of the phase.
+        folder: for checkpoints.
 
     Returns:
         `loss` (mean of the last tenth of the steps) and `seconds`.
 
     Source: Sec. III-C, Eq. (4); Table I.
     """
-    optimizer = build_optimizer(settings.lpg_optimizer, lpg_groups(model, settings))
-
-    def loss_of(model: nn.Module, batch: dict) -> Tensor:
-        return model(**batch).loss
-
-    return train(
-        accelerator,
-        settings,
-        model,
-        optimizer,
-        samples,
-        loss_of,
-        phase,
-        folder,
-        network="lpg",
-        num_steps=settings.lpg_steps,
-        batch_size=settings.lpg_batch_size,
-        micro_batch_size=settings.lpg_micro_batch_size,
-        ema=settings.lpg_ema,
-    )
+    settings = run.settings.lpg
+    optimizer = build_optimizer(settings.optimizer, lpg_groups(model, settings))
+    phase = Phase(name, "lpg", settings, settings.steps, folder, settings.ema)
+    return train(run, phase, model, optimizer, samples, lpg_loss)
 
 
-def train_segmenter(
-    accelerator: Accelerator,
-    settings: Settings,
-    model: nn.Module,
-    samples: Positions,
-    phase: str,
-    folder: Path,
-    num_steps: int,
-) -> dict:
+def train_segmenter(run: Run, model: nn.Module, samples: Positions, name: str, folder: Path, num_steps: int) -> dict:
     """M-step: the segmenter on label maps (boxes in stage 0, else pseudo masks).
 
     Source: Sec. III-C, Eq. (5); Table I.
     """
-    groups = segmenter_groups(model, settings)
-    optimizer = build_optimizer(settings.segmenter_optimizer, groups, settings.segmenter_momentum)
+    settings = run.settings.segmenter
+    optimizer = build_optimizer(settings.optimizer, segmenter_groups(model, settings))
+    phase = Phase(name, "segmenter", settings, num_steps, folder)
+    return train(run, phase, model, optimizer, samples, partial(segmenter_loss, stride=settings.loss_stride))
 
-    def loss_of(model: nn.Module, batch: dict) -> Tensor:
-        labels = batch.pop("labels")
-        outputs = model(**batch)
-        maps = outputs.get("scale_logits") or (outputs.logits,)  # DeepLab v2 sums over its scales
-        stride = settings.segmenter_loss_stride
-        if stride is None:
-            return sum(pixel_cross_entropy(logits, labels) for logits in maps)
-        labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]
-        return sum(pixel_cross_entropy(logits, labels, at="labels") for logits in maps)
 
-    return train(
-        accelerator,
-        settings,
-        model,
-        optimizer,
-        samples,
-        loss_of,
-        phase,
-        folder,
-        network="segmenter",
-        num_steps=num_steps,
-        batch_size=settings.segmenter_batch_size,
-        micro_batch_size=settings.segmenter_micro_batch_size,
-    )
+def lpg_loss(model: nn.Module, batch: dict) -> Tensor:
+    return model(**batch).loss
+
+
+def segmenter_loss(model: nn.Module, batch: dict, stride: int | None) -> Tensor:
+    """Cross-entropy over all logits of the network.
+
+    Args:
+        stride: pixels per position of the loss; None: the logits' own positions.
+    """
+    labels = batch["labels"]  # (B, H, W)
+    outputs = model(pixel_values=batch["pixel_values"])
+    maps = outputs.get("scale_logits") or (outputs.logits,)  # DeepLab v2 sums over its scales
+    if stride is None:
+        losses = [pixel_cross_entropy(logits, labels) for logits in maps]
+    else:
+        labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]  # (B, H/stride, W/stride)
+        losses = [pixel_cross_entropy(logits, labels, at="labels") for logits in maps]
+    return reduce(torch.add, losses)
 
 
 def train(
-    accelerator: Accelerator,
-    settings: Settings,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    samples: Positions,
-    loss_of: Callable[[nn.Module, dict], Tensor],
-    phase: str,
-    folder: Path,
-    *,
-    network: str,
-    num_steps: int,
-    batch_size: int,
-    micro_batch_size: int | None,
-    ema: float = 0.0,
+    run: Run, phase: Phase, model: nn.Module, optimizer: torch.optim.Optimizer, samples: Positions, loss_of: Loss
 ) -> dict:
-    """The loop of both steps; resumes from the newest checkpoint in `folder`, exactly.
+    """The loop of both steps; resumes from the newest checkpoint of the phase, exactly.
 
     Losses are means over images, so neither the micro-batch nor the number of processes changes the gradient.
 
-    Args:
-        network: "lpg" or "segmenter", which the names of its settings begin with.
-        ema: decay per step of an exponential average of the weights, which `model` has in the end; 0: none.
-
     Raises:
-        ValueError: see `divide_batch`, `check_channels_last` and `explained_batch_norm`.
+        ValueError: see `Phase.micro_batches`, `TrainingState.load` and `explained`.
         FloatingPointError: the loss is not finite; the message names the samples.
     """
-    num_micro, micro_batch_size = divide_batch(network, batch_size, micro_batch_size, accelerator.num_processes)
-    checkpoints = Checkpoints(folder, settings.keep_checkpoints)
-    state = checkpoints.load(accelerator.print) or {"step": 0, "losses": [], "seconds": 0.0}
-    start, seconds_before = state["step"], state["seconds"]
-    precision = state.get("mixed_precision", accelerator.mixed_precision)
-    if precision != accelerator.mixed_precision:
-        raise ValueError(
-            f"{phase} was begun with mixed_precision {precision}, and this machine would go on with "
-            f"{accelerator.mixed_precision}. Go on where it was begun, or start anew with another run_dir."
-        )
-    if start:
-        model.load_state_dict(state["model"])
-        accelerator.print(f"{phase}: resumed at step {start} of {num_steps}")
-    if accelerator.is_main_process:
-        drop_log_lines(Path(settings.run_dir) / "log.jsonl", phase, start)
-    model.to(accelerator.device)
-    if settings.channels_last:
-        check_channels_last(model, accelerator.device)
-        model.to(memory_format=torch.channels_last)
-    model.train()
-    if start:
-        optimizer.load_state_dict(state["optimizer"])
-    if settings.sync_batch_norm and accelerator.num_processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the parameters, so the optimiser is still right
-    raw_model = model
-    average = None
-    if ema > 0:
-        average = AveragedModel(raw_model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
-        if start:
-            average.load_state_dict(state["average"])
+    accelerator, every = run.accelerator, run.settings.run.checkpoint_every
+    num_micro, micro_size = phase.micro_batches(accelerator.num_processes)
+    model = prepare_network(run, model)
+    state = TrainingState(model, optimizer, accelerator.mixed_precision, phase.ema)
     model, optimizer = accelerator.prepare(model, optimizer)
-    if accelerator.scaler is not None:
-        # It is the accelerator's and still has the scale of the phase before, which a new process would not have.
-        initial = torch.amp.GradScaler(accelerator.device.type).state_dict()
-        accelerator.scaler.load_state_dict(state["scaler"] if start else initial)
+    checkpoints = Checkpoints(phase.folder)
+    resume(run, phase, state, checkpoints)
     groups = {g["name"]: sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
-    accelerator.print(
-        f"{phase}: {samples.num_entries} samples, batch {batch_size} = {accelerator.num_processes} processes x "
-        f"{num_micro} x {micro_batch_size}, {num_steps} steps, parameters {groups}"
+    run.print(
+        f"{phase.name}: {samples.num_entries} samples, batch {phase.settings.batch_size} = "
+        f"{accelerator.num_processes} processes x {num_micro} x {micro_size}, {phase.num_steps} steps, parameters "
+        f"{groups}"
     )
 
     batches = StepBatches(
-        batch_size, micro_batch_size, start, num_steps, accelerator.process_index, accelerator.num_processes
+        phase.settings.batch_size,
+        micro_size,
+        state.step,
+        phase.num_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
     )
-    loader = iter(step_loader(samples, batches, settings.num_workers, accelerator.device.type == "cuda"))
-    losses, began = list(state["losses"]), time.monotonic()
-    bar = tqdm(
-        total=num_steps, initial=start, desc=phase, unit="step", disable=not accelerator.is_main_process, mininterval=5
-    )
-    for step in range(start, num_steps):
-        # Dropout of a step depends on nothing but the step, so a resumed run repeats it.
-        torch.manual_seed(hash((settings.seed, accelerator.process_index, step)) % 2**63)
-        set_learning_rate(optimizer, poly_factor(step, num_steps, settings.poly_power))
-        step_loss = torch.zeros((), device=accelerator.device)
+    loader = iter(step_loader(samples, batches, run.settings.run.num_workers, accelerator.device.type == "cuda"))
+    log = StepLog(run, phase, state.step)
+    for step in range(state.step, phase.num_steps):
+        seed_step(run, samples, step)
+        set_learning_rate(optimizer, poly_factor(state.updates, phase.num_steps))
+        loss = torch.zeros((), device=accelerator.device)
         for micro in range(num_micro):
-            batch = next(loader)
-            names = batch.pop("names")
-            batch = {k: to_device(v, accelerator.device, settings.channels_last) for k, v in batch.items()}
-            synchronize = micro == num_micro - 1
-            with accelerator.no_sync(model) if not synchronize else nullcontext():
-                with explained_batch_norm(network, micro_batch_size):
-                    loss = loss_of(model, batch) / num_micro
-                if not math.isfinite(loss.item()):
-                    raise FloatingPointError(
-                        f"{phase}: loss {loss.item()} at step {step} on {', '.join(names)}. Lower the learning rate, "
-                        "or look at these images."
-                    )
-                accelerator.backward(loss)
-            step_loss += loss.detach()
+            is_last = micro == num_micro - 1
+            with nullcontext() if is_last else accelerator.no_sync(model), explained(phase, step, micro_size):
+                loss += backward(run, model, next(loader), loss_of, num_micro)
         optimizer.step()
         optimizer.zero_grad()
-        if average is not None:
-            average.update_parameters(raw_model)
-        losses.append(accelerator.reduce(step_loss, reduction="mean").item())
-        bar.update()
-
-        done = step + 1
-        if done % settings.log_every == 0 or done == num_steps:
-            _log(
-                accelerator, settings, phase, done, losses[-settings.log_every :], optimizer, began, start, batch_size
-            )
-        if done % settings.checkpoint_every == 0 or done == num_steps:
-            if accelerator.is_main_process:
-                checkpoint = {
-                    "model": raw_model.state_dict(),
-                    "optimizer": optimizer.optimizer.state_dict(),
-                    "losses": losses,
-                    "mixed_precision": accelerator.mixed_precision,
-                    "seconds": seconds_before + time.monotonic() - began,
-                }
-                if average is not None:
-                    checkpoint["average"] = average.state_dict()
-                if accelerator.scaler is not None:
-                    checkpoint["scaler"] = accelerator.scaler.state_dict()
-                checkpoints.save(done, checkpoint)
+        state.advance(accelerator.reduce(loss, reduction="mean").item(), not optimizer.step_was_skipped)
+        log.add(state)
+        if state.step % every == 0 or state.step == phase.num_steps:
+            if run.is_main:
+                checkpoints.save(state.save(log.seconds))
             accelerator.wait_for_everyone()
-    bar.close()
+    seconds = log.close()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
-    if average is not None:
-        raw_model.load_state_dict(average.module.state_dict())
-    tail = losses[-max(1, num_steps // 10) :]
-    return {"loss": sum(tail) / len(tail), "seconds": seconds_before + time.monotonic() - began}
+    if state.average is not None:
+        state.model.load_state_dict(state.average.module.state_dict())
+    tail = state.losses[-max(1, phase.num_steps // 10) :]
+    return {"loss": sum(tail) / len(tail), "seconds": state.seconds + seconds}
 
 
-def divide_batch(network: str, batch_size: int, micro_batch_size: int | None, num_processes: int) -> tuple[int, int]:
-    """Number and size of the micro-batches of a process in one step.
-
-    Raises:
-        ValueError: the batch does not divide among processes and micro-batches.
-    """
-    share, rest = divmod(batch_size, num_processes)
-    size = min(micro_batch_size or share, share)
-    if rest or share % size:
-        raise ValueError(
-            f"a batch of {batch_size} does not divide into {num_processes} processes and micro-batches of {size}. Change "
-            f"{network}_batch_size or {network}_micro_batch_size."
-        )
-    return share // size, size
+def prepare_network(run: Run, model: nn.Module) -> nn.Module:
+    """The network on the device, in training mode."""
+    device = run.accelerator.device
+    model.to(device)
+    if trains_in_channels_last(model, device):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    if run.settings.run.sync_batch_norm and run.accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the parameters, so the optimiser is still right
+    return model
 
 
-@contextmanager
-def explained_batch_norm(network: str, micro_batch_size: int) -> Iterator[None]:
-    """Names the settings where torch says that a batch norm has one value per channel, as over a pooled image.
-
-    Raises:
-        ValueError: with the remedy, in place of torch's.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ValueError(
-            f"a batch norm of the {network} has one value per channel in micro-batches of {micro_batch_size} ({error}). Set "
-            f"{network}_batch_size and {network}_micro_batch_size so that a process has at least 2 images at a time, or take a "
-            "network that trains on frozen batch norms."
-        ) from error
-
-
-def remove_checkpoints(accelerator: Accelerator, folder: Path) -> None:
-    """After the stage is saved its checkpoints are of no more use."""
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_channels_last(model: nn.Module, device: torch.device) -> None:
-    """Refuses networks on whose gradients torch 2.13 corrupts the heap (a crash, or wrong weights without one).
+def trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """False for the networks on whose gradients torch 2.13 corrupts the heap (a crash, or wrong weights without one).
 
     On CPUs that is the float32 backward pass of a strided 1x1 convolution with fewer than 16 input channels in
     channels_last; no network of the paper or of `configs/` has one.
+    """
+    narrow = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 16
+    ]
+    return device.type != "cpu" or all(max(module.stride) == 1 for module in narrow)
+
+
+def resume(run: Run, phase: Phase, state: TrainingState, checkpoints: Checkpoints) -> None:
+    """Loads the newest checkpoint, if there is one, and takes the lines of the steps to be repeated out of the log."""
+    state.scaler = run.accelerator.scaler
+    if state.scaler is not None:
+        # It is the accelerator's and still has the scale of the phase before, which a new process would not have.
+        state.scaler.load_state_dict(torch.amp.GradScaler(run.accelerator.device.type).state_dict())
+    saved = checkpoints.load(run.print)
+    if saved is not None:
+        state.load(saved)
+        run.print(f"{phase.name}: resumed at step {state.step} of {phase.num_steps}")
+    if run.is_main:
+        drop_log_lines(run.folder / "log.jsonl", phase.name, state.step)
+
+
+def seed_step(run: Run, samples: Positions, step: int) -> None:
+    """Dropout depends on seed, phase, process and step alone, so a resumed run repeats it."""
+    sequence = np.random.SeedSequence([*samples.seed, 2, run.accelerator.process_index, step])  # 0, 1: see Positions
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
+def backward(run: Run, model: nn.Module, batch: dict, loss_of: Loss, num_micro: int) -> Tensor:
+    """Adds the gradients of a micro-batch; returns its share of the loss of the step.
 
     Raises:
-        ValueError: names the layer.
+        FloatingPointError: the loss is not finite.
     """
-    for name, module in model.named_modules():
-        narrow = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 16
-        if device.type == "cpu" and narrow and max(module.stride) > 1:
-            raise ValueError(
-                f"{name} has {module.in_channels} input channels, too few for channels_last on a CPU (torch writes out "
-                "of bounds). Set channels_last to false, or give the network at least 16 channels there."
-            )
+    names = batch.pop("names")
+    device = run.accelerator.device
+    loss = loss_of(model, {k: to_device(v, device) for k, v in batch.items()}) / num_micro
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(
+            f"loss {loss.item()} on {', '.join(names)}. Lower the learning rate, or look at these images."
+        )
+    run.accelerator.backward(loss)
+    return loss.detach()
+
+
+@contextmanager
+def explained(phase: Phase, step: int, micro_batch_size: int) -> Iterator[None]:
+    """Adds where it happened to a loss that is not finite, and the remedy to a batch norm with one value per channel.
+
+    Raises:
+        FloatingPointError: with the phase and the step.
+        ValueError: naming the settings; torch says it for a pooled image that is alone in its micro-batch.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{phase.name}, step {step}: {error}") from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        network = phase.network
+        raise ValueError(
+            f"a batch norm of the {network} has one value per channel in micro-batches of {micro_batch_size} "
+            f"({error}). Set {network}.batch_size and {network}.micro_batch_size so that a process has at least 2 "
+            "images at a time, or take a network that trains on frozen batch norms."
+        ) from error
+
+
+class StepLog:
+    """The progress bar, log.jsonl and the tracker of a phase."""
+
+    def __init__(self, run: Run, phase: Phase, start: int):
+        self.run, self.phase, self.start, self.began = run, phase, start, time.monotonic()
+        hidden = not run.is_main
+        self.bar = tqdm(
+            total=phase.num_steps, initial=start, desc=phase.name, unit="step", disable=hidden, mininterval=5
+        )
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def add(self, state: TrainingState) -> None:
+        """A step that is done; every so often, and for the last one, a line is written."""
+        self.bar.update()
+        settings = self.run.settings.run
+        if not self.run.is_main or (state.step % settings.log_every and state.step != self.phase.num_steps):
+            return
+        losses, samples = (
+            state.losses[-settings.log_every :],
+            (state.step - self.start) * self.phase.settings.batch_size,
+        )
+        line = {
+            "phase": self.phase.name,
+            "step": state.step,
+            "loss": round(sum(losses) / len(losses), 6),
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "samples_per_second": round(samples / self.seconds, 2),
+        }
+        with open(self.run.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if settings.log_with is not None:
+            values = {f"{self.phase.name}/{name}": line[name] for name in ("loss", "lr")}
+            self.run.accelerator.log(values, step=state.step)
+
+    def close(self) -> float:
+        """Returns the seconds since the start."""
+        self.bar.close()
+        return self.seconds
 
 
 def drop_log_lines(path: Path, phase: str, start: int) -> None:
@@ -300,33 +315,13 @@ def drop_log_lines(path: Path, phase: str, start: int) -> None:
     temporary.replace(path)
 
 
-def to_device(value: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+def remove_checkpoints(run: Run, folder: Path) -> None:
+    """After the stage is saved its checkpoints are of no more use."""
+    if run.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; (B, C, H, W) ones in channels_last."""
     value = value.to(device, non_blocking=True)
-    return value.to(memory_format=torch.channels_last) if channels_last and value.dim() == 4 else value
-
-
-def _log(
-    accelerator: Accelerator,
-    settings: Settings,
-    phase: str,
-    step: int,
-    losses: list[float],
-    optimizer: torch.optim.Optimizer,
-    began: float,
-    start: int,
-    batch_size: int,
-) -> None:
-    """One line of log.jsonl, and the tracker."""
-    if not accelerator.is_main_process:
-        return
-    line = {
-        "phase": phase,
-        "step": step,
-        "loss": round(sum(losses) / len(losses), 6),
-        "lr": optimizer.param_groups[0]["lr"],
-        "samples_per_second": round((step - start) * batch_size / (time.monotonic() - began), 2),
-    }
-    with open(Path(settings.run_dir) / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    if settings.log_with is not None:
-        accelerator.log({f"{phase}/loss": line["loss"], f"{phase}/lr": line["lr"]}, step=step)
+    return value.to(memory_format=torch.channels_last) if value.dim() == 4 else value

@@ -74,7 +74,7 @@ def pull_run(
     api: HfApi | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Bring all stages of a run, as `push_run` pushed them, to a run folder that `deploy.py --stages` takes.
+    """Bring all stages of a run, as `push_run` pushed them, to a run folder that `deploy.py --run.stages` takes.
 
     Args:
         run_id: ORG/PREFIX.
@@ -113,7 +113,7 @@ def pull_run(
                 ) from error
             fetch_stage(snapshot, kind=kind)
             metrics = read_json(snapshot / "metrics.json")
-            expected = (metrics.get("settings") or {}).get("num_stages", expected)
+            expected = (metrics.get("settings") or {}).get("run", {}).get("num_stages", expected)
             part = "aux" if kind == "lpg" else metrics.get("part", "target")
             folder = out / part / f"stage{number}" / kind
             _copy_complete(snapshot, folder)

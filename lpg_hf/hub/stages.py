@@ -185,15 +185,15 @@ def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run
     """A stage's context in its run, for `metrics.json` and the card."""
     present = {(other.kind, other.number) for other in stages}
     settings = metrics.get("settings") or {}
+    own, run = settings.get(stage.kind) or {}, settings.get("run") or {}
     context: dict = {"part": stage.part, "repo_id": stage_repo_id(run_id, stage.kind, stage.number)}
     if config.get("use_class_prob") and ("segmenter", stage.number - 1) in present:
         context["segmenter"] = stage_repo_id(run_id, "segmenter", stage.number - 1)
-    if settings.get("stage_init") == "previous" and (stage.kind, stage.number - 1) in present:
+    if run.get("stage_init") == "previous" and (stage.kind, stage.number - 1) in present:
         context["base_model"] = stage_repo_id(run_id, stage.kind, stage.number - 1)
     else:
-        init = settings.get("lpg_init") if stage.kind == "lpg" else None
-        weights = str(init or settings.get(f"{stage.kind}_weights") or "").split(":")[0]
-        named = str(settings.get("segmenter") or "") if stage.kind == "segmenter" else ""
+        weights = str(own.get("init") or own.get("weights") or "").split(":")[0]
+        named = str(own.get("model") or "")
         context["base_model"] = next((name for name in (weights, named) if name.count("/") == 1), None)
     target = stage.folder.parents[2] / "target"
     measured = read_json(target / "metrics.json")

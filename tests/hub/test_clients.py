@@ -298,10 +298,10 @@ def test_deploy_takes_stages_from_the_hub(tmp_path: Path):
 
     write_synthetic_dataset(tmp_path / "data", num_aux=8, num_target=6, num_eval=4, size=(64, 64), seed=0)
     values = TINY | {
-        "num_stages": 1,
-        "aux_annotations": str(tmp_path / "data/aux/annotations.json"),
-        "aux_images": str(tmp_path / "data/aux/images"),
-        "target_root": str(tmp_path / "data/target"),
+        "run.num_stages": 1,
+        "aux.annotations": str(tmp_path / "data/aux/annotations.json"),
+        "aux.images": str(tmp_path / "data/aux/images"),
+        "target.root": str(tmp_path / "data/target"),
     }
     result = launch("em.py", values, tmp_path / "em")
     assert result.returncode == 0, result.stderr
@@ -309,9 +309,9 @@ def test_deploy_takes_stages_from_the_hub(tmp_path: Path):
         lpg_hf(hub, tmp_path, "push", tmp_path / "em", "--org", "org", "--revision", "v1")
         environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
         wrapper = f"import os\nos.environ.update({environment!r})"
-        local = launch("deploy.py", values, tmp_path / "local", "--stages", str(tmp_path / "em"))
+        local = launch("deploy.py", values, tmp_path / "local", "--run.stages", str(tmp_path / "em"))
         remote = launch(
-            "deploy.py", values, tmp_path / "remote", "--stages", "org/lpg", "--stages_revision", "v1", wrapper=wrapper
+            "deploy.py", values, tmp_path / "remote", "--run.stages", "org/lpg@v1", wrapper=wrapper
         )
         assert local.returncode == 0, local.stderr
         assert remote.returncode == 0, remote.stderr
@@ -321,7 +321,7 @@ def test_deploy_takes_stages_from_the_hub(tmp_path: Path):
             p.name: p.read_bytes() for p in (tmp_path / "local/target/stage1/pseudo_masks").rglob("*.png")
         }
         unknown = launch(
-            "deploy.py", values, tmp_path / "none", "--stages", "org/lpg", "--stages_revision", "v9", wrapper=wrapper
+            "deploy.py", values, tmp_path / "none", "--run.stages", "org/lpg@v9", wrapper=wrapper
         )
         assert unknown.returncode != 0
         assert "org/lpg-stage1 has no such revision 'v9'" in unknown.stderr.strip().splitlines()[-1]

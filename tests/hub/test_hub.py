@@ -73,7 +73,7 @@ def test_a_run_becomes_one_commit_in_each_repository(hub: HubServer, run: Path):
         assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"} <= set(files)
         assert {"metrics.json", "training_config.yaml", "panel.png"} <= set(files)
     assert hub.files(REPOS[0])["model.safetensors"] == (run / "aux/stage1/lpg/model.safetensors").read_bytes()
-    assert b"lpg_steps: 5" in hub.files(REPOS[0])["training_config.yaml"]
+    assert b"lpg:\n  steps: 5" in hub.files(REPOS[0])["training_config.yaml"]
     assert [item["id"] for item in hub.collections[report.collection]["items"]] == REPOS
 
 

@@ -1,10 +1,12 @@
 import os
+from pathlib import Path
 
 import pytest
-from tiny_run import TINY, launch
+from accelerate import Accelerator
+from tiny_run import TINY, run_script, settings_of
 
 from lpg_hf.data.synthetic import write_synthetic_dataset
-from training.config import settings_from_dict
+from training.run import Run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,17 +35,29 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def values(data):
-    """Settings of the tiny run as a dict, without run_dir."""
+    """Settings of the tiny run, `section.name` -> value, without run.dir."""
     return TINY | {
-        "aux_annotations": str(data / "aux" / "annotations.json"),
-        "aux_images": str(data / "aux" / "images"),
-        "target_root": str(data / "target"),
+        "aux.annotations": str(data / "aux" / "annotations.json"),
+        "aux.images": str(data / "aux" / "images"),
+        "target.root": str(data / "target"),
     }
 
 
 @pytest.fixture
 def settings(values, tmp_path):
-    return settings_from_dict(values | {"run_dir": str(tmp_path / "run")}, "the test")
+    return settings_of(values | {"run.dir": str(tmp_path / "run")})
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def run(accelerator, settings):
+    """A run whose folder exists."""
+    Path(settings.run.dir).mkdir()
+    return Run(accelerator, settings)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +65,5 @@ def finished_run(values, tmp_path_factory):
     """An undisturbed em.py and deploy.py."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     for script in ("em.py", "deploy.py"):
-        result = launch(script, values, run_dir)
-        assert result.returncode == 0, result.stderr[-3000:]
+        run_script(script, values, run_dir)
     return run_dir

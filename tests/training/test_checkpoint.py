@@ -9,9 +9,9 @@ from training.checkpoint import Checkpoints
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    saved = Checkpoints(tmp_path / "c", keep=2)
+    saved = Checkpoints(tmp_path / "c")
     for step in (2, 4, 10):
-        saved.save(step, {"model": {"w": torch.full((64,), float(step))}})
+        saved.save({"step": step, "model": {"w": torch.full((64,), float(step))}})
     return saved
 
 
@@ -46,7 +46,7 @@ def test_a_file_of_a_killed_write_is_never_read(checkpoints):
 
 
 def test_nothing_saved_is_nothing_loaded(tmp_path):
-    assert Checkpoints(tmp_path / "none", keep=1).load() is None
+    assert Checkpoints(tmp_path / "none").load() is None
 
 
 class Evil:

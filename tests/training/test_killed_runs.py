@@ -1,6 +1,7 @@
 """SIGKILL at random moments of both scripts: started again, they end with the weights of an undisturbed run."""
 
 import json
+import random
 import time
 
 import pytest
@@ -13,8 +14,8 @@ def runner(datasets_cache):
     return Runner()
 
 
-def of_part(run_dir, part):
-    return {name: digest for name, digest in weights(run_dir).items() if name.startswith(part)}
+def below(run_dir, folder):
+    return {name: digest for name, digest in weights(run_dir).items() if name.startswith(folder)}
 
 
 def leftovers(run_dir):
@@ -32,25 +33,49 @@ def killed_em(runner, values, tmp_path_factory):
 
 
 def test_em_killed_around_renames_ends_with_the_same_weights_and_masks(killed_em, finished_run):
-    assert of_part(killed_em, "aux") == of_part(finished_run, "aux")
-    assert len(of_part(killed_em, "aux")) == 5 + 2 * 8  # 3 segmenters, 2 generators, 2 x 8 masks
+    assert below(killed_em, "aux") == below(finished_run, "aux")
+    assert len(below(killed_em, "aux")) == 5 + 2 * 8  # 3 segmenters, 2 generators, 2 x 8 masks
 
 
 def test_a_killed_run_leaves_no_checkpoints_or_half_files_behind(killed_em):
     assert leftovers(killed_em) == []
 
 
+@pytest.mark.parametrize("what", ["checkpoint", "mask"])
+def test_a_kill_inside_a_write_changes_nothing(runner, values, finished_run, tmp_path, what):
+    run_dir, generator = tmp_path / "run", random.Random(0)
+    codes = [runner.run("em.py", values, run_dir, generator.randrange(1, 9), what) for _ in range(3)]
+    codes.append(runner.run("em.py", values, run_dir))
+    assert codes.count(-9) >= 2 and codes[-1] == 0, (codes, run_dir.with_suffix(".log").read_text()[-3000:])
+    assert weights(run_dir) == below(finished_run, "aux")
+
+
+def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(runner, values, finished_run, tmp_path):
+    run_dir = tmp_path / "run"
+    assert runner.run("em.py", values, run_dir, 3, "checkpoint") == -9
+    newest = max(run_dir.rglob("step_*.pt"), key=lambda path: int(path.stem.split("_")[1]))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert runner.run("em.py", values, run_dir) == 0
+    assert f"{newest.name} is incomplete" in run_dir.with_suffix(".log").read_text()
+    assert weights(run_dir) == below(finished_run, "aux")
+
+
 @pytest.mark.parametrize(
-    "fatal, before",
-    [("stage0/segmenter", False), ("stage1/lpg", True), ("stage1/lpg", False), ("class_probs.uint8", True)],
+    "fatal, when",
+    [
+        ("stage0/segmenter", "after"),
+        ("stage1/lpg", "before"),
+        ("stage1/lpg", "after"),
+        ("class_probs.uint8", "before"),
+    ],
 )
-def test_a_kill_where_a_phase_ends_changes_nothing(runner, values, finished_run, tmp_path, fatal, before):
+def test_a_kill_where_a_phase_ends_changes_nothing(runner, values, finished_run, tmp_path, fatal, when):
     """Before the finished folder or file appears, or after it and before its checkpoints are removed."""
-    run_dir, short = tmp_path / "run", values | {"num_stages": 1}
-    assert runner.run("em.py", short, run_dir, fatal, before) == -9
-    assert any(str(path).endswith(fatal) for path in run_dir.rglob("*")) == (not before)
+    run_dir, short = tmp_path / "run", values | {"run.num_stages": 1}
+    assert runner.run("em.py", short, run_dir, fatal, when) == -9
+    assert any(str(path).endswith(fatal) for path in run_dir.rglob("*")) == (when == "after")
     assert runner.run("em.py", short, run_dir) == 0
-    expected = of_part(finished_run, "aux")
+    expected = below(finished_run, "aux")
     assert weights(run_dir) == {name: digest for name, digest in expected.items() if "stage2" not in name}
     assert leftovers(run_dir) == []
 
@@ -59,7 +84,7 @@ def test_deploy_killed_around_renames_ends_with_the_same_results(runner, values,
     codes = [runner.run("deploy.py", values, killed_em, *moment) for moment in moments(1, 4, 10)]
     codes.append(runner.run("deploy.py", values, killed_em))
     assert codes.count(-9) >= 3 and codes[-1] == 0, (codes, killed_em.with_suffix(".log").read_text()[-3000:])
-    assert of_part(killed_em, "target") == of_part(finished_run, "target")
+    assert below(killed_em, "target") == below(finished_run, "target")
     assert leftovers(killed_em) == []
     one, other = (json.loads((run / "target" / "metrics.json").read_text()) for run in (killed_em, finished_run))
     for name in ("segmenter_miou", "pseudo_mask_miou", "box_fill_miou", "details"):
@@ -73,4 +98,4 @@ def test_em_killed_from_outside_after_random_times_ends_with_the_same_weights(ru
     codes = [runner.run_and_kill("em.py", values, tmp_path / "run", share * seconds) for share in (0.45, 0.3, 0.5)]
     assert -9 in codes
     assert runner.run("em.py", values, tmp_path / "run") == 0
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole") == of_part(finished_run, "aux")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole") == below(finished_run, "aux")

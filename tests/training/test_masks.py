@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import os
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from tiny_run import changed
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -24,28 +23,25 @@ from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.masks.assembly import assemble
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from training import masks as masks_module
+from training.config import flat
 from training.data import load_aux, load_eval, load_target
 from training.masks import cache_class_probs, check_distinct, size_batches, write_pseudo_masks
 from training.measure import measure_label_maps, measure_segmenter
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
-
-
-@pytest.fixture
-def accelerator():
-    return Accelerator(cpu=True)
+from training.run import Run
 
 
 @pytest.fixture
 def rows(accelerator, settings):
-    return load_target(accelerator, settings, masks=True)
+    return load_target(Run(accelerator, settings), masks=True)
 
 
 def test_zero_based_corners_of_a_target_are_read_as_they_are(accelerator, settings, rows):
-    zero_based = dataclasses.replace(settings, target_zero_based=True)
-    for one, other in zip(rows, load_target(accelerator, zero_based, masks=False), strict=True):
+    zero_based = changed(settings, {"target.zero_based": True})
+    for one, other in zip(rows, load_target(Run(accelerator, zero_based), masks=False), strict=True):
         assert (np.subtract(other["objects"]["bbox"], one["objects"]["bbox"]) == [1, 1, -1, -1]).all()
     with pytest.raises(ValueError, match="format 'coco' has no option zero_based"):
-        load_aux(accelerator, dataclasses.replace(settings, aux_zero_based=True))
+        load_aux(Run(accelerator, changed(settings, {"aux.zero_based": True})))
 
 
 @pytest.fixture
@@ -74,7 +70,7 @@ class Local(nn.Module):
 def test_cached_probabilities_are_those_of_the_segmenter(accelerator, settings, rows, segmenter, tmp_path):
     _, processor = segmenter
     model = Local()
-    probs = cache_class_probs(accelerator, settings, lambda: (model, processor), rows, tmp_path, "p")
+    probs = cache_class_probs(Run(accelerator, settings), lambda: (model, processor), rows, tmp_path, "p")
     for index in range(len(rows)):
         image = decode_image(rows[index])
         height, width = image.shape[:2]
@@ -102,7 +98,7 @@ def test_what_an_lpg_is_trained_with_is_what_it_gets_in_use(
         with torch.no_grad():
             model.decode_head.classifier.weight.mul_(5000)  # its logits differ by 1e-4 as they are drawn
         processor = AutoImageProcessor.from_pretrained(segmenter_folder)
-    cached = cache_class_probs(accelerator, settings, lambda: (model, processor), rows, tmp_path, "p")
+    cached = cache_class_probs(Run(accelerator, settings), lambda: (model, processor), rows, tmp_path, "p")
     images, labels = [decode_image(row) for row in rows], [row_boxes(row)[1] for row in rows]
     for index, probs in enumerate(SegmenterProbs(model, processor)(images, labels)):
         assert set(probs) == set(labels[index].tolist())
@@ -111,17 +107,17 @@ def test_what_an_lpg_is_trained_with_is_what_it_gets_in_use(
 
 
 def test_the_segmenter_runs_once_and_a_second_run_takes_the_file(accelerator, settings, rows, segmenter, tmp_path):
-    first = cache_class_probs(accelerator, settings, lambda: segmenter, rows, tmp_path, "p")
-    again = cache_class_probs(accelerator, settings, lambda: pytest.fail("ran again"), rows, tmp_path, "p")
+    first = cache_class_probs(Run(accelerator, settings), lambda: segmenter, rows, tmp_path, "p")
+    again = cache_class_probs(Run(accelerator, settings), lambda: pytest.fail("ran again"), rows, tmp_path, "p")
     assert np.array_equal(first.values, again.values)
     sizes = [-(-r["height"] // 8) * -(-r["width"] // 8) * len(set(r["objects"]["category"])) for r in rows]
     assert first.values.size == sum(sizes)
 
 
 def write(accelerator, settings, rows, folder, view="image"):
-    settings = dataclasses.replace(settings, view=view, view_size=32)
+    settings = changed(settings, {"lpg.processor.view": view, "lpg.processor.view_size": 32})
     model = build_lpg(settings, False, None)
-    write_pseudo_masks(accelerator, settings, model, lpg_processor(settings), rows, None, folder, "masks")
+    write_pseudo_masks(Run(accelerator, settings), model, lpg_processor(settings), rows, None, folder, "masks")
 
 
 @pytest.mark.parametrize("view", ["image", "box"])
@@ -145,8 +141,10 @@ def test_masks_have_the_images_size_and_lie_inside_the_boxes_of_their_class(
 
 def test_masks_follow_the_edges_of_the_image_if_they_are_to(accelerator, settings, rows, tmp_path):
     """They are those of the generator that serves the same stage elsewhere."""
-    settings = dataclasses.replace(settings, view="box", view_size=32, edge_radius=1)
-    write(accelerator, dataclasses.replace(settings, edge_radius=0), rows, tmp_path / "plain", "box")
+    settings = changed(
+        settings, {"lpg.processor.view": "box", "lpg.processor.view_size": 32, "lpg.processor.edge_radius": 1}
+    )
+    write(accelerator, changed(settings, {"lpg.processor.edge_radius": 0}), rows, tmp_path / "plain", "box")
     write(accelerator, settings, rows, tmp_path / "edges", "box")
     generator = LPGGenerator(build_lpg(settings, False, None), lpg_processor(settings))
     differ = 0
@@ -183,16 +181,17 @@ LOCALE_SCRIPT = """
 import json, sys
 from pathlib import Path
 from accelerate import Accelerator
-from training.config import settings_from_dict
+from tiny_run import settings_of
 from training.data import load_aux
+from training.run import Run
 from training.masks import write_pseudo_masks
 from training.models import build_lpg, lpg_processor
 assert sys.getfilesystemencoding() == "ascii"
-settings, folder = settings_from_dict(json.loads(sys.argv[1]), "the test"), Path(sys.argv[2])
+settings, folder = settings_of(json.loads(sys.argv[1])), Path(sys.argv[2])
 accelerator, model = Accelerator(cpu=True), build_lpg(settings, False, None)
 for _ in range(2):
-    rows = load_aux(accelerator, settings)
-    write_pseudo_masks(accelerator, settings, model, lpg_processor(settings), rows, None, folder, "masks")
+    rows = load_aux(Run(accelerator, settings))
+    write_pseudo_masks(Run(accelerator, settings), model, lpg_processor(settings), rows, None, folder, "masks")
     (folder / "complete.json").unlink()
 """
 
@@ -206,8 +205,8 @@ def test_r_a12_masks_of_images_with_any_name_are_written_whatever_the_locale(set
     (tmp_path / "aux" / "images" / renamed[0]).rename(tmp_path / "aux" / "images" / renamed[1])
     content["images"][0]["file_name"] = renamed[1]
     path.write_text(json.dumps(content), encoding="utf-8")
-    changed = {"aux_annotations": str(path), "aux_images": str(tmp_path / "aux" / "images")}
-    arguments = [json.dumps(dataclasses.asdict(settings) | changed), str(tmp_path / "masks")]
+    moved = {"aux.annotations": str(path), "aux.images": str(tmp_path / "aux" / "images")}
+    arguments = [json.dumps(flat(settings) | moved), str(tmp_path / "masks")]
     locale = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", LOCALE_SCRIPT, *arguments], env=os.environ | locale, check=True)
     assert (tmp_path / "masks" / "données" / "é.png").is_file() and len(digests(tmp_path / "masks")) == 8
@@ -238,7 +237,7 @@ def test_label_maps_are_measured_as_a_plain_count_says(accelerator, settings, ro
     rng = np.random.default_rng(0)
     maps = [rng.integers(0, 5, (row["height"], row["width"])).astype(np.uint8) for row in rows]
     maps[0][:5] = 255  # an abstention counts as background
-    measured = measure_label_maps(accelerator, settings, rows, 5, lambda index, row: maps[index])
+    measured = measure_label_maps(Run(accelerator, settings), rows, 5, lambda index, row: maps[index])
     truth = np.concatenate([label_map(row).ravel() for row in rows]).astype(int)
     predicted = np.concatenate([np.where(m == 255, 0, m).ravel() for m in maps]).astype(int)
     ious = []
@@ -249,9 +248,9 @@ def test_label_maps_are_measured_as_a_plain_count_says(accelerator, settings, ro
 
 
 def test_a_segmenter_is_measured_at_full_size_without_padding(accelerator, settings, segmenter):
-    rows = load_eval(accelerator, settings)
+    rows = load_eval(Run(accelerator, settings))
     model, processor = segmenter
-    measured = measure_segmenter(accelerator, settings, model, processor, rows, "m")
+    measured = measure_segmenter(Run(accelerator, settings), model, processor, rows, "m")
     confusion = ConfusionMatrix(5)
     for row in rows:
         image = decode_image(row)

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
+from tiny_run import changed
 from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
@@ -14,6 +15,7 @@ from lpg_hf.data.examples import decode_image, label_map
 from training.data import load_eval
 from training.measure import measure_label_maps, measure_segmenter
 from training.models import Normalization
+from training.run import Run
 
 
 class Threshold(nn.Module):
@@ -59,9 +61,9 @@ def odd_rows(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_odd_sizes_and_padding_count_as_the_image_alone(settings, tmp_path, batch_size):
-    settings.inference_batch_size = batch_size
+    settings = changed(settings, {"run.inference_batch_size": batch_size})
     rows, model, processor = odd_rows(tmp_path), Threshold(3), SegformerImageProcessorPil(do_resize=False)
-    measured = measure_segmenter(Accelerator(cpu=True), settings, model, processor, rows, "m")
+    measured = measure_segmenter(Run(Accelerator(cpu=True), settings), model, processor, rows, "m")
     pairs = []
     for row in rows:
         pixels = torch.from_numpy(Normalization.of(processor)(decode_image(row)))[None]
@@ -71,6 +73,6 @@ def test_odd_sizes_and_padding_count_as_the_image_alone(settings, tmp_path, batc
 
 
 def test_the_truth_itself_scores_one(settings):
-    rows = load_eval(Accelerator(cpu=True), settings)
-    measured = measure_label_maps(Accelerator(cpu=True), settings, rows, 5, lambda index, row: label_map(row))
+    rows = load_eval(Run(Accelerator(cpu=True), settings))
+    measured = measure_label_maps(Run(Accelerator(cpu=True), settings), rows, 5, lambda index, row: label_map(row))
     assert measured["mean_iou"] == 1

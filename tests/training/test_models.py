@@ -1,10 +1,10 @@
-import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_run import changed
 from transformers import AutoModel, AutoModelForSemanticSegmentation, ResNetConfig, ResNetForImageClassification
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
@@ -42,7 +42,7 @@ def test_a_stage_folder_is_complete_and_loads_equal(settings, tmp_path):
     assert names == {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.json", "README.md"}
     loaded, loaded_processor = load_lpg(tmp_path / "lpg")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
-    assert isinstance(loaded_processor, LPGImageProcessor) and loaded_processor.view == settings.view
+    assert isinstance(loaded_processor, LPGImageProcessor) and loaded_processor.view == settings.lpg.view
     x, box_mask = torch.rand(1, 3, 24, 40), torch.ones(1, 1, 24, 40)
     auto = AutoModel.from_pretrained(tmp_path / "lpg")
     assert torch.equal(auto(x, box_mask).logits, loaded(x, box_mask).logits)
@@ -77,33 +77,35 @@ def test_a_config_that_cannot_be_read_is_one_line_that_names_it(settings, tmp_pa
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     for name in ("empty", "broken"):
-        with pytest.raises(OSError, match=f"segmenter .*{name}") as error:
-            build_segmenter(dataclasses.replace(settings, segmenter=str(tmp_path / name), segmenter_config={}), ["a"])
+        with pytest.raises(OSError, match=f"segmenter.model .*{name}") as error:
+            build_segmenter(
+                changed(settings, {"segmenter.model": str(tmp_path / name), "segmenter.config": {}}), ["a"]
+            )
         assert "\n" not in str(error.value)
 
 
 def test_the_same_seed_builds_the_same_networks(settings):
     for build in (lambda s: build_lpg(s, True, None), lambda s: build_segmenter(s, ["a"])[0]):
-        one, two, other = build(settings), build(settings), build(dataclasses.replace(settings, seed=1))
+        one, two, other = build(settings), build(settings), build(changed(settings, {"run.seed": 1}))
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
         assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
 
 
 @pytest.mark.parametrize("stride, size, next_size", [(8, 128, 129), (16, 137, 145), (4, 130, 133)])
 def test_crops_in_which_aligned_logits_lie_elsewhere_than_in_use_are_refused(settings, stride, size, next_size):
-    fields = settings.segmenter_config | {"output_stride": stride}
-    settings = dataclasses.replace(settings, segmenter_config=fields, segmenter_crop_size=size)
+    fields = settings.segmenter.config | {"output_stride": stride}
+    settings = changed(settings, {"segmenter.config": fields, "segmenter.crop_size": size})
     with pytest.raises(
-        ValueError, match=f"segmenter_crop_size={size}, .* Set it to {next_size}, .*align_corners: false"
+        ValueError, match=f"segmenter.crop_size={size}, .* Set it to {next_size}, .*align_corners to false"
     ):
         build_segmenter(settings, ["a"])
-    build_segmenter(dataclasses.replace(settings, segmenter_crop_size=next_size), ["a"])
-    build_segmenter(dataclasses.replace(settings, segmenter_config=fields | {"align_corners": False}), ["a"])
+    build_segmenter(changed(settings, {"segmenter.crop_size": next_size}), ["a"])
+    build_segmenter(changed(settings, {"segmenter.config": fields | {"align_corners": False}}), ["a"])
 
 
 def test_weights_for_a_backbone_without_any_are_refused(settings):
     with pytest.raises(ValueError, match="hourglass"):
-        build_lpg(dataclasses.replace(settings, lpg_weights="w.safetensors"), True, None)
+        build_lpg(changed(settings, {"lpg.weights": "w.safetensors"}), True, None)
 
 
 DECODER = {"decoder_size": 8, "context_size": 8, "stem_size": 4, "head_size": 6}
@@ -119,7 +121,7 @@ def resnet_folder(tmp_path):
 
 def auto_settings(settings, folder, **fields):
     weights = None if folder is None else str(folder)
-    return dataclasses.replace(settings, lpg_backbone="auto", lpg_weights=weights, lpg_config=DECODER | fields)
+    return changed(settings, {"lpg.weights": weights, "lpg.config": DECODER | {"backbone": "auto"} | fields})
 
 
 def test_an_auto_backbone_has_config_and_weights_of_its_folder(settings, resnet_folder, tmp_path):
@@ -143,24 +145,23 @@ def test_an_auto_backbone_without_weights_starts_from_its_config(settings, tmp_p
     model = build_lpg(auto_settings(settings, None, backbone_config=backbone_config), True, None)
     assert model.generator.encoder.hidden_sizes == (8, 8, 8, 8)
     save_stage(tmp_path / "lpg", model, lpg_processor(settings), {})
-    init = dataclasses.replace(
-        auto_settings(settings, None, backbone_config=backbone_config), lpg_init=str(tmp_path / "lpg")
-    )
+    init = changed(auto_settings(settings, None, backbone_config=backbone_config), {"lpg.init": str(tmp_path / "lpg")})
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in build_lpg(init, True, None).state_dict().items())
     with pytest.raises(ValueError, match="backbone_config has fields that ConvNextConfig lacks: hidden_size"):
         build_lpg(auto_settings(settings, None, backbone_config=backbone_config | {"hidden_size": 8}), True, None)
-    with pytest.raises(OSError, match="lpg_weights .*nowhere cannot be loaded"):
+    with pytest.raises(OSError, match="lpg.weights .*nowhere cannot be loaded"):
         build_lpg(auto_settings(settings, "./nowhere"), True, None)
 
 
 def test_vgg16_starts_from_imagenet_with_its_early_stages_frozen(settings, tmp_path):
     weights = {name: torch.randn_like(value) for name, value in VGG16Encoder().state_dict().items()}
     save_file(weights, tmp_path / "vgg16.safetensors")
-    settings = dataclasses.replace(
+    settings = changed(
         settings,
-        lpg_backbone="vgg16",
-        lpg_weights=str(tmp_path / "vgg16.safetensors"),
-        lpg_config=DECODER | {"num_frozen_stages": 2},
+        {
+            "lpg.weights": str(tmp_path / "vgg16.safetensors"),
+            "lpg.config": DECODER | {"backbone": "vgg16", "num_frozen_stages": 2},
+        },
     )
     encoder = build_lpg(settings, False, None).generator.encoder
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
@@ -171,18 +172,18 @@ def test_vgg16_starts_from_imagenet_with_its_early_stages_frozen(settings, tmp_p
 @pytest.mark.parametrize("use_class_prob", [False, True])
 def test_class_probability_is_optional_after_training_with_dropout(settings, use_class_prob):
     for dropout in (0.0, 0.5):
-        config = build_lpg(dataclasses.replace(settings, lpg_class_prob_dropout=dropout), use_class_prob, None).config
+        config = build_lpg(changed(settings, {"lpg.class_prob_dropout": dropout}), use_class_prob, None).config
         assert config.class_prob_optional == (use_class_prob and dropout > 0)
         assert config.requires_class_prob == (use_class_prob and dropout == 0)
 
 
 def test_stage_1_may_start_from_a_generator_that_is_there(settings, tmp_path):
     config = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "neck_size": 8, "head_size": 8}
-    settings = dataclasses.replace(settings, lpg_config=config, seed=3)
+    settings = changed(settings, {"lpg.config": config, "run.seed": 3})
     source = build_lpg(settings, False, None)
     save_stage(tmp_path / "lpg", source, lpg_processor(settings), {})
     weighted = config | {"object_loss_weight": 1.5, "outside_box_loss_weight": 0.5}
-    continued = dataclasses.replace(settings, lpg_init=str(tmp_path / "lpg"), lpg_config=weighted, seed=4)
+    continued = changed(settings, {"lpg.init": str(tmp_path / "lpg"), "lpg.config": weighted, "run.seed": 4})
     model = build_lpg(continued, False, None)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
     inputs = torch.randn(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
@@ -192,13 +193,13 @@ def test_stage_1_may_start_from_a_generator_that_is_there(settings, tmp_path):
 
 def test_a_generator_that_does_not_fit_is_refused_with_the_reason(settings, tmp_path):
     save_stage(tmp_path / "lpg", build_lpg(settings, False, None), lpg_processor(settings), {})
-    init = {"lpg_init": str(tmp_path / "lpg")}
-    with pytest.raises(ValueError, match="lpg_image_mean=.*take its values"):
-        build_lpg(dataclasses.replace(settings, lpg_image_mean=[0.1, 0.2, 0.3], **init), False, None)
+    init = {"lpg.init": str(tmp_path / "lpg")}
+    with pytest.raises(ValueError, match="lpg.processor.image_mean=.*take its values"):
+        build_lpg(changed(settings, {"lpg.processor.image_mean": [0.1, 0.2, 0.3]} | init), False, None)
     with pytest.raises(ValueError, match="backbone: .* there, squeezenet here"):
-        build_lpg(dataclasses.replace(settings, lpg_backbone="squeezenet", lpg_config={}, **init), False, None)
-    with pytest.raises(ValueError, match="lpg_init=.* and lpg_weights=.* are both set"):
-        dataclasses.replace(settings, lpg_weights="w.safetensors", **init)
+        build_lpg(changed(settings, {"lpg.config": {"backbone": "squeezenet"}} | init), False, None)
+    with pytest.raises(ValueError, match="lpg.init=.* and weights=.* are both set"):
+        changed(settings, {"lpg.weights": "w.safetensors"} | init)
 
 
 def test_r_m3_a_stage_with_damaged_weights_is_named(settings, tmp_path, lpg_folder, segmenter_folder):
@@ -213,4 +214,4 @@ def test_r_m3_a_stage_with_damaged_weights_is_named(settings, tmp_path, lpg_fold
         build_lpg(settings, False, tmp_path / lpg_folder.name)
     with pytest.raises(ValueError, match="^the weights in .* cannot be read"):
         name = str(tmp_path / segmenter_folder.name)
-        build_segmenter(dataclasses.replace(settings, segmenter=name, segmenter_config={}), ["a"])
+        build_segmenter(changed(settings, {"segmenter.model": name, "segmenter.config": {}}), ["a"])

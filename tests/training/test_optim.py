@@ -14,7 +14,7 @@ from lpg_hf import (
     DeepLabV2Config,
     DeepLabV2ForSemanticSegmentation,
 )
-from training.config import Settings
+from training.config import SegmenterSettings
 from training.optim import build_optimizer, check_complete, poly_factor, segmenter_groups, set_learning_rate
 
 
@@ -35,7 +35,7 @@ SEGMENTERS = {
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_every_trainable_parameter_is_in_one_of_four_groups(name):
     model = SEGMENTERS[name]()
-    groups = {g["name"]: g for g in segmenter_groups(model, Settings())}
+    groups = {g["name"]: g for g in segmenter_groups(model, SegmenterSettings())}
     assert list(groups) == ["body_weight", "body_bias", "head_weight", "head_bias"]
     assert all(group["params"] for group in groups.values() if "frozen" not in name or group["name"] != "body_bias")
     grouped = [id(p) for g in groups.values() for p in g["params"]]
@@ -43,7 +43,7 @@ def test_every_trainable_parameter_is_in_one_of_four_groups(name):
 
 
 def test_rates_and_decay_are_those_of_table_1():
-    groups = segmenter_groups(SEGMENTERS["largefov"](), Settings())
+    groups = segmenter_groups(SEGMENTERS["largefov"](), SegmenterSettings())
     assert [g["lr"] for g in groups] == pytest.approx([1e-3, 2e-3, 1e-2, 2e-2])
     assert [g["weight_decay"] for g in groups] == [5e-4, 0, 5e-4, 0]
 
@@ -51,7 +51,7 @@ def test_rates_and_decay_are_those_of_table_1():
 def test_the_head_of_both_deeplabs_is_the_classifier():
     for name in ("largefov", "deeplab-v2, trained"):
         model = SEGMENTERS[name]()
-        head = {id(p) for g in segmenter_groups(model, Settings())[2:] for p in g["params"]}
+        head = {id(p) for g in segmenter_groups(model, SegmenterSettings())[2:] for p in g["params"]}
         assert head == {id(p) for p in model.classifier.parameters()}
 
 
@@ -63,20 +63,20 @@ def test_an_incomplete_grouping_is_refused():
         check_complete(model, [{"params": [model.weight, model.bias]}, {"params": [model.bias]}])
 
 
-def test_an_unknown_head_is_named():
-    with pytest.raises(ValueError, match="decoder.*classifier"):
-        segmenter_groups(SEGMENTERS["largefov"](), Settings(segmenter_head="decoder"))
+def test_a_network_without_a_known_head_is_refused():
+    with pytest.raises(ValueError, match="Sequential has neither a classifier nor a base model"):
+        segmenter_groups(nn.Sequential(nn.Conv2d(3, 3, 1)), SegmenterSettings())
 
 
 def test_r_k1_poly_goes_from_one_to_zero_over_the_steps():
-    curve = [poly_factor(step, 100, 0.9) for step in range(101)]
+    curve = [poly_factor(step, 100) for step in range(101)]
     assert curve[0] == 1 and curve[100] == 0 and curve == sorted(curve, reverse=True)
     assert curve[50] == pytest.approx(0.5**0.9)
 
 
 def test_the_schedule_keeps_the_ratios_of_the_groups():
-    groups = segmenter_groups(SEGMENTERS["largefov"](), Settings())
-    optimizer = build_optimizer("sgd", groups, 0.9)
+    groups = segmenter_groups(SEGMENTERS["largefov"](), SegmenterSettings())
+    optimizer = build_optimizer("sgd", groups)
     set_learning_rate(optimizer, 0.5)
     set_learning_rate(optimizer, 0.25)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([2.5e-4, 5e-4, 2.5e-3, 5e-3])

@@ -1,5 +1,5 @@
-import dataclasses
 import io
+import pickle
 from shutil import copytree
 
 import numpy as np
@@ -7,9 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from tiny_run import changed
 
 from training.data import load_aux, load_target
+from training.labels import MaskLabels, SemiLabels, box_labels, true_labels
 from training.models import Normalization, lpg_processor
+from training.run import Run
 from training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
 
 
@@ -64,13 +67,13 @@ def test_phases_and_seeds_draw_differently():
 
 
 def lpg_views(settings):
-    rows = load_aux(Accelerator(cpu=True), settings)
+    rows = load_aux(Run(Accelerator(cpu=True), settings))
     return LPGViews(rows, lpg_processor(settings), settings, "phase", None)
 
 
 @pytest.mark.parametrize("view", ["image", "box"])
 def test_r_k7_samples_do_not_depend_on_the_number_of_workers(settings, view):
-    samples = lpg_views(dataclasses.replace(settings, view=view, view_size=32))
+    samples = lpg_views(changed(settings, {"lpg.processor.view": view, "lpg.processor.view_size": 32}))
     batches = StepBatches(4, 4, 0, 3, 0, 1)
     alone = list(step_loader(samples, batches, 0, False))
     shared = list(step_loader(samples, batches, 2, False))
@@ -81,34 +84,50 @@ def test_r_k7_samples_do_not_depend_on_the_number_of_workers(settings, view):
     assert not torch.equal(alone[0]["pixel_values"], alone[1]["pixel_values"])
 
 
+def test_what_workers_need_can_be_sent_to_spawned_ones(settings, tmp_path):
+    """Platforms without fork, and fork with threads, start workers anew."""
+    run = Run(Accelerator(cpu=True), settings)
+    rows, truth = load_target(run, masks=False), load_target(run, masks=True)
+    labels = SemiLabels(MaskLabels(tmp_path), truth, {name: i for i, name in enumerate(rows["file_name"])})
+    samples = SegmenterCrops(rows, NORMALIZATION, settings, "phase", labels)
+    batches = StepBatches(2, 2, 0, 1, 0, 1)
+    (alone,) = step_loader(samples, batches, 0, False)
+    loader = step_loader(samples, batches, 1, False)
+    loader.multiprocessing_context = "spawn"
+    (sent,) = loader
+    assert torch.equal(sent["labels"], alone["labels"]) and sent["labels"].any()
+    for other in (box_labels, true_labels, lpg_views(settings)):
+        pickle.dumps(other)
+
+
 def test_an_image_view_is_a_class_and_a_box_view_is_a_box(settings):
-    rows = load_aux(Accelerator(cpu=True), settings)
+    rows = load_aux(Run(Accelerator(cpu=True), settings))
     classes = sum(len(set(row["objects"]["category"])) for row in rows)
     boxes = sum(len(row["objects"]["category"]) for row in rows)
     assert lpg_views(settings).num_entries == classes
-    assert lpg_views(dataclasses.replace(settings, view="box")).num_entries == boxes
+    assert lpg_views(changed(settings, {"lpg.processor.view": "box"})).num_entries == boxes
     assert boxes > classes
 
 
 def test_small_boxes_are_left_out_of_training_on_request(settings):
-    everything = lpg_views(dataclasses.replace(settings, view="box")).num_entries
-    large = lpg_views(dataclasses.replace(settings, view="box", lpg_min_box_side=20.0)).num_entries
+    everything = lpg_views(changed(settings, {"lpg.processor.view": "box"})).num_entries
+    large = lpg_views(changed(settings, {"lpg.processor.view": "box", "lpg.min_box_side": 20.0})).num_entries
     assert 0 < large < everything
 
 
 def test_labels_of_a_view_are_the_class_the_rest_and_padding(settings):
-    samples = lpg_views(dataclasses.replace(settings, lpg_crop_size=96, lpg_scales=[1.0]))
+    samples = lpg_views(changed(settings, {"lpg.crop_size": 96, "lpg.scales": [1.0]}))
     areas = {row["height"] * row["width"] for row in samples.rows}
     for position in range(8):
         labels = samples[position]["labels"]
         assert set(np.unique(labels)) == {0, 1, 255} and (labels != 255).sum() in areas
-    parity = lpg_views(dataclasses.replace(settings, lpg_crop_size=96, lpg_scales=[1.0], lpg_pad_label=0))
+    parity = lpg_views(changed(settings, {"lpg.crop_size": 96, "lpg.scales": [1.0], "lpg.pad_label": 0}))
     assert set(np.unique(parity[0]["labels"])) == {0, 1}
 
 
 def test_low_detail_takes_detail_and_nothing_else(settings):
-    boxes = dataclasses.replace(settings, view="box", view_size=48)
-    plain, reduced = lpg_views(boxes), lpg_views(dataclasses.replace(boxes, lpg_low_detail=1.0))
+    boxes = changed(settings, {"lpg.processor.view": "box", "lpg.processor.view_size": 48})
+    plain, reduced = lpg_views(boxes), lpg_views(changed(boxes, {"lpg.low_detail": 1.0}))
 
     def roughness(sample):
         return np.abs(np.diff(sample["pixel_values"], axis=2)).mean()
@@ -121,8 +140,10 @@ def test_low_detail_takes_detail_and_nothing_else(settings):
 
 def test_an_object_is_learnt_without_the_others_of_its_class(settings):
     """Somewhere in the data two objects of a class share a view; elsewhere both targets agree."""
-    boxes = dataclasses.replace(settings, view="box", view_size=48, lpg_context_range=[0.5, 1.0])
-    of_class, of_object = lpg_views(boxes), lpg_views(dataclasses.replace(boxes, lpg_target="object"))
+    boxes = changed(
+        settings, {"lpg.processor.view": "box", "lpg.processor.view_size": 48, "lpg.context_range": [0.5, 1.0]}
+    )
+    of_class, of_object = lpg_views(boxes), lpg_views(changed(boxes, {"lpg.target": "object"}))
     lost = 0
     for position in range(of_class.num_entries):
         one, other = of_class[position]["labels"], of_object[position]["labels"]
@@ -132,19 +153,19 @@ def test_an_object_is_learnt_without_the_others_of_its_class(settings):
 
 
 def test_colour_jitter_changes_colours_and_nothing_else(settings):
-    plain, jittered = lpg_views(settings), lpg_views(dataclasses.replace(settings, lpg_color_jitter=0.3))
+    plain, jittered = lpg_views(settings), lpg_views(changed(settings, {"lpg.color_jitter": 0.3}))
     one, other = plain[0], jittered[0]
     assert all(np.array_equal(one[name], other[name]) for name in ("box_mask", "labels"))
     assert not np.array_equal(one["pixel_values"], other["pixel_values"])
 
 
 def test_the_class_probability_is_dropped_for_whole_samples_in_the_wanted_share(settings):
-    rows = load_aux(Accelerator(cpu=True), settings)
+    rows = load_aux(Run(Accelerator(cpu=True), settings))
 
     def probs(index, label):
         return np.full((rows[index]["height"], rows[index]["width"]), 200, dtype=np.uint8)
 
-    dropping = dataclasses.replace(settings, lpg_class_prob_dropout=0.5)
+    dropping = changed(settings, {"lpg.class_prob_dropout": 0.5})
     samples = LPGViews(rows, lpg_processor(settings), dropping, "phase", probs)
     kept = [samples[position]["class_prob"].max() > 0 for position in range(60)]
     assert 15 < sum(kept) < 45
@@ -155,14 +176,14 @@ def test_the_class_probability_is_dropped_for_whole_samples_in_the_wanted_share(
 
 def test_segmenter_crops_move_image_and_labels_together(settings):
     """The label map is the image's own red channel, so they must stay equal under scale, pad, crop and flip."""
-    rows = load_target(Accelerator(cpu=True), settings, masks=False)
+    rows = load_target(Run(Accelerator(cpu=True), settings), masks=False)
 
     def red(index, row):
         from lpg_hf.data.examples import decode_image
 
         return decode_image(row)[..., 0].copy()
 
-    samples = SegmenterCrops(rows, NORMALIZATION, dataclasses.replace(settings, segmenter_scales=[1.0]), "p", red)
+    samples = SegmenterCrops(rows, NORMALIZATION, changed(settings, {"segmenter.scales": [1.0]}), "p", red)
     for position in range(8):
         sample = samples[position]
         pixels = np.rint((sample["pixel_values"][0] * 0.5 + 0.5) * 255)
@@ -175,16 +196,16 @@ def test_difficult_objects_are_dropped_on_request_with_all_that_belongs_to_them(
     copytree(data / "target", root)
     for path in (root / "Annotations").glob("train_*.xml"):
         path.write_text(path.read_text().replace("<difficult>0<", "<difficult>1<", 1))  # the first object of each
-    settings = dataclasses.replace(settings, target_root=str(root))
-    everything = load_target(Accelerator(cpu=True), settings, masks=False)
-    easy = load_target(Accelerator(cpu=True), dataclasses.replace(settings, drop_difficult=True), masks=False)
+    settings = changed(settings, {"target.root": str(root)})
+    everything = load_target(Run(Accelerator(cpu=True), settings), masks=False)
+    easy = load_target(Run(Accelerator(cpu=True), changed(settings, {"target.drop_difficult": True})), masks=False)
     for row, kept in zip(everything, easy, strict=True):
         assert any(row["objects"]["difficult"]) and not any(kept["objects"]["difficult"])
         assert kept["objects"] == {name: values[1:] for name, values in row["objects"].items()}
 
 
 def test_a_box_without_a_pixel_of_its_class_teaches_nothing(settings):
-    rows = load_target(Accelerator(cpu=True), settings, masks=True)
+    rows = load_target(Run(Accelerator(cpu=True), settings), masks=True)
 
     def without_its_pixels(row: dict, box: list[float]) -> dict:
         labels = np.array(Image.open(row["mask"]["path"]))
@@ -203,7 +224,7 @@ def test_a_box_without_a_pixel_of_its_class_teaches_nothing(settings):
     rows = rows.map(
         lambda row, i: without_its_pixels(row, row["objects"]["bbox"][first]) if i == index else row, with_indices=True
     )
-    box_views = dataclasses.replace(settings, view="box", view_size=32)
+    box_views = changed(settings, {"lpg.processor.view": "box", "lpg.processor.view_size": 32})
     samples = LPGViews(rows, lpg_processor(box_views), box_views, "phase", None)
     taught = [
         bool((samples.sample(entry, np.random.default_rng(0))["labels"] != 255).any())

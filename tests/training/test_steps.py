@@ -1,53 +1,40 @@
-import dataclasses
 import json
 import math
 import warnings
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_run import LARGEFOV, launch, weights
-from torch import nn
+from tiny_run import LARGEFOV, changed, launch, settings_of, weights
 
-from lpg_hf.data.examples import box_label_map
 from training.checkpoint import Checkpoints
-from training.config import settings_from_dict
 from training.data import load_aux, load_target
+from training.labels import box_labels
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
+from training.run import Run, start_run, usable_precision
 from training.samples import LPGViews, SegmenterCrops
-from training.stages import start_run, usable_precision
 from training.steps import train_lpg, train_segmenter
-
-
-@pytest.fixture
-def accelerator():
-    return Accelerator(cpu=True)
-
-
-def box_labels(index, row):
-    return box_label_map(row)
 
 
 def trained_segmenter(accelerator, settings, folder, num_steps=3, samples=None):
     """Weights after a few steps on filled boxes, and the losses."""
-    rows = load_target(accelerator, settings, masks=False)
+    rows = load_target(Run(accelerator, settings), masks=False)
     model, processor = build_segmenter(settings, ["a", "b", "c", "d"])
     samples = samples or SegmenterCrops(rows, Normalization.of(processor), settings, "phase", box_labels)
     folder.mkdir(parents=True, exist_ok=True)
-    train_segmenter(accelerator, settings, model, samples, "phase", folder / "checkpoints", num_steps)
+    train_segmenter(Run(accelerator, settings), model, samples, "phase", folder / "checkpoints", num_steps)
     return model.state_dict()
 
 
 def log(settings):
-    return [json.loads(line) for line in open(f"{settings.run_dir}/log.jsonl", encoding="utf-8")]
+    return [json.loads(line) for line in open(f"{settings.run.dir}/log.jsonl", encoding="utf-8")]
 
 
 @pytest.fixture
 def plain(values, tmp_path):
     """Settings without batch statistics and dropout."""
     (tmp_path / "run").mkdir()
-    return settings_from_dict(values | LARGEFOV | {"run_dir": str(tmp_path / "run")}, "the test")
+    return settings_of(values | LARGEFOV | {"run.dir": str(tmp_path / "run")})
 
 
 def test_the_log_has_a_line_per_interval_with_loss_rate_and_learning_rate(accelerator, plain, tmp_path):
@@ -60,7 +47,7 @@ def test_the_log_has_a_line_per_interval_with_loss_rate_and_learning_rate(accele
 
 def test_a_resumed_phase_logs_no_step_twice(accelerator, plain, tmp_path):
     trained_segmenter(accelerator, plain, tmp_path / "a")
-    with open(f"{plain.run_dir}/log.jsonl", "a", encoding="utf-8") as file:
+    with open(f"{plain.run.dir}/log.jsonl", "a", encoding="utf-8") as file:
         file.write('{"phase": "other", "step": 9}\n{"phase": "pha')  # a write that was killed
     (tmp_path / "a" / "checkpoints" / "step_3.pt").unlink()
     trained_segmenter(accelerator, plain, tmp_path / "a")
@@ -74,34 +61,36 @@ def test_a_resumed_phase_logs_no_step_twice(accelerator, plain, tmp_path):
 
 def test_r_k5_accumulated_micro_batches_equal_one_batch(accelerator, plain, tmp_path):
     whole = trained_segmenter(accelerator, plain, tmp_path / "a")
-    parts = dataclasses.replace(plain, segmenter_micro_batch_size=1)
+    parts = changed(plain, {"segmenter.micro_batch_size": 1})
     accumulated = trained_segmenter(accelerator, parts, tmp_path / "b")
     for name, value in whole.items():
         torch.testing.assert_close(accumulated[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_that_does_not_divide_is_refused(accelerator, plain, tmp_path):
-    with pytest.raises(ValueError, match="batch of 4 does not divide .* segmenter_micro_batch_size"):
-        trained_segmenter(accelerator, dataclasses.replace(plain, segmenter_micro_batch_size=3), tmp_path / "a")
+    with pytest.raises(ValueError, match="batch of 4 does not divide .* segmenter.micro_batch_size"):
+        trained_segmenter(accelerator, changed(plain, {"segmenter.micro_batch_size": 3}), tmp_path / "a")
 
 
 def test_r_k2_an_interrupted_training_ends_with_the_same_weights(accelerator, settings, tmp_path):
     """Batch norm and dropout included; stopped between two checkpoints."""
     (tmp_path / "run").mkdir()
-    settings = dataclasses.replace(
+    settings = changed(
         settings,
-        segmenter="largefov",
-        segmenter_config=LARGEFOV["segmenter_config"] | {"dropout_prob": 0.5},
-        checkpoint_every=2,
+        {
+            "segmenter.model": "largefov",
+            "segmenter.config": LARGEFOV["segmenter.config"] | {"dropout_prob": 0.5},
+            "run.checkpoint_every": 2,
+        },
     )
     whole = trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=6)
-    rows = load_target(accelerator, settings, masks=False)
+    rows = load_target(Run(accelerator, settings), masks=False)
     _, processor = build_segmenter(settings, ["a", "b", "c", "d"])
 
     class Stopping(SegmenterCrops):
         def sample(self, entry, rng):
             self.count = getattr(self, "count", 0) + 1
-            if self.count > 4 * settings.segmenter_batch_size + 1:
+            if self.count > 4 * settings.segmenter.batch_size + 1:
                 raise KeyboardInterrupt
             return super().sample(entry, rng)
 
@@ -121,20 +110,39 @@ def test_r_k2_a_phase_begins_with_the_loss_scale_of_a_new_process(accelerator, p
     assert scaler["scale"] == 65536 and scaler["_growth_tracker"] == 3
 
 
+def test_a_step_that_the_loss_scaler_skips_does_not_advance_the_schedule(accelerator, plain, tmp_path, monkeypatch):
+    """Step 2 of 4 finds an infinite gradient, as fp16 does now and then."""
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    unscale, count = torch.amp.GradScaler.unscale_, []
+
+    def overflowing(self, optimizer):
+        count.append(optimizer)
+        if len(count) == 2:
+            optimizer.param_groups[0]["params"][0].grad[0] = float("inf")
+        unscale(self, optimizer)
+
+    step = torch.amp.GradScaler.step
+
+    def unscaled_step(self, optimizer, *arguments, **options):
+        self.unscale_(optimizer)
+        return step(self, optimizer, *arguments, **options)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", overflowing)
+    monkeypatch.setattr(torch.amp.GradScaler, "step", unscaled_step)
+    trained_segmenter(accelerator, plain, tmp_path / "a", num_steps=4)
+    assert [line["lr"] for line in log(plain)] == pytest.approx([0.01 * (1 - s / 4) ** 0.9 for s in (0, 1, 1, 2)])
+    saved = torch.load(tmp_path / "a" / "checkpoints" / "step_4.pt", weights_only=True)
+    assert (saved["step"], saved["updates"]) == (4, 3)
+
+
 def test_averaged_weights_are_between_the_steps_and_survive_a_restart(accelerator, settings, tmp_path):
     (tmp_path / "run").mkdir()
 
     def trained(folder, ema, stop_after=None):
-        changed = dataclasses.replace(
-            settings,
-            lpg_ema=ema,
-            lpg_steps=6,
-            checkpoint_every=2,
-            lpg_learning_rate=1e-2,
-            run_dir=str(tmp_path / "run"),
-        )
-        rows = load_aux(accelerator, changed)
-        model = build_lpg(changed, False, None)
+        steps = {"lpg.steps": 6, "run.checkpoint_every": 2, "lpg.learning_rate": 1e-2}
+        averaging = changed(settings, steps | {"lpg.ema": ema})
+        run = Run(accelerator, averaging)
+        model = build_lpg(averaging, False, None)
 
         class Stopping(LPGViews):
             def sample(self, entry, rng):
@@ -143,31 +151,32 @@ def test_averaged_weights_are_between_the_steps_and_survive_a_restart(accelerato
                     raise KeyboardInterrupt
                 return super().sample(entry, rng)
 
-        train_lpg(accelerator, changed, model, Stopping(rows, lpg_processor(changed), changed, "p", None), "p", folder)
+        samples = Stopping(load_aux(run), lpg_processor(averaging), averaging, "p", None)
+        train_lpg(run, model, samples, "p", folder)
         return model.state_dict()
 
     plain, averaged = trained(tmp_path / "plain", 0.0), trained(tmp_path / "a", 0.7)
     assert not torch.equal(plain["generator.head.0.weight"], averaged["generator.head.0.weight"])
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "b", 0.7, stop_after=4 * settings.lpg_batch_size + 1)
+        trained(tmp_path / "b", 0.7, stop_after=4 * settings.lpg.batch_size + 1)
     resumed = trained(tmp_path / "b", 0.7)
     assert all(torch.equal(resumed[name], value) for name, value in averaged.items())
 
 
-def test_a_run_that_would_go_on_in_another_precision_is_refused(accelerator, settings, tmp_path):
+def test_a_run_that_would_resume_in_another_precision_is_refused(accelerator, settings, tmp_path):
     (tmp_path / "run").mkdir()
-    settings = dataclasses.replace(settings, checkpoint_every=2, run_dir=str(tmp_path / "run"))
+    settings = changed(settings, {"run.checkpoint_every": 2})
     trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=2)
     checkpoint = tmp_path / "a" / "checkpoints" / "step_2.pt"
     before = torch.load(checkpoint, weights_only=True)
     assert before["mixed_precision"] == "no"
-    Checkpoints(tmp_path / "a" / "checkpoints", 2).save(2, before | {"mixed_precision": "bf16"})
-    with pytest.raises(ValueError, match="begun with mixed_precision bf16.*go on with no"):
+    Checkpoints(tmp_path / "a" / "checkpoints").save(before | {"mixed_precision": "bf16"})
+    with pytest.raises(ValueError, match="begun with mixed_precision bf16.*resume it with no"):
         trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=4)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain, tmp_path):
-    rows = load_target(accelerator, plain, masks=False)
+    rows = load_target(Run(accelerator, plain), masks=False)
 
     class Broken(SegmenterCrops):
         def sample(self, entry, rng):
@@ -181,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain
 
 
 def test_r_h8_training_on_boxes_never_depends_on_the_masks(accelerator, plain, tmp_path):
-    rows = load_aux(accelerator, plain, masks=True)
+    rows = load_aux(Run(accelerator, plain), masks=True)
     garbage = rows.map(
         lambda row: {
             "objects": row["objects"] | {"segmentation": [{"size": [1, 1], "counts": "x"}] * len(row["objects"]["id"])}
@@ -192,7 +201,7 @@ def test_r_h8_training_on_boxes_never_depends_on_the_masks(accelerator, plain, t
         _, processor = build_segmenter(plain, ["a"] * 6)
         samples = SegmenterCrops(data, Normalization.of(processor), plain, "phase", box_labels)
         model, _ = build_segmenter(plain, ["a", "b", "c", "d", "e", "f"])
-        train_segmenter(accelerator, plain, model, samples, "phase", tmp_path / name, 3)
+        train_segmenter(Run(accelerator, plain), model, samples, "phase", tmp_path / name, 3)
         states.append(model.state_dict())
         losses.append([line["loss"] for line in log(plain)])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -203,7 +212,7 @@ def test_the_e_step_takes_cached_probabilities_and_never_runs_a_segmenter(
     accelerator, settings, tmp_path, monkeypatch
 ):
     (tmp_path / "run").mkdir()
-    rows = load_aux(accelerator, settings)
+    rows = load_aux(Run(accelerator, settings))
     segmenter, _ = build_segmenter(settings, ["a"] * 6)
     monkeypatch.setattr(type(segmenter), "forward", lambda *a, **k: pytest.fail("the segmenter ran in the E-step"))
     asked = []
@@ -215,8 +224,8 @@ def test_the_e_step_takes_cached_probabilities_and_never_runs_a_segmenter(
     model = build_lpg(settings, True, None)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     samples = LPGViews(rows, lpg_processor(settings), settings, "phase", probs)
-    train_lpg(accelerator, settings, model, samples, "phase", tmp_path / "checkpoints")
-    assert len(asked) == settings.lpg_steps * settings.lpg_batch_size
+    train_lpg(Run(accelerator, settings), model, samples, "phase", tmp_path / "checkpoints")
+    assert len(asked) == settings.lpg.steps * settings.lpg.batch_size
     assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -231,11 +240,11 @@ def test_segmenters_of_transformers_train_from_a_config_file(accelerator, settin
     }[name]
     config.save_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
-    changed = dataclasses.replace(settings, segmenter=str(tmp_path / "model" / "config.json"), segmenter_config={})
-    model, _ = build_segmenter(changed, ["a", "b", "c", "d"])
+    other = changed(settings, {"segmenter.model": str(tmp_path / "model" / "config.json"), "segmenter.config": {}})
+    model, _ = build_segmenter(other, ["a", "b", "c", "d"])
     assert model.config.model_type == name and model.config.num_labels == 5
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    after = trained_segmenter(accelerator, changed, tmp_path / "a", num_steps=2)
+    after = trained_segmenter(accelerator, other, tmp_path / "a", num_steps=2)
     moved = [k for k in before if before[k].is_floating_point() and not torch.equal(before[k], after[k])]
     assert any("head" in k for k in moved) and any("head" not in k for k in moved)
 
@@ -245,15 +254,16 @@ def test_r_k6_a_batch_norm_over_one_pooled_image_is_an_error_that_names_the_sett
 
     MobileNetV2Config(depth_multiplier=0.35).save_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
-    model = {"segmenter": str(tmp_path / "model" / "config.json"), "segmenter_config": {}}
-    alone = dataclasses.replace(settings, **model, segmenter_micro_batch_size=1)
-    with pytest.raises(ValueError, match="micro-batches of 1 .*segmenter_micro_batch_size so that .* at least 2"):
+    model = {"segmenter.model": str(tmp_path / "model" / "config.json"), "segmenter.config": {}}
+    alone = changed(settings, model | {"segmenter.micro_batch_size": 1})
+    with pytest.raises(ValueError, match="micro-batches of 1 .*segmenter.micro_batch_size so that .* at least 2"):
         trained_segmenter(accelerator, alone, tmp_path / "a", num_steps=1)
 
 
 def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
-    """R-K1, R-K4, R-J4: same global batch, same learning rates, weights without a wrapper's prefix."""
-    tiny = values | LARGEFOV | {"num_stages": 1, "segmenter_steps": 4, "lpg_steps": 2, "stage1_class_prob": False}
+    """Same global batch, same learning rates, weights without a wrapper's prefix."""
+    tiny = values | LARGEFOV | {"run.num_stages": 1, "segmenter.steps": 4, "lpg.steps": 2}
+    tiny |= {"lpg.stage1_class_prob": False}
     runs = {}
     for processes in (1, 2):
         run_dir = tmp_path / f"run{processes}"
@@ -270,7 +280,7 @@ def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch, native):
-    monkeypatch.setattr("training.stages.resolve_dtype", lambda *_: torch.bfloat16 if native else torch.float32)
+    monkeypatch.setattr("training.run.resolve_dtype", lambda *_: torch.bfloat16 if native else torch.float32)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -281,13 +291,6 @@ def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch, native):
 
 def test_threads_are_set_as_asked(settings):
     before = torch.get_num_threads()
-    start_run(dataclasses.replace(settings, num_threads=1), "settings.json")
+    start_run(changed(settings, {"run.num_threads": 1}), "settings.json")
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
-
-
-def test_a_model_without_trainable_head_is_refused(settings):
-    from training.optim import find_head
-
-    with pytest.raises(ValueError, match="segmenter_head"):
-        find_head(nn.Sequential(nn.Conv2d(3, 3, 1)), None)
