@@ -40,7 +40,7 @@ demo: $(STAMP)
 		--write png,coco --overwrite
 	$(PY) benchmarks/demo_photos.py panel $(DEMO)/photos
 
-# Every cell that is not finished, then results/TABLES.md: many hours for all; it may be stopped and goes on where it was.
+# Every cell that is not finished, then results/TABLES.md: many hours for all; it may be stopped, and the same command resumes it.
 bench: $(STAMP)
 	$(PY) benchmarks/tables.py run $(BENCH_ARGS); failed=$$?; $(PY) benchmarks/tables.py render && exit $$failed
 

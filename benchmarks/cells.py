@@ -1,9 +1,9 @@
 """The cells of the bench: every row file under each of its protocols with each of its seeds.
 
-`benchmarks/common.yaml` has `settings` and `target` that all protocols share. A protocol, `benchmarks/protocols/NAME.yaml`, says what
-all its rows share besides:
+`benchmarks/common.yaml` has `settings` and `target` that all protocols share. A protocol,
+`benchmarks/protocols/NAME.yaml`, says what all its rows share besides:
 
-    settings: {...}       of training.config.Settings: the auxiliary data and the generator
+    settings: {...}       sections of training.config.Settings: the auxiliary data and the generator
     target: {...}         more of them, for the kinds that also train segmenters: the target data and the segmenter
     measure: {annotations, masks, images, split}      the boxes that `lpg-hf compare` measures on
     prepare: [...]        arguments of `python` that make data before anything else, if the protocol needs them
@@ -15,7 +15,7 @@ A row, `benchmarks/rows/TABLE/NAME.yaml`, says what is different:
     protocols: [...]      each gives a line of its own
     seeds: [0]            each is a run of its own
     minutes: 8            expected, for one seed on one of two CPU cores without bfloat16
-    settings: {...}       a setting given here replaces the protocol's, also where it is a dict
+    settings: {...}       added to the protocol's, key by key; an empty dict empties
     note: text            a remark or a decision, shown in the table
     uses: TABLE/NAME      deploy: the row whose stages are used (same protocol and seed)
     compare_options: [--flip]      further arguments of `lpg-hf compare`
@@ -31,6 +31,8 @@ from pathlib import Path
 
 import yaml
 
+from training.parsing import merged
+
 
 KINDS = {
     "baseline": "generators that need no training",
@@ -43,8 +45,8 @@ _PROTOCOL_KEYS = {"settings", "target", "measure", "prepare"}
 _MEASURE_KEYS = {"annotations", "masks", "images", "split"}
 _SHARED_KEYS = {"label", "seeds", "minutes", "settings", "note"}
 _ROW_KEYS = _SHARED_KEYS | {"kind", "protocols", "by_protocol", "uses", "generators", "compare_options"}
-# What a generator is without a segmenter; see training.config.Settings.segmenter.
-_ONE_GENERATOR = {"num_stages": 1, "stage1_class_prob": False, "segmenter": None}
+# A generator without a segmenter; see training.config.SegmenterSettings.model.
+_ONE_GENERATOR = {"run": {"num_stages": 1}, "lpg": {"stage1_class_prob": False}, "segmenter": {"model": None}}
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Cell:
         kind: one of `KINDS`.
         label: name of the row in the tables.
         minutes: expected.
-        settings: of training.config.Settings, with placeholders and without `run_dir`; empty for baselines.
+        settings: of training.config.Settings, with placeholders and without `run.dir`; empty for baselines.
         measure: of the protocol, with placeholders.
         prepare: the same.
         num_threads: CPU threads of each command; None: all cores.
         generators: baseline: name -> label.
         uses: deploy: `TABLE/NAME` of the row whose stages are used, or None.
-        used_configuration: of that cell, without `crf`.
+        used_configuration: of that cell, without what it measures.
         compare_options: further arguments of `lpg-hf compare`.
         note: for the table.
     """
@@ -101,6 +103,15 @@ class Cell:
     def used(self) -> str | None:
         """Name of the cell whose stages are used."""
         return None if self.uses is None else f"{self.uses}/{self.protocol}/seed{self.seed}"
+
+    @property
+    def num_stages(self) -> int:
+        return self.settings.get("run", {}).get("num_stages", 3)
+
+    @property
+    def mode(self) -> str:
+        """Supervision of the target."""
+        return self.settings.get("run", {}).get("mode", "weak")
 
     @property
     def configuration(self) -> dict:
@@ -178,7 +189,7 @@ def expand(value: object, places: dict[str, str]) -> object:
 
 
 def differences(before: dict, now: dict) -> list[str]:
-    """What differs between two configurations, as `settings.lpg_steps: 225 then, 100 now`."""
+    """What differs between two configurations, as `settings.lpg.steps: 225 then, 100 now`."""
     found = []
     for key in sorted(set(before) | set(now)):
         old, new = before.get(key), now.get(key)
@@ -190,9 +201,10 @@ def differences(before: dict, now: dict) -> list[str]:
 
 
 def as_used(configuration: dict) -> dict:
-    """What the stages of a row depend on: whether its own segmenter is also measured after a dense CRF does not matter."""
-    settings = {name: value for name, value in configuration.get("settings", {}).items() if name != "crf"}
-    return configuration | {"settings": settings}
+    """What the stages of a row depend on: what else is measured in that row does not matter."""
+    settings = configuration.get("settings", {})
+    run = {name: value for name, value in settings.get("run", {}).items() if name != "measure"}
+    return configuration | {"settings": settings | {"run": run}}
 
 
 def json_like(value: dict) -> dict:
@@ -213,53 +225,59 @@ def _place(path: Path) -> tuple[int, bool, str]:
 def _read_protocol(path: Path, common: dict) -> dict:
     protocol = _read_yaml(path, _PROTOCOL_KEYS, required={"settings", "target", "measure"})
     _check_keys(protocol["measure"], _MEASURE_KEYS, {"annotations", "masks"}, f"measure of {path}")
-    return protocol | {part: common[part] | protocol[part] for part in ("settings", "target")}
+    return protocol | {key: merged(common[key], protocol[key]) for key in ("settings", "target")}
 
 
 def _row_cells(path: Path, protocols: dict[str, dict]) -> list[Cell]:
     row = _read_yaml(path, _ROW_KEYS, required={"kind", "label", "protocols", "minutes"})
+    _check_row(path, row, protocols)
+    cells = []
+    for name in row["protocols"]:
+        here, protocol = row.get("by_protocol", {}).get(name, {}), protocols[name]
+        described = row | here | {"settings": merged(row.get("settings", {}), here.get("settings", {}))}
+        cells += [_cell(path, described, protocol, name, seed) for seed in described.get("seeds", [0])]
+    return cells
+
+
+def _check_row(path: Path, row: dict, protocols: dict[str, dict]) -> None:
+    """Raises ValueError for a value of a row that no other fits."""
     if row["kind"] not in KINDS:
         raise ValueError(f"{path}: kind {row['kind']!r} is unknown. Choose one of {', '.join(KINDS)}.")
     special = row.get("by_protocol", {})
     unknown = sorted((set(row["protocols"]) - set(protocols)) | (set(special) - set(row["protocols"])))
     if unknown:
         raise ValueError(f"{path}: unknown protocol {', '.join(unknown)}. There are {', '.join(protocols)}.")
+    for name, values in special.items():
+        _check_keys(values, _SHARED_KEYS, set(), f"by_protocol.{name} of {path}")
     if (row["kind"] == "baseline") != ("generators" in row):
         raise ValueError(f"{path}: `generators` belongs to the kind baseline, which needs it.")
     if row["kind"] != "deploy" and "uses" in row:
         raise ValueError(f"{path}: `uses` belongs to the kind deploy, but the kind is {row['kind']}.")
-    cells = []
-    for name in row["protocols"]:
-        here = special.get(name, {})
-        _check_keys(here, _SHARED_KEYS, set(), f"by_protocol.{name} of {path}")
-        merged, protocol = row | here, protocols[name]
-        changes = row.get("settings", {}) | here.get("settings", {})
-        for seed in merged.get("seeds", [0]):
-            settings = {}
-            if row["kind"] == "generator":
-                settings = protocol["settings"] | changes | _ONE_GENERATOR | {"seed": seed}
-            elif row["kind"] != "baseline":
-                settings = protocol["settings"] | protocol["target"] | changes | {"seed": seed}
-            cells.append(
-                Cell(
-                    table=path.parent.name,
-                    row=path.stem,
-                    protocol=name,
-                    seed=seed,
-                    kind=row["kind"],
-                    label=merged["label"],
-                    minutes=merged["minutes"],
-                    settings=settings,
-                    measure=protocol["measure"],
-                    prepare=tuple(protocol.get("prepare", ())),
-                    num_threads=(protocol["settings"] | changes).get("num_threads"),
-                    generators=row.get("generators", {}),
-                    uses=row.get("uses"),
-                    compare_options=tuple(row.get("compare_options", ())),
-                    note=merged.get("note", ""),
-                )
-            )
-    return cells
+
+
+def _cell(path: Path, row: dict, protocol: dict, protocol_name: str, seed: int) -> Cell:
+    settings, changes = {}, merged(row["settings"], {"run": {"seed": seed}})
+    if row["kind"] == "generator":
+        settings = merged(merged(protocol["settings"], changes), _ONE_GENERATOR)
+    elif row["kind"] != "baseline":
+        settings = merged(merged(protocol["settings"], protocol["target"]), changes)
+    return Cell(
+        table=path.parent.name,
+        row=path.stem,
+        protocol=protocol_name,
+        seed=seed,
+        kind=row["kind"],
+        label=row["label"],
+        minutes=row["minutes"],
+        settings=settings,
+        measure=protocol["measure"],
+        prepare=tuple(protocol.get("prepare", ())),
+        num_threads=merged(protocol["settings"], changes).get("run", {}).get("num_threads"),
+        generators=row.get("generators", {}),
+        uses=row.get("uses"),
+        compare_options=tuple(row.get("compare_options", ())),
+        note=row.get("note", ""),
+    )
 
 
 def _read_yaml(path: Path, known: set[str], required: set[str]) -> dict:

@@ -1,11 +1,12 @@
 """Photographs that scikit-image ships, with boxes drawn by hand: the end of `make demo`.
 
     python benchmarks/demo_photos.py data runs/demo/photos
-    lpg-hf masks runs/demo/photos/boxes.json --images runs/demo/photos/images --out runs/demo/photos/masks --write png,coco
+    lpg-hf masks runs/demo/photos/boxes.json --images runs/demo/photos/images --out runs/demo/photos/masks \\
+        --write png,coco
     python benchmarks/demo_photos.py panel runs/demo/photos
 
-They lie in the wheel of scikit-image, which says that they are in the public domain or under CC0; nothing is downloaded. There are no
-true masks: panel.png is for the eye.
+They lie in the wheel of scikit-image, which says that they are in the public domain or under CC0; nothing is
+downloaded. There are no true masks: panel.png is for the eye.
 """
 
 import argparse

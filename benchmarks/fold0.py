@@ -1,11 +1,11 @@
 """The data of fold 0 of PASCAL-5i: target classes 1 to 5 of VOC, and everything that has none of their masks.
 
-    python benchmarks/fold0.py ../shared/data runs/bench/fold0
+    python benchmarks/fold0.py $LPG_HF_DATA runs/bench/fold0
 
-Writes OUT/auxiliary.json, a COCO file of the masks of VOC classes 6 to 20 in train_mix and of the 60 COCO classes outside VOC (file
-names relative to the data folder), and OUT/target, a VOC folder without images: the boxes of classes 1 to 5 in train_mix and
-val_mix, and class masks in which the other classes are background. The auxiliary photographs may show objects of the target classes,
-as background. What is there already is left alone.
+Writes OUT/auxiliary.json, a COCO file of the masks of VOC classes 6 to 20 in train_mix and of the 60 COCO classes
+outside VOC (file names relative to the data folder), and OUT/target, a VOC folder without images: the boxes of classes
+1 to 5 in train_mix and val_mix, and class masks in which the other classes are background. The auxiliary photographs
+may show objects of the target classes, as background. What is there already is left alone.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SPLITS = ("train_mix", "val_mix")
 
 
 def auxiliary(content: dict) -> dict:
-    """Of the joined COCO file: COCO's own photographs with the 60 classes, VOC's with the classes outside the target."""
+    """Of the joined file: COCO's photographs with the 60 classes, VOC's with the classes outside the target."""
     id_of_name = {name: category_id for category_id, name in COCO_CLASSES}
     target = {id_of_name[COCO_NAME_OF_VOC.get(name, name)] for name in TARGET_CLASSES}
     from_voc = {image["id"] for image in content["images"] if image["file_name"].startswith("voc/")}

@@ -1,17 +1,19 @@
 """The bundled generator, lpg-small: its training data, and its folder in the package.
 
-    python benchmarks/lpg_small.py data ../shared/data runs/lpg_small.json
+    python benchmarks/lpg_small.py data $LPG_HF_DATA runs/lpg_small.json
     accelerate launch training/em.py --config training/configs/lpg_small.yaml
-    lpg-hf compare ... --model runs/lpg_small/aux/stage1/lpg --json voc.json      # and the same for COCO, and for the twins
+    lpg-hf compare ... --model runs/lpg_small/aux/stage1/lpg --json voc.json   # and for COCO, and for the twins
     python benchmarks/lpg_small.py bundle runs/lpg_small/aux/stage1/lpg --measured "VOC val_mix=voc.json" ...
 
-What lies in the package was trained with an object_loss_weight of 1 and without an edge_radius, and got both afterwards:
+What lies in the package was trained with an object_loss_weight of 1 and without an edge_radius, and got both
+afterwards:
 
-    python benchmarks/lpg_small.py bundle lpg_hf/weights/lpg-small --object_weight 1.5 --edge_radius 1 --out runs/lpg_small_edges
+    python benchmarks/lpg_small.py bundle lpg_hf/weights/lpg-small --object_weight 1.5 --edge_radius 1 \\
+        --out runs/lpg_small_edges
 
-`data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix into one COCO
-file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of the image, which training
-leaves out.
+`data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix
+into one COCO file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of
+the image, which training leaves out.
 
 The twins on the card have not seen the classes that they are measured on: stage 3 of the bench, without a segmenter
 (`python benchmarks/tables.py run stages/squeezenet`), whose views have 128 pixels.
@@ -105,8 +107,8 @@ def bundle(
     Args:
         measured: what was measured on -> file; none: the card keeps the numbers that it has.
         twins: the same of generators that have not seen the classes they were measured on.
-        object_weight: shifts the logits from the probability that the stage learned with its object_loss_weight to that
-            which it would have learned with this one.
+        object_weight: shifts the logits from the probability that the stage learned with its object_loss_weight to
+            that which it would have learned with this one.
         edge_radius: of the image processor.
     """
     model = LPGModel.from_pretrained(stage, dtype=torch.float32)

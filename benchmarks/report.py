@@ -7,23 +7,26 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.cells import Cell, differences, json_like
+from benchmarks.history import with_sections
 
 
 HEAD = """# Tables
 
-Rendered by `python benchmarks/tables.py render` from the `metrics.json` of each run, to which every line is linked: the commands, seconds,
-settings, seeds, versions and the machine stand there. Percent; where a row has several seeds, their mean and each of them.
+Rendered by `python benchmarks/tables.py render` from the `metrics.json` of each run, to which every line is linked:
+the commands, seconds, settings, seeds, versions and the machine stand there. Percent; where a row has several seeds,
+their mean and each of them.
 
-- **fg**: mean over the classes, without the background; of boxes, the pixels of a class are pooled over its boxes. **bg**: mIoU of the label
-  maps with the background, as in the paper.
-- **boxes**: masks of the boxes of the measured photographs, which no step of the training has seen. **per box**: mean IoU of the
-  single boxes; **boundary**: their boundary IoU.
-- **masks**: pseudo masks on the target's own training photographs, whose ground truth no step has read, except where a row says so.
+- **fg**: mean over the classes, without the background; of boxes, the pixels of a class are pooled over its boxes.
+  **bg**: mIoU of the label maps with the background, as in the paper.
+- **boxes**: masks of the boxes of the measured photographs, which no step of the training has seen. **per box**: mean
+  IoU of the single boxes; **boundary**: their boundary IoU.
+- **masks**: pseudo masks on the target's own training photographs, whose ground truth no step has read, except where a
+  row says so.
 - **boxes / s**: on one core, often beside other work on the machine: an order of magnitude.
-- **segm.**: the segmenter on the measured photographs, single scale; **CRF**: after a dense CRF; **of full**: its bg as a share of the
-  same segmenter's with full supervision, in the same stage.
-- The photographs are the subsets of `../shared/data`, scaled to 320 px; `val_mix` is not VOC's val, and no number here compares with a
-  published one. Training is far shorter than the paper's; `benchmarks/protocols` says how much.
+- **segm.**: the segmenter on the measured photographs, single scale; **CRF**: after a dense CRF; **of full**: its bg
+  as a share of the same segmenter's with full supervision, in the same stage.
+- The photographs are the subsets behind `LPG_HF_DATA`, scaled to 320 px; `val_mix` is not VOC's val, and no number
+  here compares with a published one. Training is far shorter than the paper's; `benchmarks/protocols` says how much.
 """
 DIRECTIONS = {"coco60_voc": "COCO-60 -> VOC", "voc_coco60": "VOC -> COCO-60", "fold0": "fold 0"}
 BASE = "base"
@@ -121,10 +124,12 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     return "\n".join(parts)
 
 
-FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the target classes are background there.
+FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the
+target classes are background there.
 """
-ABLATIONS = """One change at a time, one generator without class probability, at about equal time. Masks of the measured boxes; the difference to
-the base row in points. s: seconds of the training, of which other work on the same cores is a part; the number of steps is in the labels' files.
+ABLATIONS = """One change at a time, one generator without class probability, at about equal time. Masks of the
+measured boxes; the difference to the base row in points. s: seconds of the training, of which other work on the same
+cores is a part; the number of steps is in the labels' files.
 """
 
 
@@ -132,7 +137,8 @@ def stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: bool
     """One line per row and stage, with everything that is measured at it.
 
     Args:
-        of_full: also the segmenter's mIoU as a share of that of the same network with full supervision, in the same stage.
+        of_full: also the segmenter's mIoU as a share of that of the same network with full supervision, in the same
+            stage.
     """
     groups = {
         "boxes": (
@@ -156,7 +162,7 @@ def stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: bool
             full = _values_with_full_supervision(line, lines, stage) if of_full else []
             if full:
                 cells["of full"] = f"{mean(line.values('segmenter', stage, 'mean_iou')) / mean(full):.3f}"
-            if stage == "0" and _mode(line) == "weak":  # what stage 0 is trained on
+            if stage == "0" and line.cell.mode == "weak":  # what stage 0 is trained on
                 cells["masks fg"] = percent(line.values("box_fill", "foreground_mean_iou"))
                 cells["masks bg"] = percent(line.values("box_fill", "mean_iou"))
             table.append(cells | _ends(line, link, first=stage == stages[0]))
@@ -244,26 +250,27 @@ def _last_stage(line: Line, key: str) -> list[float]:
     return line.values("boxes", max(line.keys("boxes"), default=""), key)
 
 
-def _mode(line: Line) -> str:
-    return line.cell.settings.get("mode", "weak")
-
-
 def _by_supervision(lines: list[Line]) -> list[Line]:
     """The rows of one segmenter together, in the order of the first, and from weak to full."""
-    segmenters = list(dict.fromkeys(line.cell.settings["segmenter"] for line in lines))
+    segmenters = list(dict.fromkeys(line.cell.settings["segmenter"]["model"] for line in lines))
     modes = ("weak", "semi", "full")
     return sorted(
-        lines, key=lambda line: (segmenters.index(line.cell.settings["segmenter"]), modes.index(_mode(line)))
+        lines,
+        key=lambda line: (segmenters.index(line.cell.settings["segmenter"]["model"]), modes.index(line.cell.mode)),
     )
 
 
 def _values_with_full_supervision(line: Line, lines: list[Line], stage: str) -> list[float]:
-    """The mIoU of the same segmenter in the row with mode full; none for that row itself, or if one of the two is missing."""
+    """The mIoU of the same segmenter in the row with mode full; empty for that row, or if one is missing."""
     values = line.values("segmenter", stage, "mean_iou")
-    if _mode(line) == "full" or not values:
+    if line.cell.mode == "full" or not values:
         return []
-    segmenter = line.cell.settings["segmenter"]
-    full = [other for other in lines if _mode(other) == "full" and other.cell.settings["segmenter"] == segmenter]
+    segmenter = line.cell.settings["segmenter"]["model"]
+    full = [
+        other
+        for other in lines
+        if other.cell.mode == "full" and other.cell.settings["segmenter"]["model"] == segmenter
+    ]
     return full[0].values("segmenter", stage, "mean_iou") if full else []
 
 
@@ -284,7 +291,9 @@ def _lines(cells: Iterable[Cell], results: Path) -> list[Line]:
         metrics = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         of_seed = {cell.seed: cell for cell in group}
         metrics = [
-            m for m in metrics if not differences(m["configuration"], json_like(of_seed[m["seed"]].configuration))
+            m
+            for m in metrics
+            if not differences(with_sections(m["configuration"]), json_like(of_seed[m["seed"]].configuration))
         ]
         lines.append(Line(tuple(sorted(group, key=lambda cell: cell.seed)), tuple(metrics)))
     return lines
@@ -302,7 +311,7 @@ def _linker(results: Path, folder: Path) -> Callable[[Line], str]:
 
 
 def _markdown(table: list[dict[str, str]]) -> str:
-    """Lines of column -> text; a column in which nothing stands is left out."""
+    """Lines of column -> text; a column without any text is dropped."""
     if not table:
         return "No row.\n"
     titles = list(dict.fromkeys(title for cells in table for title in cells))

@@ -15,13 +15,22 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 
 from benchmarks.cells import Cell, as_used, differences, expand, json_like
+from benchmarks.history import with_sections
+from lpg_hf.devices import resolve_dtype
+from lpg_hf.files import write_atomically
+from training.config import public_settings
+from training.models import package_versions
+from training.parsing import merged, read_yaml, settings_from_dict
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT_PLACES = {"data": "../shared/data", "weights": "../shared/weights"}
+# Name of a placeholder -> the environment variable of its folder, which is also how results name the folder.
+VARIABLES = {"data": "LPG_HF_DATA", "weights": "LPG_HF_WEIGHTS"}
+_NAMED_PLACES = {name: f"${{{variable}}}" for name, variable in VARIABLES.items()}
 LINES_PER_PHASE = 20
 # One process; every option is given, so that accelerate has no default to warn about.
 LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -41,12 +50,12 @@ class Bench:
     Attributes:
         runs: folder of the runs, which are ignored by git.
         results: folder of the finished cells.
-        places: name of a placeholder -> folder, relative to the repository root or absolute.
+        places: name of a placeholder -> folder, relative to the repository root or absolute; those of `VARIABLES`.
     """
 
     runs: Path = ROOT / "runs" / "bench"
     results: Path = ROOT / "results" / "bench"
-    places: tuple[tuple[str, str], ...] = tuple(DEFAULT_PLACES.items())
+    places: tuple[tuple[str, str], ...] = ()
 
     def run_folder(self, name: str) -> Path:
         return self.runs / name
@@ -55,8 +64,9 @@ class Bench:
         return self.results / name
 
     def finished(self, cell: Cell) -> dict | None:
-        """metrics.json of the cell, whatever its configuration was, or None."""
-        return read_json(self.result_folder(cell.name) / "metrics.json")
+        """metrics.json of the cell, whatever its configuration was, or None; settings are in sections."""
+        metrics = read_json(self.result_folder(cell.name) / "metrics.json")
+        return metrics and metrics | {"configuration": with_sections(metrics["configuration"])}
 
     def is_up_to_date(self, cell: Cell) -> bool:
         """Whether it is finished, with the configuration that its row has now."""
@@ -65,7 +75,7 @@ class Bench:
 
 
 def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
-    """Run what is missing of a cell; a run that was stopped goes on where it was.
+    """Run what is missing of a cell; a run that was stopped is resumed.
 
     Args:
         redo: begin from nothing, the training included.
@@ -87,37 +97,17 @@ def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
             shutil.rmtree(run)
             shutil.rmtree(result, ignore_errors=True)
             run.mkdir()
-        before = bench.finished(cell)
-        if before is not None:
-            differing = differences(before["configuration"], json_like(cell.configuration))
-            if not differing:
-                return False
-            raise ValueError(
-                f"{cell.name} was measured with another configuration ({'; '.join(differing)}). Delete {_shown(result)} to "
-                f"measure it again, which goes on with {_shown(run)} if the training is the same, or pass --redo to "
-                "begin from nothing."
-            )
+        if _is_finished(bench, cell):
+            return False
         if cell.used is not None:
             stages = bench.run_folder(cell.used)
             held.enter_context(_alone(stages.with_name(stages.name + ".lock"), shared=True))
-            if not (stages / "aux" / f"stage{cell.settings.get('num_stages', 3)}" / "lpg").is_dir():
-                raise FileNotFoundError(
-                    f"{cell.name} uses the stages of {cell.used}, which are not in {_shown(stages)}. Run `python "
-                    f"benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed}` first, with --redo if its "
-                    "results are there already."
-                )
-            trained = (read_json(stages / "commands.json") or {}).get("configuration")
-            differing = differences(as_used(trained or {}), json_like(cell.used_configuration or {}))
-            if differing:
-                raise ValueError(
-                    f"the stages in {_shown(stages)} were trained with another configuration ({'; '.join(differing)}). Run "
-                    f"`python benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed} --redo` first."
-                )
-        config = run / "settings.yaml"
+            _check_used(cell, stages)
+        config, places = run / "settings.yaml", dict(bench.places)
         if cell.settings:
-            write_text(config, _config_text(bench, cell, dict(bench.places)))
+            write_text(config, _config_text(bench, cell, places))
         running = Commands(run, json_like(cell.configuration), lock)
-        for number, command in enumerate(commands(bench, cell, config, dict(bench.places))):
+        for number, command in enumerate(commands(bench, cell, config, places)):
             shares = number == 0 and cell.prepare  # what it makes serves all cells of the protocol
             with _alone(bench.runs / f"{cell.protocol}.lock", wait=True) if shares else nullcontext():
                 running.run(command, cell.num_threads)
@@ -125,10 +115,42 @@ def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
     return True
 
 
+def _is_finished(bench: Bench, cell: Cell) -> bool:
+    """Raises ValueError if it was finished with another configuration."""
+    before = bench.finished(cell)
+    differing = before and differences(before["configuration"], json_like(cell.configuration))
+    if differing:
+        run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
+        raise ValueError(
+            f"{cell.name} was measured with another configuration ({'; '.join(differing)}). Delete {_shown(result)} "
+            f"to measure it again, which resumes {_shown(run)} if the training is the same, or pass --redo to begin "
+            "from nothing."
+        )
+    return before is not None
+
+
+def _check_used(cell: Cell, stages: Path) -> None:
+    """Raises FileNotFoundError or ValueError unless the stages that a cell uses are there, trained as its row says."""
+    command = f"python benchmarks/tables.py run {cell.uses}/{cell.protocol} --seed {cell.seed}"
+    if not (stages / "aux" / f"stage{cell.num_stages}" / "lpg").is_dir():
+        raise FileNotFoundError(
+            f"{cell.name} uses the stages of {cell.used}, which are not in {_shown(stages)}. Run `{command}` first, "
+            "with --redo if its results are there already."
+        )
+    trained = (read_json(stages / "commands.json") or {}).get("configuration")
+    differing = differences(as_used(trained or {}), json_like(cell.used_configuration or {}))
+    if differing:
+        raise ValueError(
+            f"the stages in {_shown(stages)} were trained with another configuration ({'; '.join(differing)}). Run "
+            f"`{command} --redo` first."
+        )
+
+
 def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> Iterator[list[str]]:
     """The commands of a cell in order, as they are typed in the repository root.
 
-    Whether a stage needs a segmenter is read from its folder, so a later command is known when the ones before are done.
+    Whether a stage needs a segmenter is read from its folder, so a later command is known when the ones before are
+    done.
     """
     run = bench.run_folder(cell.name)
     if cell.prepare:
@@ -148,7 +170,7 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
     for number, name in enumerate(cell.generators):
         yield [*compare, "--generators", expand(name, places), "--json", _shown(run / f"generator{number}.json")]
     if cell.kind in ("generator", "stages"):
-        for stage in range(1, cell.settings.get("num_stages", 3) + 1):
+        for stage in range(1, cell.num_stages + 1):
             lpg = run / "aux" / f"stage{stage}" / "lpg"
             arguments = ["--generators", "lpg", "--model", _shown(lpg)]
             architecture, name = json.loads((lpg / "config.json").read_text(encoding="utf-8")), f"stage{stage}"
@@ -172,7 +194,7 @@ class Commands:
         self.path, self.log, self.lock = run / "commands.json", run / "output.log", lock
         content = read_json(self.path) or {"configuration": None}
         same = content["configuration"] == configuration
-        kept = {part: content.get(part, {}) if same else {} for part in ("finished", "stopped")}
+        kept = {state: content.get(state, {}) if same else {} for state in ("finished", "stopped")}
         self.content = {"configuration": configuration} | kept
 
     def run(self, command: list[str], threads: int | None) -> None:
@@ -205,7 +227,7 @@ class Commands:
             )
             try:
                 status = process.wait()
-            except BaseException:  # Ctrl-C or a signal to stop: training goes on from its checkpoint the next time
+            except BaseException:  # Ctrl-C or a signal to stop: training resumes from its checkpoint the next time
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
                 self._keep("stopped", text, began)
@@ -217,9 +239,9 @@ class Commands:
             raise RuntimeError(f"exit status {status} of `{text}`. {_shown(self.log)} ends with\n    {last}")
         self._keep("finished", text, began)
 
-    def _keep(self, part: str, text: str, began: float) -> None:
+    def _keep(self, state: str, text: str, began: float) -> None:
         before = self.content["stopped"].pop(text, 0.0)
-        self.content[part][text] = round(before + time.monotonic() - began, 2)
+        self.content[state][text] = round(before + time.monotonic() - began, 2)
         write_json(self.path, self.content)
 
     def seconds(self, command: list[str]) -> float:
@@ -229,10 +251,10 @@ class Commands:
 def _write_result(bench: Bench, cell: Cell, running: Commands) -> None:
     run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
     ran = list(commands(bench, cell, run / "settings.yaml", dict(bench.places)))
-    typed = list(commands(bench, cell, result / "settings.yaml", DEFAULT_PLACES))
+    typed = list(commands(bench, cell, result / "settings.yaml", _NAMED_PLACES))
     seconds = [running.seconds(command) for command in ran]
     if cell.settings:
-        write_text(result / "settings.yaml", _config_text(bench, cell, DEFAULT_PLACES))
+        write_text(result / "settings.yaml", _config_text(bench, cell, _NAMED_PLACES))
     metrics = {
         "table": cell.table,
         "row": cell.row,
@@ -242,7 +264,7 @@ def _write_result(bench: Bench, cell: Cell, running: Commands) -> None:
         "label": cell.label,
         **measured(cell, run),
         "seconds": round(sum(seconds), 1),
-        "commands": [{"command": shlex.join(command), "seconds": s} for command, s in zip(typed, seconds)],
+        "commands": [{"command": _typed(command), "seconds": s} for command, s in zip(typed, seconds)],
         "configuration": json_like(cell.configuration),
         **_surroundings(bench, cell),
     }
@@ -256,9 +278,9 @@ def measured(cell: Cell, run: Path) -> dict:
     """What the commands of a cell left in its run folder.
 
     Returns:
-        `boxes`: generator, or stage -> scores of the masks of the measured boxes. `training`: stage folder -> loss and seconds
-        over all starts. Of deploy.py: `box_fill` and `pseudo_masks` (stage -> scores on the training images of the target),
-        `segmenter` (stage -> scores, with `crf` those after a dense CRF) and `num_images`.
+        `boxes`: generator, or stage -> scores of the masks of the measured boxes. `training`: stage folder -> loss and
+        seconds over all starts. Of deploy.py: `box_fill` and `pseudo_masks` (stage -> scores on the training images of
+        the target), `segmenter` (stage -> scores, with `crf` those after a dense CRF) and `num_images`.
     """
     found: dict = {"boxes": {}}
     for number, name in enumerate(cell.generators):
@@ -273,8 +295,7 @@ def measured(cell: Cell, run: Path) -> dict:
         found["training"] = trained
         found["training_seconds"] = round(sum(stage["seconds"] for stage in trained.values()), 1)
     if cell.kind in ("stages", "deploy"):
-        mode = cell.settings.get("mode", "weak")
-        path = run / ("target" if mode == "weak" else f"target_{mode}") / "metrics.json"
+        path = run / ("target" if cell.mode == "weak" else f"target_{cell.mode}") / "metrics.json"
         target = json.loads(path.read_text(encoding="utf-8"))
         details = target["details"]
         found["num_images"] = target["num_images"]
@@ -289,7 +310,7 @@ def measured(cell: Cell, run: Path) -> dict:
 
 
 def thinned_log(path: Path) -> str:
-    """At most `LINES_PER_PHASE` lines of each phase of a log.jsonl, evenly spaced, the last one among them; "" without a file."""
+    """At most `LINES_PER_PHASE` lines of each phase of a log.jsonl, evenly spaced, with the last; "" if absent."""
     if not path.is_file():
         return ""
     phases: dict[str, list[str]] = {}
@@ -314,24 +335,17 @@ def _of_maps(scores: dict) -> dict:
 
 def _config_text(bench: Bench, cell: Cell, places: dict[str, str]) -> str:
     """The YAML file of a run: all its settings, checked."""
-    from training.config import settings_from_dict
-
-    settings = expand(cell.settings, places) | {"run_dir": _shown(bench.run_folder(cell.name))}
+    run = {"dir": _shown(bench.run_folder(cell.name))}
     if cell.used is not None:
-        settings["stages"] = _shown(bench.run_folder(cell.used))
-    settings_from_dict(settings, f"the row {cell.table}/{cell.row} under {cell.protocol}")
+        run["stages"] = _shown(bench.run_folder(cell.used))
+    of_bench = expand(cell.settings, dict(bench.places))
+    settings_from_dict(merged(of_bench, {"run": run}), f"the row {cell.table}/{cell.row} under {cell.protocol}")
+    settings = merged(expand(cell.settings, places), {"run": run})
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def _surroundings(bench: Bench, cell: Cell) -> dict:
     """Settings without this machine's folders, versions and hardware."""
-    import torch
-
-    from lpg_hf.devices import resolve_dtype
-    from training.config import read_yaml, settings_from_dict
-    from training.models import package_versions
-    from training.stages import public_settings
-
     found: dict = {}
     if cell.settings:
         values = read_yaml(str(bench.run_folder(cell.name) / "settings.yaml"))
@@ -374,6 +388,11 @@ def _alone(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
         yield file.fileno()
 
 
+def _typed(command: list[str]) -> str:
+    """A command as it is typed in the repository root, where the shell replaces the variables of the folders."""
+    return " ".join(f'"{word}"' if "${" in word else shlex.quote(word) for word in command)
+
+
 def _shown(path: Path) -> str:
     """A path as it is typed in the repository root."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
@@ -389,6 +408,4 @@ def write_json(path: Path, value: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """The file appears complete or not at all; folders are created."""
-    from lpg_hf.files import write_atomically
-
     write_atomically(path, text.encode("utf-8"))

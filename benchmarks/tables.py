@@ -1,15 +1,16 @@
 """The bench: every number of results/TABLES.md, from one command per cell.
 
     python benchmarks/tables.py list                          # rows, what is done, minutes
-    python benchmarks/tables.py run ablations/base            # a table, a row, or TABLE/ROW/PROTOCOL; nothing: everything
+    python benchmarks/tables.py run ablations/base           # TABLE, TABLE/ROW or TABLE/ROW/PROTOCOL; none: everything
     python benchmarks/tables.py render                        # results/TABLES.md from what is finished
 
-The photographs and weights are not part of the repository: see --data and --weights. Everything together takes many hours on two
-CPU cores (`list` says how many); `run` may be stopped at any time and goes on where it was, and two of them share the work. What a
-row is stands in benchmarks/cells.py; a new row is a new file in benchmarks/rows.
+The photographs and weights are not part of the repository: see --data and --weights. Everything together takes many
+hours on two CPU cores (`list` says how many); `run` may be stopped at any time and is resumed by the same command, and
+two of them share the work. benchmarks/cells.py says what a row is; a new row is a new file in benchmarks/rows.
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cells import Cell, read_cells, select
 from benchmarks.report import duration, render
-from benchmarks.running import DEFAULT_PLACES, ROOT, Bench, Busy, run_cell, write_text
+from benchmarks.running import ROOT, VARIABLES, Bench, Busy, run_cell, write_text
 
 
 DEFINITIONS = ROOT / "benchmarks"
@@ -42,7 +43,7 @@ def run(bench: Bench, cells: list[Cell], *, redo: bool = False) -> int:
         try:
             run_cell(bench, cell, redo=redo)
         except Busy as busy:
-            print(f"  left out: {busy}")
+            print(f"  skipped: {busy}")
         except (ValueError, OSError, RuntimeError) as error:
             failed[cell.name] = error
             print(f"  failed: {error}", flush=True)
@@ -75,9 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
     for action in (running, listing):
         action.add_argument("rows", nargs="*", metavar="TABLE[/ROW[/PROTOCOL]]", help="default: all")
         action.add_argument("--seed", type=int, help="only this seed")
-    for name, folder in DEFAULT_PLACES.items():
-        help = f"folder of the {name}, relative to the repository root (default: {folder})"
-        running.add_argument(f"--{name}", default=folder, metavar="DIR", help=help)
+    for name, variable in VARIABLES.items():
+        help = f"folder of the {name}, relative to the repository root (default: the environment variable {variable})"
+        running.add_argument(f"--{name}", default=os.environ.get(variable), metavar="DIR", help=help)
     running.add_argument(
         "--redo", action="store_true", help="delete the runs and results of the chosen cells first, and train again"
     )
@@ -92,9 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
         show(bench, chosen)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the command that is running is stopped too
-    return run(
-        Bench(places=tuple((name, getattr(options, name)) for name in DEFAULT_PLACES)), chosen, redo=options.redo
-    )
+    for name, variable in VARIABLES.items():
+        if getattr(options, name) is None:
+            raise ValueError(f"the folder of the {name} is not given: pass --{name} DIR, or set {variable}.")
+    places = tuple((name, getattr(options, name)) for name in VARIABLES)
+    return run(Bench(places=places), chosen, redo=options.redo)
 
 
 if __name__ == "__main__":
@@ -103,4 +106,4 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         sys.exit(f"tables.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("tables.py: stopped; the same command goes on.")
+        sys.exit("tables.py: stopped; the same command resumes it.")

@@ -1,10 +1,11 @@
-"""The target photographs of coco60_voc: the 437 of VOC's own train list, and 1,027 others that show all classes evenly.
+"""The target photographs of coco60_voc: the 437 of VOC's own train list, and 1,027 others that show all classes
+evenly.
 
-    python benchmarks/voc_target.py ../shared/data runs/bench/coco60_voc/target
+    python benchmarks/voc_target.py $LPG_HF_DATA runs/bench/coco60_voc/target
 
-Writes a VOC folder that links to the data folder's and has a further list, `bench_train`: the lists `train` and `train_val20` together,
-1,464 photographs with VOC's own precise masks. As in the paper, the photographs of `train` keep their ground truth in the mode semi.
-What is there already is left alone.
+Writes a VOC folder that links to the data folder's and has a further list, `bench_train`: the lists `train` and
+`train_val20` together, 1,464 photographs with VOC's own precise masks. As in the paper, the photographs of `train`
+keep their ground truth in the mode semi. What is there already is left alone.
 """
 
 import argparse

@@ -112,7 +112,7 @@ def write_card(folder: str | os.PathLike) -> Path:
         has_code="auto_map" in stage.config,
         has_panel=(stage.folder / "panel.png").is_file(),
         architecture=_table({k: v for k, v in stage.config.items() if k not in _HIDDEN_CONFIG_KEYS}),
-        settings=_table(known.get("settings") or {}),
+        settings=_table(_flat(known.get("settings") or {})),
         converted=stage.is_converted,
         changed_later=_table({k.removeprefix(_LATER): v for k, v in known.items() if k.startswith(_LATER)}),
         preprocessor=_table({k: v for k, v in stage.preprocessor.items() if k not in _HIDDEN_CONFIG_KEYS}),

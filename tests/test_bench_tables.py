@@ -21,6 +21,7 @@ from PIL import Image
 from benchmarks import tables
 from benchmarks.cells import Cell, differences, expand, read_cells, select
 from benchmarks.fold0 import auxiliary, write_target
+from benchmarks.history import with_sections
 from benchmarks.report import duration, render
 from benchmarks.running import ROOT, Bench, Busy, Commands, commands, run_cell, thinned_log
 from lpg_hf.data.formats.voc import read_voc, write_voc
@@ -29,38 +30,35 @@ from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.synthetic import write_synthetic_dataset
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import COCO_CLASSES, VOC_CLASSES
-from training.config import settings_from_dict
+from training.parsing import settings_from_dict
 
 
 TINY_LPG = {
-    "num_threads": 1,
-    "num_workers": 0,
-    "checkpoint_every": 1,
-    "log_every": 1,
-    "aux_annotations": "{data}/aux/annotations.json",
-    "aux_images": "{data}/aux/images",
-    "aux_classes": None,
-    "view": "box",
-    "view_size": 32,
-    "lpg_config": {"embedding_size": 16, "hidden_sizes": [16, 16], "depths": [1, 1], "neck_size": 8, "head_size": 8},
-    "lpg_steps": 2,
-    "lpg_batch_size": 2,
+    "run": {"num_threads": 1, "num_workers": 0, "checkpoint_every": 1, "log_every": 1},
+    "aux": {"annotations": "{data}/aux/annotations.json", "images": "{data}/aux/images", "classes": None},
+    "lpg": {
+        "processor": {"view": "box", "view_size": 32},
+        "config": {"embedding_size": 16, "hidden_sizes": [16, 16], "depths": [1, 1], "neck_size": 8, "head_size": 8},
+        "steps": 2,
+        "batch_size": 2,
+    },
 }
 TINY_TARGET = {
-    "target_root": "{data}/target",
-    "target_split": "train",
-    "eval_split": "val",
-    "segmenter": "deeplab-v2",
-    "segmenter_config": {
-        "block": "basic",
-        "depths": [1, 1, 1, 1],
-        "stem_size": 16,
-        "hidden_sizes": [16, 16, 16, 16],
-        "batch_norm": "train",
+    "target": {"root": "{data}/target", "split": "train"},
+    "evaluation": {"split": "val"},
+    "segmenter": {
+        "model": "deeplab-v2",
+        "config": {
+            "block": "basic",
+            "depths": [1, 1, 1, 1],
+            "stem_size": 16,
+            "hidden_sizes": [16, 16, 16, 16],
+            "batch_norm": "train",
+        },
+        "steps": 2,
+        "batch_size": 2,
+        "crop_size": 33,
     },
-    "segmenter_steps": 2,
-    "segmenter_batch_size": 2,
-    "segmenter_crop_size": 33,
 }
 TINY_PROTOCOL = {
     "settings": TINY_LPG,
@@ -129,7 +127,7 @@ def test_a_row_has_a_cell_for_each_protocol_and_seed(tmp_path):
     row = {
         "kind": "generator",
         "seeds": [0, 1],
-        "by_protocol": {"fold0": {"seeds": [5], "settings": {"lpg_steps": 3}}},
+        "by_protocol": {"fold0": {"seeds": [5], "settings": {"lpg": {"steps": 3}}}},
     }
     cells = define(tmp_path, {"ablations/one": row}, ("coco60_voc", "fold0"))
     assert [cell.name for cell in cells] == [
@@ -137,16 +135,18 @@ def test_a_row_has_a_cell_for_each_protocol_and_seed(tmp_path):
         "ablations/one/coco60_voc/seed1",
         "ablations/one/fold0/seed5",
     ]
-    assert [cell.settings["seed"] for cell in cells] == [0, 1, 5]
-    assert [cell.settings["lpg_steps"] for cell in cells] == [2, 2, 3]
+    assert [cell.settings["run"]["seed"] for cell in cells] == [0, 1, 5]
+    assert [cell.settings["lpg"]["steps"] for cell in cells] == [2, 2, 3]
 
 
 def test_a_generator_knows_neither_the_target_nor_a_segmenter(tmp_path):
     cells = define(tmp_path, {"ablations/one": {"kind": "generator"}, "stages/all": {"kind": "stages"}})
     generator = next(cell for cell in cells if cell.kind == "generator")
     stages = next(cell for cell in cells if cell.kind == "stages")
-    assert generator.settings["segmenter"] is None and "target_root" not in generator.settings
-    assert stages.settings["segmenter"] == "deeplab-v2" and stages.settings["target_root"] == "{data}/target"
+    assert generator.settings["segmenter"] == {"model": None} and "target" not in generator.settings
+    assert (
+        stages.settings["segmenter"]["model"] == "deeplab-v2" and stages.settings["target"]["root"] == "{data}/target"
+    )
 
 
 def test_a_used_row_comes_before_its_users(tmp_path):
@@ -193,16 +193,19 @@ def test_placeholders_are_replaced_everywhere_and_other_braces_are_not():
     assert expand(value, {"data": "D", "weights": "W"}) == expanded
 
 
-def test_a_protocol_without_a_heading_is_not_left_out_in_silence(tmp_path):
+def test_a_protocol_without_a_heading_is_not_dropped_in_silence(tmp_path):
     cells = define(tmp_path, {"stages/all": {"kind": "stages"}}, ("coco60_voc", "new"))
     with pytest.raises(ValueError, match="protocol new has no heading"):
         render(cells, tmp_path / "bench", tmp_path)
 
 
 def test_differences_name_the_setting_and_both_values():
-    before = {"settings": {"lpg_steps": 2, "view": "box"}, "uses": None}
-    now = {"settings": {"lpg_steps": 3, "view": "box", "seed": 0}, "uses": None}
-    assert differences(before, now) == ["settings.lpg_steps: 2 then, 3 now", "settings.seed: None then, 0 now"]
+    before = {"settings": {"lpg": {"steps": 2, "ema": 0.5}}, "uses": None}
+    now = {"settings": {"lpg": {"steps": 3, "ema": 0.5}, "run": {"seed": 0}}, "uses": None}
+    assert differences(before, now) == [
+        "settings.lpg.steps: 2 then, 3 now",
+        "settings.run: None then, {'seed': 0} now",
+    ]
     assert differences(now, now) == []
 
 
@@ -210,7 +213,31 @@ def test_differences_name_the_setting_and_both_values():
     "cell", [cell for cell in read_cells(tables.DEFINITIONS) if cell.settings], ids=lambda cell: cell.name
 )
 def test_rows_of_the_repository_are_settings_that_training_knows(cell):
-    settings_from_dict(cell.settings | {"run_dir": "runs/x"}, cell.name)
+    settings_from_dict(cell.settings, cell.name)
+
+
+def test_an_empty_dict_of_a_row_empties_that_of_the_protocol(tmp_path):
+    row = {"kind": "generator", "settings": {"lpg": {"processor": {"view_size": 48}, "config": {}}}}
+    (cell,) = define(tmp_path, {"ablations/one": row})
+    assert cell.settings["lpg"]["processor"] == {"view": "box", "view_size": 48}
+    assert cell.settings["lpg"]["config"] == {} and cell.settings["lpg"]["steps"] == 2
+
+
+def test_configurations_of_older_results_are_read_in_sections():
+    """The settings were flat when most results were made; today's names must not change what they mean."""
+    old = {"lpg_steps": 3, "lpg_backbone": "vgg16", "lpg_config": {"head_size": 8}, "view": "box", "seed": 0}
+    old |= {"target_root": "r", "target_steps": 5, "segmenter": None, "segmenter_crop_size": 9, "crf": True}
+    new = {
+        "lpg": {"steps": 3, "config": {"backbone": "vgg16", "head_size": 8}, "processor": {"view": "box"}},
+        "run": {"seed": 0, "measure": ["masks", "segmenter", "crf"]},
+        "target": {"root": "r"},
+        "segmenter": {"target_steps": 5, "model": None, "crop_size": 9},
+    }
+    assert with_sections({"settings": old, "uses": {"settings": old}}) == {
+        "settings": new,
+        "uses": {"settings": new, "uses": None},
+    }
+    assert with_sections({"settings": new, "uses": None}) == {"settings": new, "uses": None}
 
 
 # --- one cell ---------------------------------------------------------------------------------------------------------
@@ -265,14 +292,14 @@ def test_a_cell_says_what_it_measured_and_how(finished, generator):
     assert all(0 <= scores[key] <= 1 for key in ("foreground_iou", "mean_iou", "mean_box_iou", "mean_boundary_iou"))
     train, compare = (entry["command"] for entry in metrics["commands"])
     assert train.startswith("accelerate launch ") and "training/em.py --config" in train
-    assert compare.startswith("lpg-hf compare ../shared/data/target ") and compare.endswith("stage1.json")
+    assert compare.startswith('lpg-hf compare "${LPG_HF_DATA}/target" ') and compare.endswith("stage1.json")
     assert metrics["seconds"] == pytest.approx(sum(entry["seconds"] for entry in metrics["commands"]), abs=0.1)
     assert metrics["training_seconds"] == pytest.approx(metrics["training"]["aux/stage1/lpg"]["seconds"], abs=0.1)
-    assert metrics["settings"]["lpg_steps"] == 2 and metrics["settings"]["segmenter"] is None
+    assert metrics["settings"]["lpg"]["steps"] == 2 and metrics["settings"]["segmenter"]["model"] is None
     assert metrics["hardware"]["cpu_cores"] == 1 and metrics["versions"]["torch"]
-    assert metrics["configuration"]["settings"]["aux_images"] == "{data}/aux/images"
+    assert metrics["configuration"]["settings"]["aux"]["images"] == "{data}/aux/images"
     result = finished.result_folder(generator.name)
-    assert yaml.safe_load((result / "settings.yaml").read_text())["aux_images"] == "../shared/data/aux/images"
+    assert yaml.safe_load((result / "settings.yaml").read_text())["aux"]["images"] == "${LPG_HF_DATA}/aux/images"
     assert len((result / "log.jsonl").read_text().splitlines()) == 2
 
 
@@ -283,8 +310,8 @@ def test_a_finished_cell_is_not_run_again(finished, generator):
 
 
 def test_a_finished_cell_with_another_configuration_is_an_error_with_a_remedy(finished, tmp_path):
-    (other,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg_steps": 3}}})
-    with pytest.raises(ValueError, match="settings.lpg_steps: 2 then, 3 now.*--redo"):
+    (other,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg": {"steps": 3}}}})
+    with pytest.raises(ValueError, match="settings.lpg.steps: 2 then, 3 now.*--redo"):
         run_cell(finished, other)
 
 
@@ -295,13 +322,15 @@ def test_new_labels_and_notes_are_not_another_configuration(finished, tmp_path):
 
 def test_a_failing_row_does_not_stop_the_others(bench, tmp_path, capsys):
     rows = {
-        "stages/a": {"kind": "generator", "settings": {"stepz": 1}},
+        "stages/a": {"kind": "generator", "settings": {"lpg": {"stepz": 1}}},
         "baselines/b": {"kind": "baseline", "generators": {"box": "box fill"}},
     }
     cells = define(tmp_path, rows)
     assert tables.run(bench, cells) == 1
     said = capsys.readouterr().out
-    assert "1 of 2 cells failed" in said and "Unknown setting stepz" in said and "2 to run, about 14 minutes" in said
+    assert (
+        "1 of 2 cells failed" in said and "Unknown setting lpg.stepz" in said and "2 to run, about 14 minutes" in said
+    )
     assert bench.finished(cells[0]) is None
     assert 0 < bench.finished(cells[1])["boxes"]["box"]["foreground_iou"] < 1
 
@@ -312,7 +341,7 @@ def test_stages_that_are_not_there_are_asked_for(bench, tmp_path):
         run_cell(bench, define(tmp_path, rows)[1])
 
 
-def test_a_cell_on_which_another_process_works_is_left_out(bench, generator, capsys):
+def test_a_cell_on_which_another_process_works_is_skipped(bench, generator, capsys):
     lock = bench.run_folder(generator.name).with_name("seed0.lock")
     lock.parent.mkdir(parents=True)
     with open(lock, "w") as file:
@@ -320,7 +349,7 @@ def test_a_cell_on_which_another_process_works_is_left_out(bench, generator, cap
         with pytest.raises(Busy):
             run_cell(bench, generator)
         assert tables.run(bench, [generator]) == 0
-    assert "left out" in capsys.readouterr().out and bench.finished(generator) is None
+    assert "skipped" in capsys.readouterr().out and bench.finished(generator) is None
 
 
 def test_a_row_that_uses_stages_waits_while_they_are_trained(bench, tmp_path):
@@ -340,9 +369,9 @@ def test_stages_that_were_trained_with_another_configuration_are_refused(bench, 
     run = bench.run_folder(used.name)
     (run / "aux" / "stage3" / "lpg").mkdir(parents=True)
     Commands(run, used.configuration).run(python("pass"), None)
-    rows["stages/z"] |= {"settings": {"lpg_steps": 9}}
+    rows["stages/z"] |= {"settings": {"lpg": {"steps": 9}}}
     with pytest.raises(
-        ValueError, match=r"settings.lpg_steps: 2 then, 9 now.*run stages/z/coco60_voc --seed 0 --redo"
+        ValueError, match=r"settings.lpg.steps: 2 then, 9 now.*run stages/z/coco60_voc --seed 0 --redo"
     ):
         run_cell(bench, define(tmp_path, rows)[1])
     with pytest.raises(RuntimeError, match="deploy.py"):  # goes on to train with them, which are empty folders here
@@ -364,14 +393,14 @@ def test_cells_that_start_together_prepare_their_data_one_after_the_other(bench,
 def test_a_change_of_the_used_row_is_a_change_of_the_row_that_uses_it(tmp_path):
     rows: dict = {"stages/z": {"kind": "stages"}, "stages/a": {"kind": "deploy", "uses": "stages/z"}}
     before = define(tmp_path, rows)[1].configuration
-    rows["stages/z"] |= {"settings": {"lpg_steps": 9}}
-    assert differences(before, define(tmp_path, rows)[1].configuration) == ["uses.settings.lpg_steps: 2 then, 9 now"]
-    rows["stages/z"]["settings"] |= {"lpg_steps": 2, "crf": True}  # measures more, but trains the same
+    rows["stages/z"] |= {"settings": {"lpg": {"steps": 9}}}
+    assert differences(before, define(tmp_path, rows)[1].configuration) == ["uses.settings.lpg.steps: 2 then, 9 now"]
+    rows["stages/z"]["settings"] = {"run": {"measure": ["masks"]}}  # measures something else, but trains the same
     assert not differences(before, define(tmp_path, rows)[1].configuration)
 
 
 def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench, tmp_path):
-    (cell,) = define(tmp_path, {"stages/all": {"kind": "stages", "settings": {"num_stages": 2}}})
+    (cell,) = define(tmp_path, {"stages/all": {"kind": "stages", "settings": {"run": {"num_stages": 2}}}})
     run = bench.run_folder(cell.name)
     for stage, use_class_prob in ((1, False), (2, True)):
         lpg = run / "aux" / f"stage{stage}" / "lpg"
@@ -381,11 +410,11 @@ def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench,
     optional = {"use_class_prob": True, "class_prob_optional": True}
     (run / "aux/stage2/lpg/config.json").write_text(json.dumps(optional))
     *_, alone, again = commands(bench, cell, run / "settings.yaml", dict(bench.places))
-    assert "--segmenter" not in alone and alone[-1].endswith("stage2_without_segmenter.json") and again == second
+    assert "--segmenter.model" not in alone and alone[-1].endswith("stage2_without_segmenter.json") and again == second
     assert "training/em.py" in em and "training/deploy.py" in deploy
-    assert "--segmenter" not in first and first[first.index("--model") + 1].endswith("aux/stage1/lpg")
+    assert "--segmenter.model" not in first and first[first.index("--model") + 1].endswith("aux/stage1/lpg")
     assert second[second.index("--model") + 1].endswith("aux/stage2/lpg")
-    assert second[second.index("--segmenter") + 1].endswith("target/stage1/segmenter")
+    assert second[second.index("--segmenter.model") + 1].endswith("target/stage1/segmenter")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -398,8 +427,8 @@ def python(code: str) -> list[str]:
 def test_a_finished_command_is_not_run_again_unless_the_configuration_is_another(tmp_path):
     count = python(f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
     for steps in (1, 1, 2):
-        Commands(tmp_path, {"lpg_steps": steps}).run(count, None)
-        assert Commands(tmp_path, {"lpg_steps": steps}).seconds(count) > 0
+        Commands(tmp_path, {"steps": steps}).run(count, None)
+        assert Commands(tmp_path, {"steps": steps}).seconds(count) > 0
     assert (tmp_path / "count").read_text() == "xx"
 
 
@@ -472,7 +501,7 @@ def run_until_stopped(bench: Bench, cell: Cell) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_stopped_cell_goes_on_from_its_checkpoint_to_the_same_weights(bench, tmp_path):
-    (longer,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg_steps": 40}}})
+    (longer,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg": {"steps": 40}}}})
     run = bench.run_folder(longer.name)
     process = multiprocessing.get_context("fork").Process(target=run_until_stopped, args=(bench, longer))
     process.start()
@@ -499,9 +528,13 @@ def test_a_stopped_cell_goes_on_from_its_checkpoint_to_the_same_weights(bench, t
 @pytest.mark.timeout(1200)
 def test_stages_and_the_rows_that_use_them(bench, tmp_path):
     rows = {
-        "stages/all": {"kind": "stages", "settings": {"num_stages": 2}},
-        "supervision/fixed": {"kind": "deploy", "uses": "stages/all", "settings": {"num_stages": 2, "fixed_stage": 2}},
-        "supervision/full": {"kind": "deploy", "settings": {"num_stages": 1, "mode": "full"}},
+        "stages/all": {"kind": "stages", "settings": {"run": {"num_stages": 2}}},
+        "supervision/fixed": {
+            "kind": "deploy",
+            "uses": "stages/all",
+            "settings": {"run": {"num_stages": 2, "fixed_stage": 2}},
+        },
+        "supervision/full": {"kind": "deploy", "settings": {"run": {"num_stages": 1, "mode": "full"}}},
     }
     cells = define(tmp_path, rows)
     assert tables.run(bench, cells) == 0
@@ -606,7 +639,7 @@ def test_what_was_measured_with_another_configuration_is_not_shown(tmp_path):
     (cell,) = define(tmp_path, {"ablations/base": {"kind": "generator"}})
     finish(tmp_path / "bench", cell, boxes={"1": boxes(0.7, 0.72)}, training_seconds=300)
     assert "70.0" in render([cell], tmp_path / "bench", tmp_path)
-    (changed,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg_steps": 9}}})
+    (changed,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg": {"steps": 9}}}})
     text = render([changed], tmp_path / "bench", tmp_path)
     assert "70.0" not in text and "not run (about 7 minutes)" in text
 
@@ -633,13 +666,13 @@ def test_generators_stand_beside_the_stages_on_the_same_boxes(tmp_path):
 def test_supervision_goes_from_weak_to_full_with_the_share_that_weak_reaches(tmp_path):
     rows = {
         "stages/squeezenet": {"kind": "stages"},
-        "supervision/full": {"kind": "deploy", "settings": {"mode": "full"}},
+        "supervision/full": {"kind": "deploy", "settings": {"run": {"mode": "full"}}},
         "supervision/other_weak": {
             "kind": "deploy",
             "uses": "stages/squeezenet",
-            "settings": {"segmenter": "largefov"},
+            "settings": {"segmenter": {"model": "largefov"}},
         },
-        "supervision/semi": {"kind": "deploy", "uses": "stages/squeezenet", "settings": {"mode": "semi"}},
+        "supervision/semi": {"kind": "deploy", "uses": "stages/squeezenet", "settings": {"run": {"mode": "semi"}}},
     }
     cells = define(tmp_path, rows)
     scores = {"squeezenet": 0.45, "semi": 0.48, "full": 0.5, "other_weak": 0.3}
