@@ -28,6 +28,7 @@ A row, `benchmarks/rows/TABLE/NAME.yaml`, says what is different:
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -173,7 +174,7 @@ def select(cells: list[Cell], wanted: list[str], seed: int | None = None) -> lis
     return of_seed
 
 
-def expand(value: object, places: dict[str, str]) -> object:
+def expand(value: Any, places: dict[str, str]) -> Any:
     """The value with its placeholders replaced, in lists and dicts too.
 
     Args:

@@ -84,6 +84,7 @@ def write_panel(folder: Path) -> Path:
     rows = []
     for index in range(len(source)):
         record = source.record(index, report)
+        assert record is not None  # its image was written beside the boxes
         image = source.image(record)
         boxes = np.array([item.box for item in record.objects])
         labels = [item.category + 1 for item in record.objects]

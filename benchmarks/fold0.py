@@ -58,6 +58,7 @@ def write_target(voc: Path, out: Path) -> None:
         for record in read_voc(voc, ReadOptions(split=split, masks=True)):
             record.objects = [item for item in record.objects if item.category < len(TARGET_CLASSES)]
             if record.objects:
+                assert record.mask_path is not None  # asked for
                 name = Path(record.file_name).stem
                 labels = read_label_map(record.mask_path)
                 others = (labels > len(TARGET_CLASSES)) & (labels != IGNORE_INDEX)

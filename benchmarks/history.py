@@ -1,5 +1,7 @@
 """Configurations of results that are older than the sections of `training/config.py`, in the names of today."""
 
+from typing import Any
+
 from training.parsing import merged
 
 
@@ -23,13 +25,14 @@ def with_sections(configuration: dict) -> dict:
     """The configuration of a cell with its settings in sections; one that has them is returned as it is."""
     settings, used = configuration.get("settings") or {}, configuration.get("uses")
     if not set(settings) <= _SECTIONS or not all(isinstance(value, dict) for value in settings.values()):
-        settings = settings_with_sections(settings)
+        settings = _settings_with_sections(settings)
     return configuration | {"settings": settings, "uses": with_sections(used) if used else used}
 
 
-def settings_with_sections(settings: dict) -> dict:
+def _settings_with_sections(settings: dict) -> dict:
     """`lpg_steps: 3` as `lpg: {steps: 3}`."""
     result: dict = {}
+    value: Any
     for name, value in settings.items():
         prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
         path = _MOVED.get(name, f"{_PREFIXES.get(prefix, 'run')}.{name.removeprefix(prefix)}")

@@ -23,18 +23,20 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lpg_hf import LPGImageProcessor, LPGModel
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats.voc import read_voc
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.hub import write_card
+from lpg_hf.label_maps import read_label_map
 from lpg_hf.labels import COCO_CLASSES, IGNORE_INDEX, VOC_CLASSES
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor
+from lpg_hf.models.modeling_lpg import LPGModel
 
 
 COCO_NAME_OF_VOC = {
@@ -51,8 +53,8 @@ BUNDLE = Path(__file__).parents[1] / "lpg_hf" / "weights" / "lpg-small"
 def joined(root: Path) -> dict:
     """COCO content of both training parts; file names are relative to `root`."""
     coco = json.loads((root / "coco/instances.json").read_text(encoding="utf-8"))
-    part = json.loads((root / "coco/instances_nonvoc_train.json").read_text(encoding="utf-8"))
-    train = {image["id"] for image in part["images"]}
+    listed = json.loads((root / "coco/instances_nonvoc_train.json").read_text(encoding="utf-8"))
+    train = {image["id"] for image in listed["images"]}
     images = [image | {"file_name": f"coco/images/{image['file_name']}"} for image in coco["images"]]
     images = [image for image in images if image["id"] in train]
     annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] in train]
@@ -60,8 +62,8 @@ def joined(root: Path) -> dict:
     next_id = max(annotation["id"] for annotation in coco["annotations"]) + 1
     id_of_name = {name: category_id for category_id, name in COCO_CLASSES}
     for number, record in enumerate(read_voc(root / "voc", ReadOptions(split="train_mix", masks=True))):
-        with Image.open(record.mask_path) as file:
-            labels = np.array(file)
+        assert record.mask_path is not None  # asked for
+        labels = read_label_map(record.mask_path)
         image_id, regions = next_image + number, []
         for item in record.objects:
             mask = np.zeros(labels.shape, dtype=bool)
@@ -77,12 +79,12 @@ def joined(root: Path) -> dict:
             if not mask.any():
                 continue
             name = VOC_CLASSES[category]
-            rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            rle: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
             annotations.append(
                 {
                     "id": next_id,
                     "image_id": image_id,
-                    "category_id": id_of_name[COCO_NAME_OF_VOC.get(name, name)],
+                    "category_id": id_of_name[COCO_NAME_OF_VOC.get(name) or name],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": int(mask.sum()),
                     "iscrowd": iscrowd,
@@ -117,7 +119,8 @@ def bundle(
     if object_weight is not None:
         shift = math.log(object_weight / model.config.object_loss_weight)
         with torch.no_grad():
-            model.generator.head[-1].bias += torch.tensor([-shift / 2, shift / 2])
+            head: Any = model.generator.head
+            head[-1].bias += torch.tensor([-shift / 2, shift / 2])
         model.config.object_loss_weight = object_weight
         metrics["after_training_object_loss_weight"] = object_weight
     if edge_radius is not None:

@@ -100,12 +100,12 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     parts += [
         "## II. Stages, encoders, stage-wise against fixed\n",
         f"{DIRECTIONS['coco60_voc']}. Stage 0 is a segmenter trained on filled boxes.\n",
-        stage_table(of("stages", "coco60_voc"), link),
+        _stage_table(of("stages", "coco60_voc"), link),
         "## III. Masks of the measured boxes, against generators without training\n",
     ]
     for protocol, direction in DIRECTIONS.items():
         trained = [line for line in of("stages", protocol) if line.cell.kind == "stages"]
-        parts += [f"### {direction}\n", box_table(of("baselines", protocol) + trained, link)]
+        parts += [f"### {direction}\n", _box_table(of("baselines", protocol) + trained, link)]
     parts += [
         "## IV. Weak, semi and full supervision\n",
         "Semi: the photographs of VOC's own train list keep their ground truth; full: all do, for as many rounds.\n",
@@ -113,14 +113,16 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     for protocol, direction in DIRECTIONS.items():
         supervised = of("supervision", protocol)
         if supervised:
-            table = stage_table(_by_supervision(of("stages", protocol, "squeezenet") + supervised), link, of_full=True)
+            table = _stage_table(
+                _by_supervision(of("stages", protocol, "squeezenet") + supervised), link, of_full=True
+            )
             parts += [f"### {direction}\n", table]
     parts.append("## VII. Both directions\n")
     both = {line.cell.row for line in of("stages", "voc_coco60")}
     for protocol in ("coco60_voc", "voc_coco60"):
-        parts += [f"### {DIRECTIONS[protocol]}\n", stage_table(of("stages", protocol, *both), link)]
-    parts += ["## Fold 0 of PASCAL-5i\n", FOLD0, stage_table(of("stages", "fold0"), link)]
-    parts += ["## Ablations\n", ABLATIONS, ablation_table([x for x in lines if x.cell.table == "ablations"], link)]
+        parts += [f"### {DIRECTIONS[protocol]}\n", _stage_table(of("stages", protocol, *both), link)]
+    parts += ["## Fold 0 of PASCAL-5i\n", FOLD0, _stage_table(of("stages", "fold0"), link)]
+    parts += ["## Ablations\n", ABLATIONS, _ablation_table([x for x in lines if x.cell.table == "ablations"], link)]
     return "\n".join(parts)
 
 
@@ -133,7 +135,7 @@ cores is a part; the number of steps is in the labels' files.
 """
 
 
-def stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: bool = False) -> str:
+def _stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: bool = False) -> str:
     """One line per row and stage, with everything that is measured at it.
 
     Args:
@@ -171,7 +173,7 @@ def stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: bool
     return _markdown(table)
 
 
-def box_table(lines: list[Line], link: Callable[[Line], str]) -> str:
+def _box_table(lines: list[Line], link: Callable[[Line], str]) -> str:
     """One line per generator, or per stage of a trained row."""
     table = []
     for line in lines:
@@ -196,7 +198,7 @@ def box_table(lines: list[Line], link: Callable[[Line], str]) -> str:
     return _markdown(table)
 
 
-def ablation_table(lines: list[Line], link: Callable[[Line], str]) -> str:
+def _ablation_table(lines: list[Line], link: Callable[[Line], str]) -> str:
     """One line per change, the directions side by side, each with its difference to the base row."""
     directions = [protocol for protocol in DIRECTIONS if any(line.cell.protocol == protocol for line in lines)]
     of = {(line.cell.row, line.cell.protocol): line for line in lines}

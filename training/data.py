@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, Image
 
 from lpg_hf.data.load import class_names, load_boxes
@@ -20,8 +19,8 @@ def load_aux(run: Run, masks: bool = True) -> Dataset:
     if fraction < 1:
         order = np.random.default_rng(run.settings.run.seed).permutation(len(rows))
         kept = np.sort(order[: max(1, round(len(rows) * fraction))])
-        objects = rows.select_columns("objects").with_format("arrow")[:]["objects"]
-        num_objects = pc.list_value_length(pc.struct_field(objects, "bbox")).to_numpy()  # of each image
+        objects = rows.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
+        num_objects = objects.field("bbox").value_lengths().to_numpy()  # of each image
         run.print(
             f"run.aux_fraction={fraction}: {len(kept)} of {len(rows)} images with {num_objects[kept].sum()} of "
             f"{num_objects.sum()} objects"
@@ -66,7 +65,7 @@ def check_same_classes(one: Dataset, other: Dataset, what: str) -> None:
         raise ValueError(f"{what} differ in their classes: {class_names(one)} and {class_names(other)}.")
 
 
-def without_difficult(row: dict) -> dict:
+def _without_difficult(row: dict) -> dict:
     """The row without the objects that are flagged difficult."""
     keep = [i for i, difficult in enumerate(row["objects"]["difficult"]) if not difficult]
     return {"objects": {name: [values[i] for i in keep] for name, values in row["objects"].items()}}
@@ -93,5 +92,5 @@ def _load(run: Run, data: DataSettings, name: str, masks: bool) -> Dataset:
         if column in rows.column_names:
             rows = rows.cast_column(column, Image(decode=False))
     if data.drop_difficult:
-        rows = rows.map(without_difficult, desc="dropping difficult objects")
+        rows = rows.map(_without_difficult, desc="dropping difficult objects")
     return rows

@@ -52,11 +52,11 @@ def run_deploy(settings: Settings) -> dict:
     name = "target" if mode == "weak" else f"target_{mode}"
     run = start_run(settings, f"{name}/settings.json")
     numbers = range(1, settings.run.num_stages + 1) if mode != "full" else ()
-    generators = {number: load_lpg(*stage_source(settings, number)) for number in numbers}
+    generators = {number: load_lpg(*_stage_source(settings, number)) for number in numbers}
     rows = load_target(run, masks=mode == "full")
     evaluation = load_eval(run) if "segmenter" in settings.run.measure else None
-    check_before_training(run, rows, evaluation)
-    supervised = supervision(run, rows)
+    _check_before_training(run, rows, evaluation)
+    supervised = _supervision(run, rows)
     truth = load_target(run, masks=True) if "masks" in settings.run.measure else None
     scores = DeployScores(run, run.folder / name, class_names(rows), truth, evaluation)
     scores.add_box_fill()
@@ -76,7 +76,7 @@ def run_deploy(settings: Settings) -> dict:
     return metrics
 
 
-def stage_source(settings: Settings, number: int) -> tuple[str, str | None]:
+def _stage_source(settings: Settings, number: int) -> tuple[str, str | None]:
     """Folder of a round's LPG in a run, or its id and revision on the Hub: ORG/PREFIX-stageK."""
     run = settings.run
     stages, number = run.stages or run.dir, run.fixed_stage or number
@@ -92,7 +92,7 @@ def stage_source(settings: Settings, number: int) -> tuple[str, str | None]:
     return f"{prefix}-stage{number}", revision or None
 
 
-def check_before_training(run: Run, rows: Dataset, evaluation: Dataset | None) -> None:
+def _check_before_training(run: Run, rows: Dataset, evaluation: Dataset | None) -> None:
     """Raises ValueError or OSError if the data and the segmenter of the settings do not fit."""
     names, measured_on = class_names(rows), "the segmenter is not measured"
     check_num_classes(names)
@@ -104,7 +104,7 @@ def check_before_training(run: Run, rows: Dataset, evaluation: Dataset | None) -
     run.print(f"target set: {len(rows)} images, {len(names)} classes; {measured_on}")
 
 
-def supervision(run: Run, rows: Dataset) -> Callable[[Labels], Labels]:
+def _supervision(run: Run, rows: Dataset) -> Callable[[Labels], Labels]:
     """The mode: from the labels of a stage to those trained on, which are ground truth for the images that keep it.
 
     Args:

@@ -46,7 +46,7 @@ def run_em(settings: Settings) -> None:
     rows = load_aux(run)
     aux, names = run.folder / "aux", class_names(rows)
     run.print(f"auxiliary set: {len(rows)} images, {len(names)} classes")
-    check_before_training(run, rows)
+    _check_before_training(run, rows)
     if settings.segmenter.model is None:
         lpg_stage(run, Stage("auxiliary", 1, aux / "stage1"), rows, segmenter=None, previous=None)
         run.finish()
@@ -78,7 +78,7 @@ def run_em(settings: Settings) -> None:
     run.finish()
 
 
-def check_before_training(run: Run, rows: Dataset) -> None:
+def _check_before_training(run: Run, rows: Dataset) -> None:
     """Raises ValueError or OSError if the data and the networks of the settings do not fit."""
     settings, names = run.settings, class_names(rows)
     if settings.lpg.target == "object" and "mask" in rows.column_names:

@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf.files import write_json
@@ -71,7 +77,8 @@ class Normalization:
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB -> (3, H, W) float32."""
-        scaled = (pixels.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.asarray(self.mean, dtype=np.float32), np.asarray(self.std, dtype=np.float32)
+        scaled = (pixels.astype(np.float32) / 255 - mean) / std
         return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
@@ -93,13 +100,13 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
         OSError: `lpg.weights` or `lpg.init` does not exist.
     """
     lpg = settings.lpg
-    fields = lpg.config | {
+    fields: dict[str, typing.Any] = lpg.config | {
         "use_class_prob": use_class_prob,
         "class_prob_optional": use_class_prob and lpg.class_prob_dropout > 0,
     }
     _check_fields(LPGConfig, fields, "lpg.config")
     if lpg.config.get("backbone") == "auto" and lpg.weights is not None:
-        fields.setdefault("backbone_config", read_config(lpg.weights, "lpg.weights"))
+        fields.setdefault("backbone_config", _read_config(lpg.weights, "lpg.weights"))
     config = LPGConfig(**fields)
     if "backbone_config" in lpg.config:
         _check_fields(type(config.backbone_config), lpg.config["backbone_config"], "lpg.config.backbone_config")
@@ -117,13 +124,13 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
 
 
 def _load_imagenet(model: LPGModel, lpg: LPGSettings, weights: str) -> None:
-    backbone = model.config.backbone
+    backbone, generator = model.config.backbone, typing.cast(typing.Any, model.generator)
     if backbone in ("squeezenet", "vgg16"):
-        load_encoder_imagenet(model.generator.encoder, weights, lpg.weights_channels)
+        load_encoder_imagenet(generator.encoder, weights, lpg.weights_channels)
     elif backbone == "auto":
-        load_backbone_weights(model.generator.encoder, weights)
+        load_backbone_weights(generator.encoder, weights)
     elif backbone.startswith("resnet"):
-        load_resnet_imagenet(model.generator.trunk, weights)
+        load_resnet_imagenet(generator.trunk, weights)
     else:
         raise ValueError(f"lpg.weights is set, but there are no ImageNet weights for {backbone!r}. Set it to null.")
 
@@ -139,7 +146,7 @@ def _start_from(model: LPGModel, lpg: LPGSettings) -> None:
             raise ValueError(
                 f"lpg.processor.{name}={ours.tolist()}, but lpg.init={init} has {theirs.tolist()}: take its values."
             )
-    theirs, ours = network_fields(source.config), network_fields(model.config)
+    theirs, ours = _network_fields(source.config), _network_fields(model.config)
     differing = [f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]]
     if source.config.use_class_prob and not model.config.use_class_prob:
         differing.append("use_class_prob: True there, False here")
@@ -151,13 +158,13 @@ def _start_from(model: LPGModel, lpg: LPGSettings) -> None:
     model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
 
 
-def network_fields(config: PreTrainedConfig) -> dict:
+def _network_fields(config: PreTrainedConfig) -> dict:
     """The fields that tell networks apart: neither those that all configs have, nor those that training may change."""
     fields, of_all_configs = {}, PreTrainedConfig().to_dict()
     for key, value in config.to_dict().items():
         if key not in of_all_configs and key not in _NOT_OF_THE_NETWORK:
             nested = getattr(config, key)
-            fields[key] = network_fields(nested) if isinstance(nested, PreTrainedConfig) else value
+            fields[key] = _network_fields(nested) if isinstance(nested, PreTrainedConfig) else value
     return fields
 
 
@@ -178,14 +185,14 @@ def widen_inputs(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor
     return widened
 
 
-def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Module, typing.Any]:
+def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrainedModel, typing.Any]:
     """The segmenter with its initial weights, and its image processor.
 
     `segmenter.model` is `largefov`, `deeplab-v2`, or an AutoModelForSemanticSegmentation: a Hub id, a folder, or a
     config.json (also a folder without weights), which is built at random.
 
     Raises:
-        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `check_crop_size`.
+        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `_check_crop_size`.
         FileNotFoundError: a local path that does not exist.
     """
     id2label = dict(enumerate(["background", *class_names]))
@@ -194,7 +201,7 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
     name = str(settings.segmenter.model)
     build = _own_segmenter if name in OWN_SEGMENTERS else _auto_segmenter
     model, processor = build(name, settings.segmenter, labels)
-    check_crop_size(model, settings.segmenter)
+    _check_crop_size(model, settings.segmenter)
     if settings.segmenter.batch_norm_momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -202,7 +209,7 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[nn.Modu
     return model, processor
 
 
-def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[nn.Module, typing.Any]:
+def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[PreTrainedModel, typing.Any]:
     _check_fields(OWN_SEGMENTERS[name], settings.config, "segmenter.config")
     model = AutoModelForSemanticSegmentation.from_config(OWN_SEGMENTERS[name](**settings.config, **labels))
     if settings.weights is not None:
@@ -210,12 +217,12 @@ def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tupl
     return model, SegformerImageProcessorPil(do_resize=False)
 
 
-def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[nn.Module, typing.Any]:
+def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[PreTrainedModel, typing.Any]:
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
         raise FileNotFoundError(
             f"segmenter.model={name} does not exist. Give a Hub id, a model folder or a config.json."
         )
-    config = read_config(name, "segmenter.model")
+    config = _read_config(name, "segmenter.model")
     _check_fields(type(config), settings.config, "segmenter.config")
     config = AutoConfig.from_pretrained(name, **settings.config, **labels)
     if not _has_weights(name):
@@ -227,7 +234,7 @@ def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tup
     return model, _segmenter_processor(name)
 
 
-def check_crop_size(model: nn.Module, settings: SegmenterSettings) -> None:
+def _check_crop_size(model: nn.Module, settings: SegmenterSettings) -> None:
     """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
 
     Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel, as in images
@@ -246,7 +253,7 @@ def check_crop_size(model: nn.Module, settings: SegmenterSettings) -> None:
         )
 
 
-def read_config(source: str | Path, what: str) -> PreTrainedConfig:
+def _read_config(source: str | Path, what: str) -> PreTrainedConfig:
     """The config in a folder, a file or a Hub repository; an error that names it and is one line long."""
     try:
         return AutoConfig.from_pretrained(source)
@@ -256,7 +263,7 @@ def read_config(source: str | Path, what: str) -> PreTrainedConfig:
         ) from error
 
 
-def load_segmenter(folder: Path) -> tuple[nn.Module, typing.Any]:
+def load_segmenter(folder: Path) -> tuple[PreTrainedModel, typing.Any]:
     """A segmenter stage, in eval mode, with its image processor."""
     with reading_weights(folder):
         model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
@@ -280,7 +287,7 @@ def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel,
     return model, LPGImageProcessor.from_pretrained(folder)
 
 
-def save_stage(folder: Path, model: nn.Module, processor: typing.Any, metrics: dict) -> None:
+def save_stage(folder: Path, model: PreTrainedModel, processor: typing.Any, metrics: dict) -> None:
     """Writes a checkpoint with image processor, metrics.json and card; the folder appears when all is there."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

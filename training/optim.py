@@ -16,7 +16,7 @@ def poly_factor(step: int, num_steps: int) -> float:
     return (1 - step / num_steps) ** POLY_POWER
 
 
-def find_head(model: nn.Module) -> list[nn.Parameter]:
+def _find_head(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that get the head's learning rate: `classifier` (both DeepLabs), or what lies outside the base model.
 
     Raises:
@@ -41,7 +41,7 @@ def segmenter_groups(model: nn.Module, settings: SegmenterSettings) -> list[dict
     Raises:
         RuntimeError: a trainable parameter is in no group or in two.
     """
-    head = {id(p) for p in find_head(model)}
+    head = {id(p) for p in _find_head(model)}
     no_decay = {id(p) for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
     no_decay |= {id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"}
     rate, decay = settings.learning_rate, settings.weight_decay

@@ -86,7 +86,9 @@ def settings_from_dict(values: dict, source: str) -> Settings:
         for name, value in given.items():
             value = _expanded(value, f"{section}.{name}")
             value = _converted(value, hints[name], f"{section}.{name}", source)
-            checked[name] = merged(getattr(default, name), value) if isinstance(value, dict) else value
+            checked[name] = (
+                merged(typing.cast(dict, getattr(default, name)), value) if isinstance(value, dict) else value
+            )
         try:
             sections[section] = dataclasses.replace(default, **checked)
         except ValueError as error:

@@ -139,7 +139,7 @@ def write_panel(path: Path, rows: Dataset, target: Path, num_stages: int) -> Non
         row = rows[int(index)]
         image = decode_image(row)
         boxes, labels = row_boxes(row)
-        line = [image, draw_boxes(image, boxes, labels, names)]
+        line = [image, draw_boxes(image, boxes, labels.tolist(), names)]
         for stage in stages:
             mask = read_label_map(target / f"stage{stage}" / "pseudo_masks" / mask_name(row["file_name"]))
             line.append(overlay(image, mask))

@@ -6,7 +6,8 @@ nothing but its position: not on the number of workers, of processes, or of rest
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 from zlib import crc32
 
 import numpy as np
@@ -74,18 +75,19 @@ class LPGViews(Positions):
             jitter=lpg.box_jitter,
             low_detail=lpg.low_detail,
         )
-        self.entries = trainable_views(rows, processor, lpg.min_box_side)  # (E, 2): row, view of the row
+        self.entries = _trainable_views(rows, processor, lpg.min_box_side)  # (E, 2): row, view of the row
         super().__init__(len(self.entries), settings.run.seed, phase)
 
     def sample(self, entry: int, rng: np.random.Generator) -> dict:
         index, view_index = (int(v) for v in self.entries[entry])
         row, settings = self.rows[index], self.settings.lpg
         image = decode_image(row)
+        height, width = image.shape[:2]
         boxes, labels = row_boxes(row)
-        view = self.processor.views(boxes, labels, *image.shape[:2])[view_index]
-        view = self.processor.random_view(view, image.shape[:2], rng, self.augmentation)
+        view = self.processor.views(boxes, labels, height, width)[view_index]
+        view = self.processor.random_view(view, (height, width), rng, self.augmentation)
         if settings.color_jitter > 0:
-            image = jitter_color(image, settings.color_jitter, rng)
+            image = _jitter_color(image, settings.color_jitter, rng)
         target = object_mask(row, view_index) if settings.target == "object" else class_mask(row, view.label)
         seen = target[box_slices(boxes[view_index], *target.shape)] if self.processor.view == "box" else target
         if not (seen == 1).any():
@@ -97,7 +99,7 @@ class LPGViews(Positions):
         return sample | {"name": f"{row['file_name']} class {view.label}"}
 
 
-def jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+def _jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) uint8 RGB whose brightness, contrast and saturation are multiplied by 1 - strength to 1 + strength."""
     jittered = Image.fromarray(image)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -105,10 +107,11 @@ def jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -
     return np.asarray(jittered)
 
 
-def trainable_views(rows: Dataset, processor: LPGImageProcessor, min_box_side: float) -> np.ndarray:
+def _trainable_views(rows: Dataset, processor: LPGImageProcessor, min_box_side: float) -> np.ndarray:
     """(E, 2) int64: row index and index into `processor.views` of every view with a box of the wanted size."""
     entries = []
-    for index, row in enumerate(rows.remove_columns([c for c in rows.column_names if c not in BOX_COLUMNS])):
+    without_images = cast("Iterable[dict]", rows.select_columns(list(BOX_COLUMNS)))
+    for index, row in enumerate(without_images):
         boxes, labels = row_boxes(row)
         for view_index, view in enumerate(processor.views(boxes, labels, row["height"], row["width"])):
             sides = np.minimum(view.boxes[:, 2] - view.boxes[:, 0], view.boxes[:, 3] - view.boxes[:, 1])
@@ -144,7 +147,8 @@ class SegmenterCrops(Positions):
         label_map = self.labels(entry, row)
         size = settings.crop_size
         scale = settings.scales[rng.integers(len(settings.scales))]
-        window = random_window(*image.shape[:2], size, scale, rng)
+        height, width = image.shape[:2]
+        window = random_window(height, width, size, scale, rng)
         view = View(0, np.empty((0, 4)), window, (size, size), bool(rng.random() < 0.5))
         pixels = image_to_view(image, view, self.normalization.fill)
         return {
@@ -176,12 +180,12 @@ class StepBatches(Sampler[list[int]]):
         return (self.stop - self.start) * self.batch_size // (self.num_processes * self.micro_batch_size)
 
 
-def collate(samples: list[dict]) -> dict:
+def _collate(samples: list[dict]) -> dict:
     batch = {k: torch.from_numpy(np.stack([s[k] for s in samples])) for k in samples[0] if k != "name"}
     return batch | {"names": [s["name"] for s in samples]}
 
 
 def step_loader(dataset: Positions, batches: StepBatches, num_workers: int, pin_memory: bool) -> DataLoader:
     return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, pin_memory=pin_memory
+        dataset, batch_sampler=batches, collate_fn=_collate, num_workers=num_workers, pin_memory=pin_memory
     )

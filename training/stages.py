@@ -67,7 +67,7 @@ def segmenter_stage(
         samples = SegmenterCrops(rows, Normalization.of(processor), settings, phase, labels)
         trained = train_segmenter(run, model, samples, phase, checkpoints, num_steps)
         if run.is_main:
-            save_stage(result, model, processor, stage_metrics(run, stage, "segmenter", names, trained))
+            save_stage(result, model, processor, _stage_metrics(run, stage, "segmenter", names, trained))
         run.accelerator.wait_for_everyone()
     remove_checkpoints(run, checkpoints)  # also those of a run that was killed after the stage was saved
     return result
@@ -88,11 +88,11 @@ def lpg_stage(run: Run, stage: Stage, rows: Dataset, segmenter: Path | None, pre
         use_class_prob = stage.number > 1 or settings.lpg.stage1_class_prob
         processor = lpg_processor(settings)
         model = build_lpg(settings, use_class_prob, previous if settings.run.stage_init == "previous" else None)
-        probs = class_probs(run, stage, rows, segmenter) if use_class_prob else None
+        probs = _class_probs(run, stage, rows, segmenter) if use_class_prob else None
         samples = LPGViews(rows, processor, settings, phase, probs)
         trained = train_lpg(run, model, samples, phase, checkpoints)
         if run.is_main:
-            save_stage(result, model, processor, stage_metrics(run, stage, "lpg", class_names(rows), trained))
+            save_stage(result, model, processor, _stage_metrics(run, stage, "lpg", class_names(rows), trained))
         run.accelerator.wait_for_everyone()
     remove_checkpoints(run, checkpoints)
     return result
@@ -111,19 +111,19 @@ def mask_stage(
     """
     model, processor = lpg
     folder = stage.folder / "pseudo_masks"
-    probs = class_probs(run, stage, rows, segmenter) if model.config.use_class_prob else None
+    probs = _class_probs(run, stage, rows, segmenter) if model.config.use_class_prob else None
     write_pseudo_masks(run, model, processor, rows, probs, folder, f"{stage.name} pseudo masks")
     return MaskLabels(folder)
 
 
-def class_probs(run: Run, stage: Stage, rows: Dataset, segmenter: Path | None) -> ClassProbs:
+def _class_probs(run: Run, stage: Stage, rows: Dataset, segmenter: Path | None) -> ClassProbs:
     """Cached probabilities of a frozen segmenter for all rows; E-step and mask writing share them."""
     assert segmenter is not None  # each stage that takes a class probability comes after a segmenter
     description = f"{stage.name}: class probabilities"
     return cache_class_probs(run, lambda: load_segmenter(segmenter), rows, stage.folder, description)
 
 
-def stage_metrics(run: Run, stage: Stage, kind: str, names: list[str], trained: dict) -> dict:
+def _stage_metrics(run: Run, stage: Stage, kind: str, names: list[str], trained: dict) -> dict:
     """`metrics.json` of a stage: what it was trained on, how, and what came out.
 
     Args:

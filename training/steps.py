@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def train_lpg(run: Run, model: nn.Module, samples: Positions, name: str, folder:
     settings = run.settings.lpg
     optimizer = build_optimizer(settings.optimizer, lpg_groups(model, settings))
     phase = Phase(name, "lpg", settings, settings.steps, folder, settings.ema)
-    return train(run, phase, model, optimizer, samples, lpg_loss)
+    return train(run, phase, model, optimizer, samples, _lpg_loss)
 
 
 def train_segmenter(run: Run, model: nn.Module, samples: Positions, name: str, folder: Path, num_steps: int) -> dict:
@@ -89,14 +90,14 @@ def train_segmenter(run: Run, model: nn.Module, samples: Positions, name: str, f
     settings = run.settings.segmenter
     optimizer = build_optimizer(settings.optimizer, segmenter_groups(model, settings))
     phase = Phase(name, "segmenter", settings, num_steps, folder)
-    return train(run, phase, model, optimizer, samples, partial(segmenter_loss, stride=settings.loss_stride))
+    return train(run, phase, model, optimizer, samples, partial(_segmenter_loss, stride=settings.loss_stride))
 
 
-def lpg_loss(model: nn.Module, batch: dict) -> Tensor:
+def _lpg_loss(model: nn.Module, batch: dict) -> Tensor:
     return model(**batch).loss
 
 
-def segmenter_loss(model: nn.Module, batch: dict, stride: int | None) -> Tensor:
+def _segmenter_loss(model: nn.Module, batch: dict, stride: int | None) -> Tensor:
     """Cross-entropy over all logits of the network.
 
     Args:
@@ -121,17 +122,17 @@ def train(
     Losses are means over images, so neither the micro-batch nor the number of processes changes the gradient.
 
     Raises:
-        ValueError: see `Phase.micro_batches`, `TrainingState.load` and `explained`.
+        ValueError: see `Phase.micro_batches`, `TrainingState.load` and `_explained`.
         FloatingPointError: the loss is not finite; the message names the samples.
     """
     accelerator, every = run.accelerator, run.settings.run.checkpoint_every
     num_micro, micro_size = phase.micro_batches(accelerator.num_processes)
-    model = prepare_network(run, model)
+    model = _prepare_network(run, model)
     state = TrainingState(model, optimizer, accelerator.mixed_precision, phase.ema)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    network, stepper = accelerator.prepare(model, optimizer)  # the same weights, synchronised and in the precision
     checkpoints = Checkpoints(phase.folder)
-    resume(run, phase, state, checkpoints)
-    groups = {g["name"]: sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
+    _resume(run, phase, state, checkpoints)
+    groups = {g["name"]: sum(p.numel() for p in g["params"]) for g in stepper.param_groups}
     run.print(
         f"{phase.name}: {samples.num_entries} samples, batch {phase.settings.batch_size} = "
         f"{accelerator.num_processes} processes x {num_micro} x {micro_size}, {phase.num_steps} steps, parameters "
@@ -147,25 +148,26 @@ def train(
         accelerator.num_processes,
     )
     loader = iter(step_loader(samples, batches, run.settings.run.num_workers, accelerator.device.type == "cuda"))
-    log = StepLog(run, phase, state.step)
+    log = _StepLog(run, phase, state.step)
     for step in range(state.step, phase.num_steps):
-        seed_step(run, samples, step)
-        set_learning_rate(optimizer, poly_factor(state.updates, phase.num_steps))
+        _seed_step(run, samples, step)
+        set_learning_rate(stepper, poly_factor(state.updates, phase.num_steps))
         loss = torch.zeros((), device=accelerator.device)
         for micro in range(num_micro):
             is_last = micro == num_micro - 1
-            with nullcontext() if is_last else accelerator.no_sync(model), explained(phase, step, micro_size):
-                loss += backward(run, model, next(loader), loss_of, num_micro)
-        optimizer.step()
-        optimizer.zero_grad()
-        state.advance(accelerator.reduce(loss, reduction="mean").item(), not optimizer.step_was_skipped)
+            with nullcontext() if is_last else accelerator.no_sync(network), _explained(phase, step, micro_size):
+                loss += _backward(run, network, next(loader), loss_of, num_micro)
+        stepper.step()
+        stepper.zero_grad()
+        mean_loss = cast(Tensor, accelerator.reduce(loss, reduction="mean"))
+        state.advance(mean_loss.item(), is_update=not stepper.step_was_skipped)
         log.add(state)
         if state.step % every == 0 or state.step == phase.num_steps:
             if run.is_main:
                 checkpoints.save(state.save(log.seconds))
             accelerator.wait_for_everyone()
     seconds = log.close()
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     accelerator.free_memory()
     if state.average is not None:
         state.model.load_state_dict(state.average.module.state_dict())
@@ -173,12 +175,12 @@ def train(
     return {"loss": sum(tail) / len(tail), "seconds": state.seconds + seconds}
 
 
-def prepare_network(run: Run, model: nn.Module) -> nn.Module:
+def _prepare_network(run: Run, model: nn.Module) -> nn.Module:
     """The network on the device, in training mode."""
     device = run.accelerator.device
     model.to(device)
     if trains_in_channels_last(model, device):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cast(Any, model).to(memory_format=torch.channels_last)
     model.train()
     if run.settings.run.sync_batch_norm and run.accelerator.num_processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the parameters, so the optimiser is still right
@@ -199,7 +201,7 @@ def trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
     return device.type != "cpu" or all(max(module.stride) == 1 for module in narrow)
 
 
-def resume(run: Run, phase: Phase, state: TrainingState, checkpoints: Checkpoints) -> None:
+def _resume(run: Run, phase: Phase, state: TrainingState, checkpoints: Checkpoints) -> None:
     """Loads the newest checkpoint, if there is one, and takes the lines of the steps to be repeated out of the log."""
     state.scaler = run.accelerator.scaler
     if state.scaler is not None:
@@ -210,16 +212,16 @@ def resume(run: Run, phase: Phase, state: TrainingState, checkpoints: Checkpoint
         state.load(saved)
         run.print(f"{phase.name}: resumed at step {state.step} of {phase.num_steps}")
     if run.is_main:
-        drop_log_lines(run.folder / "log.jsonl", phase.name, state.step)
+        _drop_log_lines(run.folder / "log.jsonl", phase.name, state.step)
 
 
-def seed_step(run: Run, samples: Positions, step: int) -> None:
+def _seed_step(run: Run, samples: Positions, step: int) -> None:
     """Dropout depends on seed, phase, process and step alone, so a resumed run repeats it."""
     sequence = np.random.SeedSequence([*samples.seed, 2, run.accelerator.process_index, step])  # 0, 1: see Positions
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
-def backward(run: Run, model: nn.Module, batch: dict, loss_of: Loss, num_micro: int) -> Tensor:
+def _backward(run: Run, model: nn.Module, batch: dict, loss_of: Loss, num_micro: int) -> Tensor:
     """Adds the gradients of a micro-batch; returns its share of the loss of the step.
 
     Raises:
@@ -237,7 +239,7 @@ def backward(run: Run, model: nn.Module, batch: dict, loss_of: Loss, num_micro: 
 
 
 @contextmanager
-def explained(phase: Phase, step: int, micro_batch_size: int) -> Iterator[None]:
+def _explained(phase: Phase, step: int, micro_batch_size: int) -> Iterator[None]:
     """Adds where it happened to a loss that is not finite, and the remedy to a batch norm with one value per channel.
 
     Raises:
@@ -259,7 +261,7 @@ def explained(phase: Phase, step: int, micro_batch_size: int) -> Iterator[None]:
         ) from error
 
 
-class StepLog:
+class _StepLog:
     """The progress bar, log.jsonl and the tracker of a phase."""
 
     def __init__(self, run: Run, phase: Phase, start: int):
@@ -302,7 +304,7 @@ class StepLog:
         return self.seconds
 
 
-def drop_log_lines(path: Path, phase: str, start: int) -> None:
+def _drop_log_lines(path: Path, phase: str, start: int) -> None:
     """Takes the lines of steps that are about to be repeated, and half a line of a killed write, out of log.jsonl."""
     if not path.is_file():
         return

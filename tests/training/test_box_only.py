@@ -24,7 +24,7 @@ def stage0(settings, rows, run_dir):
     return (folder / "model.safetensors").read_bytes(), [line["loss"] for line in lines]
 
 
-def test_r_h8_stage_0_is_the_same_with_masks_without_and_with_garbage_of_coco(settings, tmp_path):
+def test_stage_0_is_the_same_with_masks_without_and_with_garbage_of_coco(settings, tmp_path):
     accelerator = Accelerator(cpu=True)
     rows = load_aux(Run(accelerator, settings), masks=True)
     without = load_aux(Run(accelerator, settings), masks=False)
@@ -39,7 +39,7 @@ def test_r_h8_stage_0_is_the_same_with_masks_without_and_with_garbage_of_coco(se
     assert len(results[0][1]) == 3
 
 
-def test_r_h8_stage_0_is_the_same_with_masks_without_and_with_garbage_of_voc(settings, tmp_path):
+def test_stage_0_is_the_same_with_masks_without_and_with_garbage_of_voc(settings, tmp_path):
     accelerator = Accelerator(cpu=True)
     rows = load_target(Run(accelerator, settings), masks=True)
     without = load_target(Run(accelerator, settings), masks=False)

@@ -25,7 +25,7 @@ def test_the_newest_is_taken_and_only_the_last_are_kept(checkpoints):
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.95])
-def test_r_j6_a_truncated_newest_checkpoint_is_passed_over_with_a_message(checkpoints, share):
+def test_a_truncated_newest_checkpoint_is_skipped_with_a_message(checkpoints, share):
     data = newest(checkpoints).read_bytes()
     newest(checkpoints).write_bytes(data[: int(share * len(data))])
     said = []
@@ -33,7 +33,7 @@ def test_r_j6_a_truncated_newest_checkpoint_is_passed_over_with_a_message(checkp
     assert len(said) == 1 and "step_10.pt" in said[0]
 
 
-def test_r_j6_a_flipped_byte_is_noticed(checkpoints):
+def test_a_flipped_byte_is_noticed(checkpoints):
     data = newest(checkpoints).read_bytes()
     at = data.index(torch.full((64,), 10.0).numpy().tobytes())
     newest(checkpoints).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
@@ -57,7 +57,7 @@ class Evil:
         return open, (str(self.path), "w")
 
 
-def test_r_m3_code_in_a_checkpoint_is_not_executed(checkpoints, tmp_path):
+def test_code_in_a_checkpoint_is_not_executed(checkpoints, tmp_path):
     marker = tmp_path / "marker"
     with zipfile.ZipFile(newest(checkpoints), "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Evil(marker), protocol=2))

@@ -32,16 +32,18 @@ def killed_em(runner, values, tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_em_killed_around_renames_ends_with_the_same_weights_and_masks(killed_em, finished_run):
     assert below(killed_em, "aux") == below(finished_run, "aux")
     assert len(below(killed_em, "aux")) == 5 + 2 * 8  # 3 segmenters, 2 generators, 2 x 8 masks
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_checkpoints_or_half_files_behind(killed_em):
     assert leftovers(killed_em) == []
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "mask"])
+@pytest.mark.parametrize("what", ["checkpoint", pytest.param("mask", marks=pytest.mark.slow)])
 def test_a_kill_inside_a_write_changes_nothing(runner, values, finished_run, tmp_path, what):
     run_dir, generator = tmp_path / "run", random.Random(0)
     codes = [runner.run("em.py", values, run_dir, generator.randrange(1, 9), what) for _ in range(3)]
@@ -65,8 +67,8 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(runner, val
     [
         ("stage0/segmenter", "after"),
         ("stage1/lpg", "before"),
-        ("stage1/lpg", "after"),
-        ("class_probs.uint8", "before"),
+        pytest.param("stage1/lpg", "after", marks=pytest.mark.slow),
+        pytest.param("class_probs.uint8", "before", marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_where_a_phase_ends_changes_nothing(runner, values, finished_run, tmp_path, fatal, when):
@@ -80,6 +82,7 @@ def test_a_kill_where_a_phase_ends_changes_nothing(runner, values, finished_run,
     assert leftovers(run_dir) == []
 
 
+@pytest.mark.slow
 def test_deploy_killed_around_renames_ends_with_the_same_results(runner, values, killed_em, finished_run):
     codes = [runner.run("deploy.py", values, killed_em, *moment) for moment in moments(1, 4, 10)]
     codes.append(runner.run("deploy.py", values, killed_em))
@@ -91,6 +94,7 @@ def test_deploy_killed_around_renames_ends_with_the_same_results(runner, values,
         assert one[name] == other[name]
 
 
+@pytest.mark.slow
 def test_em_killed_from_outside_after_random_times_ends_with_the_same_weights(runner, values, finished_run, tmp_path):
     began = time.monotonic()
     assert runner.run("em.py", values, tmp_path / "whole") == 0

@@ -202,7 +202,7 @@ def test_a_generator_that_does_not_fit_is_refused_with_the_reason(settings, tmp_
         changed(settings, {"lpg.weights": "w.safetensors"} | init)
 
 
-def test_r_m3_a_stage_with_damaged_weights_is_named(settings, tmp_path, lpg_folder, segmenter_folder):
+def test_a_stage_with_damaged_weights_is_named(settings, tmp_path, lpg_folder, segmenter_folder):
     for good, load in ((lpg_folder, load_lpg), (segmenter_folder, load_segmenter)):
         damaged = tmp_path / good.name
         shutil.copytree(good, damaged)

@@ -68,7 +68,7 @@ def test_a_network_without_a_known_head_is_refused():
         segmenter_groups(nn.Sequential(nn.Conv2d(3, 3, 1)), SegmenterSettings())
 
 
-def test_r_k1_poly_goes_from_one_to_zero_over_the_steps():
+def test_poly_goes_from_one_to_zero_over_the_steps():
     curve = [poly_factor(step, 100) for step in range(101)]
     assert curve[0] == 1 and curve[100] == 0 and curve == sorted(curve, reverse=True)
     assert curve[50] == pytest.approx(0.5**0.9)

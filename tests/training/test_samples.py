@@ -31,7 +31,7 @@ def entries(samples, start, stop, batch_size=3, rank=0, processes=1, micro=None)
     return [value for batch in loader for value in zip(batch["entry"].tolist(), batch["draw"].tolist())]
 
 
-def test_r_k2_every_sample_comes_once_an_epoch_and_a_resumed_run_goes_on_where_it_stopped():
+def test_every_sample_comes_once_an_epoch_and_a_resumed_run_draws_the_rest():
     samples = Entries(20, 0, "phase")
     whole = entries(samples, 0, 20, batch_size=2)
     assert sorted(entry for entry, _ in whole[:20]) == list(range(20))
@@ -50,7 +50,7 @@ def test_processes_share_the_global_batch_of_one():
 
 
 @pytest.mark.parametrize("num_entries", [1, 5])
-def test_r_k3_fewer_samples_than_a_batch_still_fill_it(num_entries):
+def test_fewer_samples_than_a_batch_still_fill_it(num_entries):
     drawn = entries(Entries(num_entries, 0, "phase"), 0, 2, batch_size=8)
     assert len(drawn) == 16 and {entry for entry, _ in drawn} == set(range(num_entries))
     assert len({draw for _, draw in drawn}) == 16  # the same image, another crop each time
@@ -72,7 +72,7 @@ def lpg_views(settings):
 
 
 @pytest.mark.parametrize("view", ["image", "box"])
-def test_r_k7_samples_do_not_depend_on_the_number_of_workers(settings, view):
+def test_samples_do_not_depend_on_the_number_of_workers(settings, view):
     samples = lpg_views(changed(settings, {"lpg.processor.view": view, "lpg.processor.view_size": 32}))
     batches = StepBatches(4, 4, 0, 3, 0, 1)
     alone = list(step_loader(samples, batches, 0, False))
@@ -109,7 +109,7 @@ def test_an_image_view_is_a_class_and_a_box_view_is_a_box(settings):
     assert boxes > classes
 
 
-def test_small_boxes_are_left_out_of_training_on_request(settings):
+def test_small_boxes_are_skipped_in_training_on_request(settings):
     everything = lpg_views(changed(settings, {"lpg.processor.view": "box"})).num_entries
     large = lpg_views(changed(settings, {"lpg.processor.view": "box", "lpg.min_box_side": 20.0})).num_entries
     assert 0 < large < everything
