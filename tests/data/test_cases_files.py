@@ -1,6 +1,7 @@
 """The diagnosis that a check gives of real annotation files, with blank images in the place of the true ones."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from lpg_hf.data.formats.voc import parse_xml
 from lpg_hf.data.options import SOURCE_OPTIONS
 
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
+CASES = Path(os.environ.get("LPG_HF_CASES", "absent"))
 
 # file -> (images, objects, classes, counts)
 DIAGNOSES = {
@@ -35,7 +36,7 @@ def blank_data(name, root):
     """(annotations, image folder) with blank images of the stated sizes."""
     path = CASES / name
     if not path.is_file():
-        pytest.skip(f"needs the file {name} in ../shared/cases")
+        pytest.skip(f"needs the file {name} in the folder LPG_HF_CASES")
     images = root / ("images" if path.suffix == ".json" else "JPEGImages")
     if path.suffix == ".json":
         sizes = {i["file_name"]: (i["width"], i["height"]) for i in json.loads(path.read_text())["images"]}
@@ -63,7 +64,7 @@ def test_diagnosis(name, tmp_path):
 def test_diagnosis_of_the_file_as_it_lies_there_without_its_images(name):
     path = CASES / name
     if not path.is_file():
-        pytest.skip(f"needs the file {name} in ../shared/cases")
+        pytest.skip(f"needs the file {name} in the folder LPG_HF_CASES")
     checked = check_source(path, options=replace(SOURCE_OPTIONS, masks=name.endswith(".json")))
     images, objects, classes, counts = DIAGNOSES[name]
     counts = {{"size_from_image": "size_unknown"}.get(kind, kind): count for kind, count in counts.items()}
@@ -89,5 +90,5 @@ def test_conversion_keeps_every_object_but_crowds(name, target, tmp_path):
 
 def test_there_is_a_diagnosis_of_every_file():
     if not CASES.is_dir():
-        pytest.skip("needs the files in ../shared/cases")
+        pytest.skip("needs the files in the folder LPG_HF_CASES")
     assert {path.name for path in CASES.iterdir() if path.suffix in (".json", ".xml")} == set(DIAGNOSES)

@@ -1,5 +1,6 @@
 """The readers on real photographs, where they are at hand."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,12 @@ from lpg_hf.data.options import ReadOptions
 from lpg_hf.labels import COCO_NONVOC_IDS
 
 
-SHARED = Path(__file__).parents[3] / "shared"
-DATA, CASES = SHARED / "data", SHARED / "cases"
+DATA, CASES = (Path(os.environ.get(name, "absent")) for name in ("LPG_HF_DATA", "LPG_HF_CASES"))
 NONVOC_MASKS = ReadOptions(classes="nonvoc60", masks=True)
 
 pytestmark = [
     pytest.mark.data,
-    pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the photographs in ../shared/{DATA.name}"),
+    pytest.mark.skipif(not DATA.is_dir(), reason="needs the photographs in the folder LPG_HF_DATA"),
 ]
 
 
@@ -81,7 +81,7 @@ def test_arrays_of_real_rows_agree_with_each_other():
                 assert (class_mask(row, int(label))[truth == label] == 1).all()
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="needs the odd files in ../shared/cases")
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the odd files in the folder LPG_HF_CASES")
 def test_odd_xml_files_are_read():
     for path in sorted(CASES.glob("*.xml")):
         content = parse_xml(str(path))

@@ -1,5 +1,6 @@
 """A salient-object network in ONNX: crops, batches, the fallback to the box, and models that do not fit."""
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,8 +20,8 @@ from lpg_hf.generators.saliency import SaliencyGenerator
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 
-U2NETP = Path(__file__).parents[2] / "../shared/weights/u2netp.onnx"
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA, WEIGHTS = (Path(os.environ.get(name, "absent")) for name in ("LPG_HF_DATA", "LPG_HF_WEIGHTS"))
+U2NETP = WEIGHTS / "u2netp.onnx"
 RED, GREEN = (220, 40, 30), (30, 140, 60)
 
 
@@ -225,7 +226,7 @@ def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.data
 @pytest.mark.skipif(
-    not U2NETP.is_file() or not DATA.is_dir(), reason="needs u2netp.onnx and the photographs in ../shared"
+    not U2NETP.is_file() or not DATA.is_dir(), reason="needs LPG_HF_WEIGHTS with u2netp.onnx, and LPG_HF_DATA"
 )
 def test_u2netp_is_better_than_the_box_on_photographs():
     options = replace(SOURCE_OPTIONS, split="val_mix")

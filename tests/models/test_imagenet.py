@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from lpg_hf.models.modeling_lpg import LPGModel, VGG16Encoder
 from lpg_hf.models.resnet import ResNetTrunk
 
 
-VGG16_FILE = Path(__file__).parents[2] / "../shared/weights/vgg16_imagenet_features_fp16.safetensors"
+VGG16_FILE = Path(os.environ.get("LPG_HF_WEIGHTS", "absent")) / "vgg16_imagenet_features_fp16.safetensors"
 
 
 def tiny_largefov(width=4):
@@ -191,7 +192,7 @@ def test_read_state_dict_refuses_what_it_cannot_read(tmp_path):
         read_state_dict(tmp_path / "nested.pth")
 
 
-@pytest.mark.skipif(not VGG16_FILE.exists(), reason="ImageNet VGG16 file not present beside the checkout")
+@pytest.mark.skipif(not VGG16_FILE.exists(), reason="the folder LPG_HF_WEIGHTS has no ImageNet VGG16 file")
 def test_real_vgg16_fits_the_full_size_model():
     model = DeepLabLargeFOVForSemanticSegmentation(DeepLabLargeFOVConfig(num_labels=21))
     assert load_vgg16_imagenet(model, VGG16_FILE) == []
@@ -221,7 +222,7 @@ def test_vgg16_encoder_gives_what_conv3_3_conv4_3_and_conv5_3_give_in_torchvisio
         torch.testing.assert_close(encoder(image), [*expected[2:], x])
 
 
-@pytest.mark.skipif(not VGG16_FILE.exists(), reason="ImageNet VGG16 file not present beside the checkout")
+@pytest.mark.skipif(not VGG16_FILE.exists(), reason="the folder LPG_HF_WEIGHTS has no ImageNet VGG16 file")
 def test_real_vgg16_fits_the_encoder():
     encoder, source = VGG16Encoder(), load_file(VGG16_FILE)
     assert load_encoder_imagenet(encoder, VGG16_FILE) == []
