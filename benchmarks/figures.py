@@ -1,10 +1,12 @@
-"""Images like Fig. 3 to 6 of the paper: the best, the median and the worst boxes of one method, and what the others make of them.
+"""Images like Fig. 3 to 6 of the paper: the best, median and worst boxes of one method, beside the other methods.
 
-    python benchmarks/figures.py VOC2012 --masks VOC2012/SegmentationClass --split val --generators box grabcut lpg \\
-        --stage "stage 1" runs/mine/aux/stage1/lpg --stage "stage 3" runs/mine/aux/stage3/lpg runs/mine/target/stage2/segmenter
+    python benchmarks/figures.py VOC2012 --masks VOC2012/SegmentationClass --split val \\
+        --generators box grabcut lpg --stage "stage 1" runs/mine/aux/stage1/lpg \\
+        --stage "stage 3" runs/mine/aux/stage3/lpg runs/mine/target/stage2/segmenter
 
-A row of panel.jpg is an image: its boxes, the ground truth, and the label map of each method; the box that the row was chosen for
-is drawn everywhere, with its IoU. images.json has the names and numbers. Failures are a third of the rows, however good a method is.
+A row of panel.jpg is an image: its boxes, the ground truth, and the label map of each method; the box that the row was
+chosen for is drawn everywhere, with its IoU. images.json has the names and numbers. Failures are a third of the rows,
+however good a method is.
 """
 
 import argparse

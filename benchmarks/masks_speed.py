@@ -2,8 +2,9 @@
 
     python benchmarks/masks_speed.py [--images 100] [--share 0.4]
 
-Each generator runs over procedural images of 512 x 512 with one box each, as the command line runs it, in a process of its own; the rate
-is that of the whole job without the start of the process. The hourglass has random weights, which changes nothing about its speed.
+Each generator runs over procedural images of 512 x 512 with one box each, as the command line runs it, in a process of
+its own; the rate is that of the whole job without the start of the process. The hourglass has random weights, which
+changes nothing about its speed.
 """
 
 import argparse

@@ -120,7 +120,7 @@ def table_rows(text: str) -> list[dict[str, str]]:
     return found
 
 
-# --- rows and cells ---------------------------------------------------------------------------------------------------
+# --- rows and cells --------------------------------------------------------------------------------------------------
 
 
 def test_a_row_has_a_cell_for_each_protocol_and_seed(tmp_path):
@@ -240,7 +240,7 @@ def test_configurations_of_older_results_are_read_in_sections():
     assert with_sections({"settings": new, "uses": None}) == {"settings": new, "uses": None}
 
 
-# --- one cell ---------------------------------------------------------------------------------------------------------
+# --- one cell --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +417,7 @@ def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench,
     assert second[second.index("--segmenter.model") + 1].endswith("target/stage1/segmenter")
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
+# --- commands --------------------------------------------------------------------------------------------------------
 
 
 def python(code: str) -> list[str]:
@@ -435,7 +435,8 @@ def test_a_finished_command_is_not_run_again_unless_the_configuration_is_another
 def test_seconds_count_all_starts_of_a_command(tmp_path):
     name = str(tmp_path / "started")
     twice = python(
-        f"import os, sys, time; again = os.path.exists({name!r}); open({name!r}, 'w'); time.sleep(0 if again else 2); sys.exit(not again)"
+        f"import os, sys, time; again = os.path.exists({name!r}); open({name!r}, 'w'); time.sleep(0 if again else 2); "
+        "sys.exit(not again)"
     )
     with pytest.raises(RuntimeError):
         Commands(tmp_path, {}).run(twice, None)
@@ -551,7 +552,7 @@ def test_stages_and_the_rows_that_use_them(bench, tmp_path):
     }
 
 
-# --- the data of fold 0 -----------------------------------------------------------------------------------------------
+# --- the data of fold 0 ----------------------------------------------------------------------------------------------
 
 
 def test_auxiliary_masks_of_fold_0_have_no_target_class():
@@ -598,7 +599,7 @@ def test_target_of_fold_0_has_its_classes_alone(tmp_path):
     assert np.array_equal(read_label_map(record.mask_path), np.where(labels == 15, 0, labels))
 
 
-# --- what people read -------------------------------------------------------------------------------------------------
+# --- what people read ------------------------------------------------------------------------------------------------
 
 
 def test_numbers_have_both_ways_all_seeds_and_a_link(tmp_path):

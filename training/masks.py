@@ -152,8 +152,8 @@ def write_pseudo_masks(
     """Writes one palette PNG per image: the LPG's masks, cut to the boxes and fused (Eq. (7), Sec. III-D).
 
     Crowd regions that no class claims are 255. Images are taken in fixed groups, and a group with a missing file is
-    written again as a whole, so that a killed run ends with the same bytes as an undisturbed one. `folder/complete.json`
-    appears at the end.
+    written again as a whole, so that a killed run ends with the same bytes as an undisturbed one.
+    `folder/complete.json` appears at the end.
     """
     if (folder / "complete.json").is_file():
         return
@@ -201,8 +201,8 @@ def check_distinct(file_names: list[str]) -> None:
         mask = mask_name(name)
         if mask in taken and taken[mask] == name:
             raise ValueError(
-                f"the dataset has two entries of the image {name}, which would share the mask {mask}. Put all boxes of an image "
-                "into one entry (COCO: one image id; VOC: one xml file, whose <filename> is its own image)."
+                f"the dataset has two entries of the image {name}, which would share the mask {mask}. Put all boxes of "
+                "an image into one entry (COCO: one image id; VOC: one xml file, whose <filename> is its own image)."
             )
         if mask in taken:
             raise ValueError(f"{taken[mask]} and {name} would share the mask {mask}: rename one of the images.")

@@ -65,7 +65,7 @@ def settings_of(values: dict, source: str = "the test") -> Settings:
 
 
 def changed(settings: Settings, changes: dict) -> Settings:
-    """The settings with other values, by `section.name` or `section.dict.name`; the evaluation data follow the target's."""
+    """The settings with other values, by `section.name` or `section.dict.name`; evaluation follows the target's."""
     follow = {k.replace("target.", "evaluation.", 1): v for k, v in changes.items() if k.startswith("target.")}
     return settings_of(flat(settings) | follow | changes)
 
@@ -97,7 +97,8 @@ def launch(script: str, values: dict, run_dir: Path, *flags: str, wrapper: str =
         launcher = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
         command = [*launcher, path, *arguments]
     elif wrapper:
-        code = f"{wrapper}\nimport runpy, sys\nsys.argv = {[path, *arguments]!r}\nrunpy.run_path({path!r}, run_name='__main__')"
+        code = f"{wrapper}\nimport runpy, sys\nsys.argv = {[path, *arguments]!r}\n"
+        code += f"runpy.run_path({path!r}, run_name='__main__')"
         command = [sys.executable, "-c", code]
     else:
         command = [sys.executable, path, *arguments]
