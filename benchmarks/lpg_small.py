@@ -11,7 +11,7 @@ afterwards:
     python benchmarks/lpg_small.py bundle lpg_hf/weights/lpg-small --object_weight 1.5 --edge_radius 1 \\
         --out runs/lpg_small_edges
 
-`data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix
+`data` joins the 481 COCO photographs of the training list, all 80 classes, with the 2,877 VOC photographs of train_mix
 into one COCO file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of
 the image, which training leaves out.
 
@@ -51,7 +51,7 @@ BUNDLE = Path(__file__).parents[1] / "lpg_hf" / "weights" / "lpg-small"
 
 
 def joined(root: Path) -> dict:
-    """COCO content of both training parts; file names are relative to `root`."""
+    """COCO content of both training lists; file names are relative to `root`."""
     coco = json.loads((root / "coco/instances.json").read_text(encoding="utf-8"))
     listed = json.loads((root / "coco/instances_nonvoc_train.json").read_text(encoding="utf-8"))
     train = {image["id"] for image in listed["images"]}

@@ -69,7 +69,7 @@ class Line:
         return found
 
     def keys(self, name: str) -> list[str]:
-        """The stages, or generators, that a part of the metrics has."""
+        """The stages, or generators, that a group of the metrics has."""
         return list(dict.fromkeys(key for metrics in self.metrics for key in metrics.get(name, {})))
 
 
@@ -155,10 +155,10 @@ def _stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: boo
         stages = sorted(set(line.keys("segmenter") + line.keys("pseudo_masks") + line.keys("boxes")))
         for stage in stages:
             cells = {"": line.cell.label, "stage": stage}
-            for group, (part, scores) in groups.items():
+            for group, (key_of_group, scores) in groups.items():
                 for name, key in scores.items():
                     title = name if name in ("per box", "boundary") else f"{group} {name}"
-                    cells[title] = percent(line.values(part, stage, key))
+                    cells[title] = percent(line.values(key_of_group, stage, key))
             for name, key in (("fg", "foreground_mean_iou"), ("bg", "mean_iou")):
                 cells[f"CRF {name}"] = percent(line.values("segmenter", stage, "crf", key))
             full = _values_with_full_supervision(line, lines, stage) if of_full else []

@@ -188,7 +188,7 @@ class Commands:
         """
         Args:
             run: folder for commands.json and output.log.
-            configuration: after a change of it everything runs again; training/ decides what it can go on with.
+            configuration: after a change of it everything runs again; training/ decides what it can resume.
             lock: file descriptor that the commands inherit.
         """
         self.path, self.log, self.lock = run / "commands.json", run / "output.log", lock

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpg_hf.files import write_atomically
 
 
-PARTS = ("train", "train_val20")
+SPLITS = ("train", "train_val20")
 LIST = "bench_train"
 
 
@@ -31,7 +31,7 @@ def write_target(voc: Path, out: Path) -> None:
         link = out / path.relative_to(voc)
         link.unlink(missing_ok=True)
         link.symlink_to(path.resolve(), target_is_directory=path.is_dir())
-    names = [name for part in PARTS for name in (lists / f"{part}.txt").read_text(encoding="utf-8").split()]
+    names = [name for split in SPLITS for name in (lists / f"{split}.txt").read_text(encoding="utf-8").split()]
     text = "".join(f"{name}\n" for name in dict.fromkeys(names))
     write_atomically(out / "ImageSets" / "Segmentation" / f"{LIST}.txt", text.encode("utf-8"))
 

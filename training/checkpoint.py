@@ -1,4 +1,4 @@
-"""What a training phase goes on with after a stop: its state, in single files that are complete or absent."""
+"""The state from which a training phase resumes, in single files that are complete or absent."""
 
 import os
 import pickle
@@ -54,22 +54,22 @@ class TrainingState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        parts = {"average": self.average, "scaler": self.scaler}
-        return saved | {name: part.state_dict() for name, part in parts.items() if part is not None}
+        optional = {"average": self.average, "scaler": self.scaler}
+        return saved | {name: item.state_dict() for name, item in optional.items() if item is not None}
 
     def load(self, saved: dict) -> None:
         """Raises ValueError if it was saved in another precision."""
         if saved["mixed_precision"] != self.precision:
             raise ValueError(
                 f"the run was begun with mixed_precision {saved['mixed_precision']}, and this machine would resume it "
-                f"with {self.precision}. Resume it where it was begun, or start anew with another run.dir."
+                f"with {self.precision}. Resume it where it was begun, or start again with another run.dir."
             )
         self.step, self.updates = saved["step"], saved["updates"]
         self.losses, self.seconds = list(saved["losses"]), saved["seconds"]
-        parts = {"model": self.model, "optimizer": self.optimizer, "average": self.average, "scaler": self.scaler}
-        for name, part in parts.items():
-            if part is not None:
-                part.load_state_dict(saved[name])
+        restored = {"model": self.model, "optimizer": self.optimizer, "average": self.average, "scaler": self.scaler}
+        for name, item in restored.items():
+            if item is not None:
+                item.load_state_dict(saved[name])
 
 
 class Checkpoints:

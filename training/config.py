@@ -89,7 +89,7 @@ class DataSettings:
     split: str | None = None
     classes: str | tuple[str, ...] | None = None  # None: all
     zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
-    allow_missing: bool = False  # go on without images, masks or annotation files that do not exist
+    allow_missing: bool = False  # skip images, masks or annotation files that do not exist
     size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
     drop_difficult: bool = False  # VOC objects flagged difficult
 
@@ -282,11 +282,11 @@ def _check_processor(values: dict) -> None:
 def flat(settings: Settings) -> dict:
     """`section.name` -> value, fit for json."""
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return {f"{section}.{name}": value for section, part in values.items() for name, value in part.items()}
+    return {f"{section}.{name}": value for section, names in values.items() for name, value in names.items()}
 
 
 def public_settings(settings: Settings) -> dict:
-    """The settings as a file has them, without this machine's folders: of a local path only the last part is kept."""
+    """The settings as a file has them, without this machine's folders: of a local path only the last name is kept."""
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
     for section in values.values():
         for name, value in section.items():

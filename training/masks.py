@@ -201,8 +201,8 @@ def check_distinct(file_names: list[str]) -> None:
         mask = mask_name(name)
         if mask in taken and taken[mask] == name:
             raise ValueError(
-                f"the dataset has two entries of the image {name}, which would share the mask {mask}. Put all boxes of "
-                "an image into one entry (COCO: one image id; VOC: one xml file, whose <filename> is its own image)."
+                f"the dataset has two entries of the image {name}, which would share the mask {mask}. Put all boxes "
+                "of an image into one entry (COCO: one image id; VOC: one xml file, whose <filename> is its image)."
             )
         if mask in taken:
             raise ValueError(f"{taken[mask]} and {name} would share the mask {mask}: rename one of the images.")

@@ -183,11 +183,11 @@ def test_stage_1_may_start_from_a_generator_that_is_there(settings, tmp_path):
     source = build_lpg(settings, False, None)
     save_stage(tmp_path / "lpg", source, lpg_processor(settings), {})
     weighted = config | {"object_loss_weight": 1.5, "outside_box_loss_weight": 0.5}
-    continued = changed(settings, {"lpg.init": str(tmp_path / "lpg"), "lpg.config": weighted, "run.seed": 4})
-    model = build_lpg(continued, False, None)
+    started = changed(settings, {"lpg.init": str(tmp_path / "lpg"), "lpg.config": weighted, "run.seed": 4})
+    model = build_lpg(started, False, None)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
     inputs = torch.randn(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
-    wider = build_lpg(continued, True, None).eval()
+    wider = build_lpg(started, True, None).eval()
     torch.testing.assert_close(wider(*inputs, torch.rand(1, 1, 32, 32)).logits, source.eval()(*inputs).logits)
 
 

@@ -85,7 +85,7 @@ def test_samples_do_not_depend_on_the_number_of_workers(settings, view):
 
 
 def test_what_workers_need_can_be_sent_to_spawned_ones(settings, tmp_path):
-    """Platforms without fork, and fork with threads, start workers anew."""
+    """Platforms without fork, and fork with threads, start new workers."""
     run = Run(Accelerator(cpu=True), settings)
     rows, truth = load_target(run, masks=False), load_target(run, masks=True)
     labels = SemiLabels(MaskLabels(tmp_path), truth, {name: i for i, name in enumerate(rows["file_name"])})
