@@ -130,7 +130,7 @@ def test_segmenter_card(stage: Path):
         change(stage, "metrics.json", stage=number, settings={"mode": "full"})
         text = write_card(stage).read_text(encoding="utf-8")
         assert f"its training labels were {labels}" in text and "| mode | full |" in text
-        assert "unless the\nsettings below say otherwise (`mode`: with full supervision all labels are" in text
+        assert "unless the\nsettings below say otherwise (`run.mode`: with full supervision all labels are" in text
     change(stage, "metrics.json", stage=3, segmenter_miou={"crf": 0.61, "plain": 0.6})
     assert "| segmenter_miou [crf] | 0.61 |" in write_card(stage).read_text(encoding="utf-8")
 
