@@ -17,7 +17,7 @@ THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(THREADS)
 STAMP := $(VENV)/.installed
-SOURCES := lpg_hf training tests $(wildcard benchmarks)
+SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
 .PHONY: install demo bench test test-peer quality style clean
 
