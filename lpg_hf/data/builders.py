@@ -152,8 +152,8 @@ class VocConfig(BoxesConfig):
     def sources(self) -> list[str]:
         found, split = self.folders(), self.options.split
         listed = [] if split is None else [voc.find_split_list(found.root, split)]
-        masks = [f"{found.root}/{voc.MASKS_FOLDER}"] if self.options.masks else []
-        folders = [found.annotations, *masks]
+        masks = (voc.MASKS_FOLDER, voc.MORE_MASKS_FOLDER) if self.options.masks else ()
+        folders = [found.annotations, *(f"{found.root}/{name}" for name in masks)]
         names = {folder: voc.annotation_names(folder) for folder in folders}
         files = [f"{folder}/{name}" for folder in folders for name in names[folder]]
         of_images = {os.path.dirname(f"{found.images}/{name}") for name in names[found.annotations]}

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -194,7 +195,11 @@ def test_voc_gets_the_masks_of_sbd_and_keeps_its_own(run: Run):
     for name in [*TRAIN_AUG, *VOC_VAL]:
         label = 8 if name in VOC_TRAIN + VOC_VAL else 15
         assert np.array_equal(read_label_map(run.root / f"voc/SegmentationClassAug/{name}.png"), class_mask(label))
-    assert len(load_boxes("voc", root=run.root / "voc", split="train_aug")) == 4
+    rows = load_boxes("voc", root=run.root / "voc", split="train_aug", masks=True)
+    assert [np.asarray(row["mask"]).max() for row in rows] == [8, 8, 15, 15]
+    shutil.rmtree(run.root / "voc/SegmentationClassAug")
+    with pytest.raises(FileNotFoundError, match="2 of 4 class masks are missing"):
+        load_boxes("voc", root=run.root / "voc", split="train_aug", masks=True)
 
 
 def test_a_voc_subset_scales_images_boxes_and_masks_together(run: Run):

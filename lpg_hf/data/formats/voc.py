@@ -3,6 +3,7 @@
     ROOT/JPEGImages/NAME.jpg              images (or .jpeg .png .bmp .webp .tif, any case)
     ROOT/Annotations/NAME.xml             boxes
     ROOT/SegmentationClass/NAME.png       class masks, palette or grey PNG of indices; only with `masks`
+    ROOT/SegmentationClassAug/NAME.png    those of the images that have none there: SBD's, as `lpg-hf prepare-data voc-aug` writes them
     ROOT/ImageSets/Segmentation/LIST.txt  names of a split (or ImageSets/Main/LIST.txt)
     ROOT/classes.txt                      class names in the order of the labels, if they are not VOC's 20
 
@@ -43,6 +44,7 @@ from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
 IMAGES_FOLDER = "JPEGImages"
 ANNOTATIONS_FOLDER = "Annotations"
 MASKS_FOLDER = "SegmentationClass"
+MORE_MASKS_FOLDER = "SegmentationClassAug"
 SPLIT_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
 CLASSES_FILE = "classes.txt"
 BACKGROUND_NAMES = ("background", "__background__", "_background_", "__ignore__")
@@ -404,7 +406,7 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
     if options.split is None and only is None:
         listing.report_unlabelled(parsed.keys(), {entry.file_name for entry in entries}, report)
     if options.masks:
-        entries = _with_masks(entries, f"{folders.root}/{MASKS_FOLDER}", options, report)
+        entries = _with_masks(entries, folders.root, options, report)
         for entry in entries:
             entry.num_classes = len(classes.selected)
     return VocIndex(classes.selected, entries, [*files, *xml_files])
@@ -513,22 +515,24 @@ def _find_images(
     return entries
 
 
-def _with_masks(entries: list[VocEntry], folder: str, options: ReadOptions, report: Report) -> list[VocEntry]:
+def _with_masks(entries: list[VocEntry], root: str, options: ReadOptions, report: Report) -> list[VocEntry]:
     """The entries with the paths of their class masks; those whose mask is missing are counted."""
     safe: list[VocEntry] = []
     missing: list[VocEntry] = []
     for entry in entries:
         try:
-            path = resolve_inside(folder, f"{entry.name}.png")
+            paths = [
+                resolve_inside(f"{root}/{name}", f"{entry.name}.png") for name in (MASKS_FOLDER, MORE_MASKS_FOLDER)
+            ]
         except ValueError as error:
             report.add("unsafe_path", f"{entry.name}.png {error}", image=entry.file_name)
             continue
         safe.append(entry)
-        if os.path.isfile(fs_path(path)):
-            entry.mask_path = path
-        else:
+        entry.mask_path = next((path for path in paths if os.path.isfile(fs_path(path))), None)
+        if entry.mask_path is None:
             missing.append(entry)
     names, images = [f"{entry.name}.png" for entry in missing], [entry.file_name for entry in missing]
+    folder = f"{root}/{MASKS_FOLDER}"
     check_missing(MissingFiles("missing_mask", "class masks", names, len(entries), folder, images), options, report)
     return safe if options.keep_missing else [entry for entry in safe if entry.mask_path is not None]
 
