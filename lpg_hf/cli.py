@@ -378,6 +378,32 @@ def push_data(
     typer.echo(f"{repo_id} {done} {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
 
 
+@app.command("prepare-data")
+def prepare_data(
+    what: Annotated[str, typer.Argument(metavar="coco60|voc-aug|weights", help="What to prepare.")],
+    root: Annotated[Path, typer.Option(help="Folder to write to; the paper's configurations read `data`.")],
+    archives: Annotated[Path | None, typer.Option(help="Folder of the archives; default: ROOT/archives.")] = None,
+    subset: Annotated[
+        int | None, typer.Option(help="At most this many images per split, evenly over it.", min=1)
+    ] = None,
+    long_side: Annotated[
+        int | None, typer.Option(help="Reduce larger images to this long side, with their boxes and masks.", min=1)
+    ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not compare the archives with the published sizes and checksums.")
+    ] = False,
+) -> None:
+    """Turn the official archives of COCO, VOC and SBD into the folders that the paper's configurations read.
+
+    Nothing is downloaded. What is finished is skipped, and an interrupted run resumes. `voc-aug` needs the extra `prepare`.
+
+    Example: `lpg-hf prepare-data voc-aug --root data --archives Downloads`
+    """
+    from lpg_hf.data.prepare import PrepareOptions, prepare
+
+    prepare(what, PrepareOptions(root, archives, subset, long_side, check=not no_check, log=typer.echo))
+
+
 @app.command("eval")
 def _eval(
     prediction: Annotated[str, typer.Argument(help="Folder of label maps (PNG), or COCO json.")],

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from lpg_hf.cli import main
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.prepare import PrepareOptions, archives, prepare
 from lpg_hf.label_maps import read_label_map
@@ -373,3 +374,18 @@ def test_unknown_data_and_options_are_one_line(run: Run):
         run("ade20k")
     with pytest.raises(ValueError, match="subset=0 must be at least 1"):
         run("coco60", subset=0)
+
+
+def test_the_command_prepares_and_says_what_is_missing(run: Run, capsys: pytest.CaptureFixture[str]):
+    def command(*arguments: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["prepare-data", *arguments, "--root", str(run.root)])
+        return end.value.code, *capsys.readouterr()
+
+    given = ("--archives", str(run.archives))
+    code, out, _ = command("voc-aug", *given, "--subset", "2", "--long-side", "40", "--no-check")
+    assert code == 0 and "SegmentationClassAug: 3 files" in out and "not checked (--no-check)" in out
+    code, _, err = command("coco60")
+    assert code == 2 and "3 of 3 archives are not in" in err and "data/archives" in err
+    code, _, err = command("ade20k", *given)
+    assert code == 2 and "unknown data 'ade20k'" in err
