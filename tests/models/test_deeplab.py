@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpointing import enable_checkpointing
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ResNetConfig, ResNetModel
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
@@ -374,8 +375,7 @@ def test_activation_checkpointing_gives_the_same_gradients(build, use_reentrant)
     def gradients(checkpointing):
         model = build().train()
         if checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
-            assert model.is_activation_checkpointing
+            enable_checkpointing(model, use_reentrant)
         torch.manual_seed(3)  # dropout
         model(pixels(33, 40, batch=2), labels=labels).loss.backward()
         return [p.grad for p in model.parameters() if p.requires_grad]

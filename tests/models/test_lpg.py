@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpointing import enable_checkpointing
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, ConvNextConfig
@@ -514,8 +515,7 @@ def test_activation_checkpointing_gives_the_same_gradients(backbone, use_reentra
     def gradients(checkpointing):
         model = build(backbone).train()
         if checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
-            assert model.is_activation_checkpointing
+            enable_checkpointing(model, use_reentrant)
         values = inputs(64, 64, batch=2)
         values["pixel_values"].requires_grad_()
         model(**values, labels=random_labels(64, 64, 2)).loss.backward()
