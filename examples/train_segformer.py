@@ -32,7 +32,9 @@ class MaskFolder(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         image, label_map = self.pairs[index]
-        batch = self.processor(read_rgb(image), segmentation_maps=read_label_map(label_map), return_tensors="pt")
+        batch = self.processor.preprocess(
+            read_rgb(image), segmentation_maps=read_label_map(label_map), return_tensors="pt"
+        )
         return {name: values[0] for name, values in batch.items()}  # pixel_values (3, S, S), labels (S, S)
 
 
