@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 # Reading the umask means setting it, which is not safe beside other threads; so once, on import.
@@ -58,7 +58,7 @@ def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = Non
         raise
 
 
-def json_text(content: object, **options: object) -> str:
+def json_text(content: Any, **options: Any) -> str:
     """Json that any person can read and UTF-8 can hold: only what is no Unicode (bytes of a file name) is escaped.
 
     Args:
@@ -105,7 +105,7 @@ def _real_folder(path: str) -> str:
     return os.path.realpath(path)
 
 
-def relative_name(name: object) -> str:
+def relative_name(name: Any) -> str:
     """A file name of an annotation file as a relative path with forward slashes.
 
     Raises:
@@ -137,6 +137,6 @@ def resolve_inside(root: str, name: str) -> str:
     return path
 
 
-def write_json(path: str | os.PathLike, content: object) -> None:
+def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write a json file that is complete or absent; folders are created."""
     write_atomically(path, (json_text(content, indent=2) + "\n").encode("utf-8"))

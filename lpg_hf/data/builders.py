@@ -119,8 +119,9 @@ class BoxesConfig(BuilderConfig):
 def _below(root: str, name: str | None, usual: str = "") -> str:
     """`name` below `root`, or as it is if it exists there alone; None: the usual name, below `root` only."""
     inside = os.path.join(root, name or usual)
-    alone = name is not None and not os.path.exists(fs_path(inside)) and os.path.exists(fs_path(name))
-    return name if alone else inside
+    if name is not None and not os.path.exists(fs_path(inside)) and os.path.exists(fs_path(name)):
+        return name
+    return inside
 
 
 @dataclass
@@ -261,8 +262,8 @@ class _BoxesBuilder(GeneratorBasedBuilder):
     @property
     def report(self) -> Report:
         """What was found when the data were made (now or in an earlier run), or so far when streaming."""
-        folder = Path(self._output_dir)
-        files = sorted(folder.glob(f"{REPORT_PREFIX}*.json")) if folder.is_dir() else []
+        folder = None if self._output_dir is None else Path(self._output_dir)
+        files = sorted(folder.glob(f"{REPORT_PREFIX}*.json")) if folder is not None and folder.is_dir() else []
         if not files:
             return self._live_report
         report = Report()
@@ -301,6 +302,8 @@ class _BoxesBuilder(GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, shards: list, report_folder: str | None) -> Iterator[tuple[str, dict]]:
+        features = self.info.features
+        assert features is not None  # Set in `_split_generators`.
         for number, entries in shards:
             report, skipped = Report(), []
             for entry in entries:
@@ -314,7 +317,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
                 if record is None:
                     skipped.append(entry.path)
                 else:
-                    yield record.image_id, record_to_row(record, self.info.features)
+                    yield record.image_id, record_to_row(record, features)
             self._keep(report, skipped, report_folder, f"{number:03d}")
 
     def _keep(self, report: Report, images: list[str], folder: str | None, name: str) -> None:

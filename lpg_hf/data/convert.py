@@ -160,7 +160,7 @@ class _Reading:
 
     def _adapted(self, record: Record) -> Record:
         if self.class_masks is not None:
-            self._read_class_mask(record)
+            self._read_class_mask(record, self.class_masks)
         objects = record.objects
         if self.source.has_class_masks or (record.mask_path is not None and self.to != "voc"):
             self.count("class masks: each object gets the pixels of its class in its box; 255 is background")
@@ -188,10 +188,10 @@ class _Reading:
             self.count("licences of images", bool(record.license))
         return record
 
-    def _read_class_mask(self, record: Record) -> None:
+    def _read_class_mask(self, record: Record, folder: str) -> None:
         """Give each object the pixels of its class in its box."""
         try:
-            path = resolve_inside(self.class_masks, f"{record.image_id}.png")
+            path = resolve_inside(folder, f"{record.image_id}.png")
         except ValueError as error:
             self.report.add("unsafe_path", f"{record.image_id}.png {error}")
             return

@@ -7,9 +7,9 @@ import os
 from dataclasses import fields, replace
 from typing import Any
 
-import datasets
+import datasets.config
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 from datasets import Dataset, Image, load_dataset
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
@@ -102,13 +102,24 @@ def _tell(source: str | os.PathLike | None, found: Report, report: Report | None
         logger.log(logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", source, found.summary())
 
 
+def _flat_table(dataset: Dataset) -> pa.Table:
+    """All rows as Arrow; a column of structures becomes one column COLUMN.FIELD for each of its fields."""
+    table: Any = dataset.with_format("arrow")[:]
+    return table.flatten()
+
+
+def objects_per_row(dataset: Dataset) -> np.ndarray:
+    """(number of rows,) int: the length of the lists in the column "objects"."""
+    lists = _flat_table(dataset.select_columns(["objects"])).column(0)
+    lengths = [chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for chunk in lists.chunks]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *lengths])
+
+
 def _totals(dataset: Dataset) -> dict:
     """The fields of a `Report` that the builders count while they read; no class names where the rows have none."""
-    objects = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
-    counts = pc.list_value_length(pc.struct_field(objects, [0]))
     category = dataset.features["objects"].get("category")
     names = getattr(getattr(category, "feature", None), "names", [])
-    return {"images": len(dataset), "objects": pc.sum(counts).as_py() or 0, "classes": names}
+    return {"images": len(dataset), "objects": int(objects_per_row(dataset).sum()), "classes": names}
 
 
 def load_parquet(
@@ -124,10 +135,10 @@ def load_parquet(
     split = options.split
     splits = load_dataset(os.fspath(root), cache_dir=_cache_of_folder(root, cache_dir))
     if split is None and len(splits) > 1:
-        raise ValueError(f"{root} holds several splits ({', '.join(splits)}); pass split=...")
+        raise ValueError(f"{root} holds several splits ({', '.join(map(str, splits))}); pass split=...")
     name = next(iter(splits)) if split is None else split_name(split)
     if name not in splits:
-        raise ValueError(f"{root} has no split {split!r}; it has {', '.join(splits)}")
+        raise ValueError(f"{root} has no split {split!r}; it has {', '.join(map(str, splits))}")
     dataset = splits[name]
     if "objects" not in dataset.features:
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
@@ -182,9 +193,9 @@ def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.
     """
     foreign: dict[int, str] = {}
     for column in columns:
-        images = dataset.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
-        data, paths = (pc.struct_field(images[:][column], name) for name in ("bytes", "path"))
-        by_path = pc.and_not(pc.is_valid(paths), pc.is_valid(data))
+        images = _flat_table(dataset.select_columns([column]).cast_column(column, Image(decode=False)))
+        paths = images[f"{column}.path"]
+        by_path = paths.is_valid().to_numpy() & images[f"{column}.bytes"].is_null().to_numpy()
         foreign |= {number: paths[number].as_py() for number in np.flatnonzero(by_path).tolist()}
     if not foreign:
         return dataset

@@ -7,6 +7,7 @@ from typing import Any
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.images import ImageProblem, image_size
+from lpg_hf.rle import Rle
 
 
 # How far a box may reach over the border before it is counted as clipped: rounding of the tool that wrote it, and ours.
@@ -26,7 +27,7 @@ class BoxObject:
         iscrowd: a region of many objects (COCO); no single object.
         difficult: VOC flag.
         id: unique in its dataset.
-        rle: COCO mask, {"size": [height, width], "counts": text}; None if there is none or masks were not asked for.
+        rle: COCO mask; None if there is none or masks were not asked for.
         stated: COCO fields that say more than `rle` and `area` do, as the file states them: "segmentation" (an outline
             between pixels) and "area"; only beside `rle`.
     """
@@ -37,7 +38,7 @@ class BoxObject:
     iscrowd: bool = False
     difficult: bool = False
     id: int = 0
-    rle: dict | None = None
+    rle: Rle | None = None
     stated: dict = field(default_factory=dict, compare=False)
 
 

@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import check_size, column_source, mask_column
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
-from lpg_hf.data.load import class_names, load_parquet
+from lpg_hf.data.load import class_names, load_parquet, objects_per_row
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
 from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_box, finite_numbers
 from lpg_hf.data.report import Report
@@ -519,5 +518,4 @@ class _Rows:
 
 def _first_ids(dataset: Dataset) -> list[int]:
     """Ids from 1 through all rows: that of the first object of each row, and one more at the end."""
-    boxes = pc.struct_field(dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"], "bbox")
-    return (1 + np.cumsum([0, *pc.list_value_length(boxes).to_pylist()])).tolist()
+    return [1, *(1 + np.cumsum(objects_per_row(dataset))).tolist()]

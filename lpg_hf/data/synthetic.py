@@ -26,9 +26,9 @@ import cv2
 import numpy as np
 import typer
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from lpg_hf.labels import voc_palette
+from lpg_hf.rle import encode_mask
 
 
 # Part of the stored settings: raise it when the same arguments draw other images.
@@ -302,7 +302,6 @@ def _write_coco(folder: Path, num_images: int, size: tuple[int, int], seed: int)
         images.append({"id": index + 1, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
         for label, mask in objects:
             x1, y1, x2, y2 = _box(mask)
-            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -311,7 +310,7 @@ def _write_coco(folder: Path, num_images: int, size: tuple[int, int], seed: int)
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": int(mask.sum()),
                     "iscrowd": 0,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                    "segmentation": encode_mask(mask),
                 }
             )
     categories = [{"id": i, "name": kind.name} for i, kind in enumerate(AUX_CLASSES, start=1)]

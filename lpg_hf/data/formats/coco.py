@@ -278,7 +278,7 @@ def select_classes(categories: list[Category], classes: Classes, path: object) -
             raise ValueError(
                 f"unknown class set {classes!r}; choose all, {', '.join(NAMED_CLASS_SETS)}, or a list of names or ids"
             )
-        official = [pair for pair in COCO_CLASSES if pair[0] in NAMED_CLASS_SETS[classes]]
+        official: list[Category] = [pair for pair in COCO_CLASSES if pair[0] in NAMED_CLASS_SETS[classes]]
         held = dict(categories)
         other = [(i, held[i], name) for i, name in official if i in held and held[i] != name]
         if other or not any(category_id in held for category_id, _ in official):

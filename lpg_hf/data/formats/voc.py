@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -248,7 +247,7 @@ def parse_xml(path: str) -> VocAnnotation:
     """
     data = Path(fs_path(path)).read_bytes()
     try:
-        root = SafeElementTree.parse(BytesIO(data)).getroot()
+        root = SafeElementTree.fromstring(data)
     except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError) as error:
         raise ValueError(f"not valid xml: {error}") from error
     if root.tag != "annotation":
@@ -693,9 +692,8 @@ def write_voc(path: str | os.PathLike, record: Record, classes: Sequence[str]) -
         ElementTree.SubElement(element, "name").text = classes[item.category]
         ElementTree.SubElement(element, "difficult").text = str(int(item.difficult))
         box = ElementTree.SubElement(element, "bndbox")
-        (xmin, xmax), (ymin, ymax) = (
-            _inclusive(*item.box[axis::2], size) for axis, size in enumerate((record.width, record.height))
-        )
+        x1, y1, x2, y2 = item.box
+        (xmin, xmax), (ymin, ymax) = _inclusive(x1, x2, record.width), _inclusive(y1, y2, record.height)
         for key, value in (("xmin", xmin), ("ymin", ymin), ("xmax", xmax), ("ymax", ymax)):
             ElementTree.SubElement(box, key).text = (
                 str(int(value)) if float(value).is_integer() else repr(float(value))

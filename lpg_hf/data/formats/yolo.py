@@ -39,6 +39,7 @@ from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_b
 from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
 from lpg_hf.images import ImageProblem, image_size
+from lpg_hf.rle import Rle
 
 
 # A fraction beyond this is a number of pixels; a box may be somewhat larger than its image.
@@ -506,7 +507,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     return polygons
 
 
-def _outline(rle: dict) -> list[float]:
+def _outline(rle: Rle) -> list[float]:
     """The outline of a mask of any number of parts: looked for only in the part of the image that it covers."""
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     window = coco_mask.decode(rle)[y : y + height, x : x + width]

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 import yaml
+from yaml.scanner import ScannerError
 
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -57,7 +58,7 @@ def read_yaml(path: str) -> dict:
     try:
         try:
             content = yaml.safe_load(text)
-        except yaml.scanner.ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
+        except ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
             content = yaml.safe_load(slashes)
         if slashes != text and isinstance(content, dict):  # and "images\train" one that is a tab.
             paths = yaml.safe_load(slashes)
@@ -309,8 +310,9 @@ def find_layout(
 def _num_keypoints(content: dict) -> int:
     """Numbers per line that data.yaml says are keypoints."""
     shape = content.get("kpt_shape")
-    is_shape = isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape)
-    return shape[0] * shape[1] if is_shape else 0
+    if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
+        return shape[0] * shape[1]
+    return 0
 
 
 def _add_class_list(layout: YoloLayout, folders: list[str]) -> None:
