@@ -101,7 +101,7 @@ def _ends_early(path: str) -> bool:
     return (start[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in end) or (start == PNG_START and b"IEND" not in end)
 
 
-def exif_orientation(image: Image.Image) -> int:
+def _exif_orientation(image: Image.Image) -> int:
     """How an opened image is stored: 1 upright, 2 to 8 turned or mirrored; nothing is decoded.
 
     Pillow turns TIFF itself, and would decode a whole PNG to look for a block behind the pixels.
@@ -124,7 +124,7 @@ def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int,
     """
     with open_image(path, name, max_pixels) as image:
         width, height = image.size
-        turned = exif_orientation(image) in (5, 6, 7, 8)
+        turned = _exif_orientation(image) in (5, 6, 7, 8)
         if image.format not in FORMATS_WITH_AN_END or _ends_early(fs_path(path)):
             try:
                 image.load()
@@ -154,7 +154,7 @@ def read_rgb(source: ImageSource, name: str | None = None, max_pixels: int = MAX
     name = name or (os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image")
     image = open_image(source, name, max_pixels)
     try:
-        orientation = exif_orientation(image)
+        orientation = _exif_orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)

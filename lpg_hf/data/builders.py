@@ -83,7 +83,7 @@ def file_fingerprint(paths: list[str]) -> list[tuple[str, int, int]]:
 
 
 @dataclass
-class BoxesConfig(BuilderConfig):
+class _BoxesConfig(BuilderConfig):
     """The configuration of every format.
 
     Attributes:
@@ -125,7 +125,7 @@ def _below(root: str, name: str | None, usual: str = "") -> str:
 
 
 @dataclass
-class CocoConfig(BoxesConfig):
+class _CocoConfig(_BoxesConfig):
     """Where a COCO dataset is."""
 
     def paths(self) -> tuple[str, str]:
@@ -139,7 +139,7 @@ class CocoConfig(BoxesConfig):
 
 
 @dataclass
-class VocConfig(BoxesConfig):
+class _VocConfig(_BoxesConfig):
     """Where a VOC dataset is."""
 
     def folders(self) -> voc.VocFolders:
@@ -162,7 +162,7 @@ class VocConfig(BoxesConfig):
 
 
 @dataclass
-class YoloConfig(BoxesConfig):
+class _YoloConfig(_BoxesConfig):
     """Where a YOLO dataset is."""
 
     def paths(self) -> tuple[str, str | None]:
@@ -209,7 +209,7 @@ def _features(class_names: list[str], segmentation: bool = False, extra: dict[st
     )
 
 
-def record_to_row(record: Record, features: Features) -> dict:
+def _record_to_row(record: Record, features: Features) -> dict:
     """A record as a row with the columns of `features`."""
     objects = record.objects
     row = {
@@ -249,7 +249,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
     DATASET_NAME: str
     # The record of an entry; None (and counted) if its image cannot be used.
     MAKE_RECORD: Callable[[Any, ReadOptions, Report], Record | None]
-    config: BoxesConfig
+    config: _BoxesConfig
 
     def __init__(self, cache_dir: str | None = None, dataset_name: str | None = None, **kwargs):
         self._live_report = Report()
@@ -317,7 +317,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
                 if record is None:
                     skipped.append(entry.path)
                 else:
-                    yield record.image_id, record_to_row(record, features)
+                    yield record.image_id, _record_to_row(record, features)
             self._keep(report, skipped, report_folder, f"{number:03d}")
 
     def _keep(self, report: Report, images: list[str], folder: str | None, name: str) -> None:
@@ -349,9 +349,9 @@ class CocoBoxes(_BoxesBuilder):
     """
 
     DATASET_NAME = "coco_boxes"
-    BUILDER_CONFIG_CLASS = CocoConfig
+    BUILDER_CONFIG_CLASS = _CocoConfig
     MAKE_RECORD = staticmethod(coco.make_record)
-    config: CocoConfig
+    config: _CocoConfig
 
     def _read_index(self, report: Report) -> tuple[list, Features]:
         annotations, images = self.config.paths()
@@ -375,9 +375,9 @@ class VocBoxes(_BoxesBuilder):
     """
 
     DATASET_NAME = "voc_boxes"
-    BUILDER_CONFIG_CLASS = VocConfig
+    BUILDER_CONFIG_CLASS = _VocConfig
     MAKE_RECORD = staticmethod(voc.make_record)
-    config: VocConfig
+    config: _VocConfig
 
     def _read_index(self, report: Report) -> tuple[list, Features]:
         index = voc.read_index(self.config.folders(), self.config.options, report)
@@ -392,9 +392,9 @@ class YoloBoxes(_BoxesBuilder):
     """
 
     DATASET_NAME = "yolo_boxes"
-    BUILDER_CONFIG_CLASS = YoloConfig
+    BUILDER_CONFIG_CLASS = _YoloConfig
     MAKE_RECORD = staticmethod(yolo.make_record)
-    config: YoloConfig
+    config: _YoloConfig
 
     def _read_index(self, report: Report) -> tuple[list, Features]:
         root, images = self.config.paths()

@@ -128,7 +128,7 @@ class _Reading:
         self.source, self.to, self.report = source, to, report
         self.names = [name for _, name in source.classes]
         self.asked_for_masks = masks
-        self.class_masks = voc_masks_folder(source) if masks and source.format == "voc" else None
+        self.class_masks = _voc_masks_folder(source) if masks and source.format == "voc" else None
         self.masks = source.options.masks or self.class_masks is not None
         self.counts: dict[str, int] = {}
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
@@ -244,7 +244,7 @@ class _Reading:
         return [*lines, *(f"{what} ({number})" for what, number in self.counts.items() if number)]
 
 
-def voc_masks_folder(source: Source) -> str | None:
+def _voc_masks_folder(source: Source) -> str | None:
     """The class masks of a VOC source, or None if it has none.
 
     Raises:

@@ -138,7 +138,7 @@ def _crosshatch(u: Plane, v: Plane) -> Plane:
 
 
 @dataclass(frozen=True)
-class SyntheticClass:
+class _SyntheticClass:
     """One class of objects: a shape filled with a two-coloured texture.
 
     Attributes:
@@ -155,18 +155,18 @@ class SyntheticClass:
 
 
 AUX_CLASSES = (
-    SyntheticClass("ring", _ring, _stripes, (0, 45)),
-    SyntheticClass("star", _star, _dots, (60, 220)),
-    SyntheticClass("bar", _bar, _checks, (150, 185)),
-    SyntheticClass("ell", _ell, _bricks, (200, 15)),
-    SyntheticClass("triangle", _triangle, _shade, (260, 310)),
-    SyntheticClass("propeller", _propeller, _rays, (310, 90)),
+    _SyntheticClass("ring", _ring, _stripes, (0, 45)),
+    _SyntheticClass("star", _star, _dots, (60, 220)),
+    _SyntheticClass("bar", _bar, _checks, (150, 185)),
+    _SyntheticClass("ell", _ell, _bricks, (200, 15)),
+    _SyntheticClass("triangle", _triangle, _shade, (260, 310)),
+    _SyntheticClass("propeller", _propeller, _rays, (310, 90)),
 )
 TARGET_CLASSES = (
-    SyntheticClass("crescent", _crescent, _circles, (50, 5)),
-    SyntheticClass("cross", _cross, _crosshatch, (180, 280)),
-    SyntheticClass("wye", _wye, _chevrons, (340, 210)),
-    SyntheticClass("wave", _wave, _mottle, (75, 115)),
+    _SyntheticClass("crescent", _crescent, _circles, (50, 5)),
+    _SyntheticClass("cross", _cross, _crosshatch, (180, 280)),
+    _SyntheticClass("wye", _wye, _chevrons, (340, 210)),
+    _SyntheticClass("wave", _wave, _mottle, (75, 115)),
 )
 
 
@@ -222,7 +222,7 @@ def _draw_distractors(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _draw_object(
-    rng: np.random.Generator, kind: SyntheticClass, height: int, width: int
+    rng: np.random.Generator, kind: _SyntheticClass, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One object alone: (its mask (H, W) bool, its colours (H, W, 3) float32), at a random place, size and pose."""
     radius = rng.uniform(0.15, 0.32) * min(height, width)
@@ -248,8 +248,8 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def draw_scene(
-    rng: np.random.Generator, classes: tuple[SyntheticClass, ...], size: tuple[int, int]
+def _draw_scene(
+    rng: np.random.Generator, classes: tuple[_SyntheticClass, ...], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Draw one image with one to three objects; a later object covers the earlier ones.
 
@@ -284,12 +284,12 @@ def draw_scene(
 
 
 def _scene(
-    seed: int, stream: int, index: int, classes: tuple[SyntheticClass, ...], size: tuple[int, int]
+    seed: int, stream: int, index: int, classes: tuple[_SyntheticClass, ...], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Scene number `index` of a stream; independent of how many scenes are drawn. The sides vary by a tenth."""
     rng = np.random.default_rng([seed, stream, index])
     height, width = (max(48, round(float(side * rng.choice([0.9, 1.0, 1.1])))) for side in size)
-    return draw_scene(rng, classes, (height, width))
+    return _draw_scene(rng, classes, (height, width))
 
 
 def _write_coco(folder: Path, num_images: int, size: tuple[int, int], seed: int) -> None:

@@ -304,7 +304,7 @@ def test_nothing_usable_writes_nothing(coco_tree, tmp_path):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_r_m2_nothing_is_written_outside(coco_tree, tmp_path, target):
+def test_nothing_is_written_outside(coco_tree, tmp_path, target):
     for number, name in enumerate(("../evil.png", "/tmp/evil.png", "x/../../evil.png", "C:\\evil.png"), start=2):
         coco_tree.content["images"].append({"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT})
     path = coco_tree.write()
@@ -377,7 +377,7 @@ def test_class_masks_of_an_exported_data_set_become_masks_of_objects(voc_tree, t
     assert item["area"] == 320 == coco_mask.area(item["segmentation"])
 
 
-def test_r_a5_ids_of_an_exported_data_set_are_kept_or_said_to_be_lost(coco_tree, tmp_path):
+def test_ids_of_an_exported_data_set_are_kept_or_said_to_be_lost(coco_tree, tmp_path):
     coco_tree.content["images"][0]["id"] = 101
     coco_tree.content["annotations"][0] |= {"id": 11, "image_id": 101, "category_id": 7}
     coco_tree.content["categories"] = [{"id": 7, "name": "thing"}]

@@ -10,7 +10,7 @@ from trees import HEIGHT, WIDTH, picture
 
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import yolo, yolo_layout
-from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
+from lpg_hf.data.formats.yolo import _join_polygons, _mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Record
@@ -129,7 +129,7 @@ def test_places_of_data_yaml_may_lie_in_the_root_of_a_drive(yolo_tree):
     assert yolo_layout._folder(f"{yolo_tree.root}/im", "../images") is None
 
 
-def test_r_m2_data_yaml_does_not_lead_outside_its_folder(yolo_tree, tmp_path):
+def test_data_yaml_does_not_lead_outside_its_folder(yolo_tree, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     picture().save(outside / "secret.png")
@@ -143,7 +143,7 @@ def test_r_m2_data_yaml_does_not_lead_outside_its_folder(yolo_tree, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["link.png", "folder"])
-def test_r_m2_links_that_lead_outside_are_refused(yolo_tree, tmp_path, name):
+def test_links_that_lead_outside_are_refused(yolo_tree, tmp_path, name):
     outside = tmp_path / "outside"
     outside.mkdir()
     picture().save(outside / "b.png")
@@ -215,7 +215,7 @@ def test_chosen_classes_keep_their_numbers(yolo_tree):
         read_index(yolo_tree.root, ReadOptions(classes=["d"]), Report())
 
 
-def test_r_e1_pixel_values_are_an_error_that_names_file_and_line(yolo_tree):
+def test_pixel_values_are_an_error_that_names_file_and_line(yolo_tree):
     yolo_tree.add("a", f"{LINE}\n0 320 240 100 80\n0 1.07 1.06 0.2 0.2\n0 0.5 0.5 1.2 0.4\n")
     record, report = only(yolo_tree.root)
     assert boxes(record) == [BASE_BOX, (0, 12, 60, 28)]
@@ -224,14 +224,14 @@ def test_r_e1_pixel_values_are_an_error_that_names_file_and_line(yolo_tree):
     assert report.places["centre_outside"][0].startswith("a.txt: line 3")
 
 
-def test_r_e2_duplicate_lines_are_used_once(yolo_tree):
+def test_duplicate_lines_are_used_once(yolo_tree):
     yolo_tree.add("a", f"{LINE}\n{LINE}\n0 0.5 0.5 0.2 0.2\n")
     record, report = only(yolo_tree.root)
     assert len(record.objects) == 2 and report.counts == {"duplicate_line": 1}
     assert report.places["duplicate_line"] == ["a.txt: line 2"]
 
 
-def test_r_e3_class_beyond_the_list(yolo_tree):
+def test_class_beyond_the_list(yolo_tree):
     yolo_tree.write("classes.txt", "a\nb\n")
     yolo_tree.add("a", "2 0.5 0.5 0.2 0.2\n")
     _, report = records(yolo_tree.root, keep_empty=True)
@@ -243,7 +243,7 @@ def test_r_e3_class_beyond_the_list(yolo_tree):
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", None])
-def test_r_e3_empty_or_absent_class_list(yolo_tree, text):
+def test_empty_or_absent_class_list(yolo_tree, text):
     (yolo_tree.root / "classes.txt").unlink()
     if text is not None:
         yolo_tree.write("classes.txt", text)
@@ -254,7 +254,7 @@ def test_r_e3_empty_or_absent_class_list(yolo_tree, text):
     assert only(yolo_tree.root, classes=["thing"])[1].counts == {}
 
 
-def test_r_e4_empty_is_background_and_missing_is_unlabelled(yolo_tree):
+def test_empty_is_background_and_missing_is_unlabelled(yolo_tree):
     yolo_tree.add("b", "")
     yolo_tree.add("c", None)
     found, report = records(yolo_tree.root, keep_empty=True)
@@ -266,7 +266,7 @@ def test_r_e4_empty_is_background_and_missing_is_unlabelled(yolo_tree):
         records(yolo_tree.root)
 
 
-def test_r_e5_suffixes_in_any_case(yolo_tree):
+def test_suffixes_in_any_case(yolo_tree):
     for name, image in (
         ("b", "b.JPG"),
         ("c", "c.PNG"),
@@ -282,7 +282,7 @@ def test_r_e5_suffixes_in_any_case(yolo_tree):
     assert all(boxes(r) == [BASE_BOX] for r in found) and report.counts == {}
 
 
-def test_r_e6_other_txt_files_are_no_labels(yolo_tree):
+def test_other_txt_files_are_no_labels(yolo_tree):
     yolo_tree.write("labels/classes.txt", "thing\n")
     yolo_tree.write("labels/notes.txt", "Some prose about this dataset.\n")
     record, report = only(yolo_tree.root)
@@ -291,7 +291,7 @@ def test_r_e6_other_txt_files_are_no_labels(yolo_tree):
 
 
 @pytest.mark.parametrize("line", ["0 0.9515625 0.5 0.0984375 0.2", "0 0.75 0.5 0.5000002 0.2"])
-def test_r_b5_tiny_excess_is_clipped_without_a_word(yolo_tree, line):
+def test_tiny_excess_is_clipped_without_a_word(yolo_tree, line):
     yolo_tree.add("a", line)
     record, report = only(yolo_tree.root)
     assert record.objects[0].box[2] == WIDTH and report.counts == {}
@@ -314,7 +314,7 @@ def test_r_b5_tiny_excess_is_clipped_without_a_word(yolo_tree, line):
         ("0,0.5,0.5,0.5,0.5", "invalid_line"),
     ],
 )
-def test_r_b2_r_b3_faulty_lines_are_counted_and_stop_nothing(yolo_tree, line, kind):
+def test_faulty_lines_are_counted_and_stop_nothing(yolo_tree, line, kind):
     yolo_tree.add("a", f"{line}\n{LINE}\n")
     record, report = only(yolo_tree.root)
     assert boxes(record)[-1] == BASE_BOX and report.counts == {kind: 1}
@@ -350,7 +350,7 @@ def test_outline_gives_box_and_mask(yolo_tree):
     assert report.counts == {} and only(yolo_tree.root)[0].objects[0].rle is None
 
 
-def test_r_c4_box_without_an_outline_has_no_mask(yolo_tree):
+def test_box_without_an_outline_has_no_mask(yolo_tree):
     record, report = only(yolo_tree.root, masks=True)
     assert record.objects[0].rle is None and report.counts == {"no_mask": 1}
 
@@ -362,7 +362,7 @@ def test_keypoints_are_not_an_outline(yolo_tree):
     assert boxes(record) == [BASE_BOX] and report.counts == {"no_mask": 1}
 
 
-def test_r_d7_two_images_of_one_name_are_reported(yolo_tree):
+def test_two_images_of_one_name_are_reported(yolo_tree):
     yolo_tree.add("b", LINE, "b.jpg")
     yolo_tree.add("b", LINE, "b.png")
     found, report = records(yolo_tree.root)
@@ -370,7 +370,7 @@ def test_r_d7_two_images_of_one_name_are_reported(yolo_tree):
     assert report.places["ambiguous_image"] == ["b.txt: b.jpg, b.png"]
 
 
-def test_r_f1_fractions_are_of_the_upright_image(yolo_tree):
+def test_fractions_are_of_the_upright_image(yolo_tree):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture().save(yolo_tree.root / "images" / "a.png", exif=exif)
@@ -379,7 +379,7 @@ def test_r_f1_fractions_are_of_the_upright_image(yolo_tree):
     assert boxes(record) == [(40 / 6, 12, 20, 36)]
 
 
-def test_r_f5_r_f6_images_that_cannot_be_used_are_counted(yolo_tree):
+def test_images_that_cannot_be_used_are_counted(yolo_tree):
     yolo_tree.add("b", LINE)
     yolo_tree.add("c", LINE)
     data = (yolo_tree.root / "images" / "b.png").read_bytes()
@@ -389,7 +389,7 @@ def test_r_f5_r_f6_images_that_cannot_be_used_are_counted(yolo_tree):
     assert [r.file_name for r in found] == ["a.png"] and report.counts == {"truncated_image": 1, "image_too_large": 1}
 
 
-def test_r_f7_listed_images_that_do_not_exist_are_an_error_unless_allowed(yolo_tree):
+def test_listed_images_that_do_not_exist_are_an_error_unless_allowed(yolo_tree):
     yolo_tree.write("data.yaml", "train: list.txt\nnames: [thing]\n")
     yolo_tree.write("list.txt", "images/a.png\nimages/gone.png\nimages/a.png\n")
     with pytest.raises(FileNotFoundError, match="1 of 2 images are missing.*gone.png"):
@@ -402,7 +402,7 @@ def test_r_f7_listed_images_that_do_not_exist_are_an_error_unless_allowed(yolo_t
         records(yolo_tree.root, allow_missing=True)
 
 
-def test_r_g1_r_g3_sub_folders_spaces_and_other_scripts(yolo_tree):
+def test_sub_folders_spaces_and_other_scripts(yolo_tree):
     yolo_tree.add("données/图片 1", LINE)
     yolo_tree.add("set1/a", LINE)
     found, report = records(yolo_tree.root)
@@ -424,7 +424,7 @@ def test_no_object_of_the_classes_is_an_error(yolo_tree):
 
 
 def decoded(polygons, height, width):
-    rle = coco_mask.frPyObjects([join_polygons(polygons)], height, width)
+    rle = coco_mask.frPyObjects([_join_polygons(polygons)], height, width)
     return coco_mask.decode(coco_mask.merge(rle))
 
 
@@ -434,17 +434,17 @@ def test_polygons_of_random_masks_give_the_masks_again():
         height, width = random.integers(1, 24, size=2)
         mask = random.random((height, width)) < random.random()
         if mask.any():
-            assert (decoded(mask_to_polygons(mask), int(height), int(width)) == mask).all()
+            assert (decoded(_mask_to_polygons(mask), int(height), int(width)) == mask).all()
 
 
 def test_a_rectangle_has_four_corners_and_a_hole_is_its_own_outline():
     mask = np.zeros((40, 60), bool)
     mask[8:24, 10:30] = True
-    (polygon,) = mask_to_polygons(mask)
+    (polygon,) = _mask_to_polygons(mask)
     assert sorted(zip(polygon[::2], polygon[1::2])) == [(10, 8), (10, 24), (30, 8), (30, 24)]
     mask[12:14, 15:20] = False
-    assert [len(p) for p in mask_to_polygons(mask)] == [8, 8]
-    assert mask_to_polygons(np.zeros((4, 4), bool)) == []
+    assert [len(p) for p in _mask_to_polygons(mask)] == [8, 8]
+    assert _mask_to_polygons(np.zeros((4, 4), bool)) == []
 
 
 def test_written_labels_read_back_as_the_same_boxes_and_masks(yolo_tree):
@@ -483,9 +483,9 @@ def test_an_outline_is_looked_for_only_where_its_mask_is(monkeypatch):
     mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
     mask[7:12, 20:31] = mask[14, 25] = 1
     mask[9, 22:24] = 0
-    whole = join_polygons(mask_to_polygons(mask))
+    whole = _join_polygons(_mask_to_polygons(mask))
     seen = []
-    monkeypatch.setattr(yolo, "mask_to_polygons", lambda part: seen.append(part.shape) or mask_to_polygons(part))
+    monkeypatch.setattr(yolo, "_mask_to_polygons", lambda part: seen.append(part.shape) or _mask_to_polygons(part))
     record = Record("", "a.png", "a", (HEIGHT, WIDTH), [BoxObject((20, 7, 31, 15), 0, 54, rle=coco_mask.encode(mask))])
     numbers = np.array(yolo_text(record, masks=True).split()[1:], float).reshape(-1, 2) * (WIDTH, HEIGHT)
     assert seen == [(8, 11)] and numbers.ravel() == pytest.approx(np.array(whole))
@@ -517,7 +517,7 @@ def test_load_boxes_gives_rows_like_the_other_formats(yolo_tree, tmp_path):
     assert len(load_boxes("yolo", annotations=yolo_tree.root / "labels", images=tmp_path / "photos")) == 1
 
 
-def test_r_e1_r_e3_load_boxes_refuses_pixels_and_unknown_classes_before_it_builds(yolo_tree):
+def test_load_boxes_refuses_pixels_and_unknown_classes_before_it_builds(yolo_tree):
     for line, text in (("0 320 240 100 80", "line 2 holds pixels"), ("5 .5 .5 .1 .1", "class number 5.* 1 names")):
         yolo_tree.add("a", f"{LINE}\n{line}\n")
         with pytest.raises(ValueError, match=f"labels/a.txt: {text}|labels/a.txt: line 2 has the {text}"):

@@ -54,7 +54,7 @@ Category = tuple[int | str, str]  # (category id, name)
 
 
 @dataclass(slots=True)
-class CocoAnnotation:
+class _CocoAnnotation:
     """One object of the file, with only what is used of it; fields as in the file, but for
 
     Attributes:
@@ -92,7 +92,7 @@ class CocoEntry:
     path: str | None
     size: tuple[int, int] | None
     license: str = ""
-    annotations: list[CocoAnnotation] = field(default_factory=list)
+    annotations: list[_CocoAnnotation] = field(default_factory=list)
 
 
 @dataclass
@@ -259,7 +259,7 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
     return unique
 
 
-def select_classes(categories: list[Category], classes: Classes, path: object) -> list[Category]:
+def _select_classes(categories: list[Category], classes: Classes, path: object) -> list[Category]:
     """The wanted classes as (category id, name), by ascending id: the order of the labels.
 
     Args:
@@ -369,7 +369,7 @@ def _slim(masks: bool) -> Callable[[dict], Any]:
                     finite_numbers(part, len(part)) if isinstance(part, list) else None for part in segmentation
                 ]
                 segmentation = [array("d", p) if p else part for p, part in zip(polygons, segmentation)]
-            return CocoAnnotation(
+            return _CocoAnnotation(
                 id=item.get("id"),
                 image_id=item["image_id"],
                 category_id=item["category_id"],
@@ -397,7 +397,7 @@ def read_index(
     Args:
         annotations: the json file.
         images: folder that the file names are relative to.
-        options: `classes` as of `select_classes`; `masks` keeps "segmentation".
+        options: `classes` as of `_select_classes`; `masks` keeps "segmentation".
         report: counts problems.
 
     Returns:
@@ -452,7 +452,7 @@ class _Classes:
 
     @classmethod
     def choose(cls, categories: list[Category], options: ReadOptions, path: str) -> "_Classes":
-        selected = list(select_classes(categories, options.classes, path))
+        selected = list(_select_classes(categories, options.classes, path))
         return cls(
             selected,
             names={str(category_id): name for category_id, name in categories},
@@ -479,7 +479,7 @@ class _Classes:
 
 def _compare_id_types(content: dict, items: list, file_name: str, report: Report) -> None:
     """Count ids that are text in the annotations and numbers where they are defined, or the other way round."""
-    annotations = [item for item in items if isinstance(item, CocoAnnotation)]
+    annotations = [item for item in items if isinstance(item, _CocoAnnotation)]
     for what, ids, target in (
         ("image_id", [item.image_id for item in annotations], "images"),
         ("category_id", [item.category_id for item in annotations], "categories"),
@@ -491,12 +491,12 @@ def _compare_id_types(content: dict, items: list, file_name: str, report: Report
 
 def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, report: Report) -> None:
     """Give each annotation that can be used its class and a unique id, and hand it to the entry of its image."""
-    annotations = (item for item in items if isinstance(item, CocoAnnotation))
+    annotations = (item for item in items if isinstance(item, _CocoAnnotation))
     next_id = max(max((item.id for item in annotations if _is_integer(item.id)), default=0), 0) + 1
     used_ids: set[int] = set()
     for number, item in enumerate(items, start=1):
-        image_key = id_text(item.image_id) if isinstance(item, CocoAnnotation) else None
-        category_key = id_text(item.category_id) if isinstance(item, CocoAnnotation) else None
+        image_key = id_text(item.image_id) if isinstance(item, _CocoAnnotation) else None
+        category_key = id_text(item.category_id) if isinstance(item, _CocoAnnotation) else None
         if image_key is None or category_key is None:
             report.add("invalid_annotation", f"{file_name}: annotation number {number}")
             continue
@@ -577,7 +577,7 @@ def make_record(entry: CocoEntry, options: ReadOptions, report: Report) -> Recor
 
 
 def _make_object(
-    annotation: CocoAnnotation, where: str, frame: Geometry, masks: bool, report: Report
+    annotation: _CocoAnnotation, where: str, frame: Geometry, masks: bool, report: Report
 ) -> BoxObject | None:
     corners = _corners(annotation, where, frame, report)
     if corners is None:
@@ -614,7 +614,7 @@ def _make_object(
     )
 
 
-def _corners(annotation: CocoAnnotation, where: str, frame: Geometry, report: Report) -> Box | None:
+def _corners(annotation: _CocoAnnotation, where: str, frame: Geometry, report: Report) -> Box | None:
     """The box of an annotation in the stated frame, xyxy; None (and counted) if there is none."""
     if annotation.bbox:
         if not isinstance(annotation.bbox, array):

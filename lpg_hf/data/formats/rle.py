@@ -48,7 +48,7 @@ def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: 
     if isinstance(segmentation, dict):
         rle = checked_rle(segmentation)
         if rle is not None and rle["size"] != [height, width]:
-            rle = rescaled_rle(rle, frame)
+            rle = _rescaled_rle(rle, frame)
         if rle is None:
             report.add("invalid_mask", f"{where}: RLE does not fit the image ({height} x {width})")
             return None
@@ -73,7 +73,7 @@ def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: 
     return with_text(rle)
 
 
-def rle_runs(counts: str | bytes) -> list[int] | None:
+def _rle_runs(counts: str | bytes) -> list[int] | None:
     """The run lengths in compressed RLE text (5 bits a character, from run 3 on the difference to the last but one)."""
     try:
         codes = (counts if isinstance(counts, bytes) else counts.encode("ascii")).rstrip(b"\0")
@@ -103,7 +103,7 @@ def checked_rle(segmentation: dict) -> Rle | None:
     if numbers is None or any(value < 1 or not value.is_integer() for value in numbers):
         return None
     height, width = (int(value) for value in numbers)
-    runs = rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
+    runs = _rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
     if runs is None or any(run < 0 or run != int(run) for run in runs) or sum(runs) != height * width:
         return None
     if isinstance(counts, str):
@@ -120,7 +120,7 @@ def fits(rle: Rle, frame: Geometry) -> bool:
     return (round(height * frame.scale_y), round(width * frame.scale_x)) == frame.size
 
 
-def rescaled_rle(rle: Rle, frame: Geometry) -> Rle | None:
+def _rescaled_rle(rle: Rle, frame: Geometry) -> Rle | None:
     """RLE of the stated size in the image's size (nearest pixel), or None if its size is neither."""
     if frame.size is None or not fits(rle, frame):
         return None

@@ -91,7 +91,7 @@ def _hint(root: str) -> str:
 
 
 @dataclass(slots=True)
-class VocObject:
+class _VocObject:
     """One object of an xml file.
 
     Attributes:
@@ -112,12 +112,12 @@ class VocObject:
 
 
 @dataclass
-class VocAnnotation:
+class _VocAnnotation:
     """What is used of an xml file: the image's name and (height, width) where it states them, and the objects."""
 
     filename: str | None
     size: tuple[int, int] | None
-    objects: list[VocObject]
+    objects: list[_VocObject]
 
 
 @dataclass
@@ -138,7 +138,7 @@ class VocEntry:
     file_name: str
     path: str | None
     size: tuple[int, int] | None
-    objects: list[VocObject] = field(default_factory=list)
+    objects: list[_VocObject] = field(default_factory=list)
     mask_path: str | None = None
     num_classes: int = 0
 
@@ -172,7 +172,7 @@ def _check_class_names(names: Sequence[str], place: str) -> None:
         raise ValueError(f"{place} holds class names twice: {', '.join(twice)}")
 
 
-def split_list_paths(root: str, split: str) -> list[str]:
+def _split_list_paths(root: str, split: str) -> list[str]:
     """Where the list of a split may be, in the order of the search."""
     try:
         name = relative_name(split)
@@ -187,7 +187,7 @@ def find_split_list(root: str, split: str) -> str:
     Raises:
         FileNotFoundError: there is none; the message names those that exist.
     """
-    paths = split_list_paths(root, split)
+    paths = _split_list_paths(root, split)
     for path in paths:
         if os.path.isfile(fs_path(path)):
             return path
@@ -239,7 +239,7 @@ def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
     return list(names)
 
 
-def parse_xml(path: str) -> VocAnnotation:
+def parse_xml(path: str) -> _VocAnnotation:
     """What is used of a VOC xml. Boxes of `<part>` are not read.
 
     Raises:
@@ -257,7 +257,7 @@ def parse_xml(path: str) -> VocAnnotation:
         box = element.find("bndbox")  # A direct child only: <part> has boxes of its own.
         keys = ("xmin", "ymin", "xmax", "ymax")
         objects.append(
-            VocObject(
+            _VocObject(
                 number,
                 name=(element.findtext("name") or "").strip(),
                 corners=None if box is None else [_number(box.findtext(key)) for key in keys],
@@ -265,7 +265,7 @@ def parse_xml(path: str) -> VocAnnotation:
             )
         )
     size = root.find("size")
-    return VocAnnotation(
+    return _VocAnnotation(
         filename=(root.findtext("filename") or "").strip() or None,
         size=None if size is None else stated_size(size.findtext("height"), size.findtext("width")),
         objects=objects,
@@ -413,9 +413,9 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
 
 def _parse_all(
     names: list[str], folder: str, options: ReadOptions, report: Report
-) -> tuple[dict[str, VocAnnotation], list[str]]:
+) -> tuple[dict[str, _VocAnnotation], list[str]]:
     """The annotation files by their name without suffix, and the paths of those that exist."""
-    parsed: dict[str, VocAnnotation] = {}
+    parsed: dict[str, _VocAnnotation] = {}
     files: list[str] = []
     missing: list[str] = []
     for name in names:
@@ -445,7 +445,7 @@ class _Classes:
     unlisted: set[str]
 
 
-def _choose_classes(root: str, parsed: dict[str, VocAnnotation], options: ReadOptions) -> _Classes:
+def _choose_classes(root: str, parsed: dict[str, _VocAnnotation], options: ReadOptions) -> _Classes:
     occurring = {item.name for content in parsed.values() for item in content.objects if item.name}
     own = own_class_list(root)
     if options.classes is not None or not options.keep_unlisted:
@@ -457,7 +457,7 @@ def _choose_classes(root: str, parsed: dict[str, VocAnnotation], options: ReadOp
     return _Classes([*own, *sorted(unlisted)], own, unlisted)
 
 
-def _select_objects(parsed: dict[str, VocAnnotation], classes: _Classes, report: Report) -> None:
+def _select_objects(parsed: dict[str, _VocAnnotation], classes: _Classes, report: Report) -> None:
     """Keep the objects of the selected classes, with ids from 1 in the order of reading; the others are counted."""
     position = {name: index for index, name in enumerate(classes.selected)}
     next_id = 1
@@ -479,7 +479,7 @@ def _select_objects(parsed: dict[str, VocAnnotation], classes: _Classes, report:
 
 
 def _find_images(
-    parsed: dict[str, VocAnnotation], listing: "_Images", options: ReadOptions, report: Report
+    parsed: dict[str, _VocAnnotation], listing: "_Images", options: ReadOptions, report: Report
 ) -> list[VocEntry]:
     """One entry for each annotation file whose image is to be used."""
     entries: list[VocEntry] = []
@@ -578,7 +578,7 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
 
 
 def _make_object(
-    item: VocObject, where: str, frame: Geometry, options: ReadOptions, report: Report
+    item: _VocObject, where: str, frame: Geometry, options: ReadOptions, report: Report
 ) -> BoxObject | None:
     if item.corners is None:
         report.add("no_box", where)

@@ -48,11 +48,11 @@ CENTRE_TOLERANCE = 1e-3
 # Labels without their image are checked as if it had this size, in pixels: YOLO states none.
 SIZE_WITHOUT_IMAGE = (640, 640)
 Category = tuple[int, str]  # (class number, name)
-LabelLine = tuple[int, int, list[float]]  # (line number, class number, four or more numbers)
+_LabelLine = tuple[int, int, list[float]]  # (line number, class number, four or more numbers)
 
 
 @dataclass(slots=True)
-class YoloObject:
+class _YoloObject:
     """One line of a label file.
 
     Attributes:
@@ -86,7 +86,7 @@ class YoloEntry:
     label_path: str = ""
     label_name: str = ""
     first_id: int = 1
-    objects: list[YoloObject] = field(default_factory=list)
+    objects: list[_YoloObject] = field(default_factory=list)
 
 
 @dataclass
@@ -152,7 +152,7 @@ class _LabelFiles:
         return [p for p in sorted(paths - self.used) if without_folders(p).lower() not in OTHER_TXT_FILES]
 
 
-def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[LabelLine]:
+def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[_LabelLine]:
     """The usable lines of a label file.
 
     Args:
@@ -339,7 +339,7 @@ class _ClassNumbers:
     selected: list[Category]
     names: dict[int, str]
     options: ReadOptions
-    unlisted: dict[int, list[YoloObject]] = field(default_factory=dict)
+    unlisted: dict[int, list[_YoloObject]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.position = {number: index for index, (number, _) in enumerate(self.selected)}
@@ -361,7 +361,7 @@ def _read_labels(labelled: list[YoloEntry], keypoints: int, classes: _ClassNumbe
     next_id = 1
     for entry in labelled:
         try:
-            lines = read_label_lines(entry.label_path, entry.label_name, keypoints, report)
+            lines = _read_label_lines(entry.label_path, entry.label_name, keypoints, report)
         except ValueError as error:
             report.add("unreadable_annotation", f"{entry.label_name}: {error}", image=entry.file_name)
             continue
@@ -375,8 +375,8 @@ def _read_labels(labelled: list[YoloEntry], keypoints: int, classes: _ClassNumbe
 
 
 def _select_objects(
-    lines: list[LabelLine], classes: _ClassNumbers, entry: YoloEntry, report: Report
-) -> list[YoloObject]:
+    lines: list[_LabelLine], classes: _ClassNumbers, entry: YoloEntry, report: Report
+) -> list[_YoloObject]:
     """The lines of a label file whose class is wanted; the others are counted."""
     keeps_unlisted = classes.everything and classes.options.keep_unlisted
     objects = []
@@ -402,14 +402,14 @@ def _select_objects(
     return objects
 
 
-def _read_object(line: int, category: int, values: list[float], masks: bool) -> YoloObject:
+def _read_object(line: int, category: int, values: list[float], masks: bool) -> _YoloObject:
     if len(values) == 4:
         x, y, width, height = values
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        return YoloObject(line, category, array("d", box), None)
+        return _YoloObject(line, category, array("d", box), None)
     x, y = values[0::2], values[1::2]
     polygon = array("d", values) if masks else None
-    return YoloObject(line, category, array("d", (min(x), min(y), max(x), max(y))), polygon)
+    return _YoloObject(line, category, array("d", (min(x), min(y), max(x), max(y))), polygon)
 
 
 def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Record | None:
@@ -445,7 +445,9 @@ def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Recor
     return Record(entry.path, entry.file_name, os.path.splitext(entry.file_name)[0], size, objects)
 
 
-def _make_object(item: YoloObject, where: str, size: tuple[int, int], masks: bool, report: Report) -> BoxObject | None:
+def _make_object(
+    item: _YoloObject, where: str, size: tuple[int, int], masks: bool, report: Report
+) -> BoxObject | None:
     height, width = size
     x1, y1, x2, y2 = item.box
     centre = (x1 + x2) / 2, (y1 + y2) / 2
@@ -484,7 +486,7 @@ def read_yolo(
             yield record
 
 
-def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+def _mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     """The outlines of a mask along the edges of its pixels: filled by the even-odd rule they give the mask again.
 
     Args:
@@ -511,11 +513,11 @@ def _outline(rle: Rle) -> list[float]:
     """The outline of a mask of any number of parts: looked for only in the part of the image that it covers."""
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     window = coco_mask.decode(rle)[y : y + height, x : x + width]
-    points = np.asarray(join_polygons(mask_to_polygons(window))).reshape(-1, 2) + (x, y)
+    points = np.asarray(_join_polygons(_mask_to_polygons(window))).reshape(-1, 2) + (x, y)
     return points.ravel().tolist()
 
 
-def join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
+def _join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
     """Several outlines as one, joined by lines that run there and back and so enclose nothing: a YOLO line holds only one."""
     first, *others = polygons
     joined = list(first)
