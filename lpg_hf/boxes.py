@@ -1,9 +1,9 @@
 """Boxes: the one place that states the box convention and converts to and from the others.
 
-A box of this package is ``xyxy``: float, pixels, 0-based, end exclusive, in the frame of the (upright) image it comes with:
-(0, 0, width, height) is the whole image. A box covers the pixels that it touches: columns floor(x1) .. ceil(x2) exclusive,
-and at least one. Coordinates are never rounded when they are read; a thousandth of a pixel is forgiven when they are painted,
-because x + width in float32 is seldom exact.
+A box of this package is ``xyxy``: float, pixels, 0-based, end exclusive, in the frame of the (upright) image it comes
+with: (0, 0, width, height) is the whole image. A box covers the pixels that it touches: columns floor(x1) .. ceil(x2)
+exclusive, and at least one. Coordinates are never rounded when they are read; a thousandth of a pixel is forgiven when
+they are painted, because x + width in float32 is seldom exact.
 """
 
 import math
@@ -120,8 +120,8 @@ def box_slices(box, height: int, width: int) -> tuple[slice, slice]:
         width: of the image.
 
     Returns:
-        (row slice, column slice) inside the image: floor(x1 + 1e-3) .. ceil(x2 - 1e-3) and at least one pixel wide and high,
-        empty only if the box lies outside the image.
+        (row slice, column slice) inside the image: floor(x1 + 1e-3) .. ceil(x2 - 1e-3) and at least one pixel wide and
+        high, empty only if the box lies outside the image.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     return _span(y1, y2, height), _span(x1, x2, width)
@@ -144,7 +144,8 @@ def boxes_to_mask(boxes: Boxes, height: int, width: int) -> Boxes:
         width: of the image.
 
     Returns:
-        (height, width) uint8, 1 inside any box, else 0; a tensor on the device of `boxes` if they are a tensor, else an array.
+        (height, width) uint8, 1 inside any box, else 0; a tensor on the device of `boxes` if they are a tensor, else
+        an array.
     """
     mask: Any = np.zeros((height, width), dtype=np.uint8)
     for box in _as_float_boxes(boxes).tolist():

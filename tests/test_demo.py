@@ -558,6 +558,6 @@ def test_boxes_are_drawn_with_clicks_on_a_phone(address: str, photo: Path, tmp_p
         notes.write_text("no image")
         browser.choose_file("#image input[type=file]", notes)
         assert told(browser, "This image cannot be used") == (
-            "This image cannot be used: cannot open the image notes.png: it is no image that Pillow knows."
+            "This image cannot be used: cannot open the image notes.png: it is not an image that Pillow knows."
         )
         browser.wait("document.querySelector('#image img') === null")

@@ -12,18 +12,20 @@ Columns (masks only if asked for):
     file_name      string, relative to the image folder, forward slashes
     width, height  int32, of the image shown upright
     objects        {bbox: 4 x float32 (COCO: x, y, width, height in pixels), category: ClassLabel (semantic label - 1),
-                   area, iscrowd, difficult, id [, segmentation: COCO's RLE (not VOC), "" for an object without a mask]}
+                   area, iscrowd, difficult, id [, segmentation: COCO's RLE (not VOC), "" for an object without a
+                   mask]}
     license        string, COCO only
     mask           Image, VOC only: the PNG of class indices
 
-The cache is keyed by every option and by size and time of every annotation file, so an edited file is read again. The problems
-that were met are kept beside the cached data: `builder.report`. So are the times of the folders that hold images, and size and
-time of the images that were skipped: if one of them has changed, the data are made again, so an image that comes, goes or is
-repaired is noticed. A good image that is overwritten in its place is not: that would mean to look at all of them at every load.
+The cache is keyed by every option and by size and time of every annotation file, so an edited file is read again. The
+problems that were met are kept beside the cached data: `builder.report`. So are the times of the folders that hold
+images, and size and time of the images that were skipped: if one of them has changed, the data are made again, so an
+image that comes, goes or is repaired is noticed. A good image that is overwritten in its place is not: that would mean
+to look at all of them at every load.
 
-Cost, on one core: a COCO file of 200,000 images and 2 million boxes takes about 45 s and less than 2 GB once, without opening images. After
-that the rows are memory-mapped: a second load takes 0.1 s, and a `DataLoader` worker needs about 12 MB of its own, whatever the
-size of the data.
+Cost, on one core: a COCO file of 200,000 images and 2 million boxes takes about 45 s and less than 2 GB once, without
+opening images. After that the rows are memory-mapped: a second load takes 0.1 s, and a `DataLoader` worker needs about
+12 MB of its own, whatever the size of the data.
 """
 
 import hashlib
@@ -88,8 +90,8 @@ class _BoxesConfig(BuilderConfig):
 
     Attributes:
         data_dir: folder of the dataset.
-        annotations: another annotation file (COCO, YOLO: data.yaml) or folder (VOC, YOLO: labels) than the usual one of
-            `data_dir`; absolute, or relative to `data_dir` or else to the working folder, as `images`.
+        annotations: another annotation file (COCO, YOLO: data.yaml) or folder (VOC, YOLO: labels) than the usual one
+            of `data_dir`; absolute, or relative to `data_dir` or else to the working folder, as `images`.
         images: another image folder than the usual one.
         options: how they are read. With `masks` off, nothing of the masks is opened.
     """
@@ -343,7 +345,8 @@ class _BoxesBuilder(GeneratorBasedBuilder):
 class CocoBoxes(_BoxesBuilder):
     """COCO json files.
 
-    `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the full list),
+    `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the
+        full list),
     or a list of category names or ids. Labels follow the ascending category id. `split` names the default files
     (`coco.find_annotations`, `coco.find_images`) and the split of the dataset.
     """
@@ -371,7 +374,8 @@ class VocBoxes(_BoxesBuilder):
     """Pascal VOC folders.
 
     `split`: a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation file. `classes`: None
-    (classes.txt of the folder, else VOC's 20), "all" (every name that occurs, sorted), or a list in the order of the labels.
+    (classes.txt of the folder, else VOC's 20), "all" (every name that occurs, sorted), or a list in the order of the
+    labels.
     """
 
     DATASET_NAME = "voc_boxes"
@@ -387,8 +391,10 @@ class VocBoxes(_BoxesBuilder):
 class YoloBoxes(_BoxesBuilder):
     """YOLO folders, or data.yaml.
 
-    `split`: train, val or test of data.yaml, a folder of images, or a txt list; None takes every image that has a label
-    file. `classes`: None or "all" (data.yaml or classes.txt), or a list of names or numbers; labels follow the ascending number.
+    `split`: train, val or test of data.yaml, a folder of images, or a txt list; None takes every image that has a
+        label
+    file. `classes`: None or "all" (data.yaml or classes.txt), or a list of names or numbers; labels follow the
+    ascending number.
     """
 
     DATASET_NAME = "yolo_boxes"

@@ -4,8 +4,8 @@
     voc     OUT/Annotations/NAME.xml, OUT/ImageSets/Main/SPLIT.txt, OUT/classes.txt, OUT/SegmentationClass/NAME.png
     yolo    OUT/labels/NAME.txt, OUT/data.yaml, OUT/classes.txt
 
-Images are not copied: put them, or a link to them, in OUT/images (YOLO) or OUT/JPEGImages (VOC), or pass their folder when the
-labels are read. What the new format cannot hold is named in `Conversion.lost`.
+Images are not copied: put them, or a link to them, in OUT/images (YOLO) or OUT/JPEGImages (VOC), or pass their folder
+when the labels are read. What the new format cannot hold is named in `Conversion.lost`.
 """
 
 import os
@@ -73,8 +73,8 @@ def convert_labels(
         out: new folder; for COCO a json file or a folder. It must not exist, or be empty.
         to: "coco", "voc" or "yolo".
         images: folder of the images.
-        options: how they are read. `split` is also the name of the list that VOC gets; `masks` writes the masks that there
-            are.
+        options: how they are read. `split` is also the name of the list that VOC gets; `masks` writes the masks that
+            there are.
         format: of `annotations`.
 
     Raises:
@@ -166,10 +166,10 @@ class _Reading:
             self.count("class masks: each object gets the pixels of its class in its box; 255 is background")
         crowd = sum(item.iscrowd for item in objects)
         if crowd and self.to != "coco":
-            what = "left out" + (", ignored (255) in class masks" if self.to == "voc" and self.masks else "")
+            what = "skipped" + (", ignored (255) in class masks" if self.to == "voc" and self.masks else "")
             self.count(f"crowd regions: {what}", crowd)
         if self.to == "voc":
-            # Crowd regions are left out, so their boxes are not written.
+            # Crowd regions are skipped, so their boxes are not written.
             thin = sum(voc.is_thin(item.box) for item in objects if not item.iscrowd)
             self.count("boxes thinner than a pixel: widened to one", thin)
         else:
@@ -257,7 +257,7 @@ def _voc_masks_folder(source: Source) -> str | None:
     own = voc.own_class_list(root)
     if [name for _, name in source.classes][: len(own)] != own:
         raise ValueError(
-            f"{folder} holds class masks, but there is no {voc.CLASSES_FILE} in {root} that says which value is which class. "
+            f"{folder} holds class masks, but no {voc.CLASSES_FILE} in {root} says which value is which class. "
             "Write it, in the order of the values, or leave the masks out (--no-masks)"
         )
     return folder
@@ -298,7 +298,8 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
             stem.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"VOC files cannot hold the name {stem!r}, which is no UTF-8. Rename the image, or choose another format (--to)"
+                f"VOC files cannot hold the name {stem!r}, which is not UTF-8. "
+                "Rename the image, or choose another format (--to)"
             ) from error
         names.append(stem)
         if reading.masks and not record.objects and record.mask_path is None:

@@ -46,16 +46,18 @@ def load_boxes(
     """Load images with boxes; the problems met are logged, unless `report` takes them.
 
     Args:
-        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
-            writes it). Of its rows only embedded images and masks are read: a path in a row could name any file of this machine.
+        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as
+            `lpg_hf.data.export` writes it). Of its rows only embedded images and masks are read: a path in a row could
+            name any file of this machine.
         root: folder of the dataset; for "parquet" a folder or a Hub id.
-        annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of labels.
+        annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of
+            labels.
         images: another image folder than the usual one; for "parquet" the folder of images that were not exported.
         num_proc: processes that check the images.
         cache_dir: of `datasets`.
         report: takes the problems, for the caller to show.
-        **options: fields of `options.ReadOptions`: split, classes, masks, keep_empty, allow_missing, max_pixels, ...; for
-            "parquet" only split, masks and allow_missing. What `split` and `classes` may be: see the builders.
+        **options: fields of `options.ReadOptions`: split, classes, masks, keep_empty, allow_missing, max_pixels, ...;
+            for "parquet" only split, masks and allow_missing. What `split` and `classes` may be: see the builders.
 
     Returns:
         The rows described in `builders`.
@@ -176,7 +178,7 @@ def _with_images(dataset: Dataset, folder: str, options: ReadOptions, report: Re
 
 
 def _cache_of_folder(root: str | os.PathLike, cache_dir: str | os.PathLike | None) -> str | None:
-    """The cache for `load_dataset(root)`, which knows a folder that has a card by its last name alone: one per state of its files."""
+    """The cache for `load_dataset(root)`: one per state of its files, as it knows a folder by its name alone."""
     if not os.path.isdir(fs_path(root)):
         return None if cache_dir is None else os.fspath(cache_dir)
     folder = unicode_path(root)
@@ -203,7 +205,7 @@ def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.
         report.add("unsafe_path", f"{path!r}: row {number} names a file in the place of an image", image=path)
     if len(foreign) == len(dataset):
         raise ValueError(
-            f"{root} holds paths in the place of images or masks, which are not opened. Pass images=... (the folder of the "
-            "images), or export it again with its images"
+            f"{root} holds paths in the place of images or masks, which are not opened. "
+            "Pass images=... (the folder of the images), or export it again with its images"
         )
     return dataset.select([number for number in range(len(dataset)) if number not in foreign])

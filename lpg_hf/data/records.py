@@ -10,7 +10,7 @@ from lpg_hf.images import ImageProblem, image_size
 from lpg_hf.rle import Rle
 
 
-# How far a box may reach over the border before it is counted as clipped: rounding of the tool that wrote it, and ours.
+# How far a box may reach over the border before it is counted as clipped: rounding by other tools, and ours.
 CLIP_TOLERANCE_PIXELS = 0.5 + 1e-6
 MIN_BOX_SIDE = 1e-3
 Box = tuple[float, float, float, float]  # xyxy, pixels, 0-based, end exclusive
@@ -24,7 +24,7 @@ class BoxObject:
         box: (x1, y1, x2, y2), pixels, 0-based, end exclusive, inside the upright image.
         category: 0-based position in the class list (semantic label - 1).
         area: pixels; of the mask if there is one, else as stated, else of the box.
-        iscrowd: a region of many objects (COCO); no single object.
+        iscrowd: a region of many objects (COCO), not a single object.
         difficult: VOC flag.
         id: unique in its dataset.
         rle: COCO mask; None if there is none or masks were not asked for.
@@ -50,8 +50,8 @@ class Record:
         path: of the image file; None: it is in a row of a dataset, or does not exist (`keep_missing`).
         file_name: relative to the image folder, forward slashes.
         image_id: the id in the annotation file, as text.
-        size: (height, width) of the upright image (EXIF orientation applied), pixels; of an image that does not exist as
-            stated, or None.
+        size: (height, width) of the upright image (EXIF orientation applied), pixels; of an image that does not exist
+            as stated, or None.
         objects: in the order of the file.
         mask_path: VOC class mask (PNG of class indices), if asked for.
         license: name and address, if the file states them.
@@ -105,7 +105,8 @@ def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
 
 @dataclass
 class Geometry:
-    """The frame of one image: its true (height, width), and the factors from the stated frame to it (1 unless rescaled).
+    """The frame of one image: its true (height, width), and the factors from the stated frame to it (1 unless
+    rescaled).
 
     Without an image it is the stated size; None if none is stated.
     """

@@ -1,7 +1,7 @@
 """What readers found wrong: counts, and for each kind of problem the first places.
 
-Rules for all formats: nothing wrong is repaired or dropped without being counted; one bad item does not stop the others;
-a count names the first few places, as "file: object".
+Rules for all formats: nothing wrong is repaired or dropped without being counted; one bad item does not stop the
+others; a count names the first few places, as "file: object".
 """
 
 import json
@@ -63,7 +63,7 @@ PROBLEMS = {
     ),
     "size_from_image": ProblemKind(KEPT, "no valid size stated, taken from the image"),
     "size_unknown": ProblemKind("right and lower border not checked", "neither an image nor a valid size stated"),
-    "invalid_annotation": ProblemKind(OBJECT_SKIPPED, "annotation that is no object with an image and a category"),
+    "invalid_annotation": ProblemKind(OBJECT_SKIPPED, "annotation that is not an object with an image and a category"),
     "unknown_image": ProblemKind(OBJECT_SKIPPED, "annotation of an image that the file does not list"),
     "unknown_category": ProblemKind(OBJECT_SKIPPED, "category that the file does not list"),
     "unknown_class": ProblemKind(OBJECT_SKIPPED, "class that is not in the class list"),
@@ -71,7 +71,7 @@ PROBLEMS = {
     "other_class": ProblemKind(OBJECT_SKIPPED, "object of a class that was not asked for"),
     "id_type_differs": ProblemKind("matched", "ids that are text in one place and a number in another"),
     "duplicate_annotation_id": ProblemKind(
-        "new id given", "annotation id that is missing, no integer, or used before"
+        "new id given", "annotation id that is missing, not an integer, or used before"
     ),
     "duplicate_category_name": ProblemKind("renamed", "category name that two ids share"),
     "invalid_line": ProblemKind(OBJECT_SKIPPED, "line that is neither class and box nor class and outline"),
@@ -90,7 +90,7 @@ PROBLEMS = {
         KEPT, "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"
     ),
     "mask_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose mask would have the name of an earlier one's"),
-    "low_score": ProblemKind("left out of the result", "mask whose score is below min_score"),
+    "low_score": ProblemKind("skipped", "mask whose score is below min_score"),
     "empty_mask": ProblemKind("kept, without a pixel", "box in which the generator found no object"),
     "no_mask": ProblemKind("box kept", "object without a mask"),
     "invalid_mask": ProblemKind("box kept", "object whose mask or polygon cannot be used"),
@@ -110,10 +110,10 @@ class Report:
         places: kind -> the first `max_places` of them, "file: object (detail)".
         classes: one line per class, "label name" (COCO: "label name (category id N)").
         details: kind -> value (a class name, a category id) -> number, where the value matters.
-        errors: messages of faults that a dataset must not be built with (a mask that does not fit its image), the first
-            `MAX_ERRORS` of them.
-        skipped: (file name, kind) of all images that were skipped before they were opened: when an index was read. The name
-            is the annotation file's, or the place in it, where the image's is not known.
+        errors: messages of faults that a dataset must not be built with (a mask that does not fit its image), the
+            first `MAX_ERRORS` of them.
+        skipped: (file name, kind) of all images that were skipped before they were opened: when an index was read. The
+            name is the annotation file's, or the place in it, where the image's is not known.
         max_places: of a kind that are kept; None: all.
     """
 
@@ -250,7 +250,7 @@ def check_missing(missing: MissingFiles, options: ReadOptions, report: Report) -
         )
     if not options.allow_missing:
         raise FileNotFoundError(
-            f"{len(names)} of {total} {missing.what} are missing in {missing.folder}: {first}. Complete the folder, or pass "
-            "allow_missing=True (--allow-missing; in training --aux.allow_missing true, --target.allow_missing true) to go on "
-            "without them"
+            f"{len(names)} of {total} {missing.what} are missing in {missing.folder}: {first}. Complete the folder, "
+            "or pass allow_missing=True (--allow-missing; in training --aux.allow_missing true, --target.allow_missing "
+            "true) to go on without them"
         )

@@ -6,8 +6,8 @@
         if record is not None:
             image = source.image(record)
 
-What comes from a source is meant for masks, which know no class: objects of a class that no list names are kept, their class is
-appended to the list, and counted. Images without boxes are listed.
+What comes from a source is meant for masks, which know no class: objects of a class that no list names are kept, their
+class is appended to the list, and counted. Images without boxes are listed.
 
 Memory: a source holds its boxes, no image and, unless `masks`, no outline: about 0.4 GB for a COCO file of 1 million
 boxes.
@@ -46,18 +46,18 @@ class Source:
     Attributes:
         format: "coco", "voc", "yolo" or "dataset".
         path: what was opened.
-        classes: (category id, name) in the order of the labels; the id is COCO's category id, YOLO's class number, else the
-            label.
+        classes: (category id, name) in the order of the labels; the id is COCO's category id, YOLO's class number,
+            else the label.
         file_names: of the images, relative, forward slashes; known before any image is opened.
         make_record: what `record` calls.
         options: how it is read.
         coco_header: "info", "licenses" and "categories" of a COCO file, as they are in the file.
         rows: of a dataset, else None.
-        annotation_files: absolute paths of the annotation files that were read: the lists of classes and images, and every
-            file of labels; none for a dataset of the Hub.
+        annotation_files: absolute paths of the annotation files that were read: the lists of classes and images, and
+            every file of labels; none for a dataset of the Hub.
         image_folder: that the file names are relative to; None for a dataset.
-        has_coco_ids: whether the ids of the images can stay what they are in a COCO file: of COCO, and of a dataset in which
-            all are different numbers.
+        has_coco_ids: whether the ids of the images can stay what they are in a COCO file: of COCO, and of a dataset in
+            which all are different numbers.
         fingerprint: of a dataset of the Hub: its revision.
         images: folder of the images that was passed, absolute.
     """
@@ -109,7 +109,8 @@ class Source:
         """The record of an image; None if it was skipped, which the report counts.
 
         Raises:
-            ValueError: the stated size is not the image's and `size_mismatch` is "error", or a class mask does not fit.
+            ValueError: the stated size is not the image's and `size_mismatch` is "error", or a class mask does not
+                fit.
         """
         return self.make_record(index, report)
 
@@ -131,7 +132,7 @@ class Source:
         return pixels
 
     def decode(self, record: Record, report: Report) -> np.ndarray | None:
-        """As `image`; None if the image cannot be decoded, which is counted and takes it out of the report's totals."""
+        """As `image`; None if it cannot be decoded, which is counted and takes it out of the report's totals."""
         try:
             return self.image(record)
         except (OSError, ValueError) as error:
@@ -153,19 +154,20 @@ def open_source(
     """Open annotations of any format.
 
     Args:
-        annotations: a COCO json (or a folder in which `coco.find_annotations` finds one); a VOC folder, its Annotations, or one
-            xml file, whose images are in JPEGImages beside its folder Annotations, or beside it; a YOLO folder, its labels,
-            or data.yaml; a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export` writes it.
+        annotations: a COCO json (or a folder in which `coco.find_annotations` finds one); a VOC folder, its
+            Annotations, or one xml file, whose images are in JPEGImages beside its folder Annotations, or beside it; a
+            YOLO folder, its labels, or data.yaml; a folder or Hub id that `datasets.load_dataset` reads, as
+            `lpg_hf.data.export` writes it.
         images: folder of the images, where the usual place is not meant.
-        options: how they are read; `dataclasses.replace(SOURCE_OPTIONS, ...)` changes some. Masks come as `Record.mask_path`
-            (VOC), or as the pixels of an object's class in its box (a dataset with class masks).
+        options: how they are read; `dataclasses.replace(SOURCE_OPTIONS, ...)` changes some. Masks come as
+            `Record.mask_path` (VOC), or as the pixels of an object's class in its box (a dataset with class masks).
         format: one of `FORMATS`, or "auto": by what is there.
         report: counts problems.
 
     Raises:
         FileNotFoundError: nothing there, or no format is recognised.
-        ValueError: several formats are recognised; a file is not valid, or (unless `keep_missing`) all lines of a YOLO folder
-            hold pixels; an argument does not fit.
+        ValueError: several formats are recognised; a file is not valid, or (unless `keep_missing`) all lines of a YOLO
+            folder hold pixels; an argument does not fit.
     """
     if format not in ("auto", *FORMATS):
         raise ValueError(f"unknown format {format!r}; choose one of auto, {', '.join(FORMATS)} (--format)")
@@ -202,7 +204,7 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
         if suffix in by_suffix:
             return by_suffix[suffix]
         raise ValueError(
-            f"{text} is no annotation file that is known by its suffix (.json COCO, .xml VOC, .yaml YOLO). "
+            f"{text} is not an annotation file with a known suffix (.json COCO, .xml VOC, .yaml YOLO). "
             "Pass the folder for YOLO txt files, or the format (--format)"
         )
     if not os.path.isdir(local):
@@ -219,8 +221,9 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
         return "coco"  # which of the files is meant will be asked when it is opened
     if not found:
         raise FileNotFoundError(
-            f"no annotations recognised in {text}: no COCO json, no Annotations folder with xml files, no labels folder or "
-            "txt file beside an image or data.yaml, no Parquet file. Pass another folder, or the format (--format)"
+            f"no annotations recognised in {text}: no COCO json, no Annotations folder with xml files, no "
+            "labels folder, no txt file beside an image, no data.yaml, no Parquet file. "
+            "Pass another folder, or the format (--format)"
         )
     return found[0]
 

@@ -1,8 +1,8 @@
 """A small procedural dataset for the demo and the tests: auxiliary set with masks, target set with boxes.
 
-Textured objects lie on textured, cluttered backgrounds among unlabelled distractors. The auxiliary and the target classes
-are disjoint in shape and in texture, as COCO-60 and VOC are in the paper, and every shape fills its box badly, so that a
-filled box is a poor pseudo mask. The same seed gives byte-identical files.
+Textured objects lie on textured, cluttered backgrounds among unlabelled distractors. The auxiliary and the target
+classes are disjoint in shape and in texture, as COCO-60 and VOC are in the paper, and every shape fills its box badly,
+so that a filled box is a poor pseudo mask. The same seed gives byte-identical files.
 
     ROOT/synthetic.json                       the settings that the folder was made with
     ROOT/aux/annotations.json, images/*.png   COCO with RLE masks
@@ -40,7 +40,7 @@ MIN_VISIBLE_PIXELS = 60
 Plane = np.ndarray  # (H, W) float32
 
 
-# --- shapes: signed "insideness" in object coordinates, u and v in about [-1, 1]; the object is where it is > 0 ----------
+# --- shapes: signed "insideness" in object coordinates, u and v in about [-1, 1]; the object is where it is > 0 ---
 
 
 def _ring(u: Plane, v: Plane, width: float) -> Plane:
@@ -92,7 +92,7 @@ def _wave(u: Plane, v: Plane, width: float) -> Plane:
     return np.minimum(0.31 * width - np.abs(v - 0.6 * np.sin(np.pi * u)), 1.0 - np.abs(u))
 
 
-# --- textures: weight of the second colour in [0, 1], in object coordinates --------------------------------------------
+# --- textures: weight of the second colour in [0, 1], in object coordinates ---
 
 
 def _stripes(u: Plane, v: Plane) -> Plane:
@@ -374,7 +374,8 @@ def write_synthetic_dataset(
     """Write the demo's auxiliary (COCO, masks) and target (VOC, boxes; masks for measuring) datasets.
 
     Everything is written to a temporary folder beside `root` and renamed at the end, so that a killed run leaves no
-    half-written dataset. A finished folder with the same settings is kept as it is; one with other settings is replaced.
+    half-written dataset. A finished folder with the same settings is kept as it is; one with other settings is
+    replaced.
 
     Args:
         root: folder to write.

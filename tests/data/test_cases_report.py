@@ -1,4 +1,4 @@
-"""R-N1: each faulty input, one at a time among good ones: the message names file and object, and the others are used."""
+"""Each faulty input, one at a time among good ones: the message names file and object, the others are used."""
 
 import json
 

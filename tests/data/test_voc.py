@@ -390,5 +390,5 @@ def test_classes_that_would_renumber_the_masks_are_refused(voc_tree):
 @pytest.mark.parametrize("name", ["classes.txt", "ImageSets/Main/train.txt"])
 def test_a_list_that_is_no_utf_8_is_named(voc_tree, name):
     (voc_tree.root / name).write_bytes("a\ncaf\xe9\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=f"{name} is no UTF-8 text: byte 5. Save it as UTF-8"):
+    with pytest.raises(ValueError, match=f"{name} is not UTF-8 text: byte 5. Save it as UTF-8"):
         list(read_voc(voc_tree.root, ReadOptions(split="train" if "train" in name else None)))

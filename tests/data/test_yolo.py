@@ -165,9 +165,9 @@ def test_links_that_lead_outside_are_refused(yolo_tree, tmp_path, name):
         ("- a\n", "not a mapping"),
         ("names: [a\n", "not valid yaml"),
         ("names: 3\n", "not a list or a mapping"),
-        ("names: {a: b}\n", "no number"),
+        ("names: {a: b}\n", "not a number"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", "in the place of a name"),
-        (b"\xff\xfe\x00", "no UTF-8 text"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
         ("names: !!python/object/apply:os.system ['true']\n", "not valid yaml"),
     ],
 )

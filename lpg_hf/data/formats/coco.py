@@ -3,12 +3,13 @@
 `read_index` reads the file once, checks what concerns it as a whole, and gives one light entry per image;
 `make_record` turns an entry into a record, and may run in other processes; `write_coco` writes records.
 
-Masks are kept compressed, as RLE text. Without `masks` the field "segmentation" is dropped unread, except for an object that
-states no box: its box is then the extent of its polygons or its RLE.
+Masks are kept compressed, as RLE text. Without `masks` the field "segmentation" is dropped unread, except for an
+object that states no box: its box is then the extent of its polygons or its RLE.
 
-Each object is made small while the json is parsed, so that polygons that are not wanted never pile up. A file of 1 million boxes
-on 100,000 images adds 0.5 GB to the process and takes 10 s; with 15-point polygons (380 MB of json) 0.8 GB while it is read
-without `masks` (0.4 GB after), 1.1 GB and 27 s with them. The limit is the text of the file, which is read as a whole.
+Each object is made small while the json is parsed, so that polygons that are not wanted never pile up. A file of 1
+million boxes on 100,000 images adds 0.5 GB to the process and takes 10 s; with 15-point polygons (380 MB of json) 0.8
+GB while it is read without `masks` (0.4 GB after), 1.1 GB and 27 s with them. The limit is the text of the file, which
+is read as a whole.
 """
 
 import json
@@ -61,7 +62,8 @@ class _CocoAnnotation:
         id: made unique by `read_index`.
         category: 0-based class, set by `read_index`.
         bbox: an array of four floats, or what the file holds if that is none.
-        segmentation: None if masks are not wanted (and there is a box); polygons are arrays of floats where they can be.
+        segmentation: None if masks are not wanted (and there is a box); polygons are arrays of floats where they can
+            be.
     """
 
     id: Any
@@ -137,7 +139,7 @@ def read_json(
         del data
         content = json.loads(text, object_hook=object_hook)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid json: no UTF-8 text at byte {error.start}") from error
+        raise ValueError(f"{path} is not valid json: not UTF-8 text at byte {error.start}") from error
     except json.JSONDecodeError as error:
         position = len(text[: error.pos].encode("utf-8"))
         hint = " (it is an HTML page)" if text.lstrip()[:1] == "<" else ""
@@ -157,7 +159,8 @@ def find_annotations(root: str | None, annotations: str | os.PathLike | None, sp
     Args:
         root: folder of the dataset, or None.
         annotations: the file, absolute or relative to `root` or to the working folder; None searches `root` for
-            annotations/instances_SPLIT.json (the official layout), instances_SPLIT.json, annotations.json, instances.json.
+            annotations/instances_SPLIT.json (the official layout), instances_SPLIT.json, annotations.json,
+            instances.json.
         split: name of the split.
 
     Raises:
@@ -192,8 +195,8 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
 
     Args:
         root: folder of the dataset; None takes the folder of `annotations`.
-        images: the folder, absolute or relative to `root` or to the working folder; None searches `root` for a folder with the
-            name of the split, then "images", and else takes `root` itself.
+        images: the folder, absolute or relative to `root` or to the working folder; None searches `root` for a folder
+            with the name of the split, then "images", and else takes `root` itself.
         split: name of the split.
         annotations: the annotation file.
 
@@ -210,7 +213,7 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
 
 
 def id_text(value: Any) -> str | None:
-    """One text for an id, so that 1, 1.0 and "1" meet; None if it is no id."""
+    """One text for an id, so that 1, 1.0 and "1" meet; None if it is not an id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -219,7 +222,7 @@ def id_text(value: Any) -> str | None:
 
 
 def id_of(text: str) -> int | str:
-    """The id that a text of `id_text` stands for: a number only if it is written as one ("007", "--3" and "²" are names)."""
+    """The id that a text of `id_text` means: a number if it is written as one ("007", "--3" and "²" are names)."""
     return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,99}", text, re.ASCII) else text
 
 
@@ -264,8 +267,8 @@ def _select_classes(categories: list[Category], classes: Classes, path: object) 
 
     Args:
         categories: what the file holds.
-        classes: None or "all" (what the file holds), "nonvoc60", "voc20" or "all80" (always the full official list, so that
-            labels do not depend on which categories a file happens to list), or a list of names and ids.
+        classes: None or "all" (what the file holds), "nonvoc60", "voc20" or "all80" (always the full official list, so
+            that labels do not depend on which categories a file happens to list), or a list of names and ids.
         path: of the file, for messages.
 
     Raises:
@@ -684,8 +687,8 @@ def write_coco(
         path: of the new file.
         records: boxes become xywh; masks are written as `BoxObject.stated` has them, else as RLE with text counts.
         classes: (category id, name) in the order of the labels, as `CocoIndex.classes`.
-        header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes and licences that it
-            lacks are added.
+        header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes and licences
+            that it lacks are added.
         keep_ids: annotations keep their ids, but for one that an earlier annotation has; off, they are counted from 1.
     """
     header = header_with(header or {}, classes)

@@ -14,7 +14,7 @@ from lpg_hf.rle import Rle, encode_mask, with_text
 
 
 def polygons_of(segmentation: Any) -> Iterator[list[float] | None]:
-    """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is none."""
+    """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is not a polygon."""
     for polygon in segmentation if isinstance(segmentation, list) else []:
         if isinstance(polygon, array):
             numbers = polygon.tolist()
@@ -26,9 +26,9 @@ def polygons_of(segmentation: Any) -> Iterator[list[float] | None]:
 def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: Report) -> Rle | None:
     """A COCO "segmentation" as compressed RLE of the image's size.
 
-    Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code allocates
-    as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point further outside
-    than the image is large is rejected, and so is an RLE whose runs do not add up to its size.
+    Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code
+    allocates as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point
+    further outside than the image is large is rejected, and so is an RLE whose runs do not add up to its size.
 
     Args:
         segmentation: the field as it is in the file.
@@ -74,7 +74,7 @@ def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: 
 
 
 def _rle_runs(counts: str | bytes) -> list[int] | None:
-    """The run lengths in compressed RLE text (5 bits a character, from run 3 on the difference to the last but one)."""
+    """The run lengths in compressed RLE text: 5 bits a character, from run 3 on the difference to the last but one."""
     try:
         codes = (counts if isinstance(counts, bytes) else counts.encode("ascii")).rstrip(b"\0")
     except UnicodeEncodeError:
@@ -97,7 +97,7 @@ def _rle_runs(counts: str | bytes) -> list[int] | None:
 
 
 def checked_rle(segmentation: dict) -> Rle | None:
-    """RLE as {"size", "counts": bytes}, or None if its runs are no runs of its size."""
+    """RLE as {"size", "counts": bytes}, or None if its runs do not fit its size."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     numbers = finite_numbers(size, 2)
     if numbers is None or any(value < 1 or not value.is_integer() for value in numbers):
@@ -134,7 +134,7 @@ def class_in_box_to_rle(labels: np.ndarray, label: int, box: Box) -> Rle | None:
     """The pixels of a class in a box, as compressed RLE.
 
     Args:
-        labels: (H, W) label map; 255 is no class.
+        labels: (H, W) label map; 255 is not a class.
         label: 1-based.
         box: xyxy, pixels, 0-based, end exclusive.
 

@@ -7,9 +7,10 @@
     ROOT/ImageSets/Segmentation/LIST.txt  names of a split (or ImageSets/Main/LIST.txt)
     ROOT/classes.txt                      class names in the order of the labels, if they are not VOC's 20
 
-VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax, ymax) here.
-`zero_based=True` is for tools that write plain 0-based corners, which are taken as they are. No box of VOC is thinner than a
-pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into the image.
+VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax,
+ymax) here. `zero_based=True` is for tools that write plain 0-based corners, which are taken as they are. No box of VOC
+is thinner than a pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into
+the image.
 """
 
 import os
@@ -153,7 +154,7 @@ class VocIndex:
 
 
 def read_class_list(path: str | os.PathLike) -> list[str]:
-    """The names in a text file, one a line, in the order of the labels; a background line is left out.
+    """The names in a text file, one a line, in the order of the labels; a background line is skipped.
 
     Raises:
         ValueError: no text, no names, or a name twice.
@@ -296,7 +297,8 @@ class _Images:
     def find(self, stem: str, filename: str | None, report: Report) -> str | None:
         """The image of the annotation file `stem`; None if there is none.
 
-        The annotation file's own name counts first, as masks and split lists use it; `<filename>` decides between several.
+        The annotation file's own name counts first, as masks and split lists use it; `<filename>` decides between
+        several.
 
         Raises:
             _Ambiguous: there are several, which is counted.
@@ -366,10 +368,10 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
 
     Args:
         folders: of the dataset.
-        options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation
-            file. `classes` are names in the order of the labels; None: classes.txt of the root, else VOC's 20; "all": every
-            name that occurs, sorted. With `keep_unlisted`, without classes.txt, and if none of VOC's 20 occurs, the list is
-            the names that occur, sorted.
+        options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every
+            annotation file. `classes` are names in the order of the labels; None: classes.txt of the root, else VOC's
+            20; "all": every name that occurs, sorted. With `keep_unlisted`, without classes.txt, and if none of VOC's
+            20 occurs, the list is the names that occur, sorted.
         report: counts problems.
         only: name of the one annotation file to read, without its suffix.
 
@@ -378,7 +380,8 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
 
     Raises:
         FileNotFoundError: no such list; files are missing.
-        ValueError: the class list is empty, holds a name twice or does not fit the masks; no object of the classes at all.
+        ValueError: the class list is empty, holds a name twice or does not fit the masks; no object of the classes at
+            all.
     """
     files = [path for path in (f"{folders.root}/{CLASSES_FILE}",) if os.path.isfile(fs_path(path))]
     if only is not None:
@@ -397,8 +400,8 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
     if not options.keep_empty and not any(content.objects for content in parsed.values()):
         raise ValueError(
             f"no image of {folders.annotations} has an object of the classes {', '.join(classes.selected[:5])}"
-            f"{', ...' if len(classes.selected) > 5 else ''}. Pass classes=[...] (or 'all'), or write {CLASSES_FILE}.\n"
-            f"{report.summary()}"
+            f"{', ...' if len(classes.selected) > 5 else ''}. "
+            f"Pass classes=[...] (or 'all'), or write {CLASSES_FILE}.\n{report.summary()}"
         )
     listing = _Images(folders.images)
     entries = _find_images(parsed, listing, options, report)
@@ -548,8 +551,8 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
         The record, or None (and counted) if the image cannot be used.
 
     Raises:
-        ValueError: the mask has another size than the image, holds a value that is neither a label nor 255, or is not an
-            index image; or the stated size differs and `size_mismatch` is "error".
+        ValueError: the mask has another size than the image, holds a value that is neither a label nor 255, or is not
+            an index image; or the stated size differs and `size_mismatch` is "error".
     """
     frame = image_geometry(entry.path, entry.file_name, entry.size, options, report)
     if frame is None:
@@ -617,8 +620,8 @@ def check_mask(
         with open_image(path, path, max_pixels) as mask:
             if mask.size != (width, height):
                 raise ValueError(
-                    f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, its image {image_name} {width} x {height}; "
-                    "masks are never resized, correct the file"
+                    f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, "
+                    f"its image {image_name} {width} x {height}; masks are never resized, correct the file"
                 )
             if mask.mode not in ("P", "L"):
                 raise ValueError(
@@ -659,13 +662,13 @@ def read_voc(
 
 
 def is_thin(box: tuple[float, float, float, float]) -> bool:
-    """Whether VOC's corners cannot hold a box (xyxy, pixels, 0-based, end exclusive), as a side of it is below one pixel."""
+    """Whether a side of a box (xyxy, pixels, 0-based, end exclusive) is below one pixel, which VOC cannot state."""
     x1, y1, x2, y2 = box
     return min(x2 - x1, y2 - y1) < 1 - 1e-6
 
 
 def _inclusive(start: float, end: float, size: int) -> tuple[float, float]:
-    """The ends of one side of a box, 0-based and end exclusive, as VOC's: 1-based and inclusive, at least a pixel apart."""
+    """One side of a box, 0-based and end exclusive, as VOC's: 1-based and inclusive, at least a pixel long."""
     if start + 1 <= end:
         return start + 1, end
     pixel = min(max((start + end + 1) / 2, 1), size)

@@ -6,8 +6,9 @@
     ROOT/data.yaml      path; train, val, test: a folder, a list of folders, or a txt list of images; names; nc
     ROOT/classes.txt    class names, one a line (or obj.names; or in labels/), if data.yaml states none
 
-A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box), numbers as
-fractions of the image shown upright. An empty txt is an image without objects; an image without a txt is unlabelled.
+A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box),
+numbers as fractions of the image shown upright. An empty txt is an image without objects; an image without a txt is
+unlabelled.
 """
 
 import math
@@ -91,7 +92,7 @@ class YoloEntry:
 
 @dataclass
 class YoloIndex:
-    """A split: `classes` are (number in the label files, name) in the order of the labels; `files` were read for it."""
+    """A split: `classes` are in the order of the labels; `files` were read for it."""
 
     classes: list[Category]
     entries: list[YoloEntry]
@@ -159,7 +160,7 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> l
         path: of the txt file.
         name: for messages.
         keypoints: numbers after the box that are not read.
-        report: counts lines that are no label, hold pixels, or occur twice.
+        report: counts lines that are not a label, hold pixels, or occur twice.
 
     Raises:
         ValueError: no text.
@@ -182,7 +183,7 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> l
             report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({len(words)} columns)")
             continue
         if values[0] >= LARGEST_CLASS:
-            report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({words[0][:30]} is no class number)")
+            report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({words[0][:30]} is not a class number)")
             continue
         if max(map(abs, values[1:])) > LARGEST_FRACTION:
             report.add("pixel_values", f"{place} {line.strip()[:60]!r}")
@@ -229,9 +230,9 @@ def read_index(
 
     Args:
         root: folder of the dataset, its folder of labels, or data.yaml.
-        options: `split` as of `find_layout`; None takes every image. `classes` are names and numbers of the class list of
-            the dataset; without such a list, its names. With `keep_missing` and without any image there is one entry to each
-            label file.
+        options: `split` as of `find_layout`; None takes every image. `classes` are names and numbers of the class list
+            of the dataset; without such a list, its names. With `keep_missing` and without any image there is one
+            entry to each label file.
         report: counts problems; `report.errors` names each line with pixels or an unknown class.
         images: another folder of the images than the usual one.
 
@@ -391,7 +392,8 @@ def _select_objects(
             if classes.everything:
                 report.add_error(
                     f"{entry.label_path}: line {number} has the class number {category}, but the class list holds "
-                    f"{len(classes.names)} names (numbers 0 to {len(classes.names) - 1}). Correct the line or complete the list"
+                    f"{len(classes.names)} names (numbers 0 to {len(classes.names) - 1}). "
+                    "Correct the line or complete the list"
                 )
             continue
         item = _read_object(number, position, values, classes.options.masks)
@@ -477,7 +479,8 @@ def read_yolo(
 ) -> Iterator[Record]:
     """All records of a YOLO split, one at a time; arguments as in `read_index`.
 
-    Lines with pixels or an unknown class are skipped and named in `report.errors`; `builders.YoloBoxes` refuses such data.
+    Lines with pixels or an unknown class are skipped and named in `report.errors`; `builders.YoloBoxes` refuses such
+    data.
     """
     report = Report() if report is None else report
     for entry in read_index(root, options, report, images).entries:
@@ -493,8 +496,8 @@ def _mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
         mask: (H, W) bool or integer, nonzero is the object.
 
     Returns:
-        x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the image; one for each connected part, and one for each
-        hole, which turns the other way round.
+        x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the image; one for each connected part, and one for
+        each hole, which turns the other way round.
     """
     doubled = np.repeat(np.repeat(np.asarray(mask, dtype=bool).astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -518,7 +521,7 @@ def _outline(rle: Rle) -> list[float]:
 
 
 def _join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
-    """Several outlines as one, joined by lines that run there and back and so enclose nothing: a YOLO line holds only one."""
+    """Several outlines as one, since a YOLO line holds only one: lines that run there and back join them."""
     first, *others = polygons
     joined = list(first)
     for other in others:
@@ -531,8 +534,8 @@ def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = Fals
 
     Args:
         record: its image's size makes fractions of the numbers (12 digits).
-        masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a mask is
-            written as the outline of its box if another one has a mask.
+        masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a
+            mask is written as the outline of its box if another one has a mask.
         only_outlines: write those of the boxes also if none has a mask: trainers want one kind of line in all files.
     """
     with_outlines = masks and (only_outlines or any(item.rle is not None for item in record.objects))

@@ -16,7 +16,7 @@ IMAGES_FOLDER = "images"
 LABELS_FOLDER = "labels"
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names")
-# txt files beside labels that are none; each may still be one, if an image has its name.
+# txt files beside labels that are not labels; each may still be one, if an image has its name.
 OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"valid": "val", "validation": "val"}
@@ -30,8 +30,8 @@ class YoloLayout:
     Attributes:
         image_folder: that the file names are relative to.
         images: relative names.
-        label_roots: folders that mirror `image_folder`, in the order of the search; after them a folder "labels" in the place of the
-            last "images" of a name, and the image's own folder are searched.
+        label_roots: folders that mirror `image_folder`, in the order of the search; after them a folder "labels" in
+            the place of the last "images" of a name, and the image's own folder are searched.
         complete: `images` are all of their folders, so that a txt without an image can be told.
         names: class names by number; None if nothing states them.
         sources: files that state layout and names.
@@ -51,7 +51,7 @@ def read_yaml(path: str) -> dict:
     """A data.yaml as a dict.
 
     Raises:
-        ValueError: not valid, or no mapping.
+        ValueError: not valid, or not a mapping.
     """
     text = read_text(path)
     slashes = text.replace("\\", "/")
@@ -66,7 +66,7 @@ def read_yaml(path: str) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no data.yaml: its top level is a {type(content).__name__}, not a mapping")
+        raise ValueError(f"{path} is not a data.yaml: its top level is a {type(content).__name__}, not a mapping")
     return content
 
 
@@ -79,7 +79,7 @@ def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
         try:
             numbered = {int(number): str(name) for number, name in names.items()}
         except ValueError as error:
-            raise ValueError(f'{path}: "names" has a key that is no number: {error}') from error
+            raise ValueError(f'{path}: "names" has a key that is not a number: {error}') from error
         if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
             raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
         found = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
@@ -262,8 +262,8 @@ def find_layout(
 
     Args:
         root: folder of the dataset, its folder of labels, or data.yaml.
-        options: `split` is "train", "val" or "test" of data.yaml, a folder inside that of the images, or a txt list; None: all
-            images. With `keep_missing` and without any image, there is one to each label file, named NAME.*
+        options: `split` is "train", "val" or "test" of data.yaml, a folder inside that of the images, or a txt list;
+            None: all images. With `keep_missing` and without any image, there is one to each label file, named NAME.*
         report: counts problems.
         images: another folder of the images than the usual one.
 
