@@ -52,6 +52,9 @@ PROBLEMS = {
         IMAGE_SKIPPED, "image without an object of the classes (keep_empty=True keeps it)"
     ),
     "empty_image": ProblemKind(KEPT, "image without an object of the classes"),
+    "image_by_name": ProblemKind(
+        "matched", "image found by a part of its name: other folders, or the name before an upload"
+    ),
     "duplicate_file_name": ProblemKind(KEPT, "image that several image entries name"),
     "duplicate_entry": ProblemKind("used once", "name that the split list holds more than once"),
     "image_without_annotation": ProblemKind("not read", "image without an annotation file: unlabelled"),
@@ -79,8 +82,12 @@ PROBLEMS = {
     "duplicate_line": ProblemKind("used once", "line that the label file holds more than once"),
     "centre_outside": ProblemKind(OBJECT_SKIPPED, "YOLO box with its centre outside the image"),
     "invalid_box": ProblemKind(OBJECT_SKIPPED, "box that is not four finite numbers"),
+    "unsupported_shape": ProblemKind(OBJECT_SKIPPED, "shape without an area, or of a kind that is not read"),
+    "no_class_name": ProblemKind('class "object"', "object without a class name"),
+    "other_annotation": ProblemKind("not used", "further annotation of a task that has one already"),
     "no_box": ProblemKind(OBJECT_SKIPPED, "object with neither a box nor a mask to take it from"),
     "box_from_polygon": ProblemKind(KEPT, "no box stated, taken from the polygon or mask"),
+    "rotated_box": ProblemKind("box around it", "rotated box or quadrilateral"),
     "corners_swapped": ProblemKind("put in order", "box with its corners in the wrong order"),
     "degenerate_box": ProblemKind(OBJECT_SKIPPED, "box without an area"),
     "box_outside": ProblemKind(OBJECT_SKIPPED, "box outside the image"),
@@ -96,7 +103,14 @@ PROBLEMS = {
     "invalid_mask": ProblemKind("box kept", "object whose mask or polygon cannot be used"),
 }
 # Kinds that good files have too; any other kind deserves a warning.
-EXPECTED = {"other_class", "image_without_object", "empty_image", "size_from_image", "image_without_annotation"}
+EXPECTED = {
+    "image_by_name",
+    "other_class",
+    "image_without_object",
+    "empty_image",
+    "size_from_image",
+    "image_without_annotation",
+}
 
 
 @dataclass
