@@ -53,7 +53,7 @@ test-peer: $(STAMP)
 
 # The packages that read what we write, at fixed versions, without what only their other parts need.
 CONSUMERS := .cache/consumers
-CONSUMER_PACKAGES := ultralytics==8.4.190 ultralytics-thop matplotlib contourpy cycler fonttools kiwisolver pyparsing \
+CONSUMER_PACKAGES := labelme==6.0.0 ultralytics==8.4.190 ultralytics-thop matplotlib contourpy cycler fonttools kiwisolver pyparsing \
 	polars polars-runtime-32
 
 test-consumers: $(STAMP)

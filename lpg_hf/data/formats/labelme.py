@@ -1,4 +1,4 @@
-"""LabelMe, AnyLabeling and X-AnyLabeling: one json beside each image.
+"""LabelMe, AnyLabeling and X-AnyLabeling (one json beside each image) <-> records.
 
     {"imagePath": "a.png", "imageHeight": 40, "imageWidth": 60,
      "shapes": [{"label": "red", "shape_type": "rectangle", "points": [[10, 8], [30, 24]], "group_id": null}]}
@@ -11,11 +11,14 @@ and masks of one label and one group_id are one object in several parts.
 import base64
 import binascii
 import os
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
+from lpg_hf.data.formats.coco_forms import rle_to_polygons
 from lpg_hf.data.formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -28,9 +31,13 @@ from lpg_hf.data.formats.tool_image import (
     places_of_images,
     window_rle,
 )
-from lpg_hf.data.records import finite_numbers, stated_size
+from lpg_hf.data.records import BoxObject, Record, finite_numbers, stated_size
 from lpg_hf.files import fs_path, walk_files
 from lpg_hf.images import ImageProblem, open_image
+
+
+# Of LabelMe, whose files have these keys.
+_WRITTEN_VERSION = "5.4.1"
 
 
 def looks_like(path: str) -> bool:
@@ -137,3 +144,55 @@ def _read_mask(text: object, corners: list[float], size: tuple[int, int] | None)
     except (binascii.Error, ImageProblem, OSError, SyntaxError, Image.DecompressionBombError):
         return box, None
     return box, window_rle(window, x, y, size)
+
+
+def labelme_content(record: Record, classes: Sequence[str], image_path: str) -> dict:
+    """A record as the content of a LabelMe json.
+
+    A mask is a polygon along the edges of its pixels; several parts are polygons of one group_id (the id of the object);
+    a mask with a hole, which a polygon cannot show, is LabelMe's own kind of mask. An object without a mask is a rectangle.
+
+    Args:
+        record: crowd regions are skipped.
+        classes: names in the order of the labels.
+        image_path: of the image, relative to the folder of the json; forward slashes.
+    """
+    shapes = [shape for item in record.single_objects for shape in _shapes_of(item, classes[item.category])]
+    return {
+        "version": _WRITTEN_VERSION,
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": record.height,
+        "imageWidth": record.width,
+    }
+
+
+def _shapes_of(item: BoxObject, name: str) -> list[dict]:
+    base = {"label": name, "points": [], "group_id": None, "description": "", "shape_type": "polygon", "flags": {}}
+    polygons = rle_to_polygons(item.rle) if item.rle is not None else []
+    x1, y1, x2, y2 = item.box
+    if item.rle is None:
+        return [{**base, "points": [[x1, y1], [x2, y2]], "shape_type": "rectangle"}]
+    if len(polygons) == 1 and _has_a_hole(polygons[0]):
+        return [{**base, **_mask_shape(item.rle)}]
+    group = {"group_id": item.id if len(polygons) > 1 else None}
+    return [{**base, **group, "points": [list(pair) for pair in zip(p[0::2], p[1::2])]} for p in polygons]
+
+
+def _has_a_hole(polygon: list[float]) -> bool:
+    """Whether the joined outline of a mask passes a point twice, as it does on its way to a hole."""
+    points = list(zip(polygon[0::2], polygon[1::2]))
+    return len(set(points)) < len(points)
+
+
+def _mask_shape(rle: dict) -> dict:
+    """LabelMe's own mask: a PNG of the window from the first to the last pixel, both inclusive."""
+    x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))  # type: ignore[arg-type]
+    window = coco_mask.decode(rle)[y : y + height, x : x + width]  # type: ignore[arg-type]
+    buffer = BytesIO()
+    Image.fromarray(window.astype(bool)).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode("ascii")
+    points = [[float(x), float(y)], [float(x + width - 1), float(y + height - 1)]]
+    return {"points": points, "shape_type": "mask", "mask": text}
