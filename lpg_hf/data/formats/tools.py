@@ -14,13 +14,13 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats import bdd100k, createml, csv_table, cvat, dota, kitti, label_studio, labelme, mot
+from lpg_hf.data.formats.image_finder import ImageFinder
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.tool_image import ToolFile, ToolImage, ToolObject, extent
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Geometry, ImageChecks, Record, checked_box
 from lpg_hf.data.report import Report, check_missing
-from lpg_hf.files import fs_path, relative_name, resolve_inside, unicode_path, walk_files
-from lpg_hf.images import IMAGE_SUFFIXES
+from lpg_hf.files import fs_path, relative_name, unicode_path, walk_files
 
 
 # An object without a class name gets this one.
@@ -110,67 +110,8 @@ class ToolIndex:
     image_folder: str
 
 
-class _Images:
-    """The images of a folder, found by their whole name, by the end of it, or without suffix."""
-
-    def __init__(self, folder: str):
-        self.folder = folder
-        self.by_base: dict[str, list[str]] | None = None
-
-    def _named(self, base: str) -> list[str]:
-        """The images of this name, with or without suffix, in any folder."""
-        if self.by_base is None:
-            self.by_base = {}
-            for name in walk_files(self.folder, IMAGE_SUFFIXES):
-                for key in {os.path.basename(name), os.path.splitext(os.path.basename(name))[0]}:
-                    self.by_base.setdefault(key, []).append(name)
-        return self.by_base.get(base, [])
-
-    def exact(self, image: ToolImage) -> str | None:
-        """The image of the very name that the file states, beside the file or in the folder."""
-        for text in (f"{image.folder}/{image.file_name}" if image.folder else "", image.file_name):
-            try:
-                name = relative_name(text.replace("\\", "/"))
-                if os.path.isfile(fs_path(resolve_inside(self.folder, name))):
-                    return name
-            except ValueError:
-                continue
-        return None
-
-    def find(self, image: ToolImage, report: Report) -> tuple[str | None, bool]:
-        """(relative name or None, whether it is ambiguous); a match by a part of the name is counted."""
-        name = self.exact(image)
-        if name is not None:
-            return name, False
-        for text in (image.file_name, *image.other_names):
-            parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-            found = self._named(parts[-1]) if parts else []
-            for length in range(len(parts), 0, -1):  # The longest end of the name that fits some image.
-                tail = "/".join(parts[-length:])
-                fitting = [name for name in found if _ends_with(name, tail)]
-                if len(fitting) > 1:
-                    beside = [name for name in fitting if os.path.dirname(name) == image.folder]
-                    fitting = beside if len(beside) == 1 else fitting
-                if len(fitting) > 1:
-                    report.add("ambiguous_image", f"{text}: {', '.join(fitting[:5])}", image=text)
-                    return None, True
-                if fitting and self._is_inside(fitting[0]):
-                    has_suffix = parts[-1].lower().endswith(IMAGE_SUFFIXES)
-                    if text != image.file_name or length < len(parts) or (has_suffix and len(parts) > 1):
-                        report.add("image_by_name", f"{image.file_name}: {fitting[0]}")
-                    return fitting[0], False
-        return None, False
-
-    def _is_inside(self, name: str) -> bool:
-        try:
-            resolve_inside(self.folder, name)
-        except ValueError:
-            return False
-        return True
-
-
-def _ends_with(name: str, tail: str) -> bool:
-    return any(f"/{text}".endswith(f"/{tail}") for text in (name, os.path.splitext(name)[0]))
+def _find(image: ToolImage, finder: ImageFinder, report: Report) -> str | None:
+    return finder.find(image.file_name, report, image.other_names, image.folder)
 
 
 def _image_folder(tool_file: ToolFile, images: str | None, path: str) -> str:
@@ -180,11 +121,11 @@ def _image_folder(tool_file: ToolFile, images: str | None, path: str) -> str:
     tried = tool_file.images[:_NUM_TRIED]
     folders = [unicode_path(folder) for folder in tool_file.image_folders]
     for folder in folders:
-        if any(_Images(folder).exact(image) for image in tried):
+        if any(ImageFinder(folder).exact(image.file_name, image.folder) for image in tried):
             return folder
-    listings = [_Images(folder) for folder in folders]
+    finders = [ImageFinder(folder) for folder in folders]
     # The one that knows most of them; among equals the innermost, so that names are short.
-    num_known = [sum(listing.find(image, Report())[0] is not None for image in tried) for listing in listings]
+    num_known = [sum(_find(image, finder, Report()) is not None for image in tried) for finder in finders]
     ranked = sorted(zip(num_known, map(len, folders), folders), reverse=True)
     if ranked and ranked[0][0]:
         return ranked[0][2]
@@ -277,12 +218,13 @@ def _category(
 
 def _make_entries(tool_file: ToolFile, folder: str, options: ReadOptions, report: Report) -> list[ToolEntry]:
     """One entry per image file, in the order of the annotations."""
-    listing = _Images(folder)
+    finder = ImageFinder(folder)
     entries: dict[str, ToolEntry] = {}
     missing: dict[str, ToolEntry] = {}
     for image in tool_file.images:
-        name, is_ambiguous = listing.find(image, report)
-        if is_ambiguous:
+        num_ambiguous = report.counts.get("ambiguous_image", 0)
+        name = _find(image, finder, report)
+        if report.counts.get("ambiguous_image", 0) > num_ambiguous:
             continue
         if name is not None:
             entry = entries.get(name)
