@@ -196,3 +196,142 @@ TOOL_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "RetinaNet csv": ("csv", retinanet, ["red"]),
     "makesense.ai csv": ("csv", makesense, ["red"]),
 }
+
+
+# COCO, VOC and YOLO as tools write them.
+
+
+def coco_json(name: str = "a.png", **changes) -> dict:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 8, 20, 16], "area": 320, "iscrowd": 0}
+    content = {
+        "info": {},
+        "licenses": [],
+        "images": [{"id": 1, "width": WIDTH, "height": HEIGHT, "file_name": name}],
+        "annotations": [{**annotation, "segmentation": []}],
+        "categories": [{"id": 1, "name": "red", "supercategory": ""}],
+    }
+    return {key: value for key, value in {**content, **changes}.items() if value is not ...}
+
+
+def coco_official(root: Path) -> None:
+    write(root, "train2017/a.jpg", None)
+    write(root, "annotations/instances_train2017.json", coco_json("a.jpg"))
+    write(
+        root, "annotations/captions_train2017.json", {"images": [], "annotations": [{"caption": "a", "image_id": 1}]}
+    )
+
+
+def cvat_coco(root: Path) -> None:
+    write(root, "images/default/a.png", None)
+    write(root, "annotations/instances_default.json", coco_json("a.png"))
+
+
+def roboflow_coco(root: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write(root, f"{split}/{split}.jpg", None)
+        write(root, f"{split}/_annotations.coco.json", coco_json(f"{split}.jpg"))
+
+
+def label_studio_coco(root: Path) -> None:
+    write(root, "images/0a1b2c3d-a.png", None)
+    write(root, "result.json", coco_json("images\\0a1b2c3d-a.png"))
+
+
+def lvis(root: Path) -> None:
+    image = {
+        "id": 1,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "coco_url": "http://images.cocodataset.org/train2017/000000000001.jpg",
+    }
+    write(root, "train2017/000000000001.jpg", None)
+    write(root, "lvis_v1_train.json", coco_json(images=[image]))
+
+
+def via_coco(root: Path) -> None:
+    annotation = {"id": 0, "image_id": "1", "segmentation": [10, 8, 30, 8, 30, 24, 10, 24], "bbox": [10, 8, 20, 16]}
+    write(root, "images/a.png", None)
+    write(root, "via_export_coco.json", coco_json(annotations=[annotation], categories=[]))
+
+
+def coco_per_image(root: Path) -> None:
+    for name in "ab":
+        write(root, f"images/{name}.png", None)
+        write(root, f"annotations/{name}.json", coco_json(f"{name}.png"))
+
+
+def voc_text(name: str, box: tuple = (11, 9, 30, 24)) -> str:
+    corners = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+    thing = f"<object><name>red</name><difficult>0</difficult><bndbox>{corners}</bndbox></object>"
+    return f"<annotation><folder>f</folder><filename>{name}</filename>{size}{thing}</annotation>"
+
+
+def labelimg_voc(root: Path) -> None:
+    """The xml files beside the images."""
+    write(root, "a.png", None)
+    write(root, "a.xml", voc_text("a.png"))
+
+
+def cvat_voc(root: Path) -> None:
+    write(root, "JPEGImages/a.png", None)
+    write(root, "Annotations/a.xml", voc_text("a.png"))
+    write(root, "ImageSets/Main/default.txt", "a\n")
+    write(root, "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:255,0,0::\n")
+
+
+YOLO_LINE = "0 0.333333 0.4 0.333333 0.4\n"
+
+
+def roboflow_yolo(root: Path) -> None:
+    for split in ("train", "valid"):
+        write(root, f"{split}/images/{split}.jpg", None)
+        write(root, f"{split}/labels/{split}.txt", YOLO_LINE)
+    write(root, "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 1\nnames: ['red']\n")
+
+
+def label_studio_yolo(root: Path) -> None:
+    write(root, "images/0a1b2c3d-a.png", None)
+    write(root, "labels/0a1b2c3d-a.txt", YOLO_LINE)
+    write(root, "classes.txt", "red\n")
+    write(root, "notes.json", {"categories": [{"id": 0, "name": "red"}], "info": {"year": 2024}})
+
+
+def cvat_yolo(root: Path) -> None:
+    """CVAT's YOLO 1.1: the paths in the list begin with a folder "data" that is not there."""
+    write(root, "obj_train_data/a.png", None)
+    write(root, "obj_train_data/a.txt", YOLO_LINE)
+    write(root, "obj.names", "red\n")
+    write(root, "obj.data", "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    write(root, "train.txt", "data/obj_train_data/a.png\n")
+
+
+def cvat_ultralytics(root: Path) -> None:
+    write(root, "images/train/a.png", None)
+    write(root, "labels/train/a.txt", YOLO_LINE)
+    write(root, "train.txt", "images/train/a.png\n")
+    write(root, "data.yaml", "names:\n  0: red\npath: ./\ntrain: train.txt\n")
+
+
+def yolo_obb(root: Path) -> None:
+    write(root, "images/train/a.png", None)
+    write(root, "labels/train/a.txt", "0 0.166667 0.2 0.5 0.2 0.5 0.6 0.166667 0.6\n")
+    write(root, "data.yaml", "train: images/train\nval: images/train\nnames: [red]\n")
+
+
+OTHER_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
+    "COCO": ("coco", coco_official, ["red"]),
+    "CVAT COCO 1.0": ("coco", cvat_coco, ["red"]),
+    "Roboflow COCO": ("coco", roboflow_coco, ["red"]),
+    "Label Studio COCO": ("coco", label_studio_coco, ["red"]),
+    "LVIS v1": ("coco", lvis, ["red"]),
+    "VIA COCO": ("coco", via_coco, ["object"]),
+    "COCO, one json per image": ("coco", coco_per_image, ["red"]),
+    "LabelImg VOC": ("voc", labelimg_voc, ["red"]),
+    "CVAT VOC 1.1": ("voc", cvat_voc, ["red"]),
+    "Roboflow YOLO": ("yolo", roboflow_yolo, ["red"]),
+    "Label Studio YOLO": ("yolo", label_studio_yolo, ["red"]),
+    "CVAT YOLO 1.1": ("yolo", cvat_yolo, ["red"]),
+    "CVAT Ultralytics YOLO": ("yolo", cvat_ultralytics, ["red"]),
+    "YOLO-OBB": ("yolo", yolo_obb, ["red"]),
+}

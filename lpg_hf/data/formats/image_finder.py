@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, relative_name, resolve_inside, walk_files
@@ -81,3 +82,13 @@ class ImageFinder:
         except ValueError:  # A link that leads outside.
             return False
         return True
+
+
+def name_in_address(address: str) -> str:
+    """The path in an address of Label Studio: "/data/local-files/?d=set/a.png" is set/a.png."""
+    address = address.replace("\\", "/")
+    if "?d=" in address:
+        return parse_qs(urlsplit(address).query).get("d", [address])[0]
+    if "://" in address:
+        address = urlsplit(address).path
+    return unquote(address)

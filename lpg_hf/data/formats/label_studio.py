@@ -12,8 +12,8 @@ looked for under its name in the file, and under the one before the upload (with
 
 import os
 import re
-from urllib.parse import parse_qs, unquote, urlsplit
 
+from lpg_hf.data.formats.image_finder import name_in_address
 from lpg_hf.data.formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -78,22 +78,12 @@ def _read_task(task: object, place: str, folder: str) -> ToolImage | None:
     stated = next((text for text in texts if isinstance(text, str) and text.strip()), None)
     if stated is None:
         return None
-    name = _name_of(stated)
+    name = name_in_address(stated)
     shorter = re.sub(r"^[0-9a-f]{4,}-", "", os.path.basename(name))
     image = ToolImage(name, place, other_names=(shorter,), folder=folder, fractions=True)
     for number, item in enumerate(_results(task, image), start=1):
         _read_region(item, f"{place}: region {number}", image)
     return image
-
-
-def _name_of(address: str) -> str:
-    """The path in an address: "/data/local-files/?d=set/a.png" is set/a.png."""
-    address = address.replace("\\", "/")
-    if "?d=" in address:
-        return parse_qs(urlsplit(address).query).get("d", [address])[0]
-    if "://" in address:
-        address = urlsplit(address).path
-    return unquote(address)
 
 
 def _results(task: dict, image: ToolImage) -> list:

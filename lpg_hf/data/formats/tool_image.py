@@ -283,10 +283,11 @@ def find_files(
     if split is None:
         return found
     wanted = names_of_split(split)
-    return [file for file in found if _is_of_split(file[len(path) + 1 :], wanted)]
+    return [file for file in found if is_of_split(file[len(path) + 1 :], wanted)]
 
 
-def _is_of_split(name: str, wanted: tuple[str, ...]) -> bool:
+def is_of_split(name: str, wanted: Sequence[str]) -> bool:
+    """Whether one of the names of a split (`names_of_split`) is a word of a file name or of its folders."""
     words = name.lower().replace("-", "_").replace("/", "_").replace(".", "_").split("_")
     return any(split.lower() in words for split in wanted)
 
