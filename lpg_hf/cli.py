@@ -34,7 +34,7 @@ _Source = Annotated[
     ),
 ]
 _Images = Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")]
-_AnyFormat = Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")]
+_AnyFormat = Annotated[str, typer.Option(help="auto, coco, voc, yolo, dataset, or a tool's (docs/formats.md).")]
 _Split = Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")]
 _ZeroBased = Annotated[
     bool, typer.Option("--zero-based", help="VOC corners are 0-based and end exclusive, as some tools write them.")
@@ -233,7 +233,9 @@ def convert_labels(
     annotations: Annotated[str, typer.Argument(metavar="IN", help="Labels of any format, as for `lpg-hf check`.")],
     out: Annotated[str, typer.Argument(help="New folder, or json file for COCO; it must not exist yet.")],
     to: Annotated[str, typer.Option(help="coco, voc or yolo.")],
-    format: Annotated[str, typer.Option("--from", help="auto, coco, voc, yolo or dataset.")] = "auto",
+    format: Annotated[
+        str, typer.Option("--from", help="auto, coco, voc, yolo, dataset, or a tool's (docs/formats.md).")
+    ] = "auto",
     images: _Images = None,
     split: _Split = None,
     masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,

@@ -10,11 +10,25 @@ from lpg_hf.images import MAX_PIXELS
 SIZE_MISMATCH_CHOICES = ("skip", "error", "rescale")
 # What a class can be chosen by: one name of a list of classes, or names and ids.
 Classes = str | Sequence[str | int] | None
+# Formats that state the size of an image, at least in some files.
+_SIZED_FORMATS = (
+    "coco",
+    "voc",
+    "csv",
+    "labelme",
+    "cvat",
+    "label-studio",
+    "createml",
+    "bdd100k",
+    "kitti",
+    "mot",
+    "dota",
+)
 # Options that only some formats have: (formats, reason why the others have none).
 _FORMATS_OF_OPTION = {
     "zero_based": (("voc",), "it is for VOC xml files"),
-    "size_mismatch": (("coco", "voc"), "it is for formats that state the size of an image"),
-    "verify_images": (("coco", "voc"), "it is for formats that state the size of an image"),
+    "size_mismatch": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
+    "verify_images": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
 }
 
 

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from datasets import Dataset, Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import check_size, column_source, mask_column
-from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
+from lpg_hf.data.formats import coco, coco_layout, tools, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
+from lpg_hf.data.formats.unsupported import describe
 from lpg_hf.data.load import class_names, load_parquet, objects_per_row
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
 from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_box, finite_numbers
@@ -34,7 +36,7 @@ from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, wal
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, read_rgb
 
 
-FORMATS = ("coco", "voc", "yolo", "dataset")
+FORMATS = ("coco", "voc", "yolo", "dataset", *tools.TOOL_FORMATS)
 Folder = str | os.PathLike | None
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -200,18 +202,13 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if suffix in ARCHIVE_SUFFIXES and not os.path.isdir(local):
         raise ValueError(f"{text} is an archive; archives are not read. Unpack it and pass the folder")
     if os.path.isfile(local):
-        by_suffix = {".json": "coco", ".xml": "voc", ".yaml": "yolo", ".yml": "yolo"}
-        if suffix in by_suffix:
-            return by_suffix[suffix]
-        raise ValueError(
-            f"{text} is not an annotation file with a known suffix (.json COCO, .xml VOC, .yaml YOLO). "
-            "Pass the folder for YOLO txt files, or the format (--format)"
-        )
+        return _format_of_file(unicode_path(text), suffix)
     if not os.path.isdir(local):
         if _is_hub_id(text) and suffix not in (".json", ".yaml", ".yml", ".xml", ".txt"):
             return "dataset"
         raise FileNotFoundError(f"annotations not found: {text}. Pass a COCO json, a folder, or a Hub id (owner/name)")
     found = [name for name, holds in _FOLDER_CHECKS.items() if holds(unicode_path(text), split)]
+    found = found or tools.recognise(unicode_path(text))
     if len(found) > 1:
         raise ValueError(
             f"{text} holds annotations of more than one format: {', '.join(found)}. "
@@ -220,12 +217,30 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if not found and _has_coco_file(unicode_path(text)):
         return "coco"  # which of the files is meant will be asked when it is opened
     if not found:
+        known = describe(unicode_path(text))
         raise FileNotFoundError(
-            f"no annotations recognised in {text}: no COCO json, no Annotations folder with xml files, no "
-            "labels folder, no txt file beside an image, no data.yaml, no Parquet file. "
-            "Pass another folder, or the format (--format)"
+            f"no annotations recognised in {text}: {f'{known}. It also has ' if known else ''}no COCO json, no Annotations "
+            "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, and no export "
+            "of docs/formats.md. Pass another folder, or the format (--format)"
         )
     return found[0]
+
+
+def _format_of_file(path: str, suffix: str) -> str:
+    """The format of one file, by what it holds, else by its suffix; raises ValueError if it is none that is read."""
+    found = tools.recognise(path)
+    if found:
+        return found[0]
+    known = describe(path)
+    if known is not None:
+        raise ValueError(f"{path} cannot be read: {known}")
+    by_suffix = {".json": "coco", ".xml": "voc", ".yaml": "yolo", ".yml": "yolo"}
+    if suffix in by_suffix:
+        return by_suffix[suffix]
+    raise ValueError(
+        f"{path} is not an annotation file that is known by its content or its suffix (.json COCO, .xml VOC, .yaml YOLO). "
+        "Pass the folder for YOLO txt files, or the format (--format)"
+    )
 
 
 def _holds(folder: str, suffixes: tuple[str, ...], deep: bool = True) -> bool:
@@ -244,33 +259,40 @@ def _voc_folder(root: str) -> str | None:
 
 
 def _looks_like_voc(root: str, split: str | None) -> bool:
-    return _voc_folder(root) is not None or _holds(root, (".xml",), deep=False)
+    if _voc_folder(root) is not None:
+        return True
+    first = next(walk_files(root, (".xml",), deep=False), None)
+    return first is not None and not tools.recognise(f"{root}/{first}") and describe(f"{root}/{first}") is None
 
 
 def _looks_like_yolo(root: str, split: str | None) -> bool:
     if yolo_layout.find_yaml(root) is not None:
         return True
     inner = [root, *(f"{root}/{name}" for name in _folders(root))]
-    if any(
-        os.path.isdir(fs_path(f"{f}/{yolo_layout.LABELS_FOLDER}"))
-        and _holds(f"{f}/{yolo_layout.LABELS_FOLDER}", (".txt",))
-        for f in inner
-    ):
+    if any(_holds_yolo_lines(f"{folder}/{yolo_layout.LABELS_FOLDER}") for folder in inner):
         return True
-    if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds(root, (".txt",), deep=False):
+    if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds_yolo_lines(root, deep=False):
         return True
     for folder in inner:
         images = {os.path.splitext(name)[0] for name in walk_files(folder, IMAGE_SUFFIXES, deep=False)}
-        if any(os.path.splitext(name)[0] in images for name in walk_files(folder, (".txt",), deep=False)):
+        labels = (name for name in walk_files(folder, (".txt",), deep=False) if os.path.splitext(name)[0] in images)
+        first = next(labels, None)
+        if first is not None and not tools.recognise(f"{folder}/{first}"):
             return True
     return False
+
+
+def _holds_yolo_lines(folder: str, deep: bool = True) -> bool:
+    """Whether a folder holds txt files, and the first is not another tool's (DOTA, KITTI)."""
+    first = next(walk_files(folder, (".txt",), deep), None) if os.path.isdir(fs_path(folder)) else None
+    return first is not None and not tools.recognise(f"{folder}/{first}")
 
 
 def _looks_like_coco(root: str, split: str | None) -> bool:
     try:
         coco.find_annotations(root, None, split)
     except FileNotFoundError:
-        return False
+        return bool(coco_layout.files_by_content(root, split))
     return True
 
 
@@ -407,7 +429,31 @@ def _open_dataset(annotations: str, images: Folder, options: ReadOptions, report
     )
 
 
-_OPENERS = {"coco": _open_coco, "voc": _open_voc, "yolo": _open_yolo, "dataset": _open_dataset}
+def _open_tool(format: str, annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
+    """One of `tools.TOOL_FORMATS`."""
+    path = unicode_path(annotations)
+    if not os.path.exists(fs_path(path)):
+        raise FileNotFoundError(f"annotations not found: {path}. Pass the file or the folder of the export")
+    index = tools.read_index(format, path, None if images is None else unicode_path(images), options, report)
+    return Source(
+        format,
+        path,
+        list(enumerate(index.classes, start=1)),
+        [entry.file_name for entry in index.entries],
+        lambda number, to: tools.make_record(index.entries[number], options, to),
+        options,
+        annotation_files=index.files,
+        image_folder=index.image_folder,
+    )
+
+
+_OPENERS = {
+    "coco": _open_coco,
+    "voc": _open_voc,
+    "yolo": _open_yolo,
+    "dataset": _open_dataset,
+    **{name: partial(_open_tool, name) for name in tools.TOOL_FORMATS},
+}
 
 
 def _load_rows(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Dataset:

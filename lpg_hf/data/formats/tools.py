@@ -5,7 +5,6 @@
 `looks_like(path)` and `read(path, split)`, and a line of `TOOL_FORMATS`.
 """
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from lpg_hf.data.formats.image_finder import ImageFinder
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.tool_image import ToolFile, ToolImage, ToolObject, extent
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.data.records import BoxObject, Geometry, ImageChecks, Record, checked_box
-from lpg_hf.data.report import Report, check_missing
+from lpg_hf.data.records import Box, BoxObject, Geometry, Record, box_area, checked_box, image_geometry
+from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, relative_name, unicode_path, walk_files
 
 
@@ -243,11 +242,8 @@ def _make_entries(tool_file: ToolFile, folder: str, options: ReadOptions, report
         except ValueError:  # Absolute, or above the folder: only the name can be looked for.
             stated = parts[-1]
         missing.setdefault(stated, ToolEntry(stated, None, [])).images.append(image)
-    names = list(missing)
     total = len(entries) + len(missing)
-    check_missing(
-        "missing_image", names, total, folder, "images", options.allow_missing, report, keep=options.keep_missing
-    )
+    check_missing(MissingFiles("missing_image", "images", list(missing), total, folder), options, report)
     return [*entries.values(), *(missing.values() if options.keep_missing else ())]
 
 
@@ -260,13 +256,12 @@ def make_record(entry: ToolEntry, options: ReadOptions, report: Report) -> Recor
     Raises:
         ValueError: the sizes differ and `options.size_mismatch` is "error".
     """
-    checks = ImageChecks(options.verify_images, options.size_mismatch, options.max_pixels)
     stated = next((image.size for image in entry.images if image.size), None)
-    frame = checks.geometry(entry.path, entry.file_name, stated, report)
+    frame = image_geometry(entry.path, entry.file_name, stated, options, report)
     if frame is None:
         return None
-    if math.isinf(frame.height) and any(image.fractions for image in entry.images):
-        frame = Geometry(*_SIZE_WITHOUT_IMAGE)
+    if frame.size is None and any(image.fractions for image in entry.images):
+        frame = Geometry(_SIZE_WITHOUT_IMAGE)
     objects = []
     items = [(image, item) for image in entry.images for item in image.objects]
     for number, ((image, item), category) in enumerate(zip(items, entry.categories)):
@@ -281,36 +276,45 @@ def make_record(entry: ToolEntry, options: ReadOptions, report: Report) -> Recor
     report.images += 1
     report.objects += len(objects)
     image_id = os.path.splitext(entry.file_name)[0]
-    return Record(entry.path, entry.file_name, image_id, frame.height, frame.width, objects)  # type: ignore[arg-type]
+    return Record(entry.path, entry.file_name, image_id, frame.size, objects)
 
 
 def _make_object(
     item: ToolObject, category: int, image: ToolImage, frame: Geometry, options: ReadOptions, report: Report
 ) -> BoxObject | None:
-    scale = (frame.width, frame.height) if image.fractions else (frame.scale_x, frame.scale_y)
+    scale = (frame.scale_x, frame.scale_y)
+    if image.fractions and frame.size is not None:
+        scale = frame.size[::-1]
     outlines = [[value * scale[i % 2] for i, value in enumerate(outline)] for outline in item.outlines]
-    corners = [value * scale[i % 2] for i, value in enumerate(item.box)] if item.box is not None else None
-    if corners is None:
-        corners = extent(outlines) or _extent_of_rle(item.rle, frame)
-        if corners is None:
-            report.add("no_box", item.place)
-            return None
-        if not (item.is_region and _fills(outlines, corners)):
-            report.add("rotated_box" if item.is_region else "box_from_polygon", item.place)
-    box = checked_box(corners, frame.height, frame.width, item.place, report)  # type: ignore[arg-type]
+    corners = _corners(item, outlines, scale, frame, report)
+    box = None if corners is None else checked_box(corners, frame.size, item.place, report)
     if box is None:
         return None
     rle: Any = None
     stated: dict = {}
-    if options.masks and math.isfinite(frame.height):
+    if options.masks and frame.size is not None:
         segmentation = item.rle if item.rle is not None else [] if item.is_region else outlines
         # Outlines are in the image's frame already; run lengths are still in the stated one.
-        of_mask = frame if item.rle is not None else Geometry(frame.height, frame.width)
+        of_mask = frame if item.rle is not None else Geometry(frame.size)
         rle = segmentation_to_rle(segmentation, of_mask, item.place, report)
         stated = {"segmentation": segmentation} if rle is not None and item.rle is None else {}
-    area = float(coco_mask.area(rle)) if rle is not None else (box[2] - box[0]) * (box[3] - box[1])
-    flags = {"iscrowd": item.iscrowd, "difficult": item.difficult}
-    return BoxObject(box, category, area, **flags, rle=rle, stated=stated)  # type: ignore[arg-type]
+    area = float(coco_mask.area(rle)) if rle is not None else box_area(box)
+    return BoxObject(box, category, area, item.iscrowd, item.difficult, rle=rle, stated=stated)
+
+
+def _corners(
+    item: ToolObject, outlines: list[list[float]], scale: tuple[float, float], frame: Geometry, report: Report
+) -> Box | None:
+    """The box of an object in the image's frame, xyxy; None (and counted) if there is none."""
+    if item.box is not None:
+        x1, y1, x2, y2 = (value * scale[i % 2] for i, value in enumerate(item.box))
+        return x1, y1, x2, y2
+    corners = extent(outlines) or _extent_of_rle(item.rle, frame)
+    if corners is None:
+        report.add("no_box", item.place)
+    elif not (item.is_region and _fills(outlines, corners)):
+        report.add("rotated_box" if item.is_region else "box_from_polygon", item.place)
+    return corners
 
 
 def _fills(outlines: list[list[float]], box: Sequence[float]) -> bool:
