@@ -25,7 +25,7 @@ from datasets import Dataset, Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import check_size, column_source, mask_column
-from lpg_hf.data.formats import coco, coco_layout, tools, voc, yolo, yolo_layout
+from lpg_hf.data.formats import coco, coco_layout, coco_parts, tools, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
 from lpg_hf.data.formats.unsupported import describe
 from lpg_hf.data.load import class_names, load_parquet, objects_per_row
@@ -317,21 +317,37 @@ _FOLDER_CHECKS = {
 def _open_coco(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
     path = unicode_path(annotations)
     is_folder = os.path.isdir(fs_path(path))
-    file = coco.find_annotations(path, None, options.split) if is_folder else path
-    folder = coco.find_images(path if is_folder else None, images, options.split, file)
-    index = coco.read_index(file, folder, options, report)
+    files = _coco_files(path, options.split) if is_folder else [path]
+    root = path if is_folder else None
+    if images is not None:
+        images = coco.find_images(root, images, options.split, files[0])
+    if root is not None and len(files) > 1:
+        index = coco_parts.read_parts(files, root, images, options, report)
+    else:
+        index = coco.read_index(files[0], images, options, report, root)
     return Source(
         "coco",
-        file,
+        files[0] if len(files) == 1 else path,
         index.classes,
         [entry.file_name for entry in index.entries],
         lambda number, to: coco.make_record(index.entries[number], options, to),
         options,
         index.header,
-        annotation_files=[file],
-        image_folder=folder,
+        annotation_files=files,
+        image_folder=index.image_folder,
         has_coco_ids=True,
     )
+
+
+def _coco_files(root: str, split: str | None) -> list[str]:
+    """The COCO files of a folder: those of the usual names, else by what the files hold; raises FileNotFoundError."""
+    try:
+        return [coco.find_annotations(root, None, split)]
+    except FileNotFoundError:
+        files = coco_layout.files_by_content(root, split)
+        if not files:
+            raise
+        return files
 
 
 def _open_voc(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:

@@ -16,7 +16,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from lpg_hf.data.formats.coco import id_text, read_categories, read_json
+from lpg_hf.data.formats.coco import id_text, read_categories
+from lpg_hf.data.formats.json_files import read_json
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.voc import read_class_list
 from lpg_hf.data.records import Geometry, finite_numbers, stated_size

@@ -10,6 +10,7 @@ counted.
 
 import os
 
+from lpg_hf.data.formats.json_files import json_content, json_sample
 from lpg_hf.data.formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -17,8 +18,6 @@ from lpg_hf.data.formats.tool_image import (
     class_name,
     find_files,
     folder_below,
-    json_content,
-    json_sample,
     places_of_images,
 )
 from lpg_hf.data.records import finite_numbers, stated_size

@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from lpg_hf.data.formats.image_finder import ImageFinder
-from lpg_hf.data.formats.tool_image import is_of_split, json_sample, names_of_split
+from lpg_hf.data.formats.image_finder import ImageFinder, StatedImage, num_found
+from lpg_hf.data.formats.json_files import json_sample
+from lpg_hf.data.formats.tool_image import is_of_split, names_of_split
 from lpg_hf.data.records import finite_numbers
-from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, unicode_name, unicode_path, walk_files
 
 
@@ -95,7 +95,7 @@ def image_folder(file: str, root: str | None, split: str | None, names: Iterable
         split: name of the split.
         names: of the images as the file states them.
     """
-    tried = [name for _, name in zip(range(_NUM_TRIED), names)]
+    tried = [StatedImage(name) for _, name in zip(range(_NUM_TRIED), names)]
     base = os.path.dirname(file)
     roots = [folder for folder in (root, base, os.path.dirname(base)) if folder]
     splits = names_of_split(split) if split is not None else ()
@@ -103,12 +103,11 @@ def image_folder(file: str, root: str | None, split: str | None, names: Iterable
     places = [os.path.join(folder, name).rstrip("/") for folder in roots for name in inner]
     folders = [unicode_path(place) for place in dict.fromkeys(places) if os.path.isdir(fs_path(place))]
     for folder in folders:
-        if any(ImageFinder(folder).exact(name) for name in tried):
+        if any(ImageFinder(folder).exact(image) for image in tried):
             return folder
     beside = [folder for folder in folders if folder != unicode_path(os.path.dirname(base))]
     for folder in beside:  # By the end of the name; not in what lies above the file, which may be anything.
-        finder = ImageFinder(folder)
-        if any(finder.find(name, Report()) for name in tried):
+        if num_found(folder, tried):
             return folder
     return None
 

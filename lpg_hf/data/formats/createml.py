@@ -6,6 +6,7 @@ A file is `[{"image": "a.png", "annotations": [{"label": "red", "coordinates": {
 
 import os
 
+from lpg_hf.data.formats.json_files import json_content, json_sample
 from lpg_hf.data.formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -13,8 +14,6 @@ from lpg_hf.data.formats.tool_image import (
     class_name,
     find_files,
     folder_below,
-    json_content,
-    json_sample,
     places_of_images,
 )
 from lpg_hf.data.records import finite_numbers

@@ -14,6 +14,7 @@ import os
 import re
 
 from lpg_hf.data.formats.image_finder import name_in_address
+from lpg_hf.data.formats.json_files import json_content, json_sample
 from lpg_hf.data.formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -22,8 +23,6 @@ from lpg_hf.data.formats.tool_image import (
     ellipse_outline,
     find_files,
     folder_below,
-    json_content,
-    json_sample,
     places_of_images,
     rotated_outline,
 )

@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.coco_forms import rle_to_polygons
+from lpg_hf.data.formats.json_files import json_content, json_sample
 from lpg_hf.data.formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -26,8 +27,6 @@ from lpg_hf.data.formats.tool_image import (
     class_name,
     ellipse_outline,
     extent,
-    json_content,
-    json_sample,
     places_of_images,
     window_rle,
 )

@@ -5,14 +5,10 @@ of what they read. A reader converts to this package's frame (pixels from 0, end
 silence: what it cannot use stands in `problems`.
 """
 
-import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,12 +18,9 @@ from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats.coco import read_json
 from lpg_hf.files import fs_path, walk_files
 
 
-# A json file up to this size is read whole to tell what it is; of a larger one only the head.
-_LARGEST_SAMPLE = 4_000_000
 # Pixels of an image with a mask: its file states the size, and nothing that a file states must be allocated unseen.
 LARGEST_MASK = 200_000_000
 # Files of a folder that are looked at to tell its format.
@@ -183,54 +176,6 @@ def window_rle(window: np.ndarray, left: int, top: int, size: tuple[int, int] | 
     mask = np.zeros((height, width), dtype=np.uint8, order="F")
     mask[top : top + window.shape[0], left : left + window.shape[1]] = window != 0
     return dict(coco_mask.encode(mask))
-
-
-def json_content(path: str) -> dict | list:
-    """A json file; raises FileNotFoundError or ValueError as `coco.read_json`."""
-    return read_json(path, bare_list=True)
-
-
-def json_sample(path: str) -> dict | list | None:
-    """Enough of a json file to tell what it is; not to be changed.
-
-    Returns:
-        All of a small file; of a large one the first items of its list, or of its list "shapes" or "frames"; else
-        None.
-    """
-    try:
-        status = os.stat(fs_path(path))
-        return _json_sample(path, status.st_size, status.st_mtime_ns)
-    except OSError:
-        return None
-
-
-@lru_cache(maxsize=2)  # The looks_like of every format asks for the same file.
-def _json_sample(path: str, size: int, time: int) -> dict | list | None:
-    try:
-        if size <= _LARGEST_SAMPLE:
-            return json_content(path)
-        with open(fs_path(path), encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(_LARGEST_SAMPLE).lstrip()
-    except (OSError, ValueError):
-        return None
-    if head[:1] == "[":
-        return _first_items(head[1:])
-    for key, others in (("shapes", ("imagePath",)), ("frames", ())):
-        start = re.search(rf'"{key}"\s*:\s*\[', head)
-        if start and all(f'"{other}"' in head for other in others):
-            return {key: _first_items(head[start.end() :]), **dict.fromkeys(others, "")}
-    return None
-
-
-def _first_items(text: str) -> list:
-    """The first items of a json list that is cut off."""
-    items, position = [], 0
-    with suppress(ValueError, RecursionError):
-        while len(items) < MAX_LOOKS:
-            position += len(text[position:]) - len(text[position:].lstrip(", \t\r\n"))
-            item, position = json.JSONDecoder().raw_decode(text, position)
-            items.append(item)
-    return items
 
 
 def parse_xml(path: str) -> ElementTree.Element:

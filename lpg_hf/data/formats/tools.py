@@ -13,7 +13,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats import bdd100k, createml, csv_table, cvat, dota, kitti, label_studio, labelme, mot
-from lpg_hf.data.formats.image_finder import ImageFinder
+from lpg_hf.data.formats.image_finder import ImageFinder, StatedImage, match_images, num_found
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.tool_image import ToolFile, ToolImage, ToolObject, extent
 from lpg_hf.data.options import ReadOptions
@@ -109,23 +109,21 @@ class ToolIndex:
     image_folder: str
 
 
-def _find(image: ToolImage, finder: ImageFinder, report: Report) -> str | None:
-    return finder.find(image.file_name, report, image.other_names, image.folder)
+def _stated(image: ToolImage) -> StatedImage:
+    return StatedImage(image.file_name, image.other_names, image.folder)
 
 
 def _image_folder(tool_file: ToolFile, images: str | None, path: str) -> str:
     """The folder of the images: the one asked for, else the first usual one in which some of the images are found."""
     if images is not None:
         return unicode_path(images)
-    tried = tool_file.images[:_NUM_TRIED]
+    tried = [_stated(image) for image in tool_file.images[:_NUM_TRIED]]
     folders = [unicode_path(folder) for folder in tool_file.image_folders]
     for folder in folders:
-        if any(ImageFinder(folder).exact(image.file_name, image.folder) for image in tried):
+        if any(ImageFinder(folder).exact(image) for image in tried):
             return folder
-    finders = [ImageFinder(folder) for folder in folders]
     # The one that knows most of them; among equals the innermost, so that names are short.
-    num_known = [sum(_find(image, finder, Report()) is not None for image in tried) for finder in finders]
-    ranked = sorted(zip(num_known, map(len, folders), folders), reverse=True)
+    ranked = sorted(((num_found(folder, tried), len(folder), folder) for folder in folders), reverse=True)
     if ranked and ranked[0][0]:
         return ranked[0][2]
     return folders[0] if folders else path if os.path.isdir(fs_path(path)) else os.path.dirname(path)
@@ -217,14 +215,13 @@ def _category(
 
 def _make_entries(tool_file: ToolFile, folder: str, options: ReadOptions, report: Report) -> list[ToolEntry]:
     """One entry per image file, in the order of the annotations."""
-    finder = ImageFinder(folder)
+    matched = match_images(folder, [_stated(image) for image in tool_file.images], report)
     entries: dict[str, ToolEntry] = {}
     missing: dict[str, ToolEntry] = {}
     for image in tool_file.images:
-        num_ambiguous = report.counts.get("ambiguous_image", 0)
-        name = _find(image, finder, report)
-        if report.counts.get("ambiguous_image", 0) > num_ambiguous:
+        if _stated(image) in matched.ambiguous:
             continue
+        name = matched.names.get(_stated(image))
         if name is not None:
             entry = entries.get(name)
             if entry is None:

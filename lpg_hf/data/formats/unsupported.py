@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from lpg_hf.data.formats.tool_image import json_sample
+from lpg_hf.data.formats.json_files import json_sample
 from lpg_hf.files import fs_path, walk_files
 
 
