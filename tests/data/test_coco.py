@@ -234,7 +234,7 @@ def test_byte_position_counts_bytes_not_characters(coco_tree):
         (b"<html><body>404</body></html>", "HTML page.* at byte 0"),
         (b"\xff\xfe{}", "not UTF-8 text at byte 0"),
         (b"[1, 2]", "top level is a list"),
-        (b"{}", 'no list "categories"'),
+        (b"{}", 'no list "annotations"'),
         (b'{"images": [], "categories": [{"id": 1, "name": "a"}]}', 'no list "annotations"'),
         (b'{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "lists no annotations"),
         (b'{"images": [], "annotations": [], "categories": []}', "lists no categories"),
@@ -599,12 +599,83 @@ def test_names_that_lead_outside_are_refused(coco_tree, tmp_path, name):
     coco_tree.add_picture("a..b.png").rename(outside / "a.png")
     (coco_tree.images / "link.png").symlink_to(outside / "a.png")
     (coco_tree.images / "folder").symlink_to(outside)
+    (coco_tree.images / "a.png").unlink()
     coco_tree.add_image("a..b.png", 2)
     coco_tree.content["images"][0]["file_name"] = name.format(absolute=outside / "a.png")
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2))
     records, report = read(coco_tree)
     assert [record.file_name for record in records] == ["a..b.png"]
     assert report.counts == {"unsafe_path": 1} and "image 1" in report.places["unsafe_path"][0]
+
+
+@pytest.mark.parametrize("name", ["/home/me/a.png", "C:\\data\\a.png", "../a.png", "data/a.png"])
+def test_an_image_is_found_by_the_end_of_its_name_inside_the_folder(coco_tree, name):
+    coco_tree.content["images"][0]["file_name"] = name
+    records, report = read(coco_tree)
+    assert [record.file_name for record in records] == ["a.png"] and report.counts == {"image_by_name": 1}
+    coco_tree.add_image("a.png", 2)  # The image is another entry's.
+    records, report = read(coco_tree, keep_empty=True)
+    assert [record.image_id for record in records] == ["2"] and report.counts["ambiguous_image"] == 1
+
+
+def test_a_missing_image_does_not_become_one_of_the_same_name_in_another_folder(coco_tree):
+    for number, name in ((2, "cam1/0.png"), (3, "cam2/0.png")):
+        coco_tree.add_image(name, number)
+        coco_tree.content["annotations"].append(coco_tree.annotation(id=number, image_id=number))
+    (coco_tree.images / "cam1" / "0.png").unlink()
+    records, report = read(coco_tree, allow_missing=True)
+    assert [record.file_name for record in records] == ["a.png", "cam2/0.png"] and report.needs_attention
+
+
+def test_two_entries_of_one_image_are_one_image(coco_tree):
+    coco_tree.add_image("a.png", 2)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2, bbox=[40, 20, 12, 14]))
+    records, report = read(coco_tree)
+    assert [[item.box for item in record.objects] for record in records] == [[(10, 8, 30, 24), (40, 20, 52, 34)]]
+    assert report.counts == {"duplicate_file_name": 1}
+
+
+@pytest.mark.parametrize(
+    "bbox",
+    [
+        {"x": 10, "y": 8, "width": 20, "height": 16},
+        {"left": 10, "top": 8, "width": 20, "height": 16},
+        {"xmin": 10, "ymin": 8, "xmax": 30, "ymax": 24},
+    ],
+)
+def test_a_box_may_be_a_mapping(coco_tree, bbox):
+    coco_tree.content["annotations"][0]["bbox"] = bbox
+    records, report = read(coco_tree)
+    assert records[0].objects[0].box == (10, 8, 30, 24) and report.counts == {}
+
+
+@pytest.mark.parametrize(
+    "bbox", [{"x": 1}, {"x": "1", "y": 1, "width": 1, "height": 1}, {"a": 1, "b": 2, "c": 3, "d": 4}]
+)
+def test_a_mapping_that_is_no_box_is_counted(coco_tree, bbox):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, bbox=bbox, segmentation=...))
+    records, report = read(coco_tree)
+    assert len(records[0].objects) == 1 and report.counts == {"invalid_box": 1}
+
+
+def test_objects_without_a_category_are_of_the_class_object(coco_tree):
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=...))
+    records, report = read(coco_tree, keep_unlisted=True)
+    assert [item.category for item in records[0].objects] == [0, 1] and report.counts == {"no_class_name": 1}
+    assert report.classes == ["1 thing (category id 1)", "2 object (category id 2)"]
+    for categories in ([], ...):
+        coco_tree.content = {key: value for key, value in coco_tree.content.items() if key != "categories"}
+        coco_tree.content |= {} if categories is ... else {"categories": []}
+        coco_tree.content["annotations"] = [coco_tree.annotation(category_id=...)]
+        records, report = read(coco_tree)
+        assert report.classes == ["1 object (category id 1)"] and len(records[0].objects) == 1
+
+
+def test_without_categories_ids_are_classes(coco_tree):
+    coco_tree.content["categories"] = []
+    coco_tree.content["annotations"] = [coco_tree.annotation(id=i, category_id=i) for i in (7, 3)]
+    _, report = read(coco_tree)
+    assert report.classes == ["1 category 3 (category id 3)", "2 category 7 (category id 7)"]
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,8 @@ def places(coco_tree, voc_tree, yolo_tree, tmp_path):
     }
 
 
-KINDS = (
-    *("coco json", "coco folder", "voc root", "voc annotations"),
-    *("yolo root", "yolo labels", "yolo yaml", "yolo folder with yaml", "exported folder"),
-)
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["coco json", "coco folder", "voc root", "voc annotations", "yolo root", "yolo labels",
+                                  "yolo yaml", "yolo folder with yaml", "exported folder"])  # fmt: skip
 def test_every_format_gives_the_same_box_and_image(places, kind):
     format, path = places[kind]
     source, (record,), report = opened(path)
@@ -95,7 +90,7 @@ def test_images_without_boxes_are_listed(coco_tree, voc_tree, yolo_tree):
         assert report.counts == {"empty_image": 1}
 
 
-def test_objects_of_unlisted_classes_are_kept_and_counted(coco_tree, voc_tree, yolo_tree):
+def test_r_d8_r_e3_objects_of_unlisted_classes_are_kept_and_counted(coco_tree, voc_tree, yolo_tree):
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=9))
     voc_tree.add("a", voc_tree.xml(objects=[voc_tree.object(), voc_tree.object("foo")]))
     yolo_tree.add("a", f"{yolo_tree.LINE}\n9 0.5 0.5 0.2 0.2\n")
@@ -228,7 +223,7 @@ def test_classes_of_an_exported_data_set(coco_tree, tmp_path):
         opened(out, classes=["gone"])
 
 
-def test_file_names_of_a_data_set_that_lead_outside_are_refused(tmp_path):
+def test_r_m2_file_names_of_a_data_set_that_lead_outside_are_refused(tmp_path):
     picture().save(tmp_path / "a.png")
     features = datasets.Features(
         {
@@ -268,7 +263,7 @@ def test_two_formats_in_one_folder_are_an_error_that_names_the_flag(voc_tree, yo
         ("gone.json", FileNotFoundError, "annotations not found: .*gone.json"),
         ("gone", FileNotFoundError, "annotations not found"),
         ("empty", FileNotFoundError, "no annotations recognised in .*empty"),
-        ("a.csv", ValueError, "a.csv is not an annotation file with a known suffix.*--format"),
+        ("a.csv", ValueError, "a.csv is not an annotation file that is known by its content or its suffix.*--format"),
         ("a.zip", ValueError, "a.zip is an archive; archives are not read. Unpack"),
         ("a.tar.gz", ValueError, "archives are not read"),
     ],
@@ -309,7 +304,7 @@ def test_a_text_like_owner_name_is_a_hub_id_and_a_file_name_is_not():
             recognise_format(text)
 
 
-def test_missing_images_are_counted_or_an_error(coco_tree):
+def test_r_f7_missing_images_are_counted_or_an_error(coco_tree):
     coco_tree.add_image("b.png", 2)
     (coco_tree.images / "b.png").unlink()
     source, _, report = opened(coco_tree.write())
@@ -318,7 +313,7 @@ def test_missing_images_are_counted_or_an_error(coco_tree):
         opened(coco_tree.write(), allow_missing=False)
 
 
-def test_size_mismatch_options(coco_tree):
+def test_r_a11_size_mismatch_options(coco_tree):
     coco_tree.content["images"][0] |= {"width": 120, "height": 80}
     coco_tree.content["annotations"] = [coco_tree.annotation(bbox=[20, 16, 40, 32])]
     path = coco_tree.write()
@@ -328,14 +323,14 @@ def test_size_mismatch_options(coco_tree):
         opened(path, size_mismatch="error")
 
 
-def test_max_pixels_is_for_the_record_and_for_the_image(coco_tree, tmp_path):
+def test_r_f6_max_pixels_is_for_the_record_and_for_the_image(coco_tree, tmp_path):
     coco_tree.write()
     for path in (coco_tree.root, exported(coco_tree, tmp_path / "exported")):
         _, records, report = opened(path, max_pixels=100)
         assert records == [None] and report.counts == {"image_too_large": 1}
 
 
-def test_an_image_that_became_too_large_since_is_counted_as_such(coco_tree):
+def test_a_image_that_became_too_large_since_is_counted_as_such(coco_tree):
     source, (record,), _ = opened(coco_tree.write())
     source.options = replace(source.options, max_pixels=100)
     report = Report(images=1, objects=1)
@@ -444,7 +439,7 @@ def list_absent_pictures(coco_tree, voc_tree, yolo_tree):
     return names
 
 
-def test_skipped_names_every_image_that_opening_dropped(coco_tree, voc_tree, yolo_tree):
+def test_left_out_names_every_image_that_opening_dropped(coco_tree, voc_tree, yolo_tree):
     names = list_absent_pictures(coco_tree, voc_tree, yolo_tree)
     coco_tree.content["images"].append({"id": 7, "file_name": "../evil.png", "width": 60, "height": 40})
     (voc_tree.root / "Annotations" / "broken.xml").write_text("<annotation>", encoding="utf-8")

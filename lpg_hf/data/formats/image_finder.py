@@ -55,10 +55,10 @@ def match_images(folder: str, stated: Sequence[StatedImage], report: Report) -> 
     rest = []
     for image in dict.fromkeys(stated):
         name = finder.exact(image)
-        if name is None:
-            rest.append(image)
-        else:
+        if name is not None:
             matched.names[image] = name
+        elif not finder.leads_outside(image.name):
+            rest.append(image)
     taken = set(matched.names.values())
     found = {image: finder.by_end(image) for image in rest}
     wanted = Counter(names[0] for names, _ in found.values() if len(names) == 1)
@@ -91,6 +91,13 @@ class ImageFinder:
             except ValueError:
                 continue
         return None
+
+    def leads_outside(self, name: str) -> bool:
+        """Whether a relative name goes through a link to the outside: it means that image, so no other one is looked for."""
+        try:
+            return not self._is_inside(relative_name(name))
+        except ValueError:
+            return False
 
     def by_end(self, image: StatedImage) -> tuple[list[str], bool]:
         """(relative names of the images that the longest end of the name fits, whether it is a part of the name)."""
