@@ -15,9 +15,10 @@ boxes.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,12 @@ from lpg_hf.data.examples import check_size, column_source, mask_column
 from lpg_hf.data.formats import coco, coco_layout, coco_parts, tools, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
 from lpg_hf.data.formats.unsupported import describe
+from lpg_hf.data.formats.yolo_dataset import place_image
 from lpg_hf.data.load import class_names, load_parquet, objects_per_row
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
 from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_box, finite_numbers
 from lpg_hf.data.report import Report
-from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files
+from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files, write_atomically
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, read_rgb
 
 
@@ -62,6 +64,8 @@ class Source:
             which all are different numbers.
         fingerprint: of a dataset of the Hub: its revision.
         images: folder of the images that was passed, absolute.
+        splits: file name -> "train", "val" or "test", where lists or data.yaml say it; folders may say it too
+            (`yolo_dataset.split_of_name`).
     """
 
     format: str
@@ -77,6 +81,7 @@ class Source:
     has_coco_ids: bool = False
     fingerprint: str | None = None
     images: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_class_masks(self) -> bool:
@@ -132,6 +137,28 @@ class Source:
         pixels = read_rgb(source, name, self.options.max_pixels)
         check_size(pixels, record.size, name)
         return pixels
+
+    def place_image(self, record: Record, place: str | os.PathLike, how: str) -> None:
+        """Put the image of a record at another place, as its file is.
+
+        Args:
+            place: of the new file; its folder is created.
+            how: one of `yolo_dataset.WITH_IMAGES`; an image that is in a row of a dataset is always a copy.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if how == "none" or not record.has_image:
+            return
+        if record.path is not None:
+            place_image(record.path, place, how)
+            return
+        assert self.rows is not None
+        source, _ = column_source(self.rows[record.row], "image")
+        if isinstance(source, str):
+            place_image(source, place, how)
+        elif isinstance(source, BytesIO):
+            write_atomically(place, source.getvalue())
 
     def decode(self, record: Record, report: Report) -> np.ndarray | None:
         """As `image`; None if it cannot be decoded, which is counted and takes it out of the report's totals."""
@@ -371,7 +398,14 @@ def _open_voc(annotations: str, images: Folder, options: ReadOptions, report: Re
         options,
         annotation_files=index.files,
         image_folder=folders.images,
+        splits=_voc_splits(folders, index.entries),
     )
+
+
+def _voc_splits(folders: voc.VocFolders, entries: Sequence[voc.VocEntry]) -> dict[str, str]:
+    """The splits of the images that the lists train, val and test name; the first list counts."""
+    lists = {name: split for split in reversed(yolo_layout.SPLITS) for name in voc.names_in_list(folders, split)}
+    return {entry.file_name: lists[entry.name] for entry in entries if entry.name in lists}
 
 
 def voc_folders(path: str, images: Folder = None) -> voc.VocFolders:
@@ -411,6 +445,7 @@ def _open_yolo(annotations: str, images: Folder, options: ReadOptions, report: R
         options,
         annotation_files=index.files,
         image_folder=index.image_folder,
+        splits=index.splits,
     )
 
 

@@ -39,7 +39,7 @@ def write(folder, **shapes):
         BoxObject(box, 0, 320.0, id=number, rle=None if mask is None else encoded(mask))
         for number, mask in enumerate(shapes.values(), start=1)
     ]
-    record = Record(str(folder / "a.png"), "a.png", "a", 40, 60, objects)
+    record = Record(str(folder / "a.png"), "a.png", "a", (40, 60), objects)
     (folder / "a.json").write_text(json.dumps(labelme_content(record, ["red"], "a.png")))
 
 
@@ -54,7 +54,7 @@ def test_our_reader_finds_the_same_pixels(tmp_path):
 
 
 def test_a_crowd_region_is_no_shape(tmp_path):
-    record = Record("", "a.png", "a", 40, 60, [BoxObject((0, 0, 5, 5), 0, 25, iscrowd=True)])
+    record = Record("", "a.png", "a", (40, 60), [BoxObject((0, 0, 5, 5), 0, 25, iscrowd=True)])
     assert labelme_content(record, ["red"], "a.png")["shapes"] == []
 
 

@@ -82,7 +82,11 @@ def test_labels_are_the_dataset_s_own_and_not_those_behind_the_images(tmp_path, 
     (tmp_path / "source" / "labels" / "a.txt").write_text("0 0.9 0.9 0.1 0.1\n")
     data = write_dataset(tmp_path / "out", tmp_path / "source" / "images", ["a.png"], how=how)
     assert trainer_dataset(data, "train") == trainer_dataset(data, "val") == {"a.png": [[0, 0.5, 0.5, 0.1, 0.5]]}
-    assert (tmp_path / "out" / "images" / "a.png").is_symlink() == (how == "link")
+    image, placed = tmp_path / "source" / "images" / "a.png", tmp_path / "out" / "images" / "a.png"
+    assert os.path.samefile(image, placed) == (how == "link") and not placed.is_symlink()
+    for again in ("link", "link", "copy"):
+        place_image(str(image), placed, again)
+    assert os.listdir(placed.parent) == ["a.png"] and not os.path.samefile(image, placed)
 
 
 @pytest.mark.parametrize("layout", ["{split}/{name}", "{split}/images/{name}", "images/{split}/{name}", "{name}"])
@@ -109,3 +113,20 @@ def test_valid_is_val_and_test_is_kept(tmp_path):
 def test_a_name_with_a_line_break_is_refused():
     with pytest.raises(ValueError, match="holds a line break"):
         dataset_files(["red"], ["a\nb.png"])
+
+
+def test_across_disks_it_is_a_symbolic_link_and_without_links_a_copy(tmp_path, monkeypatch):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (60, 40)).save(image)
+
+    def refuse(*arguments):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    place_image(str(image), tmp_path / "out" / "a.png", "link")
+    assert (tmp_path / "out" / "a.png").is_symlink() and os.path.samefile(image, tmp_path / "out" / "a.png")
+    monkeypatch.setattr(os, "symlink", refuse)
+    place_image(str(image), tmp_path / "out" / "b.png", "link")
+    assert (tmp_path / "out" / "b.png").read_bytes() == image.read_bytes()
+    place_image(str(image), tmp_path / "out" / "c.png", "none")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png"]

@@ -265,7 +265,7 @@ def test_problems_on_the_way_are_counted(coco_tree, tmp_path):
     coco_tree.add_image("a.jpg", 2)
     done = convert_labels(coco_tree.write(), tmp_path / "out", "yolo", images=coco_tree.images)
     assert done.report.counts == {"degenerate_box": 1, "label_name_taken": 1} and done.report.images == 1
-    assert "a.jpg: a" in done.summary() and "images/" in done.remedy
+    assert "a.jpg: a" in done.summary() and done.remedy == ""
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -332,8 +332,13 @@ def test_written_labels_name_no_path_of_this_machine(many, tmp_path):
 def test_yolo_result_with_its_images_is_a_yolo_folder(many, tmp_path):
     path = many.write()
     convert_labels(path, tmp_path / "out", "yolo", images=many.images)
-    shutil.copytree(many.images, tmp_path / "out" / "images")
     assert same_boxes(everything(path, many.images), everything(tmp_path / "out" / "data.yaml", None))
+    done = convert_labels(path, tmp_path / "none", "yolo", images=many.images, with_images="none")
+    assert "images/" in done.remedy and not (tmp_path / "none" / "images").exists()
+    shutil.copytree(many.images, tmp_path / "none" / "images")
+    assert same_boxes(everything(path, many.images), everything(tmp_path / "none" / "data.yaml", None))
+    with pytest.raises(ValueError, match="with_images='some' .--with-images. must be one of link, copy, none"):
+        convert_labels(path, tmp_path / "new", "yolo", images=many.images, with_images="some")
 
 
 def test_class_masks_without_a_class_list_are_refused(voc_tree, tmp_path):

@@ -210,6 +210,15 @@ def annotation_names(folder: str) -> list[str]:
     return list(walk_files(folder, (".xml", ".png")))
 
 
+def names_in_list(folders: VocFolders, split: str) -> list[str]:
+    """The names in the list of a split; empty if there is no list, or it cannot be read."""
+    path = next((path for path in split_list_paths(folders.root, split) if os.path.isfile(fs_path(path))), None)
+    try:
+        return _names_of_split(path, folders.annotations, Report()) if path is not None else []
+    except ValueError:
+        return []
+
+
 def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
     """The image names in a list file; a class flag (-1, 0, 1) or an image suffix after the name is cut off."""
 

@@ -92,12 +92,16 @@ class YoloEntry:
 
 @dataclass
 class YoloIndex:
-    """A split: `classes` are in the order of the labels; `files` were read for it."""
+    """A split: `classes` are (number in the label files, name) in the order of the labels; `files` were read for it.
+
+    `splits` are of `YoloLayout`.
+    """
 
     classes: list[Category]
     entries: list[YoloEntry]
     files: list[str] = field(default_factory=list)
     image_folder: str = ""
+    splits: dict[str, str] = field(default_factory=dict)
 
 
 class _LabelFiles:
@@ -274,7 +278,7 @@ def read_index(
             f"no image of {layout.image_folder} has an object of the classes {chosen}.\n{report.summary()}"
         )
     files = [*layout.sources, *(entry.label_path for entry in labelled)]
-    return YoloIndex(selected, entries, files, layout.image_folder)
+    return YoloIndex(selected, entries, files, layout.image_folder, layout.splits)
 
 
 def _find_images(layout: YoloLayout, options: ReadOptions, report: Report) -> tuple[list[YoloEntry], list[str]]:

@@ -3,8 +3,8 @@
     OUT/data.yaml             train, val, test: lists; names. No `path`: the trainer then takes the folder of data.yaml,
                               and would take a relative one from its own working folder
     OUT/train.txt, val.txt    one image a line, "./images/a.jpg": the trainer replaces "./" by the folder of the list
-    OUT/images/a.jpg          a link or copy per file. A linked folder would not do: the trainer resolves links of folders
-                              and then reads the labels that lie beside the real one
+    OUT/images/a.jpg          a link or copy per file. A linked folder would not do: the trainer resolves it, and then
+                              reads the labels that lie beside the real one
     OUT/labels/a.txt          where the trainer looks: the last folder "images" of an image's path becomes "labels"
 
 An image whose name holds a folder "images" keeps its place: train/images/a.jpg has its labels in train/labels/a.txt.
@@ -79,7 +79,8 @@ def place_image(path: str, place: str | os.PathLike, how: str) -> None:
     Args:
         path: of the image.
         place: of the new file; its folder is created.
-        how: "link" (a symbolic link to the file; a copy where the system makes none), "copy", or "none".
+        how: "link" (a hard link, which is a file of the folder as any other; across disks a symbolic link; a copy where the
+            system makes neither), "copy", or "none".
 
     Raises:
         OSError: it cannot be written.
@@ -90,8 +91,12 @@ def place_image(path: str, place: str | os.PathLike, how: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".unfinished.{os.getpid()}.{target.name}")
     source = os.path.realpath(fs_path(path))
-    try:
-        os.symlink(source, unfinished) if how == "link" else shutil.copyfile(source, unfinished)
-    except (NotImplementedError, PermissionError):  # Windows makes links for some users only.
-        shutil.copyfile(source, unfinished)
+    for make in (os.link, os.symlink, shutil.copyfile) if how == "link" else (shutil.copyfile,):
+        try:
+            make(source, unfinished)
+            break
+        except (NotImplementedError, OSError):
+            if make is shutil.copyfile:
+                raise
     os.replace(unfinished, target)
+    unfinished.unlink(missing_ok=True)  # To replace a hard link by one of the same file does nothing at all.

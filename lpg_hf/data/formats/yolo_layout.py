@@ -36,6 +36,7 @@ class YoloLayout:
         names: class names by number; None if nothing states them.
         sources: files that state layout and names.
         keypoints: numbers per line after the box, which are not read.
+        splits: image -> "train", "val" or "test", as far as data.yaml says it; the first that names an image counts.
     """
 
     image_folder: str
@@ -45,6 +46,7 @@ class YoloLayout:
     names: list[str] | None = None
     sources: list[str] = field(default_factory=list)
     keypoints: int = 0
+    splits: dict[str, str] = field(default_factory=dict)
 
 
 def read_yaml(path: str) -> dict:
@@ -162,7 +164,7 @@ def _yaml_layout(path: str, content: dict, split: str | None, report: Report) ->
     values = [(key, v) for key in stated for v in (content[key] if isinstance(content[key], list) else [content[key]])]
     bases = [_folder(folder, content["path"]) if content.get("path") else None, folder]
     base = max(filter(None, bases), key=lambda base: sum(_folder(base, value) is not None for _, value in values))
-    images: dict[str, None] = {}
+    images: dict[str, str] = {}
     complete, sources = True, [path]
     for key, value in values:
         place = _folder(base, value)
@@ -176,14 +178,15 @@ def _yaml_layout(path: str, content: dict, split: str | None, report: Report) ->
         else:
             inner = os.path.relpath(place, base).replace(os.sep, "/")
             found = [name if inner == "." else f"{inner}/{name}" for name in walk_files(place, IMAGE_SUFFIXES)]
-        images.update(dict.fromkeys(found))
+        images = {**dict.fromkeys(found, SPLIT_ALIASES.get(key, key)), **images}
     if not images:
         return None
     prefix = f"{IMAGES_FOLDER}/"
     if all(name.startswith(prefix) for name in images):
-        names = [name[len(prefix) :] for name in images]
-        return YoloLayout(f"{base}/{IMAGES_FOLDER}", names, [f"{base}/{LABELS_FOLDER}"], complete, sources=sources)
-    return YoloLayout(base, list(images), complete=complete, sources=sources)
+        splits = {name[len(prefix) :]: key for name, key in images.items()}
+        labels = [f"{base}/{LABELS_FOLDER}"]
+        return YoloLayout(f"{base}/{IMAGES_FOLDER}", list(splits), labels, complete, sources=sources, splits=splits)
+    return YoloLayout(base, list(images), complete=complete, sources=sources, splits=images)
 
 
 def _plain_layout(root: str, images: str | None, split: str | None, report: Report) -> YoloLayout:
