@@ -44,7 +44,7 @@ PROBLEMS = {
     "image_too_large": ProblemKind(IMAGE_SKIPPED, "image with more pixels than max_pixels"),
     "size_mismatch": ProblemKind(IMAGE_SKIPPED, "stated size differs from the image's"),
     "size_rescaled": ProblemKind("boxes rescaled", "stated size differs from the image's"),
-    "ambiguous_image": ProblemKind(IMAGE_SKIPPED, "several images of one name with different extensions"),
+    "ambiguous_image": ProblemKind(IMAGE_SKIPPED, "name that fits several images, or the image of another entry"),
     "same_name_images": ProblemKind(
         "used the one in <filename>", "several images of one name with different extensions"
     ),

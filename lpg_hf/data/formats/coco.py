@@ -307,6 +307,9 @@ def _read_images(content: dict, file: str, root: str, report: Report) -> _Listin
     matched = match_images(root, [stated for stated, _ in usable.values()], report)
     by_name: dict[str, CocoEntry] = {}
     for key, (stated, image) in usable.items():
+        if stated in matched.ambiguous:  # Counted already.
+            listing.refused.add(key)
+            continue
         where = f"{stated.name!r}: image {key}"
         name = matched.names.get(stated)
         try:
@@ -316,9 +319,7 @@ def _read_images(content: dict, file: str, root: str, report: Report) -> _Listin
             report.add("unsafe_path", f"{where} {error}", image=stated.name)
             listing.refused.add(key)
             continue
-        if stated in matched.ambiguous:
-            listing.refused.add(key)
-        elif file_name in by_name:  # Their boxes belong to one image.
+        if file_name in by_name:  # Their boxes belong to one image.
             report.add("duplicate_file_name", where)
             listing.entries[key] = by_name[file_name]
         else:

@@ -64,6 +64,8 @@ def match_images(folder: str, stated: Sequence[StatedImage], report: Report) -> 
     wanted = Counter(names[0] for names, _ in found.values() if len(names) == 1)
     for image, (names, is_partial) in found.items():
         if len(names) > 1 or (names and (names[0] in taken or wanted[names[0]] > 1)):
+            if not _is_relative(image.name):  # It leads outside, and nothing inside is meant.
+                continue
             report.add("ambiguous_image", f"{image.name}: {', '.join(names[:5])}", image=image.name)
             matched.ambiguous.add(image)
         elif names:
@@ -132,6 +134,13 @@ class ImageFinder:
         except ValueError:  # A link that leads outside.
             return False
         return True
+
+
+def _is_relative(name: str) -> bool:
+    try:
+        return bool(relative_name(name))
+    except ValueError:
+        return False
 
 
 def num_found(folder: str, stated: Sequence[StatedImage]) -> int:
