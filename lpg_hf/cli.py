@@ -241,8 +241,9 @@ def convert_labels(
     masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,
     zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
+    with_images: Annotated[str, typer.Option(help="YOLO: link or copy each image into the result, or none.")] = "link",
 ) -> None:
-    """Write labels in another format, and report what it cannot hold. Images are not copied.
+    """Write labels in another format, and report what it cannot hold. YOLO gets the images, and trains as it lies there.
 
     Exit status: 0 success; 1 problems found; 2 nothing was written.
 
@@ -251,7 +252,7 @@ def convert_labels(
     from lpg_hf.data.convert import convert_labels as convert_all
 
     options = _read_options(split, zero_based, max_pixels, masks=masks)
-    done = convert_all(annotations, out, to, images=images, options=options, format=format)
+    done = convert_all(annotations, out, to, images=images, options=options, format=format, with_images=with_images)
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)
 

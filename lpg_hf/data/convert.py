@@ -86,9 +86,7 @@ def convert_labels(
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
-    if with_images not in yolo_dataset.WITH_IMAGES:
-        choices = ", ".join(yolo_dataset.WITH_IMAGES)
-        raise ValueError(f"with_images={with_images!r} (--with-images) must be one of {choices}")
+    yolo_dataset.check_with_images(with_images)
     target = Path(fs_path(os.path.abspath(fs_path(out))))
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{out} exists already and is not empty; choose another place or remove it")
@@ -98,8 +96,7 @@ def convert_labels(
     if format == "voc":  # Class masks are looked for image by image, as few images may have one.
         options = replace(options, masks=False)
     source = open_source(annotations, images, options, format=format, report=report)
-    reading = _Reading(source, to, masks, report)
-    reading.with_images = with_images
+    reading = _Reading(source, to, masks, report, with_images)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -132,14 +129,14 @@ def _remedy(to: str, with_images: str) -> str:
 class _Reading:
     """The records of a source as the new format can hold them; counts what it cannot."""
 
-    def __init__(self, source: Source, to: str, masks: bool, report: Report):
+    def __init__(self, source: Source, to: str, masks: bool, report: Report, with_images: str = "none"):
         self.source, self.to, self.report = source, to, report
         self.names = [name for _, name in source.classes]
         self.asked_for_masks = masks
         self.class_masks = _voc_masks_folder(source) if masks and source.format == "voc" else None
         self.masks = source.options.masks or self.class_masks is not None
         self.counts: dict[str, int] = {}
-        self.with_images = "none"
+        self.with_images = with_images
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
             self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
             self.count('names of classes that mean "no object" in VOC: written with " class" behind')

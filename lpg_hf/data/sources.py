@@ -153,7 +153,7 @@ class Source:
         if record.path is not None:
             place_image(record.path, place, how)
             return
-        assert self.rows is not None
+        assert self.rows is not None and record.row is not None
         source, _ = column_source(self.rows[record.row], "image")
         if isinstance(source, str):
             place_image(source, place, how)

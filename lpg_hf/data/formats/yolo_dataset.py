@@ -73,6 +73,12 @@ def dataset_files(
     return {**files, YAML_FILES[0]: yaml.safe_dump(content, allow_unicode=True, sort_keys=False)}
 
 
+def check_with_images(value: str) -> None:
+    """Raises ValueError if a value is none of `WITH_IMAGES`."""
+    if value not in WITH_IMAGES:
+        raise ValueError(f"with_images={value!r} (--with-images) must be one of {', '.join(WITH_IMAGES)}")
+
+
 def place_image(path: str, place: str | os.PathLike, how: str) -> None:
     """Put one image into a dataset; one that is there already is replaced.
 
