@@ -119,10 +119,16 @@ def masks(
         str, typer.Option(help="lpg, grabcut, densecrf, box, sam:ID, or saliency:FILE.onnx.")
     ] = "lpg",
     format: _AnyFormat = "auto",
-    write: Annotated[str, typer.Option(help="What to write, comma-separated: png, coco, yolo.")] = "png",
+    write: Annotated[
+        str,
+        typer.Option(help="What to write, comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme."),
+    ] = "png",
+    with_images: Annotated[
+        str, typer.Option(help="YOLO and LabelMe: link or copy each image into OUT, or none.")
+    ] = "link",
     per: Annotated[
         str | None,
-        typer.Option(help="class or instance. Default: instance if coco or yolo is written, else class."),
+        typer.Option(help="class or instance. Default: class if only png is written, else instance."),
     ] = None,
     segmenter: _Segmenter = None,
     overlay: Annotated[
@@ -167,7 +173,9 @@ def masks(
     from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
-    settings = MaskSettings(outputs, per, overlap_rule, threshold, overlay, min_score, batch_size, generator)
+    settings = MaskSettings(
+        outputs, per, overlap_rule, threshold, overlay, min_score, batch_size, generator, with_images
+    )
     if generator == "lpg" and model is None:
         typer.echo("no --model: using lpg-small, which comes with the package")
     report = Report()

@@ -138,12 +138,13 @@ class Source:
         check_size(pixels, record.size, name)
         return pixels
 
-    def place_image(self, record: Record, place: str | os.PathLike, how: str) -> None:
+    def place_image(self, record: Record, place: str | os.PathLike, how: str, scratch: Folder = None) -> None:
         """Put the image of a record at another place, as its file is.
 
         Args:
             place: of the new file; its folder is created.
             how: one of `yolo_dataset.WITH_IMAGES`; an image that is in a row of a dataset is always a copy.
+            scratch: as of `files.atomic_file`.
 
         Raises:
             OSError: it cannot be written.
@@ -151,14 +152,14 @@ class Source:
         if how == "none" or not record.has_image:
             return
         if record.path is not None:
-            place_image(record.path, place, how)
+            place_image(record.path, place, how, scratch)
             return
         assert self.rows is not None and record.row is not None
         source, _ = column_source(self.rows[record.row], "image")
         if isinstance(source, str):
-            place_image(source, place, how)
+            place_image(source, place, how, scratch)
         elif isinstance(source, BytesIO):
-            write_atomically(place, source.getvalue())
+            write_atomically(place, source.getvalue(), scratch)
 
     def decode(self, record: Record, report: Report) -> np.ndarray | None:
         """As `image`; None if it cannot be decoded, which is counted and takes it out of the report's totals."""

@@ -14,14 +14,14 @@ The rules are those of the ultralytics package; tests/consumers/test_yolo_rules.
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import yaml
 
 from lpg_hf.data.formats.yolo_layout import IMAGES_FOLDER, LABELS_FOLDER, SPLIT_ALIASES, SPLITS, YAML_FILES, swap_last
-from lpg_hf.files import fs_path
+from lpg_hf.files import atomic_file, fs_path
 
 
+# How the images of a source get into a dataset.
 WITH_IMAGES = ("link", "copy", "none")
 
 
@@ -79,30 +79,31 @@ def check_with_images(value: str) -> None:
         raise ValueError(f"with_images={value!r} (--with-images) must be one of {', '.join(WITH_IMAGES)}")
 
 
-def place_image(path: str, place: str | os.PathLike, how: str) -> None:
-    """Put one image into a dataset; one that is there already is replaced.
+def place_image(path: str, place: str | os.PathLike, how: str, scratch: str | os.PathLike | None = None) -> None:
+    """Put one image into a dataset; one that is there already is replaced, unless it is the same file.
 
     Args:
         path: of the image.
         place: of the new file; its folder is created.
         how: "link" (a hard link, which is a file of the folder as any other; across disks a symbolic link; a copy where the
             system makes neither), "copy", or "none".
+        scratch: as of `files.atomic_file`.
 
     Raises:
         OSError: it cannot be written.
     """
-    if how == "none":
+    source, target = os.path.realpath(fs_path(path)), fs_path(place)
+    if how == "none" or (os.path.exists(target) and os.path.samefile(source, target) and how == "link"):
         return
-    target = Path(fs_path(place))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".unfinished.{os.getpid()}.{target.name}")
-    source = os.path.realpath(fs_path(path))
-    for make in (os.link, os.symlink, shutil.copyfile) if how == "link" else (shutil.copyfile,):
-        try:
-            make(source, unfinished)
-            break
-        except (NotImplementedError, OSError):
-            if make is shutil.copyfile:
-                raise
-    os.replace(unfinished, target)
-    unfinished.unlink(missing_ok=True)  # To replace a hard link by one of the same file does nothing at all.
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if how == "link":
+        if os.path.lexists(target):
+            os.unlink(target)
+        for make in (os.link, os.symlink):
+            try:
+                make(source, target)
+                return
+            except (NotImplementedError, OSError):
+                continue
+    with open(source, "rb") as image, atomic_file(place, scratch) as file:
+        shutil.copyfileobj(image, file)

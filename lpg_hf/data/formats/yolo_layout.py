@@ -178,7 +178,8 @@ def _yaml_layout(path: str, content: dict, split: str | None, report: Report) ->
         else:
             inner = os.path.relpath(place, base).replace(os.sep, "/")
             found = [name if inner == "." else f"{inner}/{name}" for name in walk_files(place, IMAGE_SUFFIXES)]
-        images = {**dict.fromkeys(found, SPLIT_ALIASES.get(key, key)), **images}
+        for name in found:
+            images.setdefault(name, SPLIT_ALIASES.get(key, key))
     if not images:
         return None
     prefix = f"{IMAGES_FOLDER}/"
