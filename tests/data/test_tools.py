@@ -379,6 +379,14 @@ def test_csv_with_another_separator_and_order(tmp_path, separator):
     assert boxes(read(path)[0][0]) == [BOX]
 
 
+def test_a_table_with_a_cell_without_an_end_is_an_error_that_names_the_line(tmp_path):
+    write(tmp_path, "a.png", None)
+    head = "image_path,xmin,ymin,xmax,ymax,label"
+    path = write(tmp_path, "t.csv", f'{head}\na.png,10,8,30,24,"red\n{"x" * 200_000}\n')
+    with pytest.raises(ValueError, match="t.csv is not a valid table: .* at line"):
+        read(path)
+
+
 def test_a_table_that_holds_no_boxes_is_not_recognised(tmp_path):
     for text in ("id,name\n1,red\n", "filename,label\na.png,red\n", "", "a,b,c,d,e,f\n"):
         write(tmp_path, "t.csv", text)

@@ -99,7 +99,9 @@ def image_folder(file: str, root: str | None, split: str | None, names: Iterable
     base = os.path.dirname(file)
     roots = [folder for folder in (root, base, os.path.dirname(base)) if folder]
     # instances_train2017.json has its images in train2017, CVAT's instances_default.json in images/default.
-    splits = names_of_split(split) if split is not None else os.path.basename(file).removesuffix(".json").split("_")[1:]
+    splits = (
+        names_of_split(split) if split is not None else os.path.basename(file).removesuffix(".json").split("_")[1:]
+    )
     inner = [*splits, *(f"images/{name}" for name in splits), *_IMAGE_FOLDERS]
     places = [os.path.join(folder, name).rstrip("/") for folder in roots for name in inner]
     folders = [unicode_path(place) for place in dict.fromkeys(places) if os.path.isdir(fs_path(place))]

@@ -70,7 +70,7 @@ def _separator(line: str) -> str:
 
 def _columns(line: str) -> dict[str, int] | None:
     """What each column of a table is, by its first line; None if the line names no image and box."""
-    words = next(csv.reader([line], delimiter=_separator(line)), [])
+    words = [word.strip('"') for word in line.split(_separator(line))]
     names = [re.sub(r"[^a-z0-9]", "", word.lower()) for word in words]
     columns = {}
     for key, choices in _COLUMNS.items():
@@ -128,7 +128,7 @@ def _read_file(file: str, folder: str, images: dict[str, ToolImage], problems: l
     first = text.split("\n", 1)[0].strip()
     columns = _columns(first) or {}
     base = os.path.basename(file)
-    for number, row in _rows(text, first, skip=columns is not _RETINANET):
+    for number, row in _rows(text, first, file, skip=columns is not _RETINANET):
         place = f"{base}: line {number}"
         cells = {key: row[column].strip() if column < len(row) else "" for key, column in columns.items()}
         if not cells["image"]:
@@ -151,11 +151,19 @@ def _read_file(file: str, folder: str, images: dict[str, ToolImage], problems: l
         )
 
 
-def _rows(text: str, first: str, skip: bool) -> Iterator[tuple[int, list[str]]]:
+def _rows(text: str, first: str, file: str, skip: bool) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of the lines that hold something; `skip`: without the line of names.
+
+    Raises:
+        ValueError: a cell without an end.
+    """
     reader = csv.reader(StringIO(text), delimiter=_separator(first))
-    for row in reader:
-        if any(cell.strip() for cell in row) and not (skip and reader.line_num == 1):
-            yield reader.line_num, row
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row) and not (skip and reader.line_num == 1):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a valid table: {error} at line {reader.line_num}") from error
 
 
 def _class_descriptions(path: str) -> tuple[dict[str, str], list[str]]:
@@ -163,6 +171,6 @@ def _class_descriptions(path: str) -> tuple[dict[str, str], list[str]]:
     folder = path if os.path.isdir(fs_path(path)) else os.path.dirname(path)
     for name in walk_files(folder, (".csv",), deep=False):
         if name.startswith("class-descriptions"):
-            rows = csv.reader(StringIO(read_text(f"{folder}/{name}")))
-            return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1}, [f"{folder}/{name}"]
+            lines = (line.split(",", 1) for line in read_text(f"{folder}/{name}").splitlines() if "," in line)
+            return {key.strip(): value.strip().strip('"') for key, value in lines}, [f"{folder}/{name}"]
     return {}, []
