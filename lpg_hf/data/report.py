@@ -76,6 +76,7 @@ PROBLEMS = {
     "duplicate_annotation_id": ProblemKind(
         "new id given", "annotation id that is missing, not an integer, or used before"
     ),
+    "grouping_category": ProblemKind("no label", "category that no object has and that only groups the others"),
     "duplicate_category_name": ProblemKind("renamed", "category name that two ids share"),
     "invalid_line": ProblemKind(OBJECT_SKIPPED, "line that is neither class and box nor class and outline"),
     "pixel_values": ProblemKind(OBJECT_SKIPPED, "YOLO line with pixels in the place of fractions"),
@@ -105,6 +106,7 @@ PROBLEMS = {
 # Kinds that good files have too; any other kind deserves a warning.
 EXPECTED = {
     "image_by_name",
+    "grouping_category",
     "other_class",
     "image_without_object",
     "empty_image",

@@ -740,3 +740,16 @@ def test_header_with_keeps_what_is_stated_and_adds_the_other_classes():
     assert made == {"info": "x", "categories": [*header["categories"], {"id": 9, "name": "category 9"}]}
     assert len(header["categories"]) == 1  # the given one stays as it is
     assert header_with({}, [(1, "a")]) == {"categories": [{"id": 1, "name": "a"}]}
+
+
+def test_a_category_that_only_groups_the_others_is_no_label(coco_tree):
+    """Roboflow's first category."""
+    coco_tree.content["categories"] = [
+        {"id": 0, "name": "things", "supercategory": "none"},
+        {"id": 1, "name": "thing", "supercategory": "things"},
+    ]
+    _, report = read(coco_tree)
+    assert report.classes == ["1 thing (category id 1)"] and report.counts == {"grouping_category": 1}
+    assert not report.needs_attention
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=0))
+    assert len(read(coco_tree)[1].classes) == 2

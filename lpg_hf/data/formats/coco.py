@@ -404,7 +404,10 @@ def read_index(
     if items and not content.get("categories"):
         content["categories"] = _categories_of(items)
     categories = read_categories(content, path, report)
-    classes = _Classes.choose(categories, options, path)
+    group = _grouping_category(content["categories"], items) if options.classes is None else None
+    if group is not None:
+        report.add("grouping_category", f"{file_name}: {group}")
+    classes = _Classes.choose([pair for pair in categories if pair[1] != group], options, path)
     listing = _read_images(content, file_name, folder, report)
     if not items and not options.keep_empty:
         raise ValueError(f"{path} lists no annotations, so there is nothing to train on")
@@ -441,6 +444,16 @@ def _image_folder(
     if not os.path.isdir(fs_path(folder)):
         raise FileNotFoundError(f"image folder not found: {folder}. Pass images=...")
     return folder
+
+
+def _grouping_category(categories: list[dict], items: list) -> str | None:
+    """The name of a category that no object has and that is the supercategory of all others, as Roboflow writes one."""
+    used = {id_text(item.category_id) for item in items if isinstance(item, CocoAnnotation)}
+    for category in categories:
+        others = [other for other in categories if other is not category]
+        if others and all(other.get("supercategory") == category["name"] for other in others):
+            return str(category["name"]) if id_text(category["id"]) not in used else None
+    return None
 
 
 def _categories_of(items: list) -> list[dict]:
