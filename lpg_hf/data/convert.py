@@ -180,6 +180,7 @@ class _Reading:
             self.count("boxes thinner than a pixel: widened to one", thin)
         else:
             self.count("difficult flags: kept as ordinary objects", sum(item.difficult for item in objects))
+        self.count("rotated boxes: the box around each", sum(item.region is not None for item in objects))
         has_mask = [item.rle is not None for item in objects]
         if self.masks and not all(has_mask):
             what = "the outline of their box, if any has a mask" if self.to == "yolo" else "boxes only"

@@ -88,7 +88,7 @@ PROBLEMS = {
     "other_annotation": ProblemKind("not used", "further annotation of a task that has one already"),
     "no_box": ProblemKind(OBJECT_SKIPPED, "object with neither a box nor a mask to take it from"),
     "box_from_polygon": ProblemKind(KEPT, "no box stated, taken from the polygon or mask"),
-    "rotated_box": ProblemKind("box around it", "rotated box or quadrilateral"),
+    "rotated_box": ProblemKind("box around it, masks are cut to it", "rotated box or quadrilateral"),
     "corners_swapped": ProblemKind("put in order", "box with its corners in the wrong order"),
     "degenerate_box": ProblemKind(OBJECT_SKIPPED, "box without an area"),
     "box_outside": ProblemKind(OBJECT_SKIPPED, "box outside the image"),
@@ -107,6 +107,7 @@ PROBLEMS = {
 EXPECTED = {
     "image_by_name",
     "grouping_category",
+    "rotated_box",
     "other_class",
     "image_without_object",
     "empty_image",

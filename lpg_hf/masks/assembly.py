@@ -1,7 +1,7 @@
 """Patches of foreground -> what users get of an image: one mask per box, with its scores, and one label map."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -54,6 +54,7 @@ def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
         image,
         np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4),
         np.array([item.category + 1 for item in objects], dtype=np.int64),
+        regions={index: item.region for index, item in enumerate(objects) if item.region is not None},
     )
 
 
@@ -87,7 +88,7 @@ def assemble(
     position = {label: k for k, label in enumerate(classes)}
     foreground = np.zeros((len(classes), height, width), dtype=np.float32)
     masks: list[BoxMask | None] = [None] * len(image.boxes)
-    for patch in patches:
+    for patch in (_cut_to_regions(patch, image) for patch in patches):
         merged = foreground[position[patch.label], patch.rows, patch.columns]
         np.maximum(merged, patch.foreground, out=merged)
         if per == "instance":
@@ -102,12 +103,33 @@ def assemble(
         for index, (box, label) in enumerate(zip(image.boxes, image.labels.tolist())):
             rows, columns = box_slices(box, height, width)
             inside = foreground[position[label], rows, columns]
+            if index in image.regions:
+                inside = inside * _region_mask(image.regions[index], rows, columns)
             masks[index] = _box_mask(inside, rows, columns, height, width, threshold)
     if min_score > 0:
         _erase_rejected(foreground, position, image, masks, min_score)
     smallest = smallest_box_areas(image.boxes, image.labels, classes)
     labels = np.asarray(classes, dtype=np.int64)
     return ImageMasks(masks, fuse_classes(labels, foreground, smallest, overlap_rule, threshold))
+
+
+def _cut_to_regions(patch: Patch, image: BoxedImage) -> Patch:
+    """A patch that is empty outside the regions of its boxes, and outside the boxes that have none."""
+    if image.regions.keys().isdisjoint(patch.boxes):
+        return patch
+    allowed = np.zeros((image.image.shape[0], image.image.shape[1]), dtype=bool)
+    for index in patch.boxes:
+        rows, columns = box_slices(image.boxes[index], *allowed.shape)
+        region = image.regions.get(index)
+        allowed[rows, columns] |= True if region is None else _region_mask(region, rows, columns)
+    return replace(patch, foreground=patch.foreground * allowed[patch.rows, patch.columns])
+
+
+def _region_mask(region: Sequence[float], rows: slice, columns: slice) -> np.ndarray:
+    """The pixels of a quadrilateral in a window, (rows, columns) bool."""
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    points = [value - (columns.start, rows.start)[i % 2] for i, value in enumerate(region)]
+    return coco_mask.decode(coco_mask.frPyObjects([points], height, width)[0]).astype(bool)
 
 
 def _erase_rejected(

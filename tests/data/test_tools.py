@@ -440,6 +440,7 @@ def test_dota_quadrilateral_is_the_box_around_it(tmp_path):
     write(tmp_path, "train/labelTxt/a.txt", "46 20 52 27 46 34 40 27 plane 1\n1 2 3 x\n")
     records, _, report = read(tmp_path)
     assert boxes(records[0]) == [OTHER] and records[0].objects[0].difficult
+    assert records[0].objects[0].region == [46, 20, 52, 27, 46, 34, 40, 27]
     assert report.counts["rotated_box"] == 1 and report.counts["invalid_line"] == 1
 
 

@@ -296,7 +296,9 @@ def _make_object(
         rle = segmentation_to_rle(segmentation, of_mask, item.place, report)
         stated = {"segmentation": segmentation} if rle is not None and item.rle is None else {}
     area = float(coco_mask.area(rle)) if rle is not None else box_area(box)
-    return BoxObject(box, category, area, item.iscrowd, item.difficult, rle=rle, stated=stated)
+    is_turned = item.is_region and not _fills(outlines, box) and _is_near(outlines[0], frame)
+    region = outlines[0] if is_turned else None
+    return BoxObject(box, category, area, item.iscrowd, item.difficult, rle=rle, stated=stated, region=region)
 
 
 def _corners(
@@ -312,6 +314,12 @@ def _corners(
     elif not (item.is_region and _fills(outlines, corners)):
         report.add("rotated_box" if item.is_region else "box_from_polygon", item.place)
     return corners
+
+
+def _is_near(outline: list[float], frame: Geometry) -> bool:
+    """Whether an outline lies in the image or not far outside: what draws it takes as much memory as it is long."""
+    height, width = frame.size or (0, 0)
+    return all(-(width, height)[i % 2] <= value <= 2 * (width, height)[i % 2] for i, value in enumerate(outline))
 
 
 def _fills(outlines: list[list[float]], box: Sequence[float]) -> bool:
