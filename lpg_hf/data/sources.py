@@ -247,7 +247,7 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if not found:
         known = describe(unicode_path(text))
         raise FileNotFoundError(
-            f"no annotations recognised in {text}: {f'{known}. It also has ' if known else ''}no COCO json, no Annotations "
+            f"no annotations recognised in {text}: {f'{known}. It has ' if known else ''}no COCO json, no Annotations "
             "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, and no export "
             "of docs/formats.md. Pass another folder, or the format (--format)"
         )
@@ -266,8 +266,8 @@ def _format_of_file(path: str, suffix: str) -> str:
     if suffix in by_suffix:
         return by_suffix[suffix]
     raise ValueError(
-        f"{path} is not an annotation file that is known by its content or its suffix (.json COCO, .xml VOC, .yaml YOLO). "
-        "Pass the folder for YOLO txt files, or the format (--format)"
+        f"{path} is not an annotation file that is known by its content or its suffix (.json COCO, .xml VOC, .yaml "
+        "YOLO). Pass the folder for YOLO txt files, or the format (--format)"
     )
 
 

@@ -129,7 +129,8 @@ def _region_mask(region: Sequence[float], rows: slice, columns: slice) -> np.nda
     """The pixels of a quadrilateral in a window, (rows, columns) bool."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
     points = [value - (columns.start, rows.start)[i % 2] for i, value in enumerate(region)]
-    return coco_mask.decode(coco_mask.frPyObjects([points], height, width)[0]).astype(bool)
+    rle = coco_mask.merge(coco_mask.frPyObjects([points], height, width))
+    return coco_mask.decode(rle).astype(bool)
 
 
 def _erase_rejected(

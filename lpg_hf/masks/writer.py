@@ -2,7 +2,7 @@
 
     OUT/masks/NAME.png        label map, palette PNG (16-bit grey above 254 classes); 255 (65535) is ignored
     OUT/instances.json        COCO, one compressed RLE per box, with the original ids and categories
-    OUT/instances_polygons.json, OUT/results.json   the same with polygons; as the list of results of pycocotools' loadRes
+    OUT/instances_polygons.json, OUT/results.json   the same with polygons; the results of pycocotools' loadRes
     OUT/labels/NAME.txt       YOLO segmentation polygons, with OUT/data.yaml, its lists and the images in OUT/images
     OUT/labelme/NAME.json     LabelMe shapes, with the image beside them
     OUT/overlays/NAME.jpg     the image with its label map and boxes

@@ -1,4 +1,4 @@
-"""Runs a consumer's own package on a written folder, in a process of its own; skips where the package is not installed.
+"""Runs a consumer's own package on a written folder, in a process of its own; skips where it is not installed.
 
 `make test-consumers` installs the packages without their dependencies into a folder and names it in LPG_HF_CONSUMERS.
 """

@@ -1,4 +1,4 @@
-"""LabelMe json with masks: by LabelMe's own loader (opt-in: make test-consumers), and by our reader of LabelMe's files."""
+"""LabelMe json with masks, by LabelMe's own loader (opt-in: make test-consumers) and by our reader of its files."""
 
 import json
 
@@ -26,7 +26,8 @@ from labelme.utils import shape_to_mask
 
 file = LabelFile(sys.argv[1])
 print(json.dumps([file.imagePath, [
-    [s["label"], s["shape_type"], s["group_id"], None if s["mask"] is None else int(s["mask"].sum())] for s in file.shapes
+    [s["label"], s["shape_type"], s["group_id"], None if s["mask"] is None else int(s["mask"].sum())]
+    for s in file.shapes
 ]]))
 """
 

@@ -1,4 +1,4 @@
-"""What `lpg-hf masks` writes, read by the programs that come next: the trainer's rules, pycocotools, LabelMe's files."""
+"""What `lpg-hf masks` writes, read by the programs that come next: trainers, pycocotools, LabelMe."""
 
 import json
 import sys

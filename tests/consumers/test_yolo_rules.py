@@ -1,9 +1,9 @@
-"""A written YOLO dataset, read by the trainer's own rules, which are written down here (ultralytics 8.4, data loading).
+"""A written YOLO dataset, read by the trainer's own rules, written down here (ultralytics 8.4, data loading).
 
 1. The root is `path` of data.yaml, else the folder of data.yaml. A relative `path` counts from the working folder.
 2. `train` and `val` must be there. Each is joined to the root, and links in it are resolved; it must exist.
-3. A folder stands for all images below it; a text file for its lines, where "./" is the folder of the text file and any
-   other relative path counts from the working folder.
+3. A folder stands for all images below it; a text file for its lines, where "./" is the folder of the text file and
+   any other relative path counts from the working folder.
 4. The label file of an image: the last "/images/" of its path becomes "/labels/", its suffix ".txt".
 5. A label file holds boxes (5 columns) or outlines (7 and more), not both; fractions, at most 1.01; classes below the
    number of names.

@@ -45,7 +45,7 @@ def x_anylabeling(root: Path) -> None:
 
 def cvat_xml(*objects: str, name: str = "a.png", labels: str = "red") -> str:
     listed = "".join(f"<label><name>{label}</name><color>#ff0000</color></label>" for label in labels.split())
-    box = '<box label="red" source="manual" occluded="0" xtl="10.00" ytl="8.00" xbr="30.00" ybr="24.00" z_order="0"></box>'
+    box = '<box label="red" source="manual" occluded="0" xtl="10.00" ytl="8.00" xbr="30.00" ybr="24.00"></box>'
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><task><id>1</id>'
         f'<labels>{listed}</labels></task></meta><image id="0" name="{name}" width="60" height="40">'

@@ -1,4 +1,4 @@
-"""Other forms of COCO masks than `coco.write_coco`: polygons, and the list of results that pycocotools' `loadRes` takes."""
+"""Other forms of COCO masks than `coco.write_coco`: polygons, and the results that pycocotools' `loadRes` takes."""
 
 from pycocotools import mask as coco_mask
 
@@ -12,9 +12,9 @@ def rle_to_polygons(rle: dict) -> list[list[float]]:
         rle: compressed run lengths of the whole image.
 
     Returns:
-        x, y, x, y, ... in pixels, along the edges of the pixels; one for each part of the mask. A mask with a hole is one
-        polygon whose parts and holes are joined by lines that enclose nothing, as COCO's polygons know no holes. Empty
-        for a mask without a pixel.
+        x, y, x, y, ... in pixels, along the edges of the pixels; one for each part of the mask. A mask with a hole is
+        one polygon whose parts and holes are joined by lines that enclose nothing, as COCO's polygons know no holes.
+        Empty for a mask without a pixel.
     """
     x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))  # type: ignore[arg-type]
     if not width or not height:

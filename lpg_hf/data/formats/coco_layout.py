@@ -61,8 +61,8 @@ def files_by_content(root: str, split: str | None) -> list[str]:
         split: only files with this name, or in a folder of this name; None: all.
 
     Returns:
-        Roboflow's files, one a split; else the only COCO file; else one file per image. Empty if there is none, or if it is
-        not clear which of several is meant.
+        Roboflow's files, one a split; else the only COCO file; else one file per image. Empty if there is none, or if
+        it is not clear which of several is meant.
     """
     folders = sorted(unicode_name(item.name) for item in os.scandir(fs_path(root)) if item.is_dir())
     found = [f"{folder}/{_ROBOFLOW_FILE}".lstrip("/") for folder in ["", *folders]]

@@ -4,8 +4,8 @@
     gsd:0.14
     x1 y1 x2 y2 x3 y3 x4 y4 class difficult
 
-The box is the one around the quadrilateral, and masks are cut to it. The same with fractions and the class number in front (YOLO-OBB) is read
-by `yolo`.
+The box is the one around the quadrilateral, and masks are cut to it. The same with fractions and the class number in
+front (YOLO-OBB) is read by `yolo`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Finds the images that annotation files name, though tools write other folders, drives and prefixes than are there."""
+"""Finds the images that annotation files name, though tools write other folders and drives than are there."""
 
 import os
 from collections import Counter
@@ -42,8 +42,8 @@ class MatchedImages:
 def match_images(folder: str, stated: Sequence[StatedImage], report: Report) -> MatchedImages:
     """Find images by their whole name, and those that are not there by the end of it.
 
-    The longest end that fits some image counts. It must fit one image only, which no other entry of the file means: else an
-    image whose own folder is missing would get the labels of another.
+    The longest end that fits some image counts. It must fit one image only, which no other entry of the file means:
+    else an image whose own folder is missing would get the labels of another.
 
     Args:
         folder: of the images, absolute, forward slashes; nothing outside is found.
@@ -95,7 +95,7 @@ class ImageFinder:
         return None
 
     def leads_outside(self, name: str) -> bool:
-        """Whether a relative name goes through a link to the outside: it means that image, so no other one is looked for."""
+        """Whether a relative name goes through a link to the outside: it means that image and no other."""
         try:
             return not self._is_inside(relative_name(name))
         except ValueError:

@@ -40,10 +40,11 @@ def read_json(
         raise ValueError(f"{path} is empty ({len(data)} bytes), not a json file")
     try:
         text, num_bytes = data.decode("utf-8-sig"), len(data)
-        del data
-        content = json.loads(text, object_hook=object_hook)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid json: not UTF-8 text at byte {error.start}") from error
+    del data
+    try:
+        content = json.loads(text, object_hook=object_hook)
     except json.JSONDecodeError as error:
         position = len(text[: error.pos].encode("utf-8"))
         hint = " (it is an HTML page)" if text.lstrip()[:1] == "<" else ""

@@ -148,8 +148,9 @@ def _read_mask(text: object, corners: list[float], size: tuple[int, int] | None)
 def labelme_content(record: Record, classes: Sequence[str], image_path: str) -> dict:
     """A record as the content of a LabelMe json.
 
-    A mask is a polygon along the edges of its pixels; several parts are polygons of one group_id (the id of the object);
-    a mask with a hole, which a polygon cannot show, is LabelMe's own kind of mask. An object without a mask is a rectangle.
+    A mask is a polygon along the edges of its pixels; several parts are polygons of one group_id (the id of the
+    object); a mask with a hole, which a polygon cannot show, is LabelMe's own kind of mask. An object without a mask
+    is a rectangle.
 
     Args:
         record: crowd regions are skipped.

@@ -281,7 +281,7 @@ def _make_object(
 ) -> BoxObject | None:
     scale = (frame.scale_x, frame.scale_y)
     if image.fractions and frame.size is not None:
-        scale = frame.size[::-1]
+        scale = (float(frame.size[1]), float(frame.size[0]))
     outlines = [[value * scale[i % 2] for i, value in enumerate(outline)] for outline in item.outlines]
     corners = _corners(item, outlines, scale, frame, report)
     box = None if corners is None else checked_box(corners, frame.size, item.place, report)

@@ -1,7 +1,7 @@
 """A YOLO dataset that trains as it lies there: where images and labels go, data.yaml and its lists of images.
 
-    OUT/data.yaml             train, val, test: lists; names. No `path`: the trainer then takes the folder of data.yaml,
-                              and would take a relative one from its own working folder
+    OUT/data.yaml             train, val, test: lists; names. No `path`: the trainer then takes the folder of
+                              data.yaml, and would take a relative one from its own working folder
     OUT/train.txt, val.txt    one image a line, "./images/a.jpg": the trainer replaces "./" by the folder of the list
     OUT/images/a.jpg          a link or copy per file. A linked folder would not do: the trainer resolves it, and then
                               reads the labels that lie beside the real one
@@ -53,8 +53,8 @@ def dataset_files(
     Args:
         names: of the classes, in the order of the class numbers.
         file_names: of the images that have a label file.
-        splits: file name -> "train", "val" or "test"; a name that it lacks is of the split that its folders state, else of
-            "train". The trainer needs a "val": without one, it is all of "train".
+        splits: file name -> "train", "val" or "test"; a name that it lacks is of the split that its folders state,
+            else of "train". The trainer needs a "val": without one, it is all of "train".
 
     Raises:
         ValueError: a name holds a line break, which a list cannot.
@@ -85,8 +85,8 @@ def place_image(path: str, place: str | os.PathLike, how: str, scratch: str | os
     Args:
         path: of the image.
         place: of the new file; its folder is created.
-        how: "link" (a hard link, which is a file of the folder as any other; across disks a symbolic link; a copy where the
-            system makes neither), "copy", or "none".
+        how: "link" (a hard link, which is a file of the folder as any other; across disks a symbolic link; a copy
+            where the system makes neither), "copy", or "none".
         scratch: as of `files.atomic_file`.
 
     Raises:
