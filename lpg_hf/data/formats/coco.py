@@ -448,7 +448,7 @@ def _image_folder(
 
 def _grouping_category(categories: list[dict], items: list) -> str | None:
     """The name of a category that no object has and that is the supercategory of all others; Roboflow writes one."""
-    used = {id_text(item.category_id) for item in items if isinstance(item, CocoAnnotation)}
+    used = {id_text(item.category_id) for item in items if isinstance(item, _CocoAnnotation)}
     for category in categories:
         others = [other for other in categories if other is not category]
         if others and all(other.get("supercategory") == category["name"] for other in others):

@@ -212,7 +212,7 @@ def annotation_names(folder: str) -> list[str]:
 
 def names_in_list(folders: VocFolders, split: str) -> list[str]:
     """The names in the list of a split; empty if there is no list, or it cannot be read."""
-    path = next((path for path in split_list_paths(folders.root, split) if os.path.isfile(fs_path(path))), None)
+    path = next((path for path in _split_list_paths(folders.root, split) if os.path.isfile(fs_path(path))), None)
     try:
         return _names_of_split(path, folders.annotations, Report()) if path is not None else []
     except ValueError:
