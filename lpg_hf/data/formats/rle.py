@@ -48,7 +48,7 @@ def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: 
     if isinstance(segmentation, dict):
         rle = checked_rle(segmentation)
         if rle is not None and rle["size"] != [height, width]:
-            rle = _rescaled_rle(rle, frame)
+            rle = rescaled_rle(rle, frame)
         if rle is None:
             report.add("invalid_mask", f"{where}: RLE does not fit the image ({height} x {width})")
             return None
@@ -120,7 +120,7 @@ def fits(rle: Rle, frame: Geometry) -> bool:
     return (round(height * frame.scale_y), round(width * frame.scale_x)) == frame.size
 
 
-def _rescaled_rle(rle: Rle, frame: Geometry) -> Rle | None:
+def rescaled_rle(rle: Rle, frame: Geometry) -> Rle | None:
     """RLE of the stated size in the image's size (nearest pixel), or None if its size is neither."""
     if frame.size is None or not fits(rle, frame):
         return None

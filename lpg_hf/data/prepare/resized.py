@@ -100,7 +100,8 @@ def _smaller_rle(rle: dict, size: tuple[int, int]) -> dict:
     height, width = checked["size"]
     scaled = rescaled_rle(checked, Geometry(size, size[0] / height, size[1] / width))
     assert scaled is not None  # its own size fits
-    return {"size": list(size), "counts": scaled["counts"].decode("ascii")}
+    counts = scaled["counts"]
+    return {"size": list(size), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
 
 def smaller_xml(data: bytes, long_side: int | None) -> bytes:
