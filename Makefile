@@ -64,6 +64,8 @@ test-consumers: $(STAMP)
 quality: $(STAMP)
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m vulture
+	$(PY) -m pyright --pythonpath $(PY)
 
 style: $(STAMP)
 	$(PY) -m ruff check --fix $(SOURCES)
