@@ -116,7 +116,7 @@ def test_bad_files_are_named_and_the_others_scored(folders, tmp_path):
     assert "mode RGB" in bad[names[0]] and "not a label map" in bad[names[0]]
     assert "is 6 x 5" in bad[names[1]] and "is 31 x 20" in bad[names[1]]
     assert str(folders[0]) in bad[names[1]] and str(folders[1]) in bad[names[1]]
-    assert "left out, cannot be used: 4" in result.stdout
+    assert "skipped, cannot be used: 4" in result.stdout
     assert all(0 < saved[key] < 1 for key in ("mean_iou", "foreground_mean_iou"))
 
 
@@ -143,7 +143,7 @@ def test_a_class_file_is_read(folders, tmp_path):
     assert (
         class_list(tmp_path / "classes.txt") == class_list("cat,dog") == class_list(["cat", "dog"]) == ["cat", "dog"]
     )
-    with pytest.raises(ValueError, match="different names"):
+    with pytest.raises(ValueError, match="unique names"):
         class_list("cat,cat")
 
 
