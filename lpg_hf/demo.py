@@ -331,8 +331,8 @@ class Page:
                 "(segmenter=...), or choose a stage without it."
             )
         if lpg.segmenter is not None:
-            names = lpg.segmenter.model.config.id2label or {}
-            self.classes = [names[label] for label in range(1, len(names))]
+            id2label = lpg.segmenter.model.config.id2label or {}
+            self.classes = [name for _, name in sorted(id2label.items(), key=lambda pair: int(pair[0]))][1:]
 
     def load(self, path: str | None, upload: Upload | None, text: str, label: str) -> tuple:
         """A new image, or none. It removes the boxes of an earlier image, but not those that were there before any image."""

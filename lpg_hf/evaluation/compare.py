@@ -330,7 +330,7 @@ def write(out: str | os.PathLike, rows: Sequence[Row], comparison: Comparison) -
         true = truth.of(record)
         colours = colour_index(true.label_map, true.ignored)
         lines.append(
-            [draw_boxes(image.image, image.boxes, image.labels), overlay(image.image, colours)]
+            [draw_boxes(image.image, image.boxes, image.labels.tolist()), overlay(image.image, colours)]
             + [overlay(image.image, colour_index(row.label_maps[index])) for row in ran]
         )
     figure = panel(["boxes", "ground truth", *(row.generator for row in ran)], lines)

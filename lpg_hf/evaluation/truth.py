@@ -37,8 +37,8 @@ class ImageTruth:
     def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(mask of an object of the source, pixels that count nowhere); the mask is None if there is no truth for it."""
         if self.objects is None:
-            target = np.zeros(self.label_map.shape, dtype=bool)
-            height, width = target.shape
+            height, width = self.label_map.shape
+            target = np.zeros((height, width), dtype=bool)
             window = box_slices(item.box, height, width)
             target[window] = self.label_map[window] == item.category + 1
             return target, self.label_map == self.ignored
@@ -60,7 +60,10 @@ def _distance(a: BoxObject, b: BoxObject) -> float:
 class Truth(Protocol):
     """The ground truth of a source's images."""
 
-    report: Report | None  # What the reader found; None of label maps, as `of` raises what is wrong with one.
+    @property
+    def report(self) -> Report | None:
+        """What the reader found; None of label maps, as `of` raises what is wrong with one."""
+        ...
 
     def has(self, file_name: str) -> bool:
         """Whether there is ground truth for an image."""
@@ -105,10 +108,10 @@ class CocoTruth:
     """Masks of a COCO file; its images meet those of the source by file name, its classes by name."""
 
     def __init__(self, path: str, source: Source, images: str | None, options: ReadOptions) -> None:
-        self.report = self._report = Report()
+        self.report = Report()
         # Split, classes and corners are those of the annotations, not of this file.
         own = replace(SOURCE_OPTIONS, masks=True, size_mismatch=options.size_mismatch, max_pixels=options.max_pixels)
-        self.source = open_source(path, images, own, format="coco", report=self._report)
+        self.source = open_source(path, images, own, format="coco", report=self.report)
         self.index = {name: index for index, name in enumerate(self.source.file_names)}
         self.names = [name for _, name in self.source.classes]
         self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
@@ -120,7 +123,7 @@ class CocoTruth:
         """See `Truth.of`."""
         report = Report()
         true = self.source.record(self.index[record.file_name], report)
-        self._report.merge(report)
+        self.report.merge(report)
         if true is None:
             raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(report.reasons())}")
         if (true.height, true.width) != (record.height, record.width):

@@ -70,7 +70,7 @@ def dense_crf(
             "Pass the softmax of the logits."
         )
     try:
-        from pydensecrf import densecrf
+        from pydensecrf import densecrf  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
     except ImportError as error:
         raise ImportError('The dense CRF needs pydensecrf2: pip install "lpg_hf[crf]" (compiles C++ code).') from error
 

@@ -54,8 +54,8 @@ class DenseCRFGenerator(BoxByBoxGenerator):
     ) -> None:
         shares = {"centre": centre, "prior": prior, "min_fill": min_fill}
         wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value < 1]
-        positive = {"context": context, **crf._asdict()}
-        positive.pop("pos_w"), positive.pop("bi_w")
+        of_crf = {name: value for name, value in crf._asdict().items() if name not in ("pos_w", "bi_w")}
+        positive = {"context": context, **of_crf}
         wrong += [f"{name}={value}" for name, value in positive.items() if not value > 0]
         wrong += [f"max_side={max_side}"] if max_side < 8 else []
         if wrong:
@@ -84,10 +84,12 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         unary[tuple(_central_part(side, self.centre) for side in box)] = CERTAIN
         scale = min(1.0, self.max_side / max(unary.shape))
         if scale < 1:
-            size = tuple(max(1, round(side * scale)) for side in reversed(unary.shape))
-            small = [cv2.resize(array, size, interpolation=cv2.INTER_AREA) for array in (window, unary)]
+            width, height = (max(1, round(side * scale)) for side in reversed(unary.shape))
+            small, small_unary = (
+                cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA) for array in (window, unary)
+            )
             refined = cv2.resize(
-                self._refine(*small, longer * scale), unary.shape[::-1], interpolation=cv2.INTER_LINEAR
+                self._refine(small, small_unary, longer * scale), unary.shape[::-1], interpolation=cv2.INTER_LINEAR
             )
         else:
             refined = self._refine(window, unary, longer)

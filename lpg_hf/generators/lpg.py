@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class LPGGenerator(MaskGenerator):
             raise ValueError(f"batch_size is {batch_size}, but a pass takes at least one view.")
         if segmenter is not None and not model.config.use_class_prob:
             raise ValueError("this LPG takes no class probability (config.use_class_prob=False): pass no segmenter.")
-        self.network = _inference_copy(model).to(device=device, dtype=dtype or model.dtype)
+        self.network = _inference_copy(model)
+        nn.Module.to(self.network, device=device, dtype=dtype or model.dtype)
         self.processor, self.segmenter, self.batch_size, self.flip = processor, segmenter, batch_size, flip
         self._one_at_a_time = threading.Lock()
 
@@ -99,8 +101,9 @@ class LPGGenerator(MaskGenerator):
             logits = [self._forward(self._encode(images, views_of_pass)) for views_of_pass in passes]
             for i, (position, members, view) in enumerate(chunk):
                 image = images[position].image
+                height, width = image.shape[:2]
                 decoded = [
-                    self.processor.decode_view(pass_logits[i], pass_views[i][2], *image.shape[:2], image)
+                    self.processor.decode_view(pass_logits[i], pass_views[i][2], height, width, image)
                     for pass_logits, pass_views in zip(logits, passes)
                 ]
                 rows, columns, foreground = decoded[0]
@@ -136,8 +139,8 @@ class LPGGenerator(MaskGenerator):
             if encoded != (position, view.window, view.size, view.flip):
                 encoded = position, view.window, view.size, view.flip
                 pixels = self.processor.encode_pixels(image.image, view)
-            given = self.network.config.use_class_prob and image.class_probs is not None
-            prob = image.class_probs[view.label] if given else None
+            class_probs = image.class_probs if self.network.config.use_class_prob else None
+            prob = None if class_probs is None else class_probs[view.label]
             rows.append(pixels | self.processor.encode_prompt(view, image.image.shape[:2], prob))
         return rows
 
@@ -210,11 +213,13 @@ def _inference_copy(model: LPGModel) -> LPGModel:
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             _fold_norms(module)
-    return network.to(memory_format=torch.channels_last)
+    cast(nn.Module, network).to(memory_format=torch.channels_last)
+    return network
 
 
 def _fold_norms(layers: nn.Sequential) -> None:
     for i in range(len(layers) - 1):
         # Exact types: a backbone's subclasses compute something else besides.
-        if type(layers[i]) is nn.Conv2d and type(layers[i + 1]) is nn.BatchNorm2d:
-            layers[i], layers[i + 1] = fuse_conv_bn_eval(layers[i], layers[i + 1]), nn.Identity()
+        first, second = layers[i], layers[i + 1]
+        if type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d:
+            layers[i], layers[i + 1] = fuse_conv_bn_eval(first, second), nn.Identity()

@@ -365,7 +365,7 @@ class _MaskRun:
     def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
         shown = colour_index(label_map, self.ignored)
         names = [class_name for _, class_name in self.source.classes]
-        canvas = draw_boxes(overlay(image.image, shown), image.boxes, image.labels, names)
+        canvas = draw_boxes(overlay(image.image, shown), image.boxes, image.labels.tolist(), names)
         buffer = io.BytesIO()
         Image.fromarray(canvas).save(buffer, "JPEG", quality=90)
         write_atomically(self.out / _image_files(name)["overlay"], buffer.getvalue(), self.scratch)

@@ -4,7 +4,7 @@ from pycocotools import mask as coco_mask
 
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage, Patch
-from lpg_hf.masks.assembly import assemble, by_position, window_to_rle
+from lpg_hf.masks.assembly import _window_to_rle, assemble, by_position
 
 
 def boxed(boxes: list, labels: list, height: int = 20, width: int = 30) -> BoxedImage:
@@ -29,7 +29,7 @@ def test_window_to_rle_is_coco_encoding_of_the_whole_mask(seed: int):
     mask = rng.random((rows.stop - rows.start, columns.stop - columns.start)) < share
     full = np.zeros((height, width), dtype=np.uint8, order="F")
     full[rows, columns] = mask
-    rle = window_to_rle(mask, rows, columns, height, width)
+    rle = _window_to_rle(mask, rows, columns, height, width)
     assert rle == {"size": [height, width], "counts": coco_mask.encode(full)["counts"].decode()}
 
 

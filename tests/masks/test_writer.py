@@ -166,7 +166,7 @@ def test_all_outputs_of_every_format(name: str, data: Path, lpg_folder: Path):
     assert not (out / ".parts").exists()
 
 
-def test_r_h7_label_maps_are_palette_images(data: Path):
+def test_label_maps_are_palette_images(data: Path):
     assert (
         run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 0
     )
@@ -231,13 +231,16 @@ class Killed(BaseException):
     """Ends a run as a signal would: no handler of `Exception` sees it."""
 
 
-def masks_of(data: Path, out: Path, lpg_folder: Path, rank: int = 0, count: int = 1) -> Report | None:
+def masks_of(
+    data: Path, out: Path, lpg_folder: Path, rank: int = 0, count: int = 1, overwrite: bool = False
+) -> Report | None:
     report = Report()
     source = open_source(data / "coco.json", data / "images", report=report)
     generator = load_generator("lpg", model=lpg_folder, dtype="float32", device="cpu")
     outputs = ("png", "coco", "yolo")
     settings = MaskSettings(outputs, per="instance", overlay=True, batch_size=2, generator="lpg")
-    return write_masks(source, generator, out, settings, report=report, processes=Processes(rank, count, 1))
+    processes = Processes(rank, count, num_workers=1)
+    return write_masks(source, generator, out, settings, report=report, overwrite=overwrite, processes=processes)
 
 
 def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path, lpg_folder: Path, monkeypatch):
@@ -351,7 +354,7 @@ def test_an_image_repaired_after_a_finished_run_is_reported(name: str, data: Pat
     assert run(*command, "--overwrite") == 0 and (data / "out/masks/f.png").is_file()
 
 
-def test_r_e1_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_object(data: Path, capsys):
+def test_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_object(data: Path, capsys):
     command = ["masks", data / "yolo", "--out", data / "out", "--generator", "box"]
     (data / "yolo/labels/f.txt").write_text("1 30 20 10 10\n")
     assert run(*command) == 1 and "labels/f.txt: line 1 holds pixels" in capsys.readouterr().out
@@ -460,7 +463,7 @@ def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_r_f5_r_f6_bad_images_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
+def test_bad_images_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
     annotations, images = SOURCES[name]
     folder = data / {"coco": "images", "voc": "voc/JPEGImages", "yolo": "yolo/images"}[name]
     (folder / "e.jpg").write_bytes((folder / "e.jpg").read_bytes()[:-200])
@@ -519,7 +522,7 @@ def test_low_scores_are_left_out_and_ignored(data: Path):
     assert (data / "out/labels/f.txt").read_text() == ""
 
 
-def test_r_c6_crowds_are_no_objects_and_ignored_where_nothing_lies(data: Path):
+def test_crowds_are_no_objects_and_ignored_where_nothing_lies(data: Path):
     content = coco_content()
     content["annotations"][0] |= {"iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [0, 2400]}}
     (data / "crowd.json").write_text(json.dumps(content), encoding="utf-8")
@@ -577,7 +580,7 @@ def test_boxes_of_a_class_are_one_by_one_where_objects_are_written():
     assert MaskSettings(write=("png", "coco"), per="class").granularity == "class"
 
 
-def test_r_d8_objects_of_unknown_classes_get_masks(data: Path):
+def test_objects_of_unknown_classes_get_masks(data: Path):
     (data / "voc/classes.txt").write_text("cat\ndog\n", encoding="utf-8")
     assert run("masks", data / "voc", "--out", data / "out", "--generator", "box", "--write", "coco") == 0
     content = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
@@ -663,8 +666,8 @@ def test_overwrite_clears_an_unfinished_run_beside_other_files_too(data: Path, l
     masks_of(data, data / "clean", lpg_folder)
     out, overlay = data / "out", lpg_hf.masks.writer._MaskRun._write_overlay
 
-    def dying(job, image, name, label_map):
-        overlay(job, image, name, label_map)
+    def dying(run, image, name, label_map):
+        overlay(run, image, name, label_map)
         if name == NAMES[2]:
             raise Killed
 
