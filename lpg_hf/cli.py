@@ -161,8 +161,8 @@ def masks(
 ) -> None:
     """Make a mask for every box of a dataset. Finished blocks of images are skipped.
 
-    Exit status: 0 success; 1 images were skipped (OUT/report.json names them) or labels cannot be read; 2 nothing could
-    be done. Under `accelerate launch` the processes share the images.
+    Exit status: 0 success; 1 images were skipped (OUT/report.json names them) or labels cannot be read; 2 nothing
+    could be done. Under `accelerate launch` the processes share the images.
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
@@ -545,7 +545,7 @@ def _compare(
 
     Exit status: 0 success; 1 a generator did not run, and the table says why.
 
-    Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box,grabcut --out compared`
+    Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box --out compared`
     """
     from lpg_hf.evaluation.compare import ComparedData, Comparison, as_dict, compare, table, write
     from lpg_hf.files import write_json

@@ -335,7 +335,7 @@ class Page:
             self.classes = [name for _, name in sorted(id2label.items(), key=lambda pair: int(pair[0]))][1:]
 
     def load(self, path: str | None, upload: Upload | None, text: str, label: str) -> tuple:
-        """A new image, or none. It removes the boxes of an earlier image, but not those that were there before any image."""
+        """A new image, or none. It removes the boxes of an earlier image, not boxes from before the first image."""
         text = text if upload is None else ""
         upload, message = None, ""
         if path is not None:
@@ -469,7 +469,8 @@ def build_demo(
     known = "" if page.classes is None else f" The model `lpg` knows these labels: {', '.join(page.classes[:40])}."
     with gr.Blocks(title="Masks from boxes", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.Markdown(
-            "# Masks from boxes\nChoose an image, click two opposite corners of every object's box (or type the boxes), "
+            "# Masks from boxes\nChoose an image, click two opposite corners of every object's box (or type the "
+            "boxes), "
             f"and press *Make masks*.{known}"
         )
         inputs = _input_fields(page)
@@ -562,7 +563,8 @@ def _connect(page: "Page", inputs: _Inputs, outputs: _Outputs) -> None:
     canvas, boxes, label = inputs.canvas, inputs.boxes, inputs.label
     edited = [corner, boxes, canvas, inputs.hint]
     replaced = [upload, *edited, outputs.message, outputs.results]
-    # Shows its progress, so that nobody clicks on the browser's own copy, whose pixels may differ from those of `shown`.
+    # Shows its progress, so that nobody clicks on the browser's own copy, whose pixels may differ from those of
+    # `shown`.
     canvas.upload(page.load, [canvas, upload, boxes, label], replaced, api_visibility="private")
     canvas.clear(functools.partial(page.load, None), [upload, boxes, label], replaced, **private)
     # "multiple": a click during an earlier one counts too (only a third within one round trip is lost).

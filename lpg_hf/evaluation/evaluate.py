@@ -124,8 +124,8 @@ def evaluate(
         truth: the same kind.
         classes: names in the order of the labels, or a text file with one per line; None: numbers (label maps), or the
             categories of the ground truth. With COCO files, only these categories are compared.
-        ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. In a prediction it counts
-            as background. For label maps only.
+        ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. In a prediction it
+            counts as background. For label maps only.
         num_workers: threads.
         max_pixels: larger label maps are skipped.
 
@@ -140,13 +140,15 @@ def evaluate(
         kinds.append(os.path.isdir(fs_path(path)))
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"{prediction} is a {'folder' if kinds[0] else 'file'}, but {truth} is a {'folder' if kinds[1] else 'file'}. "
+            f"{prediction} is a {'folder' if kinds[0] else 'file'}, but {truth} is a "
+            f"{'folder' if kinds[1] else 'file'}. "
             "Pass two folders of label maps, or two COCO json files."
         )
     names = class_list(classes)
     if kinds[0] and names is not None and ignore is not None and 1 <= ignore <= len(names):
         raise ValueError(
-            f"ignore={ignore} (--ignore) is the label of the class {names[ignore - 1]!r}, which would be in no score. Choose "
+            f"ignore={ignore} (--ignore) is the label of the class {names[ignore - 1]!r}, which would be in no "
+            f"score. Choose "
             f"a value above {len(names)}, which is no class."
         )
     if kinds[0]:
@@ -188,7 +190,7 @@ def _map_in_threads(function: Callable, items: Sequence, num_workers: int, descr
             bar.update()
 
 
-# --- label maps -------------------------------------------------------------------------------------------------------
+# --- label maps ------------------------------------------------------------------------------------------------------
 
 
 class LabelPairs:
@@ -325,7 +327,7 @@ def default_ignore(array: np.ndarray) -> int:
     return IGNORE_INDEX if array.dtype == np.uint8 else IGNORE_INDEX_16
 
 
-# --- COCO files -------------------------------------------------------------------------------------------------------
+# --- COCO files ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -383,8 +385,8 @@ def _evaluate_coco(
     """Masks of two COCO files, box by box; arguments as of `evaluate`.
 
     Pairs have the same annotation id, if every prediction has an id that the ground truth has for the same image and
-    category. If not, they are boxes of the same image and category that agree to a pixel, the closest first. Crowd regions
-    are no partners: their pixels in the ground truth that none of its objects covers count nowhere.
+    category. If not, they are boxes of the same image and category that agree to a pixel, the closest first. Crowd
+    regions are no partners: their pixels in the ground truth that none of its objects covers count nowhere.
 
     Raises:
         ValueError: a file that is not a COCO file, unknown classes, or no pair at all.

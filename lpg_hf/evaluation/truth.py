@@ -35,7 +35,7 @@ class ImageTruth:
     crowd: np.ndarray | None = None
 
     def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(mask of an object of the source, pixels that count nowhere); the mask is None if there is no truth for it."""
+        """(mask of an object of the source, pixels that count nowhere); the mask is None if it has no truth."""
         if self.objects is None:
             height, width = self.label_map.shape
             target = np.zeros((height, width), dtype=bool)
@@ -96,7 +96,8 @@ class FolderTruth:
         label_map = read_label_map(path)
         if label_map.shape != (record.height, record.width):
             raise ValueError(
-                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x {record.height}"
+                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x "
+                f"{record.height}"
             )
         return ImageTruth(label_map, default_ignore(label_map))
 
@@ -128,7 +129,8 @@ class CocoTruth:
             raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(report.reasons())}")
         if (true.height, true.width) != (record.height, record.width):
             raise ValueError(
-                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} in the annotations"
+                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} "
+                f"in the annotations"
             )
         names, label_of = self.names, self.label_of
         objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]

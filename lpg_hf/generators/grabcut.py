@@ -14,18 +14,18 @@ NO_RECTANGLE = (0, 0, 0, 0)  # not read where a mask is given
 class GrabCutGenerator(BoxByBoxGenerator):
     """Colour models of inside and outside of a box, then a graph cut, in a window around the box.
 
-    The outside of the box is certain background, the inside is probable foreground. The box itself is the mask in three
-    cases: the window has too little background (a box as large as the image), OpenCV cannot fit its colour models (a few
-    pixels), or hardly any pixel is left as foreground.
+    The outside of the box is certain background, the inside is probable foreground. The box itself is the mask in
+    three cases: the window has too little background (a box as large as the image), OpenCV cannot fit its
+    colour models (a few pixels), or hardly any pixel is left as foreground.
 
     The same image and box give the same mask in every thread: OpenCV draws its random numbers from a generator of the
-    calling thread, which is seeded before every box. Other threads are not affected; a caller that draws random numbers
-    with OpenCV in the same thread finds its generator changed.
+    calling thread, which is seeded before every box. Other threads are not affected; a caller that draws random
+    numbers with OpenCV in the same thread finds its generator changed.
 
     Args:
-        iterations: rounds of fitting colours and cutting. More rounds gain nothing: the foreground IoU per class on 300
-            VOC and 85 COCO photographs was 71.7 and 63.0 with one, 72.0 and 62.1 with two (the boxes themselves: 60.0 and
-            56.0).
+        iterations: rounds of fitting colours and cutting. More rounds gain nothing: the foreground IoU per class on
+            300 VOC and 85 COCO photographs was 71.7 and 63.0 with one, 72.0 and 62.1 with two (the boxes themselves:
+            60.0 and 56.0).
         context: margin of the window on each side of the box, as a share of the box's longer side; the background's
             colours are learnt there.
         min_fill: a mask that fills less than this share of its box is replaced by the box.

@@ -1,4 +1,4 @@
-"""The learned generator (Sec. III-B), run as its image processor's view says: whole images per class, or a window per box."""
+"""The learned generator (Sec. III-B), with the view of its image processor: whole images, or a window per box."""
 
 import copy
 import json
@@ -87,7 +87,8 @@ class LPGGenerator(MaskGenerator):
         )
 
     def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
-        """See `MaskGenerator.patches`. Per class, a whole-image view holds all boxes of its class; else a view is a box.
+        """See `MaskGenerator.patches`. Per class, a whole-image view holds all boxes of its class; else a view is a
+        box.
 
         Raises:
             ValueError: the model requires the class probability, and there is neither one nor a segmenter.
@@ -148,12 +149,12 @@ class LPGGenerator(MaskGenerator):
     def _forward(self, rows: list[dict[str, np.ndarray]]) -> list[Tensor]:
         """(2, h, w) float32 logits of every view, exact where they decide about pixels of its boxes.
 
-        Views that the network pads to one size, and that have the same inputs, share a pass, so that none depends on the
-        others. Threads take turns, as a pass uses all cores.
+        Views that the network pads to one size, and that have the same inputs, share a pass, so that none depends on
+        the others. Threads take turns, as a pass uses all cores.
         """
         network, divisor = self.network, self.network.config.size_divisor
-        # On a CPU an hourglass is no faster in batches (measured: 8.3 views of 512 x 512 a second alone, 8.0 by eights), and
-        # one by one each view's boxes bound the region that has to be computed.
+        # On a CPU an hourglass is no faster in batches (measured: 8.3 views of 512 x 512 a second alone, 8.0 by
+        # eights), and one by one each view's boxes bound the region that has to be computed.
         alone = network.config.backbone == "hourglass" and network.device.type == "cpu"
         passes: dict[object, list[int]] = {}
         for i, row in enumerate(rows):
@@ -191,14 +192,15 @@ class LPGGenerator(MaskGenerator):
 
 
 def _box_region(box_mask: np.ndarray, stride: int = 4, margin: int = 2) -> tuple[slice, slice]:
-    """The rows and columns of the logits that interpolation reads for the pixels of the boxes; box_mask (V, 1, H, W)."""
+    """The rows and columns of the logits that are interpolated for the pixels of the boxes; box_mask (V, 1, H, W)."""
     rows, columns = (np.flatnonzero(box_mask.any(axis=axes)) for axes in ((0, 1, 3), (0, 1, 2)))
     spans = ((side[0], side[-1]) if len(side) else (0, 0) for side in (rows, columns))
     return tuple(slice(max(low // stride - margin, 0), high // stride + 1 + margin) for low, high in spans)  # type: ignore[return-value]
 
 
 def _inference_copy(model: LPGModel) -> LPGModel:
-    """A frozen float32 copy in channels_last; batch norms that follow a convolution in an nn.Sequential are folded into it.
+    """A frozen float32 copy in channels_last; batch norms that follow a convolution in an nn.Sequential are folded
+    into it.
 
     Raises:
         ValueError: a weight is not finite, such as a variance that does not fit into float16.
@@ -206,7 +208,8 @@ def _inference_copy(model: LPGModel) -> LPGModel:
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise ValueError(
-            f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the model in "
+            f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the "
+            f"model in "
             "float32; the generator's own dtype may be lower, as it folds the batch norms first."
         )
     network = copy.deepcopy(model).float().eval().requires_grad_(False)

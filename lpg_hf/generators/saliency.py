@@ -28,16 +28,16 @@ DEFAULT_SIZE = 320  # pixels; what U2-Net was trained with
 class SaliencyGenerator(MaskGenerator):
     """U2-Net, U2-Net-P or another network with their input and output; it runs on the CPU.
 
-    A crop is stretched to the network's size, divided by its largest value, and normalised with ImageNet's mean and standard
-    deviation. The first output is the map; it is stretched to [0, 1] over the crop and cut to the box. Where hardly a pixel
-    is left, the box is the mask, as with GrabCut and the dense CRF.
+    A crop is stretched to the network's size, divided by its largest value, and normalised with ImageNet's mean and
+    standard deviation. The first output is the map; it is stretched to [0, 1] over the crop and cut to the box. Where
+    hardly a pixel is left, the box is the mask, as with GrabCut and the dense CRF.
 
     Args:
-        file: ONNX model with one input (B, 3, H, W) float32 and a first output (B, 1, H, W). H and W are those of the model
-            if it fixes them, else 320.
+        file: ONNX model with one input (B, 3, H, W) float32 and a first output (B, 1, H, W). H and W are those of the
+            model if it fixes them, else 320.
         batch_size: boxes per forward pass if the model leaves B free; otherwise each box has its own pass.
-        context: margin of the crop on each side of the box, as a share of the box's longer side: an object that fills its
-            crop does not stand out.
+        context: margin of the crop on each side of the box, as a share of the box's longer side: an object that fills
+            its crop does not stand out.
         min_fill: a mask that fills less than this share of its box is replaced by the box. The scores of U2-Net-P with
             these two defaults are in results/TABLES.md.
 
@@ -75,7 +75,8 @@ class SaliencyGenerator(MaskGenerator):
         takes_images = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
         if not takes_images or (isinstance(shape[0], int) and shape[0] != 1):
             raise ValueError(
-                f"{file} takes {', '.join(f'{item.name} {item.shape}' for item in inputs)}, but a salient-object network "
+                f"{file} takes {', '.join(f'{item.name} {item.shape}' for item in inputs)}, but a "
+                f"salient-object network "
                 "takes one image, (B, 3, H, W) with B free or 1."
             )
         self.size = tuple(side if isinstance(side, int) else DEFAULT_SIZE for side in shape[2:])

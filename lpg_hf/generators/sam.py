@@ -38,8 +38,8 @@ class SAMGenerator(MaskGenerator):
         device: where it runs.
         dtype: of its weights. Box coordinates stay float32: half precision would move them by pixels.
         batch_size: boxes per pass of the mask decoder; the image's embedding is computed once.
-        multimask_output: the model makes three masks for a prompt, and the one that it scores highest is taken; off, it
-            makes the one mask that its authors use for boxes.
+        multimask_output: the model makes three masks for a prompt, and the one that it scores highest is taken; off,
+            it makes the one mask that its authors use for boxes.
         revision: of the checkpoint on the Hub.
 
     Raises:
@@ -159,7 +159,8 @@ class _SamImages:
 class _Sam2Images:
     """The frame of SAM 2: the image is stretched to a square, without padding.
 
-    Transformers implements this step with torchvision only, which nothing else here needs. The numbers are the checkpoint's.
+    Transformers implements this step with torchvision only, which nothing else here needs. The numbers are the
+    checkpoint's.
     """
 
     def __init__(self, model: str | os.PathLike, revision: str | None) -> None:

@@ -21,8 +21,8 @@ class BoxMask:
     Attributes:
         rle: COCO compressed run lengths over the whole image, {"size": [height, width], "counts": text}.
         area: pixels of the mask.
-        score: mean foreground probability of the mask's pixels, in (threshold, 1]; 0 for a mask without a pixel; 1 from
-            generators that give no probabilities.
+        score: mean foreground probability of the mask's pixels, in (threshold, 1]; 0 for a mask without a pixel; 1
+            from generators that give no probabilities.
         fill_rate: share of the box's pixels that are in the mask, in [0, 1].
     """
 
@@ -73,8 +73,8 @@ def assemble(
 
     Args:
         patches: from a generator called with the same `per`; taken one at a time.
-        per: "class": a box's mask is the foreground of its class inside the box. "instance": it is the box's own patch, so
-            that overlapping boxes of one class have separate masks.
+        per: "class": a box's mask is the foreground of its class inside the box. "instance": it is the box's own
+            patch, so that overlapping boxes of one class have separate masks.
         overlap_rule: which class keeps a pixel that several claim, see `fuse_classes`.
         threshold: foreground probability above which a pixel belongs to the object.
         min_score: masks with a lower score are not in the label map.
@@ -153,7 +153,7 @@ def _erase_rejected(
 
 
 def by_position(patches: Iterator[tuple[int, Patch]], count: int) -> Iterator[Iterator[Patch]]:
-    """Splits the patches of `MaskGenerator.patches` into one iterator per image; each must be used up before the next."""
+    """Splits `MaskGenerator.patches` into one iterator per image; each must be used up before the next."""
     waiting: list[tuple[int, Patch]] = []
 
     def image_patches(image: int) -> Iterator[Patch]:

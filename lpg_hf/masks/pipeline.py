@@ -45,14 +45,14 @@ Results = dict | list[dict] | Iterator[dict]
 class BoxToMaskPipeline(Pipeline):
     """Masks from boxes with an [`LPGModel`].
 
-    The image processor stores how the model is run: the whole image per class, or a window per box. The caller chooses how
-    fine the result is, see `per`.
+    The image processor stores how the model is run: the whole image per class, or a window per box. The caller chooses
+    how fine the result is, see `per`.
 
     Args:
         model: an [`LPGModel`]; by `transformers.pipeline` also a Hub id or a folder.
         image_processor: its [`LPGImageProcessor`].
-        segmenter: for a model with `config.use_class_prob`: an AutoModelForSemanticSegmentation, its Hub id, or its folder;
-            optional with `config.class_prob_optional`. Box labels are the segmenter's own.
+        segmenter: for a model with `config.use_class_prob`: an AutoModelForSemanticSegmentation, its Hub id, or its
+            folder; optional with `config.class_prob_optional`. Box labels are the segmenter's own.
         segmenter_processor: its image processor, where `segmenter` is a model.
         flip: each view is also seen mirrored: better masks in twice the time.
         batch_size: images that are prepared together (default 8); a forward pass takes up to twice as many views.
@@ -96,29 +96,30 @@ class BoxToMaskPipeline(Pipeline):
         Args:
             images: an image (path, URL, PIL, or (H, W), (H, W, 3) uint8 array) or a list of them; or dicts
                 {"image", "boxes", "labels", "class_probs"}. From a generator of dicts comes a generator of results.
-            boxes: (N, 4) numbers for one image, or a list of such: list, tuple, numpy or torch. In original pixels of the
-                upright image. They may reach over its border.
+            boxes: (N, 4) numbers for one image, or a list of such: list, tuple, numpy or torch. In original pixels of
+                the upright image. They may reach over its border.
             labels: (N,) class ids from 1 on, per image; None: one class.
             class_probs: (num_labels, h, w) probabilities of a segmenter over the image, in [0, 1], per image.
             box_format (`str`): "xyxy" (default), "xywh", "cxcywh", "yolo" or "voc", see `lpg_hf.boxes`.
-            per (`str`): "instance" (default), one mask per box on its own; or "class": the boxes of a class are seen together,
-                and a box's mask is its class's mask inside the box.
+            per (`str`): "instance" (default), one mask per box on its own; or "class": the boxes of a class are seen
+                together, and a box's mask is its class's mask inside the box.
             overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fuse_classes`.
             threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
-            max_pixels (`int`): an image of a path or URL with more is refused before it takes memory (default 178956970).
+            max_pixels (`int`): an image of a path or URL with more is refused before it takes memory (default
+                178956970).
             output_rle (`bool`): masks as COCO run lengths, which very many boxes need (default False).
-            batch_size (`int`): as of the constructor, from this call on. Images are decoded in this process; `num_workers`,
-                which every pipeline takes, has no effect.
+            batch_size (`int`): as of the constructor, from this call on. Images are decoded in this process;
+                `num_workers`, which every pipeline takes, has no effect.
 
         Returns:
             Per image a dict: `masks`, one per box in the order given, (H, W) bool, nothing outside its box (or RLE);
-            `scores`, the mean foreground probability of each mask's pixels (0 for an empty mask); `fill_rates`, the share of
-            each box that is mask; `labels`; `label_map`, (H, W) uint8, or uint16 above 254 classes. Without boxes the lists
-            are empty and the map is 0.
+            `scores`, the mean foreground probability of each mask's pixels (0 for an empty mask); `fill_rates`, the
+            share of each box that is mask; `labels`; `label_map`, (H, W) uint8, or uint16 above 254 classes. Without
+            boxes the lists are empty and the map is 0.
 
         Raises:
-            ValueError: boxes, labels or settings that are not as above; the message names the box and, in a list or stream,
-                the position (from 0 on) and the path or URL of the image.
+            ValueError: boxes, labels or settings that are not as above; the message names the box and, in a list or
+                stream, the position (from 0 on) and the path or URL of the image.
             OSError: an image that cannot be read; named in the same way.
         """
         single = not isinstance(images, (list, tuple))
@@ -289,7 +290,8 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
     if len(empty):
         i = empty[0]
         raise ValueError(
-            f"box {i} is empty or outside the image of {width} x {height}: {given[i].tolist()} as {box_format}. Boxes are "
+            f"box {i} is empty or outside the image of {width} x {height}: {given[i].tolist()} as {box_format}. "
+            f"Boxes are "
             "xyxy in original pixels with x1 < x2 and y1 < y2; name another format with box_format=..."
         )
     ids: np.ndarray = np.ones(len(inside), dtype=np.int64) if labels is None else np.asarray(labels)
@@ -297,7 +299,8 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
     in_range = ids.size == 0 or (ids.dtype.kind in "iu" and 1 <= ids.min() <= ids.max() < IGNORE_INDEX_16)
     if ids.shape != (len(inside),) or not in_range:
         raise ValueError(
-            f"labels must be one integer from 1 to {IGNORE_INDEX_16 - 1} for each of the {len(inside)} boxes, got {labels!r}."
+            f"labels must be one integer from 1 to {IGNORE_INDEX_16 - 1} for each of the {len(inside)} boxes, "
+            f"got {labels!r}."
         )
     return inside, ids.astype(np.int64)
 
@@ -315,7 +318,8 @@ def _checked_class_probs(probs: Any, labels: np.ndarray) -> dict[int, np.ndarray
     maps = np.asarray(probs.detach().float().cpu() if isinstance(probs, Tensor) else probs, dtype=np.float32)
     if maps.ndim != 3 or (len(labels) and labels.max() >= len(maps)):
         raise ValueError(
-            f"class_probs have shape {maps.shape}; labels up to {labels.max(initial=0)} need (num_labels, h, w) with a map "
+            f"class_probs have shape {maps.shape}; labels up to {labels.max(initial=0)} need (num_labels, h, w) "
+            f"with a map "
             "for each label, the background first."
         )
     if maps.size and not (maps.min() >= 0 and maps.max() <= 1 + 1e-3):

@@ -9,10 +9,10 @@
     OUT/classes.txt           class names in the order of the labels
     OUT/report.json           settings, counts of problems, and for every image its time or why it was skipped
 
-NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its block
-file exists, which is written after all other files of the block; each file is complete or absent. So a killed run resumes
-and ends with the same masks and annotations to the byte. Processes share the blocks without talking to each other:
-whichever finishes the last block joins the block files.
+NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its
+block file exists, which is written after all other files of the block; each file is complete or absent. So a killed
+run resumes and ends with the same masks and annotations to the byte. Processes share the blocks without talking to
+each other: whichever finishes the last block joins the block files.
 """
 
 import hashlib
@@ -73,8 +73,8 @@ class MaskSettings:
         overlap_rule: see `fuse_classes`.
         threshold: foreground probability above which a pixel is in the mask.
         overlay: also write images for people.
-        min_score: masks with a lower score are neither in COCO and YOLO files nor in the label map, where their boxes are
-            ignored unless other masks claim the pixels.
+        min_score: masks with a lower score are neither in COCO and YOLO files nor in the label map, where their boxes
+            are ignored unless other masks claim the pixels.
         batch_size: images that a generator may combine.
         generator: its name for the report; an interrupted run resumes only with the same.
         with_images: YOLO and LabelMe: "link" or "copy" the images file by file, or "none".
@@ -157,8 +157,8 @@ def write_masks(
         What was found, over all images; None if other processes still have blocks to do.
 
     Raises:
-        ValueError: `out` holds a run with other settings, other files, or the annotations; or a finished run that skipped
-            images which can be used now; or `overwrite` is on with several processes.
+        ValueError: `out` holds a run with other settings, other files, or the annotations; or a finished run that
+            skipped images which can be used now; or `overwrite` is on with several processes.
     """
     out = Path(fs_path(out))
     _check_folder(out, source, overwrite, processes)
@@ -176,7 +176,8 @@ def write_masks(
         repaired = _repaired(out, source)
         if repaired:
             raise ValueError(
-                f"the masks in {out} were finished without {', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, "
+                f"the masks in {out} were finished without "
+                f"{', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, "
                 "whose files can be used now. Choose another folder, or start again with --overwrite."
             )
         logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
@@ -385,7 +386,7 @@ def _image_files(name: str) -> dict[str, str]:
 
 
 def _digest(source: Source) -> str:
-    """A hash that changes with the annotations: of classes, images, and sizes and times of the files that they come from."""
+    """A hash of classes, images, and sizes and times of the annotation files; it changes with them."""
     digest = hashlib.sha256(json.dumps([source.classes, source.file_names]).encode())
     for path in source.annotation_files:
         state = os.stat(fs_path(path))
@@ -409,7 +410,8 @@ def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bo
         other = next((key for key in now if settings.get(key) != now[key]), None)
         if other == "annotations_sha256":
             raise ValueError(
-                f"the annotations or the images have changed since the masks in {out} were made. Choose another folder, "
+                f"the annotations or the images have changed since the masks in {out} were made. Choose another "
+                f"folder, "
                 "or start again with --overwrite."
             )
         if other is not None:
@@ -528,7 +530,7 @@ def _join(run: _MaskRun) -> Report | None:
 
 
 def _report_entries(run: _MaskRun) -> Iterator[dict]:
-    """One entry per image: its time, or why it was skipped; at the end the images skipped when the source was opened."""
+    """One entry per image: its time, or why it was skipped; at the end those skipped when the source was opened."""
     for block in run.blocks():
         for image in block["images"]:
             reported = {key: value for key, value in image.items() if key not in ("objects", "license")}

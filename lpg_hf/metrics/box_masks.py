@@ -1,6 +1,7 @@
 """Scores of masks that belong to boxes: IoU, boundary IoU, and IoU per class pooled over its boxes.
 
-The state is a few sums, so memory does not grow with the number of boxes, and several processes give exactly the scores of
+The state is a few sums, so memory does not grow with the number of boxes, and several processes give exactly the
+scores of
 one: merge their accumulators.
 """
 
@@ -46,8 +47,8 @@ class BoxMaskScores:
         """Add the masks of one box.
 
         Args:
-            prediction: (H, W) array, true on the object, or a COCO RLE {"size": [height, width], "counts": text, bytes or
-                list}; over the whole image.
+            prediction: (H, W) array, true on the object, or a COCO RLE {"size": [height, width], "counts": text, bytes
+                or list}; over the whole image.
             target: the same, of the same size.
             label: class of the box.
             ignore: (H, W) bool; pixels that count nowhere, such as a void border or everything outside the box.

@@ -1,8 +1,8 @@
 """Mean intersection over union from a confusion matrix.
 
 The state is one (num_labels, num_labels) integer matrix, so memory does not grow with the number of images and several
-processes give exactly the number of one: add their matrices. `MeanIoU` is the same as an `evaluate` metric; this file is
-also what ``evaluate.load(<path of this file>)`` loads, which is why every import has a line of its own.
+processes give exactly the number of one: add their matrices. `MeanIoU` is the same as an `evaluate` metric; this file
+is also what ``evaluate.load(<path of this file>)`` loads, which is why every import has a line of its own.
 
 Source: Sec. IV-A; protocol of Pascal VOC (one matrix over all images, label 255 ignored).
 """
@@ -45,7 +45,8 @@ class ConfusionMatrix:
         ignore_index: target value of pixels that count nowhere; must not be a label.
 
     Attributes:
-        matrix: (num_labels, num_labels) int64; row = true label, column = predicted label. Assign a sum over processes.
+        matrix: (num_labels, num_labels) int64; row = true label, column = predicted label. Assign a sum over
+            processes.
 
     Raises:
         ValueError: `num_labels` is below 1, or `ignore_index` is one of the labels.
@@ -91,7 +92,8 @@ class ConfusionMatrix:
         if values.size and (values.min() < 0 or values.max() >= self.num_labels):
             wrong = [int(v) for v in np.unique(values) if not 0 <= v < self.num_labels]
             raise ValueError(
-                f"{name} holds the value {wrong[0]} ({len(wrong)} wrong values in all), but with {self.num_labels} labels "
+                f"{name} holds the value {wrong[0]} ({len(wrong)} wrong values in all), but with "
+                f"{self.num_labels} labels "
                 f"values are 0..{self.num_labels - 1}{exception}. Check num_labels and the class list."
             )
 
@@ -111,9 +113,9 @@ class ConfusionMatrix:
         """Scores of everything seen.
 
         Returns:
-            `mean_iou`: mean over the labels that occur in the truth or in a prediction; `foreground_mean_iou`: the same
-            without label 0; `per_class_iou`: a list with None for labels that occur in neither; `pixel_accuracy`. All
-            in [0, 1], None where nothing was counted.
+            `mean_iou`: mean over the labels that occur in the truth or in a prediction; `foreground_mean_iou`: the
+            same without label 0; `per_class_iou`: a list with None for labels that occur in neither;
+            `pixel_accuracy`. All in [0, 1], None where nothing was counted.
         """
         intersection = np.diag(self.matrix)
         union = self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - intersection
@@ -135,9 +137,9 @@ def _mean(values: list[float | None]) -> float | None:
 class MeanIoU(evaluate.Metric):
     """`ConfusionMatrix` as an `evaluate` metric; works offline.
 
-    ``MeanIoU().compute(predictions=maps, references=maps, num_labels=21, ignore_index=255)`` with lists of (H, W) integer
-    maps returns the dictionary of `ConfusionMatrix.compute`. `evaluate` keeps every added map until `compute`; for
-    a whole dataset use `ConfusionMatrix`, whose memory does not grow.
+    ``MeanIoU().compute(predictions=maps, references=maps, num_labels=21, ignore_index=255)`` with lists of (H, W)
+    integer maps returns the dictionary of `ConfusionMatrix.compute`. `evaluate` keeps every added map until `compute`;
+    for a whole dataset use `ConfusionMatrix`, whose memory does not grow.
     """
 
     def _info(self) -> evaluate.MetricInfo:

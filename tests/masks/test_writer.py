@@ -1,4 +1,4 @@
-"""`lpg-hf masks`: what it writes, for all three formats; cut off and repeated; shared by processes; with bad images among good."""
+"""`lpg-hf masks`: the files of all three formats; interrupted and resumed; shared by processes; with bad images."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ OBJECTS = [
 CLASSES = [(3, "cat"), (7, "dog"), (90, "犬")]
 
 
-def write_pictures(root: Path) -> None:
+def write_images(root: Path) -> None:
     rng = np.random.default_rng(0)
     for name in NAMES:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +60,11 @@ def coco_content() -> dict:
 @pytest.fixture
 def data(tmp_path) -> Path:
     """The same boxes as COCO json (coco.json), VOC folder (voc) and YOLO folder (yolo)."""
-    write_pictures(tmp_path / "images")
+    write_images(tmp_path / "images")
     (tmp_path / "coco.json").write_text(json.dumps(coco_content(), ensure_ascii=False), encoding="utf-8")
     names = [name for _, name in CLASSES]
     for folder in ("voc/JPEGImages", "yolo/images"):
-        write_pictures(tmp_path / folder)
+        write_images(tmp_path / folder)
     for name, objects in zip(NAMES, OBJECTS):
         xml = "".join(
             f"<object><name>{names[c]}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
@@ -676,7 +676,7 @@ def test_overwrite_clears_an_unfinished_run_beside_other_files_too(data: Path, l
         masks_of(data, out, lpg_folder)
     monkeypatch.setattr(lpg_hf.masks.writer._MaskRun, "_write_overlay", overlay)
     (out / "notes.txt").write_text("mine")
-    write_pictures(data / "images/more")
+    write_images(data / "images/more")
     content = coco_content()
     for image in content["images"]:
         image["file_name"] = f"more/{image['file_name']}"
