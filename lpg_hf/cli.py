@@ -251,7 +251,7 @@ def convert_labels(
     max_pixels: _MaxPixels = None,
     with_images: Annotated[str, typer.Option(help="YOLO: link or copy each image into the result, or none.")] = "link",
 ) -> None:
-    """Write labels in another format, and report what it cannot hold. YOLO gets the images, and trains as it lies there.
+    """Write labels in another format, and report what it cannot hold. YOLO output gets the images too.
 
     Exit status: 0 success; 1 problems found; 2 nothing was written.
 
@@ -406,7 +406,8 @@ def prepare_data(
 ) -> None:
     """Turn the official archives of COCO, VOC and SBD into the folders that the paper's configurations read.
 
-    Nothing is downloaded. What is finished is skipped, and an interrupted run resumes. `voc-aug` needs the extra `prepare`.
+    Nothing is downloaded. What is finished is skipped, and an interrupted run resumes. `voc-aug` needs the extra
+    `prepare`.
 
     Example: `lpg-hf prepare-data voc-aug --root data --archives Downloads`
     """

@@ -30,7 +30,8 @@ class BoxObject:
         rle: COCO mask; None if there is none or masks were not asked for.
         stated: COCO fields that say more than `rle` and `area` do, as the file states them: "segmentation" (an outline
             between pixels) and "area"; only beside `rle`.
-        region: x, y, x, y, ... in pixels: a rotated box or quadrilateral in which the object lies; its mask is cut to it.
+        region: x, y, x, y, ... in pixels: a rotated box or quadrilateral in which the object lies; its mask is cut to
+        it.
     """
 
     box: Box

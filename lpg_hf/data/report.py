@@ -268,6 +268,6 @@ def check_missing(missing: MissingFiles, options: ReadOptions, report: Report) -
     if not options.allow_missing:
         raise FileNotFoundError(
             f"{len(names)} of {total} {missing.what} are missing in {missing.folder}: {first}. Complete the folder, "
-            "or pass allow_missing=True (--allow-missing; in training --aux.allow_missing true, --target.allow_missing "
-            "true) to go on without them"
+            "or pass allow_missing=True (--allow-missing; in training --aux.allow_missing true, "
+            "--target.allow_missing true) to go on without them"
         )

@@ -248,8 +248,8 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
         known = describe(unicode_path(text))
         raise FileNotFoundError(
             f"no annotations recognised in {text}: {f'{known}. It has ' if known else ''}no COCO json, no Annotations "
-            "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, and no export "
-            "of docs/formats.md. Pass another folder, or the format (--format)"
+            "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, "
+            "and no export of docs/formats.md. Pass another folder, or the format (--format)"
         )
     return found[0]
 

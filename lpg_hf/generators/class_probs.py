@@ -38,7 +38,8 @@ def _stored_probs(logits: Tensor, frame: tuple[int, int]) -> Tensor:
         frame: (height, width) in pixels that the grid covers.
 
     Returns:
-        (C, ceil(height / 8), ceil(width / 8)) uint8, 255 times the probability. Bilinear; beyond the last logit, its value.
+        (C, ceil(height / 8), ceil(width / 8)) uint8, 255 times the probability. Bilinear; beyond the last logit, its
+        value.
     """
 
     def positions(side: int) -> Tensor:  # from -1 to 1, as `grid_sample` counts them

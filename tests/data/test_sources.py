@@ -56,8 +56,8 @@ def places(coco_tree, voc_tree, yolo_tree, tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", ["coco json", "coco folder", "voc root", "voc annotations", "yolo root", "yolo labels",
-                                  "yolo yaml", "yolo folder with yaml", "exported folder"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["coco json", "coco folder", "voc root", "voc annotations", "yolo root",
+                                  "yolo labels", "yolo yaml", "yolo folder with yaml", "exported folder"])  # fmt: skip
 def test_every_format_gives_the_same_box_and_image(places, kind):
     format, path = places[kind]
     source, (record,), report = opened(path)

@@ -1,6 +1,7 @@
-"""Smaller copies of images together with all that is measured in their pixels: COCO annotations, VOC xml files, class masks.
+"""Smaller copies of images with all that is measured in their pixels: COCO annotations, VOC xml files, class masks.
 
-Images are never enlarged. All frames of an image (its pixels, boxes and masks) use `smaller_size`, so they stay one frame.
+Images are never enlarged. All frames of an image (its pixels, boxes and masks) use `smaller_size`, so they stay one
+frame.
 """
 
 import io
