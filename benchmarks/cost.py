@@ -3,8 +3,8 @@
     python benchmarks/cost.py --tflops 100
 
 Nothing is trained and no data are needed: the networks run on PyTorch's meta device. It counts the operations of a
-forward pass (a backward pass is taken as two) and the bytes of float32 that autograd keeps for it; with bf16 about half
-of them. The hours follow from --tflops, what the GPU sustains on
+forward pass (a backward pass is taken as two) and the bytes of float32 that autograd keeps for it; with bf16 about
+half of them. The hours follow from --tflops, what the GPU sustains on
 convolutions, so they are an estimate: data loading, masks and measuring come on top.
 """
 

@@ -3,7 +3,7 @@
     ROOT/JPEGImages/NAME.jpg              images (or .jpeg .png .bmp .webp .tif, any case)
     ROOT/Annotations/NAME.xml             boxes
     ROOT/SegmentationClass/NAME.png       class masks, palette or grey PNG of indices; only with `masks`
-    ROOT/SegmentationClassAug/NAME.png    those of the images that have none there, as `lpg-hf prepare-data` writes them
+    ROOT/SegmentationClassAug/NAME.png    those of the images without one there, as `lpg-hf prepare-data` writes them
     ROOT/ImageSets/Segmentation/LIST.txt  names of a split (or ImageSets/Main/LIST.txt)
     ROOT/classes.txt                      class names in the order of the labels, if they are not VOC's 20
 

@@ -65,7 +65,8 @@ def _voc_lists(voc: Path, sbd: Path, progress: Progress) -> dict[str, list[str]]
         if twice or held_out:
             raise ValueError(
                 f"{given[0]} names {twice} images twice and {len(held_out)} images of VOC's val "
-                f"({', '.join(held_out[:3])}), which is measured on. Correct it, or delete it: the list is then made from SBD's."
+                f"({', '.join(held_out[:3])}), which is measured on. "
+                "Correct it, or delete it: the list is then made from SBD's."
             )
     else:
         of_sbd = _read_lists(sbd, SBD_INNER, ("train", "val"))
