@@ -10,7 +10,7 @@ from trees import HEIGHT, WIDTH, picture
 
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import yolo, yolo_layout
-from lpg_hf.data.formats.yolo import _join_polygons, _mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
+from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Record
@@ -424,7 +424,7 @@ def test_no_object_of_the_classes_is_an_error(yolo_tree):
 
 
 def decoded(polygons, height, width):
-    rle = coco_mask.frPyObjects([_join_polygons(polygons)], height, width)
+    rle = coco_mask.frPyObjects([join_polygons(polygons)], height, width)
     return coco_mask.decode(coco_mask.merge(rle))
 
 
@@ -434,17 +434,17 @@ def test_polygons_of_random_masks_give_the_masks_again():
         height, width = random.integers(1, 24, size=2)
         mask = random.random((height, width)) < random.random()
         if mask.any():
-            assert (decoded(_mask_to_polygons(mask), int(height), int(width)) == mask).all()
+            assert (decoded(mask_to_polygons(mask), int(height), int(width)) == mask).all()
 
 
 def test_a_rectangle_has_four_corners_and_a_hole_is_its_own_outline():
     mask = np.zeros((40, 60), bool)
     mask[8:24, 10:30] = True
-    (polygon,) = _mask_to_polygons(mask)
+    (polygon,) = mask_to_polygons(mask)
     assert sorted(zip(polygon[::2], polygon[1::2])) == [(10, 8), (10, 24), (30, 8), (30, 24)]
     mask[12:14, 15:20] = False
-    assert [len(p) for p in _mask_to_polygons(mask)] == [8, 8]
-    assert _mask_to_polygons(np.zeros((4, 4), bool)) == []
+    assert [len(p) for p in mask_to_polygons(mask)] == [8, 8]
+    assert mask_to_polygons(np.zeros((4, 4), bool)) == []
 
 
 def test_written_labels_read_back_as_the_same_boxes_and_masks(yolo_tree):
@@ -483,9 +483,9 @@ def test_an_outline_is_looked_for_only_where_its_mask_is(monkeypatch):
     mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
     mask[7:12, 20:31] = mask[14, 25] = 1
     mask[9, 22:24] = 0
-    whole = _join_polygons(_mask_to_polygons(mask))
+    whole = join_polygons(mask_to_polygons(mask))
     seen = []
-    monkeypatch.setattr(yolo, "_mask_to_polygons", lambda part: seen.append(part.shape) or _mask_to_polygons(part))
+    monkeypatch.setattr(yolo, "mask_to_polygons", lambda part: seen.append(part.shape) or mask_to_polygons(part))
     record = Record("", "a.png", "a", (HEIGHT, WIDTH), [BoxObject((20, 7, 31, 15), 0, 54, rle=coco_mask.encode(mask))])
     numbers = np.array(yolo_text(record, masks=True).split()[1:], float).reshape(-1, 2) * (WIDTH, HEIGHT)
     assert seen == [(8, 11)] and numbers.ravel() == pytest.approx(np.array(whole))

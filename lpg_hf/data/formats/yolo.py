@@ -493,7 +493,7 @@ def read_yolo(
             yield record
 
 
-def _mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     """The outlines of a mask along the edges of its pixels: filled by the even-odd rule they give the mask again.
 
     Args:
@@ -520,11 +520,11 @@ def _outline(rle: Rle) -> list[float]:
     """The outline of a mask of any number of parts: looked for only in the part of the image that it covers."""
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     window = coco_mask.decode(rle)[y : y + height, x : x + width]
-    points = np.asarray(_join_polygons(_mask_to_polygons(window))).reshape(-1, 2) + (x, y)
+    points = np.asarray(join_polygons(mask_to_polygons(window))).reshape(-1, 2) + (x, y)
     return points.ravel().tolist()
 
 
-def _join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
+def join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
     """Several outlines as one, since a YOLO line holds only one: lines that run there and back join them."""
     first, *others = polygons
     joined = list(first)
