@@ -19,7 +19,7 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
-.PHONY: install demo bench test test-peer test-consumers quality style clean
+.PHONY: install demo bench test test-slow test-peer test-consumers quality style clean
 
 install: $(STAMP)
 
@@ -46,6 +46,10 @@ bench: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+# What takes minutes: runs that are killed and resumed, checkpoints without the package, notebooks.
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not gpu and not peer and not consumers" $(PYTEST_ARGS)
 
 test-peer: $(STAMP)
 	$(PY) tests/peer/fetch.py

@@ -4,6 +4,7 @@
     lpg-hf masks runs/demo/photos/boxes.json --images runs/demo/photos/images --out runs/demo/photos/masks \\
         --write png,coco
     python benchmarks/demo_photos.py panel runs/demo/photos
+    python benchmarks/demo_photos.py figure runs/demo/photos     # docs/images/boxes_to_masks.jpg, the README's
 
 They lie in the wheel of scikit-image, which says that they are in the public domain or under CC0; nothing is
 downloaded. There are no true masks: panel.png is for the eye.
@@ -11,6 +12,7 @@ downloaded. There are no true masks: panel.png is for the eye.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,9 @@ PHOTOS = {
         ("tripod", (231, 190, 410, 512)),
     ],
 }
+# The README's figure: these photographs at this height, so many pixels apart.
+FIGURE = ("astronaut", "chelsea", "coffee")
+HEIGHT, GAP = 260, 8
 
 
 def write_data(folder: Path) -> None:
@@ -76,34 +81,61 @@ def write_data(folder: Path) -> None:
     (folder / "boxes.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def write_panel(folder: Path) -> Path:
-    """Write panel.png: every photograph with its boxes, and with its masks; returns its path."""
+def drawn(folder: Path, names: Sequence[str] = tuple(PHOTOS)) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(photograph with its boxes, photograph with its masks), each (H, W, 3) uint8, in the order of the file."""
     report = Report()
     source = open_source(folder / "boxes.json", folder / "images", report=report)
-    names = [name for _, name in source.classes]
-    rows = []
+    classes = [name for _, name in source.classes]
+    pairs = []
     for index in range(len(source)):
         record = source.record(index, report)
-        assert record is not None  # its image was written beside the boxes
+        if record is None or Path(record.file_name).stem not in names:
+            continue
         image = source.image(record)
         boxes = np.array([item.box for item in record.objects])
         labels = [item.category + 1 for item in record.objects]
         label_map = read_label_map(folder / "masks" / "masks" / record.file_name)
-        rows.append([draw_boxes(image, boxes, labels, names, font_size=16), overlay(image, label_map)])
+        pairs.append((draw_boxes(image, boxes, labels, classes, font_size=16), overlay(image, label_map)))
+    return pairs
+
+
+def write_panel(folder: Path) -> Path:
+    """Write panel.png: every photograph with its boxes, and with its masks; returns its path."""
     path = folder / "panel.png"
-    panel(["boxes", "masks by lpg-small"], rows, cell_width=400).save(path)
+    panel(["boxes", "masks by lpg-small"], [list(pair) for pair in drawn(folder)], cell_width=400).save(path)
     return path
+
+
+def write_figure(folder: Path) -> Path:
+    """Write the README's figure: boxes in the upper row, masks in the lower one; returns its path."""
+    rows = [[_at_height(cell) for cell in cells] for cells in zip(*drawn(folder, FIGURE))]
+    width = sum(cell.width for cell in rows[0]) + GAP * (len(FIGURE) - 1)
+    figure = Image.new("RGB", (width, 2 * HEIGHT + GAP), "white")
+    for number, cells in enumerate(rows):
+        left = 0
+        for cell in cells:
+            figure.paste(cell, (left, number * (HEIGHT + GAP)))
+            left += cell.width + GAP
+    path = Path(__file__).parents[1] / "docs" / "images" / "boxes_to_masks.jpg"
+    figure.save(path, quality=85)
+    return path
+
+
+def _at_height(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels)
+    return image.resize((round(image.width * HEIGHT / image.height), HEIGHT), Image.Resampling.LANCZOS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("data", "panel"))
+    parser.add_argument("what", choices=("data", "panel", "figure"))
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "data":
         write_data(arguments.folder)
     else:
-        print(f"written to {write_panel(arguments.folder)}")
+        write = write_panel if arguments.what == "panel" else write_figure
+        print(f"written to {write(arguments.folder)}")
 
 
 if __name__ == "__main__":
