@@ -69,32 +69,33 @@ def load_boxes(
     if format not in FORMATS:
         raise ValueError(f"unknown data format {format!r}; choose one of {', '.join(FORMATS)}")
     if format == "parquet":
-        extra = sorted(set(options) - PARQUET_OPTIONS | ({"annotations"} if annotations is not None else set()))
-        if extra:
+        given = options if annotations is None else {**options, "annotations": annotations}
+        if extra := sorted(set(given) - PARQUET_OPTIONS):
             raise ValueError(f"format 'parquet' takes no {', '.join(extra)}; they were fixed at export")
         found = Report()
         dataset = load_parquet(root, images, ReadOptions(**options), found, cache_dir)
-        if report is None:  # Who opens the rows one by one counts them itself.
-            found = replace(found, **_totals(dataset))
-        _tell(root, found, report)
+        # Who passes a report opens the rows one by one and counts them.
+        _tell(root, found if report is not None else replace(found, **_totals(dataset)), report)
         return dataset
 
-    unknown = sorted(set(options) - BUILDER_OPTIONS)
-    if unknown:
+    if unknown := sorted(set(options) - BUILDER_OPTIONS):
         raise ValueError(f"format {format!r} has no option {', '.join(unknown)}")
     read = ReadOptions(**options)
     read.check_format(format)
     builder = BUILDERS[format](
-        cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+        cache_dir=_text(cache_dir),
         data_dir=None if root is None else unicode_path(root),
-        annotations=None if annotations is None else os.fspath(annotations),
-        images=None if images is None else os.fspath(images),
+        annotations=_text(annotations),
+        images=_text(images),
         options=read,
     )
     builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
-    dataset = builder.as_dataset(split=split_name(read.split))
     _tell(root or annotations, builder.report, report)
-    return dataset
+    return builder.as_dataset(split=split_name(read.split))
+
+
+def _text(path: str | os.PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _tell(source: str | os.PathLike | None, found: Report, report: Report | None) -> None:

@@ -413,12 +413,18 @@ def write_synthetic_dataset(
             f"{root} exists and holds no {SETTINGS_FILE}, so it was not written by this generator and is left alone. "
             "Name another folder or remove it."
         )
+    _write_and_rename(root, settings)
+    return root
+
+
+def _write_and_rename(root: Path, settings: dict) -> None:
+    size, seed = settings["size"], settings["seed"]
     root.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         new = work / "new"
-        _write_coco(new / "aux", num_aux, size, seed)
-        _write_voc(new / "target", num_target, num_eval, size, seed)
+        _write_coco(new / "aux", settings["num_aux"], size, seed)
+        _write_voc(new / "target", settings["num_target"], settings["num_eval"], size, seed)
         (new / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if not _finished(root, settings):  # another process may have finished meanwhile
             if root.exists():
@@ -426,7 +432,6 @@ def write_synthetic_dataset(
             new.rename(root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return root
 
 
 def main(
