@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -216,7 +216,7 @@ def _inference_copy(model: LPGModel) -> LPGModel:
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             _fold_norms(module)
-    cast(nn.Module, network).to(memory_format=torch.channels_last)
+    cast(Any, network).to(memory_format=torch.channels_last)
     return network
 
 

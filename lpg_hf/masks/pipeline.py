@@ -284,8 +284,8 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
         raise ValueError(
             f"box {np.flatnonzero(~np.isfinite(given).all(axis=1))[0]} holds a number that is not finite."
         )
-    xyxy = convert_boxes(given, box_format, "xyxy", height, width)
-    inside = clip_boxes(xyxy, height, width).astype(np.float32)
+    xyxy: np.ndarray = np.asarray(convert_boxes(given, box_format, "xyxy", height, width))
+    inside = np.asarray(clip_boxes(xyxy, height, width), dtype=np.float32)
     empty = np.flatnonzero(~((xyxy[:, 2:] > xyxy[:, :2]).all(axis=1) & (inside[:, 2:] > inside[:, :2]).all(axis=1)))
     if len(empty):
         i = empty[0]

@@ -183,6 +183,12 @@ def write_masks(
         logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
         return _finished_report(out)
     run = _MaskRun(source, generator, out, settings, identity, report)
+    _write_blocks(run, processes)
+    return _join(run)
+
+
+def _write_blocks(run: "_MaskRun", processes: Processes) -> None:
+    """Writes this process's unfinished blocks, in threads."""
     mine = range(processes.rank, run.num_blocks, processes.count)
     unfinished = [block for block in mine if not run.block_file(block).is_file()]
     total, to_do = (sum(len(run.images_of(block)) for block in blocks) for blocks in (mine, unfinished))
@@ -198,7 +204,6 @@ def write_masks(
             run.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return _join(run)
 
 
 def _check_folder(out: Path, source: Source, overwrite: bool, processes: Processes) -> None:

@@ -144,7 +144,7 @@ def test_a_url_that_gives_no_image_is_named(server, tmp_path):
     with pytest.raises(OSError, match=f"cannot fetch the image {server}/absent.png: 404"):
         _as_pixels(f"{server}/absent.png")
     (tmp_path / "page.png").write_text("<html>")
-    with pytest.raises(OSError, match=f"cannot open the image {server}/page.png: it is no image"):
+    with pytest.raises(OSError, match=f"cannot open the image {server}/page.png: it is not an image"):
         _as_pixels(f"{server}/page.png")
     with pytest.raises(OSError, match="cannot fetch the image http://127.0.0.1:1/a.png"):
         _as_pixels("http://127.0.0.1:1/a.png")
