@@ -43,6 +43,7 @@ NOT_OF_THE_NETWORK = {
     "num_frozen_stages",
     "outside_box_loss_weight",
     "object_loss_weight",
+    "dice_loss_weight",
     "semantic_loss_ignore_index",
 }
 SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}

@@ -42,6 +42,8 @@ class LPGConfig(PreTrainedConfig):
             Paper: 1.0 (the loss is over the whole crop).
         object_loss_weight: weight of the loss at the object's pixels, where the others have 1. A pixel is then given to the
             object from a probability of 1 / (1 + weight) on. Paper: 1.0.
+        dice_loss_weight: weight of a soft Dice loss inside the boxes, added to the cross entropy; all objects count
+            the same in it, however much of their box they fill. Paper: 0.0.
         semantic_loss_ignore_index: label that takes no part in the loss.
     """
 
@@ -64,6 +66,7 @@ class LPGConfig(PreTrainedConfig):
     output_stride: int = 8
     outside_box_loss_weight: float | int = 1.0
     object_loss_weight: float | int = 1.0
+    dice_loss_weight: float | int = 0.0
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):

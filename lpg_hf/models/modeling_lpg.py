@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_lpg import ENCODERS, LPGConfig
-from .losses import pixel_cross_entropy
+from .losses import box_dice, pixel_cross_entropy
 from .resnet import ResNetTrunk
 
 
@@ -425,7 +425,7 @@ class LPGModel(LPGPreTrainedModel):
         Returns:
             [`LPGOutput`] with (B, 2, ceil(H/4), ceil(W/4)) logits, and the loss if `labels` are given: float32 cross
             entropy at the logits' resolution, weighted by `config.outside_box_loss_weight` outside the boxes and by
-            `config.object_loss_weight` on the object.
+            `config.object_loss_weight` on the object, plus `config.dice_loss_weight` times the `box_dice` inside them.
 
         Raises:
             ValueError: an input is missing, is given to a model built without it, or has another size.
@@ -446,12 +446,12 @@ class LPGModel(LPGPreTrainedModel):
 
         loss = None
         if labels is not None:
-            loss = pixel_cross_entropy(
-                logits,
-                labels,
-                weight=self._loss_weight(labels, box_mask),
-                ignore_index=self.config.semantic_loss_ignore_index,
-            )
+            ignored = self.config.semantic_loss_ignore_index
+            weight = self._loss_weight(labels, box_mask)
+            loss = pixel_cross_entropy(logits, labels, weight=weight, ignore_index=ignored)
+            if self.config.dice_loss_weight > 0:
+                dice = box_dice(logits, labels, box_mask[:, 0], ignore_index=ignored)
+                loss = loss + self.config.dice_loss_weight * dice
         output = LPGOutput(loss=loss, logits=logits, hidden_states=hidden_states if output_hidden_states else None)
         return output if return_dict else output.to_tuple()
 

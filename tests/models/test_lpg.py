@@ -300,6 +300,14 @@ def test_stages_that_cannot_be_frozen_are_refused():
         build("auto", backbone_config=without_embeddings, num_frozen_stages=1)
 
 
+def test_dice_is_added_with_its_weight():
+    values, labels = inputs(32, 32), random_labels(32, 32)
+    with torch.no_grad():
+        losses = [build(dice_loss_weight=weight)(**values, labels=labels).loss for weight in (0.0, 1.0, 2.0)]
+    assert losses[0] < losses[1]
+    torch.testing.assert_close(losses[2] - losses[1], losses[1] - losses[0])
+
+
 # Inputs
 
 
