@@ -24,6 +24,7 @@ from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.imagenet import (
     load_backbone_weights,
+    load_efficientnet_lite0_imagenet,
     load_encoder_imagenet,
     load_resnet_imagenet,
     load_vgg16_imagenet,
@@ -121,6 +122,8 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
     elif settings.lpg_weights is not None:
         if settings.lpg_backbone in ("squeezenet", "vgg16"):
             load_encoder_imagenet(model.generator.encoder, settings.lpg_weights, settings.lpg_weights_channels)
+        elif settings.lpg_backbone == "efficientnet_lite0":
+            load_efficientnet_lite0_imagenet(model.generator.encoder, settings.lpg_weights)
         elif settings.lpg_backbone == "auto":
             load_backbone_weights(model.generator.encoder, settings.lpg_weights)
         elif settings.lpg_backbone.startswith("resnet"):

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_lpg import ENCODERS, LPGConfig
+from .efficientnet_lite import EfficientNetLite0Encoder
 from .losses import box_dice, pixel_cross_entropy
 from .resnet import ResNetTrunk
 
@@ -365,7 +366,12 @@ def _encoder(config: LPGConfig) -> nn.Module:
     """A module of an image -> feature maps of the strides 4, 8, ...; `hidden_sizes` are their channels."""
     if config.backbone == "auto":
         return BackboneEncoder(config.backbone_config)
-    return {"squeezenet": SqueezeNetEncoder, "vgg16": VGG16Encoder}[config.backbone]()
+    encoders = {
+        "squeezenet": SqueezeNetEncoder,
+        "vgg16": VGG16Encoder,
+        "efficientnet_lite0": EfficientNetLite0Encoder,
+    }
+    return encoders[config.backbone]()
 
 
 class LPGPreTrainedModel(PreTrainedModel):
@@ -374,7 +380,7 @@ class LPGPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ResidualBlock", "Fire"]
+    _no_split_modules = ["ResidualBlock", "Fire", "InvertedBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
