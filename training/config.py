@@ -109,6 +109,8 @@ class Settings:
     lpg_micro_batch_size: int | None = None  # per process and backward pass; the rest is accumulated
     lpg_optimizer: str = "adam"
     lpg_learning_rate: float = 1e-4
+    lpg_schedule: str = "poly"  # of the learning rate: poly (see poly_power) or cosine
+    lpg_warmup: float = 0.0  # share of the steps in which the learning rate rises to its schedule
     lpg_weight_decay: float = 5e-4
     lpg_crop_size: int = 512
     lpg_scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES))
@@ -119,12 +121,20 @@ class Settings:
     lpg_min_box_side: float = 0.0  # views all of whose boxes have a shorter side are not trained on
     # box views in training: share whose picture is first reduced, as if the object were small
     lpg_low_detail: float = 0.0
+    # sides of the box views in the course of training, each for an equal part of the steps; empty: view_size
+    lpg_view_sizes: list[int] = field(default_factory=list)
+    lpg_box_noise: float = (
+        0.0  # box views in training: share whose box fits badly, by lpg_box_noise_range in place of the jitter
+    )
+    lpg_box_noise_range: list[float] = field(default_factory=lambda: [-0.15, 0.3])  # outwards, of the box's size
+    lpg_degrade: float = 0.0  # box views in training: share that is grey, noisy or blurred
     lpg_color_jitter: float = 0.0  # brightness, contrast and saturation in training vary by up to this share
     # what a box view learns: class, its class's pixels, or object (needs masks of objects: COCO, YOLO)
     lpg_target: str = "class"
     # share of samples without class probability; > 0: the LPG also works without one
     lpg_class_prob_dropout: float = 0.0
-    lpg_ema: float = 0.0  # decay per step of averaged weights, which are then the stage's; 0: none
+    # decay per step of averaged weights, which are then the stage's; less in the first steps; 0: none
+    lpg_ema: float = 0.0
     lpg_pad_label: int = 255  # label of padding: 255 is ignored, 0 is background (official code)
 
     # Segmenter (M-step): largefov, deeplab-v2, or any AutoModelForSemanticSegmentation (id, folder or config.json)
@@ -166,6 +176,7 @@ class Settings:
             "lpg_target": ("class", "object"),
             "lpg_weights_channels": ("rgb", "bgr"),
             "lpg_optimizer": ("adam", "adamw", "sgd"),
+            "lpg_schedule": ("poly", "cosine"),
             "segmenter_optimizer": ("adam", "adamw", "sgd"),
             "lpg_pad_label": (0, 255),
         }
@@ -186,10 +197,10 @@ class Settings:
             )
         if not self.run_dir.strip():
             raise ValueError("run_dir is empty; name the folder that the run is written to.")
-        for name in ("lpg_low_detail", "lpg_color_jitter"):
+        for name in ("lpg_low_detail", "lpg_color_jitter", "lpg_box_noise", "lpg_degrade"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a share: it must lie in [0, 1].")
-        for name in ("lpg_class_prob_dropout", "lpg_ema"):
+        for name in ("lpg_class_prob_dropout", "lpg_ema", "lpg_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
         if self.lpg_class_prob_dropout > 0 and self.num_stages == 1 and not self.stage1_class_prob:
@@ -203,8 +214,14 @@ class Settings:
                     name, "lpg_class_prob_dropout"
                 )
                 raise ValueError(f"lpg_config has {name}, which follows from {setting}: set that.")
-        if self.lpg_low_detail > 0 and self.view != "box":
-            raise ValueError(f"lpg_low_detail={self.lpg_low_detail} is for box views: set it to 0, or view to box.")
+        for name in ("lpg_low_detail", "lpg_box_noise", "lpg_degrade", "lpg_view_sizes"):
+            if getattr(self, name) and self.view != "box":
+                nothing = [] if name == "lpg_view_sizes" else 0
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is for box views: set it to {nothing}, or view to box."
+                )
+        if min(self.lpg_view_sizes, default=1) < 1:
+            raise ValueError(f"lpg_view_sizes={self.lpg_view_sizes} must be numbers of pixels, at least 1.")
         if self.lpg_init is not None and self.lpg_weights is not None:
             raise ValueError(
                 f"lpg_init={self.lpg_init} and lpg_weights={self.lpg_weights} are both set: keep one of them."
@@ -222,9 +239,18 @@ class Settings:
         for name in ("lpg_scales", "segmenter_scales"):
             if min(getattr(self, name), default=0) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be a list of positive numbers, at least one.")
-        for name, length in (("lpg_image_mean", 3), ("lpg_image_std", 3), ("lpg_context_range", 2)):
+        for name, length in (
+            ("lpg_image_mean", 3),
+            ("lpg_image_std", 3),
+            ("lpg_context_range", 2),
+            ("lpg_box_noise_range", 2),
+        ):
             if len(getattr(self, name)) != length:
                 raise ValueError(f"{name}={getattr(self, name)} must be {length} numbers.")
+        if not -0.5 < self.lpg_box_noise_range[0] <= self.lpg_box_noise_range[1]:
+            raise ValueError(
+                f"lpg_box_noise_range={self.lpg_box_noise_range} must rise from more than -0.5, where boxes vanish."
+            )
 
 
 class _Parser(argparse.ArgumentParser):

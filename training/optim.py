@@ -1,4 +1,6 @@
-"""Optimisers: the parameter groups of Table I by sub-module, proved complete, and the poly schedule."""
+"""Optimisers: the parameter groups of Table I by sub-module, proved complete; schedules of the learning rate."""
+
+import math
 
 import torch
 from torch import nn
@@ -12,6 +14,14 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def poly_factor(step: int, num_steps: int, power: float) -> float:
     """Share of the initial learning rate at an optimiser step, 0 at `num_steps`: (1 - step / num_steps) ** power."""
     return (1 - step / num_steps) ** power
+
+
+def lpg_rate_factor(step: int, num_steps: int, settings: Settings) -> float:
+    """Share of the initial learning rate at a step of the LPG: the poly or cosine schedule, after a linear rise."""
+    rise = min(1.0, (step + 1) / max(1, round(settings.lpg_warmup * num_steps)))
+    if settings.lpg_schedule == "cosine":
+        return rise * (1 + math.cos(math.pi * step / num_steps)) / 2
+    return rise * poly_factor(step, num_steps, settings.poly_power)
 
 
 def find_head(model: nn.Module, name: str | None) -> list[nn.Parameter]:

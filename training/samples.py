@@ -5,6 +5,7 @@ epoch's permutation; its crop, scale and flip come from a generator seeded by (s
 nothing but its position: not on the number of workers, of processes, or of restarts.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from zlib import crc32
@@ -12,13 +13,13 @@ from zlib import crc32
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 from torch.utils.data import DataLoader, Sampler
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.examples import class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
-from lpg_hf.models.views_lpg import View, image_to_view, random_window
+from lpg_hf.models.views_lpg import BoxAugmentation, View, image_to_view, random_window, visible_part
 from training.config import Settings
 from training.models import Normalization
 
@@ -39,11 +40,11 @@ class Positions(torch.utils.data.Dataset, ABC):
             self._epoch = epoch
             self._order = np.random.default_rng([*self.seed, 0, epoch]).permutation(self.num_entries)
         rng = np.random.default_rng([*self.seed, 1, position])
-        return self.sample(int(self._order[position % self.num_entries]), rng)
+        return self.sample(int(self._order[position % self.num_entries]), rng, position)
 
     @abstractmethod
-    def sample(self, entry: int, rng: np.random.Generator) -> dict:
-        """Arrays of one entry, and its `name`; all that is random comes from `rng`."""
+    def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
+        """Arrays of one entry, and its `name`; what is random comes from `rng`, what changes from `position`."""
 
 
 class LPGViews(Positions):
@@ -64,15 +65,33 @@ class LPGViews(Positions):
         class_probs: Callable[[int, int], np.ndarray] | None,
     ):
         self.rows, self.processor, self.settings, self.class_probs = rows, processor, settings, class_probs
+        self.augmentation = BoxAugmentation(
+            context=tuple(settings.lpg_context_range),
+            jitter=settings.lpg_box_jitter,
+            noise=settings.lpg_box_noise,
+            noise_range=tuple(settings.lpg_box_noise_range),
+            low_detail=settings.lpg_low_detail,
+        )
         self.entries = trainable_views(rows, processor, settings.lpg_min_box_side)  # (E, 2): row, view of the row
         super().__init__(len(self.entries), settings.seed, phase)
 
-    def sample(self, entry: int, rng: np.random.Generator) -> dict:
+    def processor_at(self, position: int) -> LPGImageProcessor:
+        """The processor with the side of the box views of a position's step, which `lpg_view_sizes` may make grow."""
+        sizes = self.settings.lpg_view_sizes
+        if not sizes:
+            return self.processor
+        step = position // self.settings.lpg_batch_size
+        resized = copy.copy(self.processor)
+        resized.view_size = sizes[min(step * len(sizes) // self.settings.lpg_steps, len(sizes) - 1)]
+        return resized
+
+    def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
+        processor = self.processor_at(position)
         index, view_index = (int(v) for v in self.entries[entry])
         row = self.rows[index]
         image = decode_image(row)
         boxes, labels = row_boxes(row)
-        view = self.processor.random_view(
+        view = processor.random_view(
             boxes,
             labels,
             view_index,
@@ -80,21 +99,21 @@ class LPGViews(Positions):
             rng,
             crop_size=self.settings.lpg_crop_size,
             scales=self.settings.lpg_scales,
-            context=tuple(self.settings.lpg_context_range),
-            jitter=self.settings.lpg_box_jitter,
-            low_detail=self.settings.lpg_low_detail,
+            augmentation=self.augmentation,
         )
         if self.settings.lpg_color_jitter > 0:
             image = jitter_color(image, self.settings.lpg_color_jitter, rng)
+        if self.settings.lpg_degrade > 0 and rng.random() < self.settings.lpg_degrade:
+            image = degrade(image, view, rng)
         of_object = self.settings.lpg_target == "object"
         target = object_mask(row, view_index) if of_object else class_mask(row, view.label)
-        seen = target[box_slices(boxes[view_index], *target.shape)] if self.processor.view == "box" else target
+        seen = target[box_slices(boxes[view_index], *target.shape)] if processor.view == "box" else target
         if not (seen == 1).any():
             target = np.full_like(target, 255)  # a box without any mask pixel (SBD has some) teaches nothing
         prob = None if self.class_probs is None else self.class_probs(index, view.label)
         if prob is not None and rng.random() < self.settings.lpg_class_prob_dropout:
             prob = np.zeros_like(prob)
-        sample = self.processor.encode(image, view, prob, target, pad_label=self.settings.lpg_pad_label)
+        sample = processor.encode(image, view, prob, target, pad_label=self.settings.lpg_pad_label)
         return sample | {"name": f"{row['file_name']} class {view.label}"}
 
 
@@ -104,6 +123,28 @@ def jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         picture = enhance(picture).enhance(rng.uniform(1 - strength, 1 + strength))
     return np.asarray(picture)
+
+
+def degrade(image: np.ndarray, view: View, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 RGB whose part in the view is grey, noisy or blurred, as pictures of other domains are."""
+    part = visible_part(view, *image.shape[:2])
+    pixels = np.ascontiguousarray(image[part])
+    kind = rng.integers(3)
+    if kind == 0:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    elif kind == 1:
+        noise = rng.normal(0, rng.uniform(*NOISE_DEVIATIONS), pixels.shape)
+        pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    else:
+        radius = rng.uniform(*BLUR_RADII) * max(pixels.shape)
+        pixels = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+    degraded = image.copy()
+    degraded[part] = pixels
+    return degraded
+
+
+NOISE_DEVIATIONS = (4, 24)  # of grey levels
+BLUR_RADII = (0.004, 0.02)  # as shares of the longer side of the view
 
 
 def trainable_views(rows: Dataset, processor: LPGImageProcessor, min_box_side: float) -> np.ndarray:
@@ -139,7 +180,7 @@ class SegmenterCrops(Positions):
         self.rows, self.normalization, self.settings, self.labels = rows, normalization, settings, labels
         super().__init__(len(rows), settings.seed, phase)
 
-    def sample(self, entry: int, rng: np.random.Generator) -> dict:
+    def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
         row = self.rows[entry]
         image = decode_image(row)
         label_map = self.labels(entry, row)

@@ -17,7 +17,14 @@ from tqdm import tqdm
 from lpg_hf.models.losses import pixel_cross_entropy
 from training.checkpoint import Checkpoints
 from training.config import Settings
-from training.optim import build_optimizer, lpg_groups, poly_factor, segmenter_groups, set_learning_rate
+from training.optim import (
+    build_optimizer,
+    lpg_groups,
+    lpg_rate_factor,
+    poly_factor,
+    segmenter_groups,
+    set_learning_rate,
+)
 from training.samples import Positions, StepBatches, step_loader
 
 
@@ -49,6 +56,7 @@ def train_lpg(
         num_steps=settings.lpg_steps,
         batch_size=settings.lpg_batch_size,
         micro_batch_size=settings.lpg_micro_batch_size,
+        rate_factor=lambda step: lpg_rate_factor(step, settings.lpg_steps, settings),
         ema=settings.lpg_ema,
     )
 
@@ -92,6 +100,7 @@ def train_segmenter(
         num_steps=num_steps,
         batch_size=settings.segmenter_batch_size,
         micro_batch_size=settings.segmenter_micro_batch_size,
+        rate_factor=lambda step: poly_factor(step, num_steps, settings.poly_power),
     )
 
 
@@ -109,6 +118,7 @@ def train(
     num_steps: int,
     batch_size: int,
     micro_batch_size: int | None,
+    rate_factor: Callable[[int], float],
     ema: float = 0.0,
 ) -> dict:
     """The loop of both steps; resumes from the newest checkpoint in `folder`, exactly.
@@ -117,7 +127,9 @@ def train(
 
     Args:
         network: "lpg" or "segmenter", which the names of its settings begin with.
-        ema: decay per step of an exponential average of the weights, which `model` has in the end; 0: none.
+        rate_factor: step -> share of the initial learning rates.
+        ema: decay per step of an exponential average of the weights, which `model` has in the end, see
+            `average_weights`; 0: none.
 
     Raises:
         ValueError: see `divide_batch`, `check_channels_last` and `explained_batch_norm`.
@@ -150,7 +162,7 @@ def train(
     raw_model = model
     average = None
     if ema > 0:
-        average = AveragedModel(raw_model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+        average = AveragedModel(raw_model, multi_avg_fn=average_weights(ema), use_buffers=True)
         if start:
             average.load_state_dict(state["average"])
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -175,7 +187,7 @@ def train(
     for step in range(start, num_steps):
         # Dropout of a step depends on nothing but the step, so a resumed run repeats it.
         torch.manual_seed(hash((settings.seed, accelerator.process_index, step)) % 2**63)
-        set_learning_rate(optimizer, poly_factor(step, num_steps, settings.poly_power))
+        set_learning_rate(optimizer, rate_factor(step))
         step_loss = torch.zeros((), device=accelerator.device)
         for micro in range(num_micro):
             batch = next(loader)
@@ -261,6 +273,19 @@ def explained_batch_norm(network: str, micro_batch_size: int) -> Iterator[None]:
             f"{network}_batch_size and {network}_micro_batch_size so that a process has at least 2 pictures at a time, or take a "
             "network that trains on frozen batch norms."
         ) from error
+
+
+def average_weights(decay: float) -> Callable:
+    """The update of an exponential average whose decay rises to `decay`, which soon forgets the initial weights.
+
+    At step t it is (1 + t) / (10 + t) at most: the average spans about a tenth of the steps so far.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+        steps = int(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, num_averaged)
+
+    return update
 
 
 def remove_checkpoints(accelerator: Accelerator, folder: Path) -> None:

@@ -13,6 +13,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .views_lpg import (
+    BoxAugmentation,
     View,
     bands_to_image,
     box_mask_of_view,
@@ -112,24 +113,20 @@ class LPGImageProcessor(PilBackend):
         *,
         crop_size: int,
         scales: Sequence[float],
-        context: tuple[float, float],
-        jitter: float,
-        low_detail: float = 0.0,
+        augmentation: BoxAugmentation,
     ) -> View:
         """An augmented view for training, of the `index`-th of `views(boxes, labels, height, width)`.
 
         Args:
             crop_size: side of the crop of an image view in pixels.
             scales: factors of which one is drawn for an image view.
-            context: range of the margin of a box view, as a share of the longer box side.
-            jitter: how far an edge of a box view's box may move, as a share of the box's size.
-            low_detail: share of box views whose pixels are reduced first, as those of small objects are.
+            augmentation: of a box view.
         """
         if self.view == "image":
             label = list(dict.fromkeys(labels.tolist()))[index]
             scale = scales[rng.integers(len(scales))]
             return random_image_view(boxes[labels == label], label, height, width, crop_size, scale, rng)
-        return random_box_view(boxes[index], labels[index], self.view_size, rng, context, jitter, low_detail)
+        return random_box_view(boxes[index], labels[index], self.view_size, rng, augmentation)
 
     def encode(
         self,

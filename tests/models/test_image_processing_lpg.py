@@ -12,7 +12,7 @@ from lpg_hf.data.examples import decode_image
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
-from lpg_hf.models.views_lpg import box_mask_of_view, image_to_view
+from lpg_hf.models.views_lpg import BoxAugmentation, box_mask_of_view, image_to_view
 
 
 PROCESSORS = {"image": LPGImageProcessor(), "box": LPGImageProcessor(view="box", view_size=64)}
@@ -443,7 +443,7 @@ def test_target_keeps_ignored_pixels_and_gets_the_pad_label_outside():
 def test_random_view_is_of_the_wanted_class_and_box_and_fits_the_network(processor):
     boxes = np.array([[10, 8, 30, 24], [0, 0, 5, 5], [40, 2, 60, 39]], dtype=np.float32)
     labels = np.array([2, 1, 2])
-    settings = {"crop_size": 32, "scales": (0.5, 1.0), "context": (0.1, 0.4), "jitter": 0.0}
+    settings = {"crop_size": 32, "scales": (0.5, 1.0), "augmentation": BoxAugmentation((0.1, 0.4), 0.0)}
     for index, expected in enumerate(processor.views(boxes, labels, 40, 60)):
         rng = np.random.default_rng(index)
         views = [processor.random_view(boxes, labels, index, 40, 60, rng, **settings) for _ in range(20)]

@@ -15,7 +15,14 @@ from lpg_hf import (
     DeepLabV2ForSemanticSegmentation,
 )
 from training.config import Settings
-from training.optim import build_optimizer, check_complete, poly_factor, segmenter_groups, set_learning_rate
+from training.optim import (
+    build_optimizer,
+    check_complete,
+    lpg_rate_factor,
+    poly_factor,
+    segmenter_groups,
+    set_learning_rate,
+)
 
 
 SMALL = {"depths": [1, 1, 1, 1], "stem_size": 8, "hidden_sizes": [8, 8, 8, 8], "block": "basic"}
@@ -81,3 +88,13 @@ def test_the_schedule_keeps_the_ratios_of_the_groups():
     set_learning_rate(optimizer, 0.25)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([2.5e-4, 5e-4, 2.5e-3, 5e-3])
     assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_the_rate_of_the_lpg_rises_then_falls_as_poly_or_cosine():
+    plain = Settings()
+    assert [lpg_rate_factor(t, 10, plain) for t in range(10)] == [poly_factor(t, 10, 0.9) for t in range(10)]
+    cosine = Settings(lpg_schedule="cosine", lpg_warmup=0.2)
+    factors = [lpg_rate_factor(t, 100, cosine) for t in range(101)]
+    assert factors[0] == pytest.approx(1 / 20) and max(factors) == factors[19] < 1
+    assert factors[50] == pytest.approx(0.5) and factors[100] == pytest.approx(0)
+    assert factors[20:] == sorted(factors[20:], reverse=True)

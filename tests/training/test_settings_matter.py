@@ -103,6 +103,8 @@ def test_the_same_settings_give_the_same_weights(base, rows, reference, tmp_path
         ("lpg_color_jitter", 0.2),
         ("box_encoding", "distance"),
         ("lpg_ema", 0.5),
+        ("lpg_schedule", "cosine"),
+        ("lpg_warmup", 0.9),
         ("poly_power", 0.1),
     ],
 )
@@ -117,12 +119,21 @@ def test_a_setting_of_the_e_step_changes_its_weights(base, rows, reference, tmp_
         ("lpg_context_range", [0.3, 0.4]),
         ("lpg_box_jitter", 0.2),
         ("lpg_low_detail", 1.0),
+        ("lpg_view_sizes", [32, 48]),
+        ("lpg_box_noise", 1.0),
+        ("lpg_degrade", 1.0),
         ("lpg_target", "object"),
     ],
 )
 def test_a_setting_of_the_box_view_changes_its_weights(base, rows, reference, tmp_path, name, value):
     changed = dataclasses.replace(base, **({"view": "box", "view_size": 32} | {name: value}))
     assert lpg_result(changed, rows, tmp_path / "c") != reference["box"]
+
+
+def test_the_range_of_badly_fitting_boxes_changes_the_weights(base, rows, tmp_path):
+    noisy = dataclasses.replace(base, view="box", view_size=32, lpg_box_noise=1.0)
+    narrow = dataclasses.replace(noisy, lpg_box_noise_range=[0.0, 0.1])
+    assert lpg_result(noisy, rows, tmp_path / "a") != lpg_result(narrow, rows, tmp_path / "b")
 
 
 @pytest.mark.parametrize(
