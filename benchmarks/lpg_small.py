@@ -1,7 +1,9 @@
-"""The bundled generator, lpg-small: its training data, and its folder in the package.
+"""The bundled generators, lpg-small and lpg-base: their training data, and their folders in the package.
 
     python benchmarks/lpg_small.py data ../shared/data runs/lpg_small.json
     accelerate launch training/em.py --config training/configs/lpg_small.yaml
+    python benchmarks/lpg_small.py data ../shared/data runs/lpg_base.json --more
+    accelerate launch training/em.py --config training/configs/lpg_base.yaml
     lpg-hf compare ... --model runs/lpg_small/aux/stage1/lpg --json voc.json      # and the same for COCO, and for the twins
     python benchmarks/lpg_small.py bundle runs/lpg_small/aux/stage1/lpg --measured "VOC val_mix=voc.json" ...
 
@@ -11,7 +13,8 @@ What lies in the package was trained with an object_loss_weight of 1 and without
 
 `data` joins the 481 COCO photographs of the training part, all 80 classes, with the 2,877 VOC photographs of train_mix into one COCO
 file. A VOC object's mask is its class inside its box; void pixels become a crowd region of each class of the picture, which training
-leaves out.
+leaves out. `--more` adds the folders of `MORE`. Photographs that are also in a part that is measured on are left out
+and reported: those with the same COCO id, or with nearly the same 16 x 16 grey values.
 
 The twins on the card have not seen the classes that they are measured on: stage 3 of the bench, without a segmenter
 (`python benchmarks/tables.py run stages/squeezenet`), whose views have 128 pixels.
@@ -20,6 +23,8 @@ The twins on the card have not seen the classes that they are measured on: stage
 import argparse
 import json
 import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +50,98 @@ COCO_NAME_OF_VOC = {
 BUNDLE = Path(__file__).parents[1] / "lpg_hf" / "weights" / "lpg-small"
 
 
-def joined(root: Path) -> dict:
-    """COCO content of both training parts; file names are relative to `root`."""
+@dataclass(frozen=True)
+class Folder:
+    """A folder of further photographs: `images/` and `instances.json`.
+
+    Args:
+        repeat: how often each photograph is in the joined file, which weighs the folders against each other.
+        num_largest: so many objects of a photograph are kept, the largest; None: all.
+    """
+
+    name: str
+    repeat: int = 1
+    num_largest: int | None = None
+
+
+MORE = (
+    Folder("animals7", repeat=2),  # outlines by hand, cleaner than the others
+    Folder("coco_vehicle_person"),
+    Folder("coco_person1", repeat=2),  # one object of a photograph is labelled
+    Folder("coco_more"),
+    Folder("clothing_ccp", num_largest=4),  # parts of one person: a small share
+)
+SAME_PICTURE = 0.97  # correlation of thumbnails; the highest of different photographs here is 0.96
+
+
+def joined(root: Path, more: tuple[Folder, ...] = ()) -> dict:
+    """COCO content of all training parts without what is measured on; file names are relative to `root`."""
+    content = _coco_and_voc(root)
+    for folder in more:
+        _add(content, root, folder)
+    seen = _measured_on(root, [image["file_name"] for image in content["images"]])
+    print(f"{len(seen)} photographs are left out, as they are measured on: {', '.join(sorted(seen)) or '-'}")
+    content["images"] = [image for image in content["images"] if image["file_name"] not in seen]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in kept]
+    return content
+
+
+def _add(content: dict, root: Path, folder: Folder) -> None:
+    """Appends a folder's photographs and objects; a class with the name of one that is there is that class."""
+    added = json.loads((root / "more" / folder.name / "instances.json").read_text(encoding="utf-8"))
+    ids = {category["name"]: category["id"] for category in content["categories"]}
+    for category in added["categories"]:
+        if category["name"] not in ids:
+            ids[category["name"]] = max(ids.values()) + 1
+            content["categories"].append({"id": ids[category["name"]], "name": category["name"]})
+    names = {category["id"]: category["name"] for category in added["categories"]}
+    objects: dict[int, list[dict]] = {image["id"]: [] for image in added["images"]}
+    for item in added["annotations"]:
+        objects[item["image_id"]].append(item | {"category_id": ids[names[item["category_id"]]]})
+    next_image = max(image["id"] for image in content["images"]) + 1
+    next_id = max(item["id"] for item in content["annotations"]) + 1
+    for image in added["images"] * folder.repeat:
+        file_name = f"more/{folder.name}/images/{image['file_name']}"
+        content["images"].append(image | {"id": next_image, "file_name": file_name})
+        for item in sorted(objects[image["id"]], key=lambda item: -item["area"])[: folder.num_largest]:
+            content["annotations"].append(item | {"id": next_id, "image_id": next_image})
+            next_id += 1
+        next_image += 1
+
+
+def _measured_on(root: Path, file_names: list[str]) -> set[str]:
+    """Those of the photographs that are in a measuring part, mirrored ones too."""
+    coco = json.loads((root / "coco/instances_nonvoc_val.json").read_text(encoding="utf-8"))["images"]
+    measured = [root / "coco/images" / image["file_name"] for image in coco]
+    val_mix = (root / "voc/ImageSets/Segmentation/val_mix.txt").read_text(encoding="utf-8").split()
+    measured += [root / "voc/JPEGImages" / f"{name}.jpg" for name in val_mix]
+    measured += sorted((root / "domains").glob("*/images/*"))
+    coco_ids = {image["id"] for image in coco}
+    there = np.stack([_thumbnail(path) for path in measured])  # (M, 16, 16)
+    there = np.concatenate([there, there[:, :, ::-1]]).reshape(-1, 256)
+    found = set()
+    for name in set(file_names):
+        # The COCO id begins the name, also of the files that an annotation tool renamed.
+        number = re.match(r"(\d{12})\D", Path(name).name)
+        if number and int(number[1]) in coco_ids:
+            found.add(name)
+        elif (there @ _thumbnail(root / name).reshape(256)).max() > SAME_PICTURE:
+            found.add(name)
+    return found
+
+
+def _thumbnail(path: Path) -> np.ndarray:
+    """(16, 16) float32 grey values of mean 0 and norm 1."""
+    with Image.open(path) as picture:
+        small = picture.convert("L").resize((16, 16), Image.Resampling.BOX)
+    values = np.asarray(small, dtype=np.float32)
+    values = values - values.mean()
+    return values / max(float(np.linalg.norm(values)), 1e-6)
+
+
+def _coco_and_voc(root: Path) -> dict:
+    """COCO content of the training parts of coco/ and voc/."""
     coco = json.loads((root / "coco/instances.json").read_text(encoding="utf-8"))
     part = json.loads((root / "coco/instances_nonvoc_train.json").read_text(encoding="utf-8"))
     train = {image["id"] for image in part["images"]}
@@ -150,8 +245,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="write the joined COCO file")
-    data.add_argument("root", type=Path, help="folder with coco/ and voc/")
+    data.add_argument("root", type=Path, help="folder with coco/, voc/, domains/ and, for --more, more/")
     data.add_argument("out", type=Path, help="the new json file")
+    data.add_argument("--more", action="store_true", help="all that lpg-base is trained on")
     pack = commands.add_parser("bundle", help="write the folder in the package")
     pack.add_argument("stage", type=Path)
     pack.add_argument("--measured", action="append", default=[], metavar="NAME=FILE")
@@ -162,7 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "data":
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(joined(arguments.root)), encoding="utf-8")
+        arguments.out.write_text(json.dumps(joined(arguments.root, MORE if arguments.more else ())), encoding="utf-8")
     else:
         bundle(
             arguments.stage,
