@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from tqdm import tqdm
@@ -64,6 +65,8 @@ class Job:
         device: None: a GPU if there is one.
         dtype: as of `load_generator`.
         batch_size: views or boxes per forward pass.
+        box_offsets: each edge of a box moves outwards by a share of the box's size from this range before a generator
+            gets it; below 0: inwards. The ground truth stays. (0, 0): the boxes as they are annotated.
     """
 
     annotations: str
@@ -83,6 +86,7 @@ class Job:
     device: str | None = None
     dtype: str = "auto"
     batch_size: int = 16
+    box_offsets: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass
@@ -190,7 +194,7 @@ def measure(job: Job, name: str) -> Row:
         row.skipped += _left_out(found)
         if record is None or pixels is None:
             continue
-        image = boxed_image(pixels, record)
+        image = boxed_image(pixels, with_moved_boxes(record, job.box_offsets))
         try:
             true = truth.of(record)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
@@ -223,6 +227,25 @@ def measure(job: Job, name: str) -> Row:
         "peak_gpu_memory_mb": peak_gpu_memory_mb(),
     }
     return row
+
+
+def with_moved_boxes(record: Record, offsets: tuple[float, float]) -> Record:
+    """The record with every edge of its boxes moved outwards by a share of the box's size, cut to the picture.
+
+    The shares are drawn between the two `offsets`, for a picture always the same; equal offsets move all edges alike.
+    """
+    low, high = offsets
+    if low == high == 0:
+        return record
+    rng = np.random.default_rng(crc32(record.file_name.encode("utf-8")))
+    moved = []
+    for item in record.objects:
+        x1, y1, x2, y2 = item.box
+        shares = rng.uniform(low, high, 4)
+        left, right = (float(x) for x in np.clip((x1, x2) + shares[:2] * [x1 - x2, x2 - x1], 0, record.width))
+        top, bottom = (float(y) for y in np.clip((y1, y2) + shares[2:] * [y1 - y2, y2 - y1], 0, record.height))
+        moved.append(replace(item, box=(left, top, right, bottom)))
+    return replace(record, objects=moved)
 
 
 def peak_memory_mb() -> float | None:

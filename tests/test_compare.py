@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf.cli import app
-from lpg_hf.compare import COLUMNS, Job, Row, compare, measure, peak_memory_mb, table, write
+from lpg_hf.compare import COLUMNS, Job, Row, compare, measure, peak_memory_mb, table, with_moved_boxes, write
+from lpg_hf.data.formats.records import BoxObject, Record
 from lpg_hf.label_maps import write_label_map
 
 
@@ -80,6 +82,29 @@ def save(path: Path, content: dict) -> None:
 def job(tree: Path, annotations: str = "boxes.json", truth: str = "full.json", **changes) -> Job:
     chosen = {"indices": (0, 1, 2), "shown": (0,), "device": "cpu"} | changes
     return Job(str(tree / annotations), str(tree / "images"), str(tree / truth), **chosen)
+
+
+def test_boxes_are_moved_for_the_generator_and_not_for_the_truth(tree):
+    """+10 % on each side: 26.4 x 24 pixels touched as 28 x 24, 12 x 24, and 48 x 48 of which 4 leave the picture."""
+    row = measure(job(tree, box_offsets=(0.1, 0.1)), "box")
+    assert (row.num_boxes, row.skipped) == (3, [])
+    ious = (400 / (28 * 24), 200 / (12 * 24), 800 / (48 * 48))
+    assert row.scores["mean_box_iou"] == pytest.approx(np.mean(ious))
+
+
+def test_moved_boxes_stay_in_the_picture_and_are_the_same_again():
+    objects = [BoxObject((10.0, 10.0, 30.0, 20.0), 0, 200.0), BoxObject((0.0, 0.0, 40.0, 40.0), 1, 1600.0)]
+    record = Record(None, "a.png", "1", 40, 40, objects)
+    assert with_moved_boxes(record, (0.0, 0.0)) is record
+    assert with_moved_boxes(record, (-0.1, -0.1)).objects[0].box == pytest.approx((12, 11, 28, 19))
+    moved = with_moved_boxes(record, (-0.1, 0.25))
+    assert moved == with_moved_boxes(record, (-0.1, 0.25)) and record.objects is objects
+    assert moved.objects[0].box != pytest.approx(objects[0].box)
+    for item in moved.objects:
+        x1, y1, x2, y2 = item.box
+        assert 0 <= x1 < x2 <= 40 and 0 <= y1 < y2 <= 40
+    other = with_moved_boxes(replace(record, file_name="b.png"), (-0.1, 0.25))
+    assert other.objects[0].box != moved.objects[0].box
 
 
 @pytest.mark.parametrize("per", ["class", "instance"])
