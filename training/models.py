@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 import lpg_hf
-from lpg_hf.bundle import BUNDLED, bundled
 from lpg_hf.class_probs import aligns_corners
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
@@ -136,7 +135,7 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
 def _continue_from(model: LPGModel, settings: Settings) -> None:
     """Weights of `lpg_init`, whose network and normalisation must be those of the settings."""
     init = settings.lpg_init
-    source, processor = load_lpg(bundled(init) if init in BUNDLED else init)
+    source, processor = load_lpg(init)
     for name in ("image_mean", "image_std"):
         theirs, ours = (
             np.asarray(values, dtype=np.float64)
@@ -269,7 +268,7 @@ def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel,
     """An LPG stage, in eval mode, with its image processor.
 
     Args:
-        source: folder, or ORG/NAME on the Hub.
+        source: folder, name of a bundled generator, or ORG/NAME on the Hub.
         revision: branch, tag or commit on the Hub; all files come from one commit.
 
     Raises:

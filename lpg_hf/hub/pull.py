@@ -15,6 +15,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from lpg_hf.bundle import BUNDLED, bundled
+
 from .cards import read_json
 from .client import HUB_ERRORS, reason
 from .stages import stage_repo_id
@@ -27,13 +29,13 @@ OTHER_WEIGHTS = ["*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
 def fetch_stage(
     source: str | os.PathLike, revision: str | None = None, *, kind: str | None = None, api: HfApi | None = None
 ) -> Path:
-    """Folder of a stage: `source` itself, or the cached snapshot of a Hub repository.
+    """Folder of a stage: `source` itself, that of a bundled generator, or the cached snapshot of a Hub repository.
 
     All files of a snapshot belong to one commit, also while somebody pushes to the repository. Without a network the cached
     snapshot is used.
 
     Args:
-        source: folder, or on the Hub ORG/NAME or ORG/NAME@REVISION.
+        source: folder, name of a bundled generator (`BUNDLED`), or on the Hub ORG/NAME or ORG/NAME@REVISION.
         revision: branch, tag or commit on the Hub.
         kind: "lpg" or "segmenter": what the stage must be.
 
@@ -43,12 +45,16 @@ def fetch_stage(
     """
     if revision is None and not Path(source).exists() and "@" in str(source):
         source, revision = str(source).split("@", 1)
+    if str(source) in BUNDLED and not Path(source).exists():
+        source = bundled(str(source))
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"{source} is a folder, so it has no revision {revision!r}. Leave the revision out.")
         folder = Path(source)
     elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source} is no folder and no id like ORG/NAME on the Hub.")
+        raise FileNotFoundError(
+            f"{source} is no folder and no id like ORG/NAME on the Hub; with the package comes {', '.join(BUNDLED)}."
+        )
     else:
         try:
             folder = _snapshot(api or HfApi(), str(source), revision)
