@@ -29,8 +29,9 @@ import itertools
 import json
 import math
 import re
+import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,13 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.domains import BoxSet
 from lpg_hf import LPGImageProcessor, LPGModel
 from lpg_hf.boxes import box_slices
-from lpg_hf.compare import Job, compare
+from lpg_hf.compare import measure
 from lpg_hf.data.formats.voc import read_voc
 from lpg_hf.hub import write_card
 from lpg_hf.labels import COCO_CLASSES, IGNORE_INDEX, VOC_CLASSES
@@ -267,21 +272,17 @@ def bundle(
 
 def choose(stage: Path, root: Path, limit: int) -> None:
     """Print the IoU per box on training photographs for object weights and edge radii that are set afterwards."""
-    coco = root / "coco/instances_nonvoc_train.json"
     parts = (
-        Job(str(coco), str(root / "coco/images"), str(coco)),
-        Job(str(root / "voc"), None, str(root / "voc/SegmentationClass"), split="train_mix"),
+        BoxSet("COCO", root / "coco/instances_nonvoc_train.json", root / "coco/images"),
+        BoxSet("VOC", root / "voc", split="train_mix"),
     )
     with tempfile.TemporaryDirectory() as folder:
         for object_weight, edge_radius in itertools.product((0.75, 1.0, 1.5), (0, 1, 2)):
             out = Path(folder, f"{object_weight}_{edge_radius}")
             bundle(stage, {}, {}, out, object_weight, edge_radius)
-            ious = []
-            for part in parts:
-                job = replace(part, model=str(out), dtype="float32")
-                rows, _ = compare(job, ["lpg"], limit=limit, num_shown=0)
-                ious.append(f"{100 * rows[0].scores['mean_box_iou']:.2f}")
-            print(f"object_weight {object_weight}, edge_radius {edge_radius}: COCO, VOC {', '.join(ious)}", flush=True)
+            rows = [measure(part.job(limit, str(out), "exact"), "lpg") for part in parts]
+            ious = [f"{part.name} {100 * row.scores['mean_box_iou']:.2f}" for part, row in zip(parts, rows)]
+            print(f"object_weight {object_weight}, edge_radius {edge_radius}: {', '.join(ious)}", flush=True)
 
 
 def _named_files(values: list[str]) -> dict[str, Path]:
