@@ -23,7 +23,7 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
-.PHONY: install demo bench bench-domains test test-peer quality style clean
+.PHONY: install demo bench bench-domains test test-peer test-consumers quality style clean
 
 install: $(STAMP)
 
@@ -60,9 +60,21 @@ test-peer: $(STAMP)
 	$(PY) tests/peer/fetch.py
 	LPG_HF_PEER=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/peer -m "" $(PYTEST_ARGS)
 
+# The packages that read what we write, at fixed versions, without what only their other parts need.
+CONSUMERS := .cache/consumers
+CONSUMER_PACKAGES := labelme==6.0.0 ultralytics==8.4.190 ultralytics-thop matplotlib contourpy cycler fonttools kiwisolver pyparsing \
+	polars polars-runtime-32
+
+test-consumers: $(STAMP)
+	$(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) --upgrade --no-deps --target $(CONSUMERS) \
+		$(CONSUMER_PACKAGES)
+	LPG_HF_CONSUMERS=$(CURDIR)/$(CONSUMERS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/consumers -m "" $(PYTEST_ARGS)
+
 quality: $(STAMP)
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m vulture
+	$(PY) -m pyright --pythonpath $(PY)
 
 style: $(STAMP)
 	$(PY) -m ruff check --fix $(SOURCES)

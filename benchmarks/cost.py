@@ -1,9 +1,10 @@
-"""What the paper's phases cost: operations and memory counted on the networks themselves, hours as an estimate from them.
+"""What the paper's phases cost: operations and memory counted on the networks, and the hours they suggest.
 
     python benchmarks/cost.py --tflops 100
 
-Nothing is trained and no data are needed: the networks run on PyTorch's meta device. Counted are the operations of a forward pass (a
-backward pass is taken as two) and the bytes of float32 that autograd keeps for it; with bf16 about half of them. The hours follow from --tflops, what the GPU sustains on
+Nothing is trained and no data are needed: the networks run on PyTorch's meta device. It counts the operations of a
+forward pass (a backward pass is taken as two) and the bytes of float32 that autograd keeps for it; with bf16 about
+half of them. The hours follow from --tflops, what the GPU sustains on
 convolutions, so they are an estimate: data loading, masks and measuring come on top.
 """
 

@@ -1,13 +1,13 @@
 """Boxes: the one place that states the box convention and converts to and from the others.
 
-A box of this package is ``xyxy``: float, pixels, 0-based, end exclusive, in the frame of the (upright) image it comes with:
-(0, 0, width, height) is the whole image. A box covers the pixels that it touches: columns floor(x1) .. ceil(x2) exclusive,
-and at least one. Coordinates are never rounded when they are read; a thousandth of a pixel is forgiven when they are painted,
-because x + width in float32 is seldom exact.
+A box of this package is ``xyxy``: float, pixels, 0-based, end exclusive, in the frame of the (upright) image it comes
+with: (0, 0, width, height) is the whole image. A box covers the pixels that it touches: columns floor(x1) .. ceil(x2)
+exclusive, and at least one. Coordinates are never rounded when they are read; a thousandth of a pixel is forgiven when
+they are painted, because x + width in float32 is seldom exact.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,15 +15,16 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+Boxes = TypeVar("Boxes", "np.ndarray", "torch.Tensor")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "yolo", "voc")
 PIXEL_TOLERANCE = 1e-3
 
 
-def _is_tensor(value: object) -> bool:
+def _is_tensor(value: Any) -> bool:
     return type(value).__module__.split(".")[0] == "torch"
 
 
-def _as_float_boxes(boxes):
+def _as_float_boxes(boxes: Any) -> Any:
     """Boxes as a float tensor, if they are a tensor, else as a float array; (..., 4)."""
     if _is_tensor(boxes):
         boxes = boxes if boxes.is_floating_point() else boxes.float()
@@ -36,7 +37,7 @@ def _as_float_boxes(boxes):
     return boxes
 
 
-def _stack(columns: list):
+def _stack(columns: list) -> Any:
     if _is_tensor(columns[0]):
         import torch
 
@@ -45,12 +46,8 @@ def _stack(columns: list):
 
 
 def convert_boxes(
-    boxes: "np.ndarray | torch.Tensor",
-    source: str,
-    target: str,
-    height: int | None = None,
-    width: int | None = None,
-) -> "np.ndarray | torch.Tensor":
+    boxes: Boxes, source: str, target: str, height: int | None = None, width: int | None = None
+) -> Boxes:
     """Change the format of boxes; nothing is clipped or rounded.
 
     Args:
@@ -76,9 +73,10 @@ def convert_boxes(
     if source == target:
         return boxes
 
+    across, down = width or 1, height or 1  # Only used with YOLO's fractions, which come with both.
     a, b, c, d = (boxes[..., i] for i in range(4))
     if source == "yolo":
-        a, b, c, d = a * width, b * height, c * width, d * height
+        a, b, c, d = a * across, b * down, c * across, d * down
     if source in ("cxcywh", "yolo"):
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     elif source == "xywh":
@@ -93,11 +91,11 @@ def convert_boxes(
     elif target == "voc":
         a, b = a + 1, b + 1
     if target == "yolo":
-        a, b, c, d = a / width, b / height, c / width, d / height
+        a, b, c, d = a / across, b / down, c / across, d / down
     return _stack([a, b, c, d])
 
 
-def clip_boxes(boxes: "np.ndarray | torch.Tensor", height: int, width: int) -> "np.ndarray | torch.Tensor":
+def clip_boxes(boxes: Boxes, height: int, width: int) -> Boxes:
     """Cut boxes to the image.
 
     Args:
@@ -122,8 +120,8 @@ def box_slices(box, height: int, width: int) -> tuple[slice, slice]:
         width: of the image.
 
     Returns:
-        (row slice, column slice) inside the image: floor(x1 + 1e-3) .. ceil(x2 - 1e-3) and at least one pixel wide and high,
-        empty only if the box lies outside the image.
+        (row slice, column slice) inside the image: floor(x1 + 1e-3) .. ceil(x2 - 1e-3) and at least one pixel wide and
+        high, empty only if the box lies outside the image.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     return _span(y1, y2, height), _span(x1, x2, width)
@@ -137,7 +135,7 @@ def _span(low: float, high: float, size: int) -> slice:
     return slice(start, stop)
 
 
-def boxes_to_mask(boxes: "np.ndarray | torch.Tensor", height: int, width: int) -> "np.ndarray | torch.Tensor":
+def boxes_to_mask(boxes: Boxes, height: int, width: int) -> Boxes:
     """The union of boxes as a mask.
 
     Args:
@@ -146,13 +144,14 @@ def boxes_to_mask(boxes: "np.ndarray | torch.Tensor", height: int, width: int) -
         width: of the image.
 
     Returns:
-        (height, width) uint8, 1 inside any box, else 0; a tensor on the device of `boxes` if they are a tensor, else an array.
+        (height, width) uint8, 1 inside any box, else 0; a tensor on the device of `boxes` if they are a tensor, else
+        an array.
     """
-    mask = np.zeros((height, width), dtype=np.uint8)
+    mask: Any = np.zeros((height, width), dtype=np.uint8)
     for box in _as_float_boxes(boxes).tolist():
         mask[box_slices(box, height, width)] = 1
     if _is_tensor(boxes):
         import torch
 
-        return torch.from_numpy(mask).to(boxes.device)
+        mask = torch.from_numpy(mask).to(boxes.device)
     return mask

@@ -79,9 +79,10 @@ def write_card(folder: str | os.PathLike) -> Path:
         folder: a saved LPG or segmenter stage. Only `config.json` is required; an image `panel.png` is shown.
             `metrics.json` may hold `kind` ("lpg" or "segmenter"), `stage`, `dataset`, `measured_on` (the metrics'
             dataset where it is not `dataset`), `notes` (paragraphs on the data), `classes`, `excluded_classes`,
-            `settings` (with `origin` if the weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`, and metrics: keys that name an
-            IoU or an accuracy, with a number or a dictionary of numbers. A push adds `repo_id`, `segmenter` (the one
-            that goes with an LPG), `base_model` and `run` (the target's numbers of all stages).
+            `settings` (with `origin` if the weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`,
+            and metrics: keys that name an IoU or an accuracy, with a number or a dictionary of numbers. A push adds
+            `repo_id`, `segmenter` (the one that goes with an LPG), `base_model` and `run` (the target's numbers of all
+            stages).
 
     Returns:
         Path of the card. Metrics also go to its `model-index`.

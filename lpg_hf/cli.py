@@ -34,7 +34,7 @@ _Source = Annotated[
     ),
 ]
 _Images = Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")]
-_AnyFormat = Annotated[str, typer.Option(help="auto, coco, voc, yolo or dataset.")]
+_AnyFormat = Annotated[str, typer.Option(help="auto, coco, voc, yolo, dataset, or a tool's (docs/formats.md).")]
 _Split = Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")]
 _ZeroBased = Annotated[
     bool, typer.Option("--zero-based", help="VOC corners are 0-based and end exclusive, as some tools write them.")
@@ -119,10 +119,16 @@ def masks(
         str, typer.Option(help="lpg, grabcut, densecrf, box, sam:ID, or saliency:FILE.onnx.")
     ] = "lpg",
     format: _AnyFormat = "auto",
-    write: Annotated[str, typer.Option(help="What to write, comma-separated: png, coco, yolo.")] = "png",
+    write: Annotated[
+        str,
+        typer.Option(help="What to write, comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme."),
+    ] = "png",
+    with_images: Annotated[
+        str, typer.Option(help="YOLO and LabelMe: link or copy each image into OUT, or none.")
+    ] = "link",
     per: Annotated[
         str | None,
-        typer.Option(help="class or instance. Default: instance if coco or yolo is written, else class."),
+        typer.Option(help="class or instance. Default: class if only png is written, else instance."),
     ] = None,
     segmenter: _Segmenter = None,
     overlay: Annotated[
@@ -155,8 +161,8 @@ def masks(
 ) -> None:
     """Make a mask for every box of a dataset. Finished blocks of images are skipped.
 
-    Exit status: 0 success; 1 images were skipped (OUT/report.json names them) or labels cannot be read; 2 nothing could
-    be done. Under `accelerate launch` the processes share the images.
+    Exit status: 0 success; 1 images were skipped (OUT/report.json names them) or labels cannot be read; 2 nothing
+    could be done. Under `accelerate launch` the processes share the images.
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
@@ -167,7 +173,9 @@ def masks(
     from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
-    settings = MaskSettings(outputs, per, overlap_rule, threshold, overlay, min_score, batch_size, generator)
+    settings = MaskSettings(
+        outputs, per, overlap_rule, threshold, overlay, min_score, batch_size, generator, with_images
+    )
     if generator == "lpg" and model is None:
         typer.echo("no --model: using lpg-small, which comes with the package")
     report = Report()
@@ -233,14 +241,17 @@ def convert_labels(
     annotations: Annotated[str, typer.Argument(metavar="IN", help="Labels of any format, as for `lpg-hf check`.")],
     out: Annotated[str, typer.Argument(help="New folder, or json file for COCO; it must not exist yet.")],
     to: Annotated[str, typer.Option(help="coco, voc or yolo.")],
-    format: Annotated[str, typer.Option("--from", help="auto, coco, voc, yolo or dataset.")] = "auto",
+    format: Annotated[
+        str, typer.Option("--from", help="auto, coco, voc, yolo, dataset, or a tool's (docs/formats.md).")
+    ] = "auto",
     images: _Images = None,
     split: _Split = None,
     masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,
     zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
+    with_images: Annotated[str, typer.Option(help="YOLO: link or copy each image into the result, or none.")] = "link",
 ) -> None:
-    """Write labels in another format, and report what it cannot hold. Images are not copied.
+    """Write labels in another format, and report what it cannot hold. YOLO output gets the images too.
 
     Exit status: 0 success; 1 problems found; 2 nothing was written.
 
@@ -249,7 +260,7 @@ def convert_labels(
     from lpg_hf.data.convert import convert_labels as convert_all
 
     options = _read_options(split, zero_based, max_pixels, masks=masks)
-    done = convert_all(annotations, out, to, images=images, options=options, format=format)
+    done = convert_all(annotations, out, to, images=images, options=options, format=format, with_images=with_images)
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)
 
@@ -395,7 +406,8 @@ def prepare_data(
 ) -> None:
     """Turn the official archives of COCO, VOC and SBD into the folders that the paper's configurations read.
 
-    Nothing is downloaded. What is finished is skipped, and an interrupted run resumes. `voc-aug` needs the extra `prepare`.
+    Nothing is downloaded. What is finished is skipped, and an interrupted run resumes. `voc-aug` needs the extra
+    `prepare`.
 
     Example: `lpg-hf prepare-data voc-aug --root data --archives Downloads`
     """
@@ -534,7 +546,7 @@ def _compare(
 
     Exit status: 0 success; 1 a generator did not run, and the table says why.
 
-    Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box,grabcut --out compared`
+    Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box --out compared`
     """
     from lpg_hf.evaluation.compare import ComparedData, Comparison, as_dict, compare, table, write
     from lpg_hf.files import write_json

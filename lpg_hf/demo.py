@@ -1,7 +1,7 @@
 """The demo page: boxes on an image in the browser, masks back. `lpg-hf demo` and the Space of hub_cards/space show it.
 
-The boxes are lines of text, which clicks on the image write too, so that drawn and pasted boxes are the same thing. A
-visitor's image and files live as long as the session; the page asks no server but this one for anything.
+The boxes are lines of text. Clicks on the image write such lines too, so that drawn and pasted boxes are the same. A
+visitor's image and files live as long as the session, and the page contacts no other server.
 """
 
 import functools
@@ -26,7 +26,8 @@ from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats.coco import write_coco
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.generators import load_generator
-from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator
+from lpg_hf.generators.base import GRANULARITIES, BoxedImage, GeneratorOptions, MaskGenerator
+from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.images import read_rgb
 from lpg_hf.label_maps import write_label_map
 from lpg_hf.masks.assembly import ImageMasks, assemble
@@ -35,7 +36,7 @@ from lpg_hf.visualize import colorize, colour_index, draw_boxes, overlay
 
 
 try:
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]  (an extra)
 except ModuleNotFoundError as error:
     if error.name != "gradio":
         raise
@@ -49,7 +50,7 @@ SHOWN_SIDE = 960  # pixels of the image in the page
 TILE_SIDE = 320  # pixels of a box in the gallery
 FONT_SIZE = 28  # of the shown image's pixels
 DEFAULT_LABEL = "object"
-# How the page is served, here and in the Space. Of more sessions than that, those that were used last keep their images.
+# How the page is served, here and in the Space. Only this many sessions, the last used, keep their images.
 LAUNCH = {"max_file_size": "100mb", "state_session_capacity": 20, "ssr_mode": False, "footer_links": []}
 BOX_FORMAT = "x1 y1 x2 y2 label"
 
@@ -71,11 +72,11 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a generator made of an image.
+class DemoResult:
+    """The masks that a generator made for an image.
 
     Attributes:
-        image: the visitor's.
+        upload: the visitor's image.
         image: with its boxes; their labels are 1-based positions in `names`.
         names: class names.
         masks: one per box, and the label map.
@@ -98,28 +99,28 @@ def parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[f
         Per box: number of its line, counted from 1; xyxy in pixels of the upright image; label.
 
     Raises:
-        ValueError: a line that is no box, or too many of them.
+        ValueError: a line that is not a box, or too many of them.
     """
-    found = []
+    parsed = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise ValueError(
-                f"Line {number} is no box: {_shortened(line, 80)!r}. Write four numbers and, if you like, a label: "
+                f"Line {number} is not a box: {_shortened(line, 80)!r}. Write four numbers and, if you like, a label: "
                 f"{BOX_FORMAT}, for example 10 20 110 140 cat."
             )
         *corners, own = match.groups()
         own = " ".join((own or label).split()) or DEFAULT_LABEL
         if len(own) > MAX_LABEL:
             raise ValueError(f"The label in line {number} has {len(own)} characters; at most {MAX_LABEL} are allowed.")
-        found.append((number, [float(value) for value in corners], own))
-    if len(found) > MAX_BOXES:
+        parsed.append((number, [float(value) for value in corners], own))
+    if len(parsed) > MAX_BOXES:
         raise ValueError(
-            f"{len(found)} boxes are more than the {MAX_BOXES} of this page; lpg-hf masks takes any number."
+            f"{len(parsed)} boxes are more than the {MAX_BOXES} of this page; lpg-hf masks takes any number."
         )
-    return found
+    return parsed
 
 
 def boxed_image(
@@ -161,7 +162,7 @@ def boxed_image(
 
 
 def box_of_clicks(upload: Upload, first: Sequence[int], second: Sequence[int]) -> list[float]:
-    """The box of which two clicked pixels of the shown image are opposite corners; both belong to it.
+    """The box with two clicked pixels of the shown image as opposite corners; both belong to it.
 
     Args:
         first: x, y in the shown image, see `shown`.
@@ -177,7 +178,7 @@ def box_of_clicks(upload: Upload, first: Sequence[int], second: Sequence[int]) -
 
 
 def shown(pixels: np.ndarray, side: int = SHOWN_SIDE, *, smooth: bool = True) -> Image.Image:
-    """An image or label map at the size in which the page shows it; small ones are enlarged by a whole number.
+    """An image or label map at its size in the page; small ones are enlarged by a whole number.
 
     Args:
         pixels: (H, W, 3) or (H, W) uint8.
@@ -187,13 +188,13 @@ def shown(pixels: np.ndarray, side: int = SHOWN_SIDE, *, smooth: bool = True) ->
     upload = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(upload.size)
     scale = int(scale) if scale >= 1 else scale
-    size = tuple(max(1, round(length * scale)) for length in upload.size)
+    width, height = (max(1, round(length * scale)) for length in upload.size)
     kind = Image.Resampling.BOX if smooth and scale < 1 else Image.Resampling.NEAREST
-    return upload.resize(size, kind)
+    return upload.resize((width, height), kind)
 
 
 def draw(upload: Upload, text: str, label: str = DEFAULT_LABEL, corner: Sequence[int] | None = None) -> np.ndarray:
-    """The shown image with the boxes of `text`, and a mark where the first corner of the next one is."""
+    """The shown image with the boxes of `text`, and a mark at the first corner of the next one."""
     image, names = boxed_image(upload, parse_boxes(text, label))
     canvas = np.asarray(shown(upload.pixels))
     canvas = _with_boxes(canvas, image, names)
@@ -212,11 +213,11 @@ def find_masks(
     classes: Sequence[str] | None = None,
     per: str = "instance",
     threshold: float = 0.5,
-) -> Found:
+) -> DemoResult:
     """The masks of the boxes of `text`; arguments as of `parse_boxes`, `boxed_image` and `assemble`.
 
     Raises:
-        ValueError: no image, no boxes, or boxes that are not right; the message is for the visitor.
+        ValueError: no image, no boxes, or invalid boxes; the message is for the visitor.
     """
     if upload is None:
         raise ValueError("There is no image yet: drop one on the field above, or click it to choose one.")
@@ -225,70 +226,71 @@ def find_masks(
         raise ValueError("There is no box yet: click two opposite corners on the image, or write a line of numbers.")
     image, names = boxed_image(upload, boxes, classes)
     patches = (patch for _, patch in generator.patches([image], per))
-    return Found(upload, image, names, assemble(image, patches, per, threshold=threshold))
+    return DemoResult(upload, image, names, assemble(image, patches, per, threshold=threshold))
 
 
-def result_images(found: Found) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:
-    """What is shown of a result.
+def result_images(result: DemoResult) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:
+    """The images of a result.
 
     Returns:
-        The image with label map and boxes, the coloured label map, and per box its part of the image, with its own mask
-        tinted, and its title.
+        The image with label map and boxes, the coloured label map, and per box its window of the image, with its own
+        mask tinted, and its title.
     """
-    upload = np.asarray(shown(found.upload.pixels))
-    label_map = np.asarray(shown(colour_index(found.masks.label_map).astype(np.uint8), smooth=False))
-    tinted = _with_boxes(overlay(upload, label_map), found.image, found.names)
+    upload = np.asarray(shown(result.upload.pixels))
+    label_map = np.asarray(shown(colour_index(result.masks.label_map).astype(np.uint8), smooth=False))
+    tinted = _with_boxes(overlay(upload, label_map), result.image, result.names)
     tiles = []
     for number, (box, label, mask) in enumerate(
-        zip(found.image.boxes, found.image.labels, found.masks.masks), start=1
+        zip(result.image.boxes, result.image.labels, result.masks.masks), start=1
     ):
-        window = box_slices(box, *found.image.image.shape[:2])
-        part = mask.decode()[window] * colour_index(label).astype(np.uint8)
+        window = box_slices(box, *result.image.image.shape[:2])
+        inside = mask.decode()[window] * colour_index(label).astype(np.uint8)
         tile = overlay(
-            np.asarray(shown(found.image.image[window], TILE_SIDE)), np.asarray(shown(part, TILE_SIDE, smooth=False))
+            np.asarray(shown(result.image.image[window], TILE_SIDE)),
+            np.asarray(shown(inside, TILE_SIDE, smooth=False)),
         )
-        tiles.append((tile, f"{number} {found.names[label - 1]}"))
+        tiles.append((tile, f"{number} {result.names[label - 1]}"))
     return tinted, colorize(label_map), tiles
 
 
-def result_rows(found: Found) -> list[list]:
+def result_rows(result: DemoResult) -> list[list]:
     """The table: number, score, fill rate, label and corners of every box."""
     return [
-        [number, round(mask.score, 3), round(mask.fill_rate, 3), found.names[label - 1], _line(box)]
+        [number, round(mask.score, 3), round(mask.fill_rate, 3), result.names[label - 1], _line(box)]
         for number, (box, label, mask) in enumerate(
-            zip(found.image.boxes.tolist(), found.image.labels.tolist(), found.masks.masks), start=1
+            zip(result.image.boxes.tolist(), result.image.labels.tolist(), result.masks.masks), start=1
         )
     ]
 
 
-def write_files(found: Found, folder: str | os.PathLike) -> tuple[Path, Path]:
-    """Write a result as the files that `lpg-hf masks` makes of a dataset.
+def write_files(result: DemoResult, folder: str | os.PathLike) -> tuple[Path, Path]:
+    """Writes a result as the files that `lpg-hf masks` writes for a dataset.
 
     Returns:
         The label map, a palette PNG; and a COCO json with a mask, `score` and `fill_rate` for every box.
     """
-    stem = Path(found.upload.name).stem
+    stem = Path(result.upload.name).stem
     png, coco = Path(folder) / f"{stem}_label_map.png", Path(folder) / f"{stem}_coco.json"
-    write_label_map(png, found.masks.label_map)
-    height, width = found.upload.pixels.shape[:2]
+    write_label_map(png, result.masks.label_map)
+    height, width = result.upload.pixels.shape[:2]
     objects = [
         BoxObject(tuple(box), label - 1, mask.area, rle=mask.rle)
-        for box, label, mask in zip(found.image.boxes.tolist(), found.image.labels.tolist(), found.masks.masks)
+        for box, label, mask in zip(result.image.boxes.tolist(), result.image.labels.tolist(), result.masks.masks)
     ]
     write_coco(
         coco,
-        [Record(found.upload.name, found.upload.name, "1", (height, width), objects)],
-        list(enumerate(found.names, start=1)),
+        [Record(result.upload.name, result.upload.name, "1", (height, width), objects)],
+        list(enumerate(result.names, start=1)),
     )
     content = json.loads(coco.read_text(encoding="utf-8"))
-    for annotation, mask in zip(content["annotations"], found.masks.masks):
+    for annotation, mask in zip(content["annotations"], result.masks.masks):
         annotation |= {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
     coco.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return png, coco
 
 
 class Page:
-    """What the parts of the page do; one for all visitors. What belongs to a visitor comes in and goes out.
+    """The functions behind the page, one for all visitors; a visitor's state comes in and goes out.
 
     Args:
         model: LPG stage, a Hub id or a folder; None: the bundled one.
@@ -302,7 +304,7 @@ class Page:
 
     Raises:
         OSError: a folder or Hub id that does not exist.
-        ValueError: the model is no LPG, or it and the segmenter do not go together.
+        ValueError: the model is not an LPG, or does not fit the segmenter.
     """
 
     def __init__(
@@ -319,26 +321,21 @@ class Page:
         has_crf = importlib.util.find_spec("pydensecrf") is not None
         self.generators = ["lpg", "grabcut", *(["densecrf"] if has_crf else []), "box"]
         self.classes: list[str] | None = None
+        lpg = LPGGenerator.from_pretrained(GeneratorOptions(model=model, segmenter=segmenter, device=device))
         self.generator: Callable[[str], MaskGenerator] = functools.cache(
-            lambda name: load_generator(
-                name,
-                model=model if name == "lpg" else None,
-                segmenter=segmenter if name == "lpg" else None,
-                device=device,
-            )
+            lambda name: lpg if name == "lpg" else load_generator(name, device=device)
         )
-        lpg = self.generator("lpg")
         if lpg.network.config.requires_class_prob and lpg.segmenter is None:
             raise ValueError(
                 f"the LPG {model} was trained with a segmenter's class probability: pass --segmenter ID_OR_DIR "
                 "(segmenter=...), or choose a stage without it."
             )
         if lpg.segmenter is not None:
-            names = lpg.segmenter.model.config.id2label
-            self.classes = [names[label] for label in range(1, len(names))]
+            id2label = lpg.segmenter.model.config.id2label or {}
+            self.classes = [name for _, name in sorted(id2label.items(), key=lambda pair: int(pair[0]))][1:]
 
     def load(self, path: str | None, upload: Upload | None, text: str, label: str) -> tuple:
-        """A new image, or none. Boxes of an earlier image go with it; boxes that were there first stay."""
+        """A new image, or none. It removes the boxes of an earlier image, not boxes from before the first image."""
         text = text if upload is None else ""
         upload, message = None, ""
         if path is not None:
@@ -352,7 +349,7 @@ class Page:
     def click(
         self, upload: Upload | None, corner: list[int] | None, text: str, label: str, event: gr.SelectData
     ) -> tuple:
-        """The first corner of a box is remembered; the second writes a line. While a line is wrong, neither."""
+        """The first corner of a box is remembered; the second writes a line. Neither happens while a line is wrong."""
         canvas, hint = self.redraw(upload, text, label)
         if upload is None or hint:
             return None, text, canvas, hint
@@ -364,19 +361,19 @@ class Page:
         return corner, text, *self.redraw(upload, text, label, corner)
 
     def undo(self, upload: Upload | None, corner: list[int] | None, text: str, label: str) -> tuple:
-        """Takes back the last click or line."""
+        """Removes the last click or line."""
         lines = [line for line in text.splitlines() if line.strip()]
         text = "\n".join(lines if corner is not None else lines[:-1])
         return None, text, *self.redraw(upload, text, label)
 
     def clear(self, upload: Upload | None) -> tuple:
-        """Takes back all boxes."""
+        """Removes all boxes."""
         return None, "", *self.redraw(upload, "", "")
 
     def redraw(
         self, upload: Upload | None, text: str, label: str, corner: Sequence[int] | None = None
     ) -> tuple[np.ndarray | None, str]:
-        """The image with the boxes that the text says, or without them and a hint what is wrong with the text."""
+        """The image with the boxes of the text; or without them, and a hint at what is wrong with the text."""
         if upload is None:
             return None, ""
         try:
@@ -387,10 +384,10 @@ class Page:
     def run(
         self, upload: Upload | None, text: str, label: str, name: str, per: str, threshold: float, folder: str | None
     ) -> tuple:
-        """The masks, or a message that says what is missing."""
+        """The masks, or a message about what is missing."""
         start = time.perf_counter()
         try:
-            found = find_masks(
+            result = find_masks(
                 upload,
                 text,
                 self.generator(name),
@@ -404,10 +401,10 @@ class Page:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         folder = tempfile.mkdtemp(prefix="lpg_hf_demo_")
-        png, coco = write_files(found, folder)
-        tinted, coloured, tiles = result_images(found)
-        empty = [str(number) for number, mask in enumerate(found.masks.masks, start=1) if mask.area == 0]
-        count = len(found.image.boxes)
+        png, coco = write_files(result, folder)
+        tinted, coloured, tiles = result_images(result)
+        empty = [str(number) for number, mask in enumerate(result.masks.masks, start=1) if mask.area == 0]
+        count = len(result.image.boxes)
         message = f"{count} mask{'s' * (count > 1)} by {name} in {time.perf_counter() - start:.2f} s." + (
             f" Without a pixel: box {', '.join(empty)}; try a lower threshold or another generator." if empty else ""
         )
@@ -415,13 +412,49 @@ class Page:
             f"<p>{html.escape(message)}</p>",
             gr.update(visible=True),
             tinted,
-            result_rows(found),
+            result_rows(result),
             tiles,
             coloured,
             str(png),
             str(coco),
             folder,
         )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The fields in which a visitor chooses an image, boxes and a generator."""
+
+    canvas: gr.Image
+    undo: gr.Button
+    clear: gr.Button
+    label: gr.Textbox
+    boxes: gr.Textbox
+    hint: gr.HTML
+    generator: gr.Radio
+    per: gr.Radio
+    threshold: gr.Slider
+    run: gr.Button
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The fields that show a result."""
+
+    message: gr.HTML
+    results: gr.Column
+    tinted: gr.Image
+    table: gr.Dataframe
+    tiles: gr.Gallery
+    label_map: gr.Image
+    png: gr.DownloadButton
+    coco: gr.DownloadButton
+
+    @property
+    def fields(self) -> list:
+        """In the order in which `Page.run` returns their values."""
+        shown = [self.message, self.results, self.tinted, self.table, self.tiles, self.label_map]
+        return [*shown, self.png, self.coco]
 
 
 def build_demo(
@@ -433,105 +466,119 @@ def build_demo(
 ) -> gr.Blocks:
     """The page; arguments and errors as of `Page`. `.launch(**LAUNCH)` serves it."""
     page = Page(model, segmenter, device=device, max_pixels=max_pixels)
-    hint = "" if page.classes is None else f" The model `lpg` knows these labels: {', '.join(page.classes[:40])}."
-    private = {"api_visibility": "private", "show_progress": "hidden"}
+    known = "" if page.classes is None else f" The model `lpg` knows these labels: {', '.join(page.classes[:40])}."
     with gr.Blocks(title="Masks from boxes", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        upload, corner = gr.State(None), gr.State(None)
-        folder = gr.State(None, delete_callback=lambda path: path and shutil.rmtree(path, ignore_errors=True))
         gr.Markdown(
-            "# Masks from boxes\nChoose an image, click two opposite corners of every object's box (or write the boxes down), "
-            f"and press *Make masks*.{hint}"
+            "# Masks from boxes\nChoose an image, click two opposite corners of every object's box (or type the "
+            "boxes), "
+            f"and press *Make masks*.{known}"
+        )
+        inputs = _input_fields(page)
+        _connect(page, inputs, _output_fields())
+    return demo
+
+
+def _input_fields(page: "Page") -> _Inputs:
+    with gr.Row():
+        with gr.Column(scale=3):
+            canvas = gr.Image(
+                label="Image",
+                show_label=False,  # it would lie over a corner
+                sources=["upload", "clipboard"],
+                buttons=[],
+                elem_id="image",
+            )
+            # gradio would open the file without our limits and messages; `load` takes its path, whatever is in it.
+            # An update of its properties (gr.update, gr.skip) would make gradio build the field anew, without this.
+            canvas.preprocess = _path_of
+            with gr.Row():
+                undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
+                clear = gr.Button("Clear boxes", size="sm", min_width=80, elem_id="clear")
+        with gr.Column(scale=2):
+            label = gr.Textbox(
+                page.classes[0] if page.classes else DEFAULT_LABEL,
+                label="Label of the next box",
+                max_length=MAX_LABEL,
+                elem_id="label",
+            )
+            boxes = gr.Textbox(
+                label="Boxes, one per line",
+                info=f"{BOX_FORMAT} (pixels from the upper left corner; without a label, the one above)",
+                placeholder="10 20 110 140 cat\n60 30 90 70 dog",
+                lines=4,
+                max_lines=12,
+                elem_id="boxes",
+            )
+            # Beside `message`, because leaving the text for the button draws and runs at the same time.
+            hint = gr.HTML(elem_id="hint", padding=False)
+            generator = gr.Radio(page.generators, value=page.generators[0], label="Generator", elem_id="generator")
+            per = gr.Radio(
+                list(GRANULARITIES[::-1]),
+                value="instance",
+                label="Granularity",
+                info="instance: every box on its own; class: boxes of one label share their foreground",
+                elem_id="per",
+            )
+            threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Threshold of the foreground probability")
+            run = gr.Button("Make masks", variant="primary", elem_id="run")
+    return _Inputs(canvas, undo, clear, label, boxes, hint, generator, per, threshold, run)
+
+
+def _output_fields() -> _Outputs:
+    message = gr.HTML(elem_id="message")
+    with gr.Column(visible=False, elem_id="results") as results:
+        with gr.Row():
+            tinted = gr.Image(label="Masks and boxes", interactive=False, elem_id="overlay", buttons=["fullscreen"])
+            label_map = gr.Image(
+                label="Label map", interactive=False, format="png", elem_id="label_map", buttons=["fullscreen"]
+            )
+        table = gr.Dataframe(
+            headers=["box", "score", "fill rate", "label", "x1 y1 x2 y2"],
+            datatype=["number", "number", "number", "str", "str"],
+            label="Score: mean foreground probability of the mask. Fill rate: share of the box that is mask",
+            interactive=False,
+            elem_id="table",
+        )
+        tiles = gr.Gallery(
+            label="The mask of each box",
+            columns=4,
+            fit_columns=False,
+            height=340,
+            object_fit="contain",
+            show_label=False,  # it would lie over the first
+            elem_id="tiles",
+            buttons=[],
         )
         with gr.Row():
-            with gr.Column(scale=3):
-                canvas = gr.Image(
-                    label="Image",
-                    show_label=False,  # it would lie over a corner
-                    sources=["upload", "clipboard"],
-                    buttons=[],
-                    elem_id="image",
-                )
-                # gradio would open the file without our limits and messages; `load` takes its path, whatever is in it.
-                # An update of its properties (gr.update, gr.skip) would make gradio build the field anew, without this.
-                canvas.preprocess = _path_of
-                with gr.Row():
-                    undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
-                    clear = gr.Button("Clear boxes", size="sm", min_width=80, elem_id="clear")
-            with gr.Column(scale=2):
-                label = gr.Textbox(
-                    page.classes[0] if page.classes else DEFAULT_LABEL,
-                    label="Label of the next box",
-                    max_length=MAX_LABEL,
-                    elem_id="label",
-                )
-                boxes = gr.Textbox(
-                    label="Boxes, one a line",
-                    info=f"{BOX_FORMAT} (pixels from the upper left corner; without a label, the one above)",
-                    placeholder="10 20 110 140 cat\n60 30 90 70 dog",
-                    lines=4,
-                    max_lines=12,
-                    elem_id="boxes",
-                )
-                # Beside `message`, because leaving the text for the button draws and runs at the same time.
-                hint = gr.HTML(elem_id="hint", padding=False)
-                generator = gr.Radio(page.generators, value=page.generators[0], label="Generator", elem_id="generator")
-                per = gr.Radio(
-                    list(GRANULARITIES[::-1]),
-                    value="instance",
-                    label="Granularity",
-                    info="instance: every box on its own; class: boxes of one label share their foreground",
-                    elem_id="per",
-                )
-                threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Threshold of the foreground probability")
-                run = gr.Button("Make masks", variant="primary", elem_id="run")
-        message = gr.HTML(elem_id="message")
-        with gr.Column(visible=False, elem_id="results") as results:
-            with gr.Row():
-                tinted = gr.Image(
-                    label="Masks and boxes", interactive=False, elem_id="overlay", buttons=["fullscreen"]
-                )
-                label_map = gr.Image(
-                    label="Label map", interactive=False, format="png", elem_id="label_map", buttons=["fullscreen"]
-                )
-            table = gr.Dataframe(
-                headers=["box", "score", "fill rate", "label", "x1 y1 x2 y2"],
-                datatype=["number", "number", "number", "str", "str"],
-                label="Score: mean foreground probability of the mask. Fill rate: share of the box that is mask",
-                interactive=False,
-                elem_id="table",
-            )
-            tiles = gr.Gallery(
-                label="The mask of each box",
-                columns=4,
-                fit_columns=False,
-                height=340,
-                object_fit="contain",
-                show_label=False,  # it would lie over the first
-                elem_id="tiles",
-                buttons=[],
-            )
-            with gr.Row():
-                png = gr.DownloadButton("Label map (PNG)", elem_id="png")
-                coco = gr.DownloadButton("COCO json", elem_id="coco")
+            png = gr.DownloadButton("Label map (PNG)", elem_id="png")
+            coco = gr.DownloadButton("COCO json", elem_id="coco")
+    return _Outputs(message, results, tinted, table, tiles, label_map, png, coco)
 
-        edited = [corner, boxes, canvas, hint]
-        replaced = [upload, corner, boxes, canvas, hint, message, results]
-        # Shows its progress, so that nobody clicks on the browser's own copy, whose pixels may be others than `shown`'s.
-        canvas.upload(page.load, [canvas, upload, boxes, label], replaced, api_visibility="private")
-        canvas.clear(functools.partial(page.load, None), [upload, boxes, label], replaced, **private)
-        # "multiple": a click while an earlier one is under way counts too (only a third within one round trip is lost).
-        canvas.select(page.click, [upload, corner, boxes, label], edited, trigger_mode="multiple", **private)
-        undo.click(page.undo, [upload, corner, boxes, label], edited, trigger_mode="multiple", **private)
-        clear.click(page.clear, [upload], edited, **private)
-        boxes.blur(page.redraw, [upload, boxes, label], [canvas, hint], **private)
-        run.click(
-            page.run,
-            [upload, boxes, label, generator, per, threshold, folder],
-            [message, results, tinted, table, tiles, label_map, png, coco, folder],
-            api_visibility="private",
-            show_progress_on=[message],
-        )
-    return demo
+
+def _connect(page: "Page", inputs: _Inputs, outputs: _Outputs) -> None:
+    """What happens at each event of the page, and the state of a visitor's session."""
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    upload, corner = gr.State(None), gr.State(None)
+    folder = gr.State(None, delete_callback=lambda path: path and shutil.rmtree(path, ignore_errors=True))
+    canvas, boxes, label = inputs.canvas, inputs.boxes, inputs.label
+    edited = [corner, boxes, canvas, inputs.hint]
+    replaced = [upload, *edited, outputs.message, outputs.results]
+    # Shows its progress, so that nobody clicks on the browser's own copy, whose pixels may differ from those of
+    # `shown`.
+    canvas.upload(page.load, [canvas, upload, boxes, label], replaced, api_visibility="private")
+    canvas.clear(functools.partial(page.load, None), [upload, boxes, label], replaced, **private)
+    # "multiple": a click during an earlier one counts too (only a third within one round trip is lost).
+    canvas.select(page.click, [upload, corner, boxes, label], edited, trigger_mode="multiple", **private)
+    inputs.undo.click(page.undo, [upload, corner, boxes, label], edited, trigger_mode="multiple", **private)
+    inputs.clear.click(page.clear, [upload], edited, **private)
+    boxes.blur(page.redraw, [upload, boxes, label], [canvas, inputs.hint], **private)
+    inputs.run.click(
+        page.run,
+        [upload, boxes, label, inputs.generator, inputs.per, inputs.threshold, folder],
+        [*outputs.fields, folder],
+        api_visibility="private",
+        show_progress_on=[outputs.message],
+    )
 
 
 def serve(
@@ -544,10 +591,10 @@ def serve(
     max_pixels: int = MAX_PIXELS,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page until the process is told to stop; its temporary files go with it.
+    """Serves the page until the process ends; its temporary files are deleted then.
 
     Args:
-        host: "0.0.0.0" lets other machines in.
+        host: "0.0.0.0" admits other machines.
         port: None: the first free one from 7860 on.
         log: gets the address.
 
@@ -579,7 +626,7 @@ def _with_boxes(canvas: np.ndarray, image: BoxedImage, names: Sequence[str]) -> 
     """The shown image with the boxes drawn in."""
     factors = np.array(canvas.shape[1::-1]) / image.image.shape[1::-1]
     titles = [_shortened(name, 20) for name in names]
-    return draw_boxes(canvas, image.boxes * np.tile(factors, 2), image.labels, titles, FONT_SIZE)
+    return draw_boxes(canvas, image.boxes * np.tile(factors, 2), image.labels.tolist(), titles, FONT_SIZE)
 
 
 def _line(box: Sequence[float]) -> str:

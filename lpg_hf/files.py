@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 # Reading the umask means setting it, which is not safe beside other threads; so once, on import.
@@ -17,7 +17,7 @@ os.umask(_UMASK)
 
 
 def fs_path(path: str | os.PathLike) -> str:
-    """A path as the operating system's calls need it: UTF-8 on the disk, whatever the locale says (a C locale says ASCII)."""
+    """A path for the operating system's calls: UTF-8 on the disk, whatever the locale says (a C locale says ASCII)."""
     return os.fsdecode(os.fspath(path).encode("utf-8", "surrogateescape"))
 
 
@@ -36,7 +36,8 @@ def write_atomically(path: str | os.PathLike, content: bytes, scratch: str | os.
     """Write a file that is complete or absent at every moment; folders are created.
 
     Args:
-        scratch: folder on the same disk for the unfinished file, which a killed process leaves there; None: the file's own.
+        scratch: folder on the same disk for the unfinished file, which a killed process leaves there; None: the file's
+            own.
     """
     with atomic_file(path, scratch) as file:
         file.write(content)
@@ -44,7 +45,7 @@ def write_atomically(path: str | os.PathLike, content: bytes, scratch: str | os.
 
 @contextmanager
 def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = None) -> Iterator[BinaryIO]:
-    """A binary file to write to, which gets its name when the block ends without an error; arguments as `write_atomically`."""
+    """A binary file to write to; it gets its name when the block ends without an error; see `write_atomically`."""
     path = Path(fs_path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".unfinished.", dir=scratch or path.parent)
@@ -58,8 +59,8 @@ def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = Non
         raise
 
 
-def json_text(content: object, **options: object) -> str:
-    """Json that any person can read and UTF-8 can hold: only what is no Unicode (bytes of a file name) is escaped.
+def json_text(content: Any, **options: Any) -> str:
+    """Json that any person can read and UTF-8 can hold: only what is not Unicode (bytes of a file name) is escaped.
 
     Args:
         options: of `json.dumps`.
@@ -97,7 +98,7 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: byte {error.start}. Save it as UTF-8") from error
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start}. Save it as UTF-8") from error
 
 
 @lru_cache(maxsize=4096)
@@ -105,14 +106,14 @@ def _real_folder(path: str) -> str:
     return os.path.realpath(path)
 
 
-def relative_name(name: object) -> str:
+def relative_name(name: Any) -> str:
     """A file name of an annotation file as a relative path with forward slashes.
 
     Raises:
         ValueError: it is empty, absolute, on a drive, or climbs with "..".
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise ValueError("is no file name")
+        raise ValueError("is not a file name")
     name = name.replace("\\", "/")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         raise ValueError("is not relative")
@@ -137,6 +138,6 @@ def resolve_inside(root: str, name: str) -> str:
     return path
 
 
-def write_json(path: str | os.PathLike, content: object) -> None:
+def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write a json file that is complete or absent; folders are created."""
     write_atomically(path, (json_text(content, indent=2) + "\n").encode("utf-8"))

@@ -46,7 +46,7 @@ _pixel_limit_lock = threading.Lock()
 
 @contextmanager
 def _without_pixel_limit() -> Iterator[None]:
-    """Pillow checks its process-wide limit in `Image.open`; ours is an argument, so theirs is off for that call only."""
+    """Switch Pillow's process-wide limit off for one `Image.open`, as ours is an argument."""
     with _pixel_limit_lock:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -76,7 +76,7 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
             image = Image.open(source)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+        reason = "it is not an image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
         is_cut_file = isinstance(source, str) and os.path.isfile(source) and _ends_early(source)
         if is_cut_file or "truncated" in reason.lower():
             raise ImageProblem("truncated_image", f"the image {name} is cut off: {reason}") from error
@@ -101,7 +101,7 @@ def _ends_early(path: str) -> bool:
     return (start[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in end) or (start == PNG_START and b"IEND" not in end)
 
 
-def exif_orientation(image: Image.Image) -> int:
+def _exif_orientation(image: Image.Image) -> int:
     """How an opened image is stored: 1 upright, 2 to 8 turned or mirrored; nothing is decoded.
 
     Pillow turns TIFF itself, and would decode a whole PNG to look for a block behind the pixels.
@@ -117,14 +117,15 @@ def exif_orientation(image: Image.Image) -> int:
 def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of an image when shown upright, from its header; a file that may be cut off is decoded as well.
 
-    So is every BMP, TIFF and the like: they have no mark at their end. Pillow looks at the whole of a WebP when it opens it.
+    So is every BMP, TIFF and the like: they have no mark at their end. Pillow looks at the whole of a WebP when it
+    opens it.
 
     Raises:
         ImageProblem: unreadable, too large or cut off.
     """
     with open_image(path, name, max_pixels) as image:
         width, height = image.size
-        turned = exif_orientation(image) in (5, 6, 7, 8)
+        turned = _exif_orientation(image) in (5, 6, 7, 8)
         if image.format not in FORMATS_WITH_AN_END or _ends_early(fs_path(path)):
             try:
                 image.load()
@@ -136,8 +137,9 @@ def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int,
 def read_rgb(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """An image as upright 8-bit RGB.
 
-    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is divided
-    by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are refused.
+    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is
+    divided by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are
+    refused.
 
     Args:
         source: path, binary file, or an opened image.
@@ -154,15 +156,13 @@ def read_rgb(source: ImageSource, name: str | None = None, max_pixels: int = MAX
     name = name or (os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image")
     image = open_image(source, name, max_pixels)
     try:
-        orientation = exif_orientation(image)
+        orientation = _exif_orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)
     except (OSError, SyntaxError) as error:
         kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
-        raise ImageProblem(
-            kind, f"cannot decode the image {name}: {error}. Replace the file or leave it out"
-        ) from error
+        raise ImageProblem(kind, f"cannot decode the image {name}: {error}. Replace the file or remove it") from error
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:

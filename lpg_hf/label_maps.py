@@ -1,6 +1,7 @@
 """Label maps as files: 8-bit palette PNG whose indices are the labels, coloured like Pascal VOC's.
 
-More than 254 classes do not fit beside the ignored value 255: such maps are uint16 and become 16-bit grey PNG, with 65535 ignored.
+More than 254 classes do not fit beside the ignored value 255: such maps are uint16 and become 16-bit grey PNG, with
+65535 ignored.
 """
 
 import io
@@ -41,14 +42,15 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray, scratch: str
     path, label_map = Path(path), np.asarray(label_map)
     if label_map.ndim != 2 or label_map.dtype.kind not in "iu":
         raise ValueError(
-            f"label map for {path} has shape {label_map.shape} and dtype {label_map.dtype}, but must be (height, width) "
-            "and integer. Pass the argmax over the classes."
+            f"label map for {path} has shape {label_map.shape} and dtype {label_map.dtype}, "
+            "but must be (height, width) and integer. Pass the argmax over the classes."
         )
     if label_map.dtype == np.uint16:
         image = Image.fromarray(label_map)
     elif label_map.size and (label_map.min() < 0 or label_map.max() > 255):
         raise ValueError(
-            f"label map for {path} holds values in {label_map.min()}..{label_map.max()}, but an 8-bit PNG holds 0..255."
+            f"label map for {path} holds values in {label_map.min()}..{label_map.max()}, "
+            "but an 8-bit PNG holds 0..255."
         )
     else:
         image = Image.fromarray(label_map.astype(np.uint8))
@@ -76,7 +78,7 @@ def read_label_map(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.
     Raises:
         ImageProblem: it cannot be opened, or is too large.
         OSError: it is cut off.
-        ValueError: the file is a colour image, whose values are no labels.
+        ValueError: the file is a colour image, whose values are not labels.
     """
     with open_image(path, os.fspath(path), max_pixels) as image:
         if image.mode == "I;16":

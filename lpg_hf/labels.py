@@ -122,7 +122,8 @@ COCO_NONVOC_IDS = tuple(category_id for category_id, _ in COCO_CLASSES if catego
 
 
 def voc_palette() -> np.ndarray:
-    """The colour map of the VOC mask PNGs: the bits of an index, spread over red, green and blue from the top bit down.
+    """The colour map of the VOC mask PNGs: the bits of an index, spread over red, green and blue from the top bit
+    down.
 
     Returns:
         (256, 3) uint8 RGB; row 0 is black, row 255 the cream colour of the void border.

@@ -130,7 +130,7 @@ class Browser:
         return folder / name
 
     def click(self, selector: str, at: tuple[float, float] = (0.5, 0.5)) -> None:
-        """A mouse click on an element, at a place given as shares of its width and height, once the layout is at rest."""
+        """A mouse click on an element, at shares of its width and height, once the layout is at rest."""
         find = f"document.querySelector({selector!r})"
         place = f"JSON.stringify({find}.getBoundingClientRect())"
         self.run(f"{find}.scrollIntoView({{block: 'center'}})")

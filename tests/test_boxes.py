@@ -54,7 +54,7 @@ def test_integer_boxes_do_not_lose_halves():
     assert convert_boxes([[0, 0, 3, 5]], "xyxy", "cxcywh").tolist() == [[1.5, 2.5, 3.0, 5.0]]
 
 
-def test_r_b4_voc_corner_values():
+def test_voc_corner_values():
     full, pixel = convert_boxes([[1, 1, 60, 40], [1, 1, 1, 1]], "voc", "xyxy")
     assert full.tolist() == [0, 0, 60, 40] and pixel.tolist() == [0, 0, 1, 1]
     assert boxes_to_mask(full[None], 40, 60).sum() == 2400
@@ -62,7 +62,7 @@ def test_r_b4_voc_corner_values():
     assert mask.sum() == 1 and mask[0, 0] == 1
 
 
-def test_r_b1_boxes_are_clipped_to_the_image():
+def test_boxes_are_clipped_to_the_image():
     boxes = convert_boxes([[-5, -3, 20, 16], [50, 30, 30, 30]], "xywh", "xyxy")
     clipped = convert_boxes(clip_boxes(boxes, height=40, width=60), "xyxy", "xywh")
     assert clipped.tolist() == [[0, 0, 15, 13], [50, 30, 10, 10]]

@@ -100,7 +100,7 @@ def test_a_line_is_four_numbers_and_perhaps_a_label(demo, line: str, box: list, 
 @pytest.mark.parametrize("line", ["foo", "1 2 3", "1 2 3 nan", "1 2 3 4cat", "1 2 x 4 cat", "{1 2 3 4}", "1 2 3 inf"])
 def test_a_line_that_is_no_box_is_named(demo, line: str):
     with pytest.raises(
-        ValueError, match=rf"^Line 2 is no box: {re.escape(repr(line))}.*x1 y1 x2 y2 label, for example"
+        ValueError, match=rf"^Line 2 is not a box: {re.escape(repr(line))}.*x1 y1 x2 y2 label, for example"
     ):
         demo.parse_boxes(f"1 2 3 4\n{line}\n5 6 7 8")
 
@@ -167,7 +167,7 @@ def test_clicks_undo_and_clear(demo, page, upload):
 
 def test_a_click_keeps_the_text_while_a_line_is_wrong(page, upload):
     corner, text, _, message = page.click(upload, [1, 1], "1 2 3", "cat", SimpleNamespace(index=[50, 50]))
-    assert (corner, text) == (None, "1 2 3") and text_of(message).startswith("Line 1 is no box")
+    assert (corner, text) == (None, "1 2 3") and text_of(message).startswith("Line 1 is not a box")
 
 
 def test_buttons_without_a_image_do_nothing(page):
@@ -227,7 +227,7 @@ def test_gradio_leaves_the_file_to_us(demo):
     [
         ("", "There is no box yet"),
         ("\n  \n", "There is no box yet"),
-        ("1 2 <script>alert(1)</script>", "Line 1 is no box"),
+        ("1 2 <script>alert(1)</script>", "Line 1 is not a box"),
         ("500 2 600 40", "The box in line 1 is empty or outside"),
     ],
 )
@@ -548,7 +548,7 @@ def test_boxes_are_drawn_with_clicks_on_a_phone(address: str, photo: Path, tmp_p
         browser.click("#run")
         told(browser, "1 mask by lpg")
         browser.type("#boxes textarea", "1 2 3")
-        assert told(browser, "Line 1 is no box", "#hint").endswith("for example 10 20 110 140 cat.")
+        assert told(browser, "Line 1 is not a box", "#hint").endswith("for example 10 20 110 140 cat.")
         browser.type("#boxes textarea", "")  # draws no box, which is right, while the button finds that there is none
         browser.click("#run")
         told(browser, "There is no box yet")
@@ -558,6 +558,6 @@ def test_boxes_are_drawn_with_clicks_on_a_phone(address: str, photo: Path, tmp_p
         notes.write_text("no image")
         browser.choose_file("#image input[type=file]", notes)
         assert told(browser, "This image cannot be used") == (
-            "This image cannot be used: cannot open the image notes.png: it is no image that Pillow knows."
+            "This image cannot be used: cannot open the image notes.png: it is not an image that Pillow knows."
         )
         browser.wait("document.querySelector('#image img') === null")

@@ -1,4 +1,4 @@
-"""The examples run: notebooks cell by cell in a fresh interpreter, scripts on what the package's own commands wrote."""
+"""The examples run: notebooks cell by cell in a fresh interpreter, scripts on what the commands wrote."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("skimage", reason="the photographs come with scikit-image")
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-# matplotlib is the reader's to install: a stand-in that takes every call. `axes` of several columns are iterated and indexed.
+# matplotlib is the reader's to install: a stand-in that takes every call. `axes` of several columns are iterated and
+# indexed.
 PLOTTING = """
 import sys, types
 from unittest.mock import MagicMock

@@ -89,7 +89,7 @@ def test_no_image_comes_twice_and_the_kinds_take_turns():
         MeasuredBox(i // 2, i % 2, 500, {"a": iou}) for i, iou in enumerate([0.9, 0.2, 0.8, 0.5, 0.7, 0.1, 0.6, 0.3])
     ]
     chosen = choose(boxes, "a", 2)
-    assert [(kind, box.picture, box.position) for kind, box in chosen] == [
+    assert [(kind, box.image, box.position) for kind, box in chosen] == [
         ("best", 0, 0),
         ("best", 1, 0),
         ("median", 3, 0),

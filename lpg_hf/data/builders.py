@@ -12,18 +12,20 @@ Columns (masks only if asked for):
     file_name      string, relative to the image folder, forward slashes
     width, height  int32, of the image shown upright
     objects        {bbox: 4 x float32 (COCO: x, y, width, height in pixels), category: ClassLabel (semantic label - 1),
-                   area, iscrowd, difficult, id [, segmentation: COCO's RLE (not VOC), "" for an object without a mask]}
+                   area, iscrowd, difficult, id [, segmentation: COCO's RLE (not VOC), "" for an object without a
+                   mask]}
     license        string, COCO only
     mask           Image, VOC only: the PNG of class indices
 
-The cache is keyed by every option and by size and time of every annotation file, so an edited file is read again. The problems
-that were met are kept beside the cached data: `builder.report`. So are the times of the folders that hold images, and size and
-time of the images that were skipped: if one of them has changed, the data are made again, so an image that comes, goes or is
-repaired is noticed. A good image that is overwritten in its place is not: that would mean to look at all of them at every load.
+The cache is keyed by every option and by size and time of every annotation file, so an edited file is read again. The
+problems that were met are kept beside the cached data: `builder.report`. So are the times of the folders that hold
+images, and size and time of the images that were skipped: if one of them has changed, the data are made again, so an
+image that comes, goes or is repaired is noticed. A good image that is overwritten in its place is not: that would mean
+to look at all of them at every load.
 
-Cost, on one core: a COCO file of 200,000 images and 2 million boxes takes about 45 s and less than 2 GB once, without opening images. After
-that the rows are memory-mapped: a second load takes 0.1 s, and a `DataLoader` worker needs about 12 MB of its own, whatever the
-size of the data.
+Cost, on one core: a COCO file of 200,000 images and 2 million boxes takes about 45 s and less than 2 GB once, without
+opening images. After that the rows are memory-mapped: a second load takes 0.1 s, and a `DataLoader` worker needs about
+12 MB of its own, whatever the size of the data.
 """
 
 import hashlib
@@ -83,13 +85,13 @@ def file_fingerprint(paths: list[str]) -> list[tuple[str, int, int]]:
 
 
 @dataclass
-class BoxesConfig(BuilderConfig):
+class _BoxesConfig(BuilderConfig):
     """The configuration of every format.
 
     Attributes:
         data_dir: folder of the dataset.
-        annotations: another annotation file (COCO, YOLO: data.yaml) or folder (VOC, YOLO: labels) than the usual one of
-            `data_dir`; absolute, or relative to `data_dir` or else to the working folder, as `images`.
+        annotations: another annotation file (COCO, YOLO: data.yaml) or folder (VOC, YOLO: labels) than the usual one
+            of `data_dir`; absolute, or relative to `data_dir` or else to the working folder, as `images`.
         images: another image folder than the usual one.
         options: how they are read. With `masks` off, nothing of the masks is opened.
     """
@@ -119,12 +121,13 @@ class BoxesConfig(BuilderConfig):
 def _below(root: str, name: str | None, usual: str = "") -> str:
     """`name` below `root`, or as it is if it exists there alone; None: the usual name, below `root` only."""
     inside = os.path.join(root, name or usual)
-    alone = name is not None and not os.path.exists(fs_path(inside)) and os.path.exists(fs_path(name))
-    return name if alone else inside
+    if name is not None and not os.path.exists(fs_path(inside)) and os.path.exists(fs_path(name)):
+        return name
+    return inside
 
 
 @dataclass
-class CocoConfig(BoxesConfig):
+class _CocoConfig(_BoxesConfig):
     """Where a COCO dataset is."""
 
     def paths(self) -> tuple[str, str]:
@@ -138,7 +141,7 @@ class CocoConfig(BoxesConfig):
 
 
 @dataclass
-class VocConfig(BoxesConfig):
+class _VocConfig(_BoxesConfig):
     """Where a VOC dataset is."""
 
     def folders(self) -> voc.VocFolders:
@@ -161,7 +164,7 @@ class VocConfig(BoxesConfig):
 
 
 @dataclass
-class YoloConfig(BoxesConfig):
+class _YoloConfig(_BoxesConfig):
     """Where a YOLO dataset is."""
 
     def paths(self) -> tuple[str, str | None]:
@@ -208,7 +211,7 @@ def _features(class_names: list[str], segmentation: bool = False, extra: dict[st
     )
 
 
-def record_to_row(record: Record, features: Features) -> dict:
+def _record_to_row(record: Record, features: Features) -> dict:
     """A record as a row with the columns of `features`."""
     objects = record.objects
     row = {
@@ -248,7 +251,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
     DATASET_NAME: str
     # The record of an entry; None (and counted) if its image cannot be used.
     MAKE_RECORD: Callable[[Any, ReadOptions, Report], Record | None]
-    config: BoxesConfig
+    config: _BoxesConfig
 
     def __init__(self, cache_dir: str | None = None, dataset_name: str | None = None, **kwargs):
         self._live_report = Report()
@@ -261,8 +264,8 @@ class _BoxesBuilder(GeneratorBasedBuilder):
     @property
     def report(self) -> Report:
         """What was found when the data were made (now or in an earlier run), or so far when streaming."""
-        folder = Path(self._output_dir)
-        files = sorted(folder.glob(f"{REPORT_PREFIX}*.json")) if folder.is_dir() else []
+        folder = None if self._output_dir is None else Path(self._output_dir)
+        files = sorted(folder.glob(f"{REPORT_PREFIX}*.json")) if folder is not None and folder.is_dir() else []
         if not files:
             return self._live_report
         report = Report()
@@ -301,6 +304,8 @@ class _BoxesBuilder(GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, shards: list, report_folder: str | None) -> Iterator[tuple[str, dict]]:
+        features = self.info.features
+        assert features is not None  # Set in `_split_generators`.
         for number, entries in shards:
             report, skipped = Report(), []
             for entry in entries:
@@ -314,7 +319,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
                 if record is None:
                     skipped.append(entry.path)
                 else:
-                    yield record.image_id, record_to_row(record, self.info.features)
+                    yield record.image_id, _record_to_row(record, features)
             self._keep(report, skipped, report_folder, f"{number:03d}")
 
     def _keep(self, report: Report, images: list[str], folder: str | None, name: str) -> None:
@@ -340,15 +345,16 @@ class _BoxesBuilder(GeneratorBasedBuilder):
 class CocoBoxes(_BoxesBuilder):
     """COCO json files.
 
-    `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the full list),
+    `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the
+        full list),
     or a list of category names or ids. Labels follow the ascending category id. `split` names the default files
     (`coco.find_annotations`, `coco.find_images`) and the split of the dataset.
     """
 
     DATASET_NAME = "coco_boxes"
-    BUILDER_CONFIG_CLASS = CocoConfig
+    BUILDER_CONFIG_CLASS = _CocoConfig
     MAKE_RECORD = staticmethod(coco.make_record)
-    config: CocoConfig
+    config: _CocoConfig
 
     def _read_index(self, report: Report) -> tuple[list, Features]:
         annotations, images = self.config.paths()
@@ -368,13 +374,14 @@ class VocBoxes(_BoxesBuilder):
     """Pascal VOC folders.
 
     `split`: a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation file. `classes`: None
-    (classes.txt of the folder, else VOC's 20), "all" (every name that occurs, sorted), or a list in the order of the labels.
+    (classes.txt of the folder, else VOC's 20), "all" (every name that occurs, sorted), or a list in the order of the
+    labels.
     """
 
     DATASET_NAME = "voc_boxes"
-    BUILDER_CONFIG_CLASS = VocConfig
+    BUILDER_CONFIG_CLASS = _VocConfig
     MAKE_RECORD = staticmethod(voc.make_record)
-    config: VocConfig
+    config: _VocConfig
 
     def _read_index(self, report: Report) -> tuple[list, Features]:
         index = voc.read_index(self.config.folders(), self.config.options, report)
@@ -384,14 +391,16 @@ class VocBoxes(_BoxesBuilder):
 class YoloBoxes(_BoxesBuilder):
     """YOLO folders, or data.yaml.
 
-    `split`: train, val or test of data.yaml, a folder of images, or a txt list; None takes every image that has a label
-    file. `classes`: None or "all" (data.yaml or classes.txt), or a list of names or numbers; labels follow the ascending number.
+    `split`: train, val or test of data.yaml, a folder of images, or a txt list; None takes every image that has a
+        label
+    file. `classes`: None or "all" (data.yaml or classes.txt), or a list of names or numbers; labels follow the
+    ascending number.
     """
 
     DATASET_NAME = "yolo_boxes"
-    BUILDER_CONFIG_CLASS = YoloConfig
+    BUILDER_CONFIG_CLASS = _YoloConfig
     MAKE_RECORD = staticmethod(yolo.make_record)
-    config: YoloConfig
+    config: _YoloConfig
 
     def _read_index(self, report: Report) -> tuple[list, Features]:
         root, images = self.config.paths()

@@ -91,7 +91,7 @@ def _note(source: Source, report: Report) -> str:
         return ""
     sizes = "as fractions" if source.format == "yolo" else "against the stated sizes"
     return (
-        f"{num_missing} of {len(source)} images do not exist in {source.image_folder}: of these only the annotations were "
+        f"{num_missing} of {len(source)} images do not exist in {source.image_folder}: only their annotations were "
         f"checked, boxes {sizes}. Pass the right folder (--images) to check the images too"
     )
 

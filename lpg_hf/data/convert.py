@@ -2,10 +2,11 @@
 
     coco    OUT.json, or OUT/annotations.json
     voc     OUT/Annotations/NAME.xml, OUT/ImageSets/Main/SPLIT.txt, OUT/classes.txt, OUT/SegmentationClass/NAME.png
-    yolo    OUT/labels/NAME.txt, OUT/data.yaml, OUT/classes.txt
+    yolo    OUT/labels/NAME.txt, OUT/images/NAME.jpg, OUT/data.yaml, OUT/train.txt, ..., OUT/classes.txt
 
-Images are not copied: put them, or a link to them, in OUT/images (YOLO) or OUT/JPEGImages (VOC), or pass their folder when the
-labels are read. What the new format cannot hold is named in `Conversion.lost`.
+YOLO gets the images too, linked file by file (`formats.yolo_dataset`), so that it trains as it lies there. For VOC put
+the images, or a link to them, in OUT/JPEGImages, or pass their folder when the labels are read. What the new format
+cannot hold is named in `Conversion.lost`.
 """
 
 import os
@@ -16,10 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
+from lpg_hf.data.formats import coco, voc, yolo, yolo_dataset, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.painting import paint_label_map
@@ -65,6 +65,7 @@ def convert_labels(
     images: str | os.PathLike | None = None,
     options: ReadOptions = WITH_MASKS,
     format: str = "auto",
+    with_images: str = "link",
 ) -> Conversion:
     """Write the labels of a source in another format; `out` is written completely or not at all.
 
@@ -73,9 +74,10 @@ def convert_labels(
         out: new folder; for COCO a json file or a folder. It must not exist, or be empty.
         to: "coco", "voc" or "yolo".
         images: folder of the images.
-        options: how they are read. `split` is also the name of the list that VOC gets; `masks` writes the masks that there
-            are.
+        options: how they are read. `split` is also the name of the list that VOC gets; `masks` writes the masks that
+            there are.
         format: of `annotations`.
+        with_images: YOLO: "link" or "copy" the images file by file, or "none".
 
     Raises:
         FileNotFoundError: annotations or all images are missing.
@@ -84,6 +86,7 @@ def convert_labels(
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
+    yolo_dataset.check_with_images(with_images)
     target = Path(fs_path(os.path.abspath(fs_path(out))))
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{out} exists already and is not empty; choose another place or remove it")
@@ -93,7 +96,7 @@ def convert_labels(
     if format == "voc":  # Class masks are looked for image by image, as few images may have one.
         options = replace(options, masks=False)
     source = open_source(annotations, images, options, format=format, report=report)
-    reading = _Reading(source, to, masks, report)
+    reading = _Reading(source, to, masks, report, with_images)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -111,10 +114,12 @@ def convert_labels(
         shutil.rmtree(unfinished, ignore_errors=True)
     if reading.masks and report.counts.pop("no_mask", 0):
         report.places.pop("no_mask")  # Boxes without a mask are normal here; `lost` has their number.
-    return Conversion(os.fspath(out), report, reading.lost(), _remedy(to))
+    return Conversion(os.fspath(out), report, reading.lost(), _remedy(to, with_images))
 
 
-def _remedy(to: str) -> str:
+def _remedy(to: str, with_images: str) -> str:
+    if to == "yolo" and with_images != "none":
+        return ""
     folder = {"voc": voc.IMAGES_FOLDER, "yolo": yolo_layout.IMAGES_FOLDER}.get(to)
     if folder is None:
         return "images are not copied: pass their folder (--images) with the json file"
@@ -124,13 +129,14 @@ def _remedy(to: str) -> str:
 class _Reading:
     """The records of a source as the new format can hold them; counts what it cannot."""
 
-    def __init__(self, source: Source, to: str, masks: bool, report: Report):
+    def __init__(self, source: Source, to: str, masks: bool, report: Report, with_images: str = "none"):
         self.source, self.to, self.report = source, to, report
         self.names = [name for _, name in source.classes]
         self.asked_for_masks = masks
-        self.class_masks = voc_masks_folder(source) if masks and source.format == "voc" else None
+        self.class_masks = _voc_masks_folder(source) if masks and source.format == "voc" else None
         self.masks = source.options.masks or self.class_masks is not None
         self.counts: dict[str, int] = {}
+        self.with_images = with_images
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
             self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
             self.count('names of classes that mean "no object" in VOC: written with " class" behind')
@@ -160,20 +166,21 @@ class _Reading:
 
     def _adapted(self, record: Record) -> Record:
         if self.class_masks is not None:
-            self._read_class_mask(record)
+            self._read_class_mask(record, self.class_masks)
         objects = record.objects
         if self.source.has_class_masks or (record.mask_path is not None and self.to != "voc"):
             self.count("class masks: each object gets the pixels of its class in its box; 255 is background")
         crowd = sum(item.iscrowd for item in objects)
         if crowd and self.to != "coco":
-            what = "left out" + (", ignored (255) in class masks" if self.to == "voc" and self.masks else "")
+            what = "skipped" + (", ignored (255) in class masks" if self.to == "voc" and self.masks else "")
             self.count(f"crowd regions: {what}", crowd)
         if self.to == "voc":
-            # Crowd regions are left out, so their boxes are not written.
+            # Crowd regions are skipped, so their boxes are not written.
             thin = sum(voc.is_thin(item.box) for item in objects if not item.iscrowd)
             self.count("boxes thinner than a pixel: widened to one", thin)
         else:
             self.count("difficult flags: kept as ordinary objects", sum(item.difficult for item in objects))
+        self.count("rotated boxes: the box around each", sum(item.region is not None for item in objects))
         has_mask = [item.rle is not None for item in objects]
         if self.masks and not all(has_mask):
             what = "the outline of their box, if any has a mask" if self.to == "yolo" else "boxes only"
@@ -188,10 +195,10 @@ class _Reading:
             self.count("licences of images", bool(record.license))
         return record
 
-    def _read_class_mask(self, record: Record) -> None:
+    def _read_class_mask(self, record: Record, folder: str) -> None:
         """Give each object the pixels of its class in its box."""
         try:
-            path = resolve_inside(self.class_masks, f"{record.image_id}.png")
+            path = resolve_inside(folder, f"{record.image_id}.png")
         except ValueError as error:
             self.report.add("unsafe_path", f"{record.image_id}.png {error}")
             return
@@ -244,7 +251,7 @@ class _Reading:
         return [*lines, *(f"{what} ({number})" for what, number in self.counts.items() if number)]
 
 
-def voc_masks_folder(source: Source) -> str | None:
+def _voc_masks_folder(source: Source) -> str | None:
     """The class masks of a VOC source, or None if it has none.
 
     Raises:
@@ -257,7 +264,7 @@ def voc_masks_folder(source: Source) -> str | None:
     own = voc.own_class_list(root)
     if [name for _, name in source.classes][: len(own)] != own:
         raise ValueError(
-            f"{folder} holds class masks, but there is no {voc.CLASSES_FILE} in {root} that says which value is which class. "
+            f"{folder} holds class masks, but no {voc.CLASSES_FILE} in {root} says which value is which class. "
             "Write it, in the order of the values, or leave the masks out (--no-masks)"
         )
     return folder
@@ -298,7 +305,8 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
             stem.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"VOC files cannot hold the name {stem!r}, which is no UTF-8. Rename the image, or choose another format (--to)"
+                f"VOC files cannot hold the name {stem!r}, which is not UTF-8. "
+                "Rename the image, or choose another format (--to)"
             ) from error
         names.append(stem)
         if reading.masks and not record.objects and record.mask_path is None:
@@ -324,21 +332,19 @@ def _write_class_mask(path: Path, record: Record) -> None:
 
 
 def _write_yolo(out: Path, reading: _Reading, split: str) -> None:
-    (out / yolo_layout.LABELS_FOLDER).mkdir()
     # Trainers drop all outlines of a dataset that holds boxes too, so one mask decides for all files.
     outlines = reading.masks and reading.finds_a_mask()
+    (out / yolo_layout.LABELS_FOLDER).mkdir()
+    names = []
     for record in reading:
-        stem = os.path.splitext(record.file_name)[0]
         kept = replace(record, objects=record.single_objects)
-        path = _place(out, yolo_layout.LABELS_FOLDER, f"{stem}.txt")
+        path = _place(out, ".", yolo_dataset.label_place(record.file_name))
         yolo.write_yolo(path, kept, masks=outlines, only_outlines=outlines)
-    content = {
-        "train": yolo_layout.IMAGES_FOLDER,
-        "val": yolo_layout.IMAGES_FOLDER,
-        "names": dict(enumerate(reading.names)),
-    }
-    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-    (out / yolo_layout.YAML_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
+        image = out / yolo_dataset.image_place(record.file_name)
+        reading.source.place_image(record, image, reading.with_images)
+        names.append(record.file_name)
+    for name, text in yolo_dataset.dataset_files(reading.names, names, reading.source.splits).items():
+        (out / name).write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     _write_lines(out / yolo_layout.CLASS_FILES[0], reading.names)
 
 

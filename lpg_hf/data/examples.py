@@ -1,7 +1,7 @@
 """A row of a built dataset -> arrays.
 
-A row is what `dataset[i]` gives. Cast the image columns to `Image(decode=False)` first if only some of them are needed:
-otherwise `datasets` decodes each at every access.
+A row is what `dataset[i]` gives. Cast the image columns to `Image(decode=False)` first if only some of them are
+needed: otherwise `datasets` decodes each at every access.
 
 Every function works on the row alone and in the frame of the upright image, height x width as stated in the row.
 """
@@ -37,8 +37,9 @@ def column_source(row: dict, column: str) -> tuple[Image.Image | BinaryIO | str,
 def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The image of a row as upright RGB.
 
-    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is divided
-    by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are refused.
+    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is
+    divided by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are
+    refused.
 
     Args:
         row: `image` is a decoded PIL image, or {"path", "bytes"} of an `Image(decode=False)` column.
@@ -138,9 +139,9 @@ def class_mask(row: dict, label: int) -> np.ndarray:
         label: semantic label, 1-based.
 
     Returns:
-        (H, W) uint8: 1 the class, 0 not, 255 ignored. COCO: the union of the class's instances; its crowd regions, and the
-        boxes of its objects without a mask, are 255 where none of its instances lies. VOC: the class's pixels of the PNG,
-        whose 255 stays 255.
+        (H, W) uint8: 1 the class, 0 not, 255 ignored. COCO: the union of the class's instances; its crowd regions, and
+        the boxes of its objects without a mask, are 255 where none of its instances lies. VOC: the class's pixels of
+        the PNG, whose 255 stays 255.
 
     Raises:
         ValueError: the row has no masks, or the PNG does not fit the image.
@@ -183,8 +184,9 @@ def label_map(row: dict) -> np.ndarray:
         row: of a dataset built with masks.
 
     Returns:
-        (H, W) uint8 semantic labels, 255 ignored. VOC: the PNG as it is. COCO: instances painted by area, large first, so that
-        the smaller lies on top; crowd regions, and boxes of objects without a mask, are 255 where no instance lies.
+        (H, W) uint8 semantic labels, 255 ignored. VOC: the PNG as it is. COCO: instances painted by area, large first,
+        so that the smaller lies on top; crowd regions, and boxes of objects without a mask, are 255 where no instance
+        lies.
 
     Raises:
         ValueError: the row has no masks, or the PNG does not fit the image.
@@ -198,8 +200,8 @@ def box_label_map(row: dict) -> np.ndarray:
     """The boxes of a row as a label map: the labels of stage 0. Masks are never touched.
 
     Returns:
-        (H, W) uint8 semantic labels: boxes filled, larger boxes first so that the smaller lies on top; boxes of crowd regions
-        are 255 where no object's box lies.
+        (H, W) uint8 semantic labels: boxes filled, larger boxes first so that the smaller lies on top; boxes of crowd
+        regions are 255 where no object's box lies.
 
     Source: Sec. III-C, the segmenter's training on box maps.
     """

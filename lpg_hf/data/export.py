@@ -6,9 +6,9 @@
     OUT/README.md                                the card: YAML `configs:`, counts, columns, classes
     OUT/data/SPLIT-00000-of-00001.parquet        rows as in `lpg_hf.data.builders`
 
-Without ``--with-images`` the column `image` is left out, and `file_name` says which image of your own copy belongs to a row:
-``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together again. Class masks are always embedded. No path of this
-machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
+Without ``--with-images`` the column `image` is left out, and `file_name` says which image of your own copy belongs to
+a row: ``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together again. Class masks are always embedded. No
+path of this machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
 """
 
 import os

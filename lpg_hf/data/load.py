@@ -7,9 +7,9 @@ import os
 from dataclasses import fields, replace
 from typing import Any
 
-import datasets
+import datasets.config
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 from datasets import Dataset, Image, load_dataset
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
@@ -46,16 +46,18 @@ def load_boxes(
     """Load images with boxes; the problems met are logged, unless `report` takes them.
 
     Args:
-        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export`
-            writes it). Of its rows only embedded images and masks are read: a path in a row could name any file of this machine.
+        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as
+            `lpg_hf.data.export` writes it). Of its rows only embedded images and masks are read: a path in a row could
+            name any file of this machine.
         root: folder of the dataset; for "parquet" a folder or a Hub id.
-        annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of labels.
+        annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of
+            labels.
         images: another image folder than the usual one; for "parquet" the folder of images that were not exported.
         num_proc: processes that check the images.
         cache_dir: of `datasets`.
         report: takes the problems, for the caller to show.
-        **options: fields of `options.ReadOptions`: split, classes, masks, keep_empty, allow_missing, max_pixels, ...; for
-            "parquet" only split, masks and allow_missing. What `split` and `classes` may be: see the builders.
+        **options: fields of `options.ReadOptions`: split, classes, masks, keep_empty, allow_missing, max_pixels, ...;
+            for "parquet" only split, masks and allow_missing. What `split` and `classes` may be: see the builders.
 
     Returns:
         The rows described in `builders`.
@@ -102,13 +104,24 @@ def _tell(source: str | os.PathLike | None, found: Report, report: Report | None
         logger.log(logging.WARNING if found.needs_attention else logging.INFO, "%s: %s", source, found.summary())
 
 
+def _flat_table(dataset: Dataset) -> pa.Table:
+    """All rows as Arrow; a column of structures becomes one column COLUMN.FIELD for each of its fields."""
+    table: Any = dataset.with_format("arrow")[:]
+    return table.flatten()
+
+
+def objects_per_row(dataset: Dataset) -> np.ndarray:
+    """(number of rows,) int: the length of the lists in the column "objects"."""
+    lists = _flat_table(dataset.select_columns(["objects"])).column(0)
+    lengths = [chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for chunk in lists.chunks]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *lengths])
+
+
 def _totals(dataset: Dataset) -> dict:
     """The fields of a `Report` that the builders count while they read; no class names where the rows have none."""
-    objects = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
-    counts = pc.list_value_length(pc.struct_field(objects, [0]))
     category = dataset.features["objects"].get("category")
     names = getattr(getattr(category, "feature", None), "names", [])
-    return {"images": len(dataset), "objects": pc.sum(counts).as_py() or 0, "classes": names}
+    return {"images": len(dataset), "objects": int(objects_per_row(dataset).sum()), "classes": names}
 
 
 def load_parquet(
@@ -124,10 +137,10 @@ def load_parquet(
     split = options.split
     splits = load_dataset(os.fspath(root), cache_dir=_cache_of_folder(root, cache_dir))
     if split is None and len(splits) > 1:
-        raise ValueError(f"{root} holds several splits ({', '.join(splits)}); pass split=...")
+        raise ValueError(f"{root} holds several splits ({', '.join(map(str, splits))}); pass split=...")
     name = next(iter(splits)) if split is None else split_name(split)
     if name not in splits:
-        raise ValueError(f"{root} has no split {split!r}; it has {', '.join(splits)}")
+        raise ValueError(f"{root} has no split {split!r}; it has {', '.join(map(str, splits))}")
     dataset = splits[name]
     if "objects" not in dataset.features:
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
@@ -165,7 +178,7 @@ def _with_images(dataset: Dataset, folder: str, options: ReadOptions, report: Re
 
 
 def _cache_of_folder(root: str | os.PathLike, cache_dir: str | os.PathLike | None) -> str | None:
-    """The cache for `load_dataset(root)`, which knows a folder that has a card by its last name alone: one per state of its files."""
+    """The cache for `load_dataset(root)`: one per state of its files, as it knows a folder by its name alone."""
     if not os.path.isdir(fs_path(root)):
         return None if cache_dir is None else os.fspath(cache_dir)
     folder = unicode_path(root)
@@ -182,9 +195,9 @@ def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.
     """
     foreign: dict[int, str] = {}
     for column in columns:
-        images = dataset.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
-        data, paths = (pc.struct_field(images[:][column], name) for name in ("bytes", "path"))
-        by_path = pc.and_not(pc.is_valid(paths), pc.is_valid(data))
+        images = _flat_table(dataset.select_columns([column]).cast_column(column, Image(decode=False)))
+        paths = images[f"{column}.path"]
+        by_path = paths.is_valid().to_numpy() & images[f"{column}.bytes"].is_null().to_numpy()
         foreign |= {number: paths[number].as_py() for number in np.flatnonzero(by_path).tolist()}
     if not foreign:
         return dataset
@@ -192,7 +205,7 @@ def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.
         report.add("unsafe_path", f"{path!r}: row {number} names a file in the place of an image", image=path)
     if len(foreign) == len(dataset):
         raise ValueError(
-            f"{root} holds paths in the place of images or masks, which are not opened. Pass images=... (the folder of the "
-            "images), or export it again with its images"
+            f"{root} holds paths in the place of images or masks, which are not opened. "
+            "Pass images=... (the folder of the images), or export it again with its images"
         )
     return dataset.select([number for number in range(len(dataset)) if number not in foreign])

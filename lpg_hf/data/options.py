@@ -10,11 +10,25 @@ from lpg_hf.images import MAX_PIXELS
 SIZE_MISMATCH_CHOICES = ("skip", "error", "rescale")
 # What a class can be chosen by: one name of a list of classes, or names and ids.
 Classes = str | Sequence[str | int] | None
+# Formats that state the size of an image, at least in some files.
+_SIZED_FORMATS = (
+    "coco",
+    "voc",
+    "csv",
+    "labelme",
+    "cvat",
+    "label-studio",
+    "createml",
+    "bdd100k",
+    "kitti",
+    "mot",
+    "dota",
+)
 # Options that only some formats have: (formats, reason why the others have none).
 _FORMATS_OF_OPTION = {
     "zero_based": (("voc",), "it is for VOC xml files"),
-    "size_mismatch": (("coco", "voc"), "it is for formats that state the size of an image"),
-    "verify_images": (("coco", "voc"), "it is for formats that state the size of an image"),
+    "size_mismatch": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
+    "verify_images": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
 }
 
 
@@ -23,20 +37,21 @@ class ReadOptions:
     """How annotations of any format are read.
 
     Attributes:
-        split: VOC list, YOLO split, split of a dataset, or part of a COCO file's name; None: all, or the format's default.
+        split: VOC list, YOLO split, split of a dataset, or part of a COCO file's name; None: all, or the format's
+            default.
         classes: names or COCO ids, or one text: "all", or of COCO a name of `coco.NAMED_CLASS_SETS`; None: all, or the
             format's own list. Objects of other classes are skipped and counted.
         masks: read the masks too.
         keep_empty: keep images without an object of the classes.
-        keep_unlisted: without `classes`, keep objects of a class that no list names, and append the class to the list; off,
-            skip them. They are counted either way.
+        keep_unlisted: without `classes`, keep objects of a class that no list names, and append the class to the list;
+            off, skip them. They are counted either way.
         allow_missing: go on (and count) when some images, annotation files or masks do not exist.
         keep_missing: count images and masks that do not exist, but keep their records, so that the annotations can be
             checked: `Record.path` is None, and the size is the stated one.
-        verify_images: open the header of each image (about 0.2 ms; BMP and TIFF are decoded) and compare the stated size;
-            off, a stated size is believed.
-        size_mismatch: what to do when the stated size is not the image's (COCO, VOC): "skip" the image, raise an "error",
-            or "rescale" its boxes.
+        verify_images: open the header of each image (about 0.2 ms; BMP and TIFF are decoded) and compare the stated
+            size; off, a stated size is believed.
+        size_mismatch: what to do when the stated size is not the image's (COCO, VOC): "skip" the image, raise an
+            "error", or "rescale" its boxes.
         max_pixels: skip images with more pixels.
         zero_based: VOC corners are 0-based and end exclusive, as some tools write them.
 

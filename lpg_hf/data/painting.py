@@ -28,8 +28,9 @@ def paint_label_map(
         ignored: value of the pixels that count nowhere.
 
     Returns:
-        (H, W) uint8, or uint16 if `ignored` is above 255: 0 background. Large objects are painted first, so that the smaller
-        lies on top. Crowd regions, and the boxes of objects without a mask, are `ignored` where no object lies.
+        (H, W) uint8, or uint16 if `ignored` is above 255: 0 background. Large objects are painted first, so that the
+        smaller lies on top. Crowd regions, and the boxes of objects without a mask, are `ignored` where no object
+        lies.
     """
     target = np.zeros((height, width), dtype=np.uint8 if ignored <= IGNORE_INDEX else np.uint16)
     numbers = [item.category + 1 for item in objects] if labels is None else labels
@@ -54,8 +55,8 @@ def paint_boxes(objects: Sequence[BoxObject], height: int, width: int) -> np.nda
     """The boxes of the objects of one image as a label map; masks are not looked at.
 
     Returns:
-        (H, W) uint8: boxes filled with category + 1, larger boxes first, so that the smaller lies on top; boxes of crowd
-        regions are 255 where no object's box lies.
+        (H, W) uint8: boxes filled with category + 1, larger boxes first, so that the smaller lies on top; boxes of
+        crowd regions are 255 where no object's box lies.
     """
     target = np.zeros((height, width), dtype=np.uint8)
     for item in sorted((item for item in objects if not item.iscrowd), key=lambda item: -box_area(item.box)):

@@ -7,9 +7,10 @@ from typing import Any
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.images import ImageProblem, image_size
+from lpg_hf.rle import Rle
 
 
-# How far a box may reach over the border before it is counted as clipped: rounding of the tool that wrote it, and ours.
+# How far a box may reach over the border before it is counted as clipped: rounding by other tools, and ours.
 CLIP_TOLERANCE_PIXELS = 0.5 + 1e-6
 MIN_BOX_SIDE = 1e-3
 Box = tuple[float, float, float, float]  # xyxy, pixels, 0-based, end exclusive
@@ -23,12 +24,14 @@ class BoxObject:
         box: (x1, y1, x2, y2), pixels, 0-based, end exclusive, inside the upright image.
         category: 0-based position in the class list (semantic label - 1).
         area: pixels; of the mask if there is one, else as stated, else of the box.
-        iscrowd: a region of many objects (COCO); no single object.
+        iscrowd: a region of many objects (COCO), not a single object.
         difficult: VOC flag.
         id: unique in its dataset.
-        rle: COCO mask, {"size": [height, width], "counts": text}; None if there is none or masks were not asked for.
+        rle: COCO mask; None if there is none or masks were not asked for.
         stated: COCO fields that say more than `rle` and `area` do, as the file states them: "segmentation" (an outline
             between pixels) and "area"; only beside `rle`.
+        region: x, y, x, y, ... in pixels: a rotated box or quadrilateral in which the object lies; its mask is cut to
+        it.
     """
 
     box: Box
@@ -37,8 +40,9 @@ class BoxObject:
     iscrowd: bool = False
     difficult: bool = False
     id: int = 0
-    rle: dict | None = None
+    rle: Rle | None = None
     stated: dict = field(default_factory=dict, compare=False)
+    region: list[float] | None = None
 
 
 @dataclass
@@ -49,8 +53,8 @@ class Record:
         path: of the image file; None: it is in a row of a dataset, or does not exist (`keep_missing`).
         file_name: relative to the image folder, forward slashes.
         image_id: the id in the annotation file, as text.
-        size: (height, width) of the upright image (EXIF orientation applied), pixels; of an image that does not exist as
-            stated, or None.
+        size: (height, width) of the upright image (EXIF orientation applied), pixels; of an image that does not exist
+            as stated, or None.
         objects: in the order of the file.
         mask_path: VOC class mask (PNG of class indices), if asked for.
         license: name and address, if the file states them.
@@ -104,7 +108,8 @@ def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
 
 @dataclass
 class Geometry:
-    """The frame of one image: its true (height, width), and the factors from the stated frame to it (1 unless rescaled).
+    """The frame of one image: its true (height, width), and the factors from the stated frame to it (1 unless
+    rescaled).
 
     Without an image it is the stated size; None if none is stated.
     """

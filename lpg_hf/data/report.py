@@ -1,7 +1,7 @@
 """What readers found wrong: counts, and for each kind of problem the first places.
 
-Rules for all formats: nothing wrong is repaired or dropped without being counted; one bad item does not stop the others;
-a count names the first few places, as "file: object".
+Rules for all formats: nothing wrong is repaired or dropped without being counted; one bad item does not stop the
+others; a count names the first few places, as "file: object".
 """
 
 import json
@@ -44,7 +44,7 @@ PROBLEMS = {
     "image_too_large": ProblemKind(IMAGE_SKIPPED, "image with more pixels than max_pixels"),
     "size_mismatch": ProblemKind(IMAGE_SKIPPED, "stated size differs from the image's"),
     "size_rescaled": ProblemKind("boxes rescaled", "stated size differs from the image's"),
-    "ambiguous_image": ProblemKind(IMAGE_SKIPPED, "several images of one name with different extensions"),
+    "ambiguous_image": ProblemKind(IMAGE_SKIPPED, "name that fits several images, or the image of another entry"),
     "same_name_images": ProblemKind(
         "used the one in <filename>", "several images of one name with different extensions"
     ),
@@ -52,6 +52,9 @@ PROBLEMS = {
         IMAGE_SKIPPED, "image without an object of the classes (keep_empty=True keeps it)"
     ),
     "empty_image": ProblemKind(KEPT, "image without an object of the classes"),
+    "image_by_name": ProblemKind(
+        "matched", "image found by a part of its name: other folders, or the name before an upload"
+    ),
     "duplicate_file_name": ProblemKind(KEPT, "image that several image entries name"),
     "duplicate_entry": ProblemKind("used once", "name that the split list holds more than once"),
     "image_without_annotation": ProblemKind("not read", "image without an annotation file: unlabelled"),
@@ -63,7 +66,7 @@ PROBLEMS = {
     ),
     "size_from_image": ProblemKind(KEPT, "no valid size stated, taken from the image"),
     "size_unknown": ProblemKind("right and lower border not checked", "neither an image nor a valid size stated"),
-    "invalid_annotation": ProblemKind(OBJECT_SKIPPED, "annotation that is no object with an image and a category"),
+    "invalid_annotation": ProblemKind(OBJECT_SKIPPED, "annotation that is not an object with an image and a category"),
     "unknown_image": ProblemKind(OBJECT_SKIPPED, "annotation of an image that the file does not list"),
     "unknown_category": ProblemKind(OBJECT_SKIPPED, "category that the file does not list"),
     "unknown_class": ProblemKind(OBJECT_SKIPPED, "class that is not in the class list"),
@@ -71,16 +74,21 @@ PROBLEMS = {
     "other_class": ProblemKind(OBJECT_SKIPPED, "object of a class that was not asked for"),
     "id_type_differs": ProblemKind("matched", "ids that are text in one place and a number in another"),
     "duplicate_annotation_id": ProblemKind(
-        "new id given", "annotation id that is missing, no integer, or used before"
+        "new id given", "annotation id that is missing, not an integer, or used before"
     ),
+    "grouping_category": ProblemKind("no label", "category that no object has and that only groups the others"),
     "duplicate_category_name": ProblemKind("renamed", "category name that two ids share"),
     "invalid_line": ProblemKind(OBJECT_SKIPPED, "line that is neither class and box nor class and outline"),
     "pixel_values": ProblemKind(OBJECT_SKIPPED, "YOLO line with pixels in the place of fractions"),
     "duplicate_line": ProblemKind("used once", "line that the label file holds more than once"),
     "centre_outside": ProblemKind(OBJECT_SKIPPED, "YOLO box with its centre outside the image"),
     "invalid_box": ProblemKind(OBJECT_SKIPPED, "box that is not four finite numbers"),
+    "unsupported_shape": ProblemKind(OBJECT_SKIPPED, "shape without an area, or of a kind that is not read"),
+    "no_class_name": ProblemKind('class "object"', "object without a class name"),
+    "other_annotation": ProblemKind("not used", "further annotation of a task that has one already"),
     "no_box": ProblemKind(OBJECT_SKIPPED, "object with neither a box nor a mask to take it from"),
     "box_from_polygon": ProblemKind(KEPT, "no box stated, taken from the polygon or mask"),
+    "rotated_box": ProblemKind("box around it, masks are cut to it", "rotated box or quadrilateral"),
     "corners_swapped": ProblemKind("put in order", "box with its corners in the wrong order"),
     "degenerate_box": ProblemKind(OBJECT_SKIPPED, "box without an area"),
     "box_outside": ProblemKind(OBJECT_SKIPPED, "box outside the image"),
@@ -90,13 +98,22 @@ PROBLEMS = {
         KEPT, "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"
     ),
     "mask_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose mask would have the name of an earlier one's"),
-    "low_score": ProblemKind("left out of the result", "mask whose score is below min_score"),
+    "low_score": ProblemKind("skipped", "mask whose score is below min_score"),
     "empty_mask": ProblemKind("kept, without a pixel", "box in which the generator found no object"),
     "no_mask": ProblemKind("box kept", "object without a mask"),
     "invalid_mask": ProblemKind("box kept", "object whose mask or polygon cannot be used"),
 }
 # Kinds that good files have too; any other kind deserves a warning.
-EXPECTED = {"other_class", "image_without_object", "empty_image", "size_from_image", "image_without_annotation"}
+EXPECTED = {
+    "image_by_name",
+    "grouping_category",
+    "rotated_box",
+    "other_class",
+    "image_without_object",
+    "empty_image",
+    "size_from_image",
+    "image_without_annotation",
+}
 
 
 @dataclass
@@ -110,10 +127,10 @@ class Report:
         places: kind -> the first `max_places` of them, "file: object (detail)".
         classes: one line per class, "label name" (COCO: "label name (category id N)").
         details: kind -> value (a class name, a category id) -> number, where the value matters.
-        errors: messages of faults that a dataset must not be built with (a mask that does not fit its image), the first
-            `MAX_ERRORS` of them.
-        skipped: (file name, kind) of all images that were skipped before they were opened: when an index was read. The name
-            is the annotation file's, or the place in it, where the image's is not known.
+        errors: messages of faults that a dataset must not be built with (a mask that does not fit its image), the
+            first `MAX_ERRORS` of them.
+        skipped: (file name, kind) of all images that were skipped before they were opened: when an index was read. The
+            name is the annotation file's, or the place in it, where the image's is not known.
         max_places: of a kind that are kept; None: all.
     """
 
@@ -250,7 +267,7 @@ def check_missing(missing: MissingFiles, options: ReadOptions, report: Report) -
         )
     if not options.allow_missing:
         raise FileNotFoundError(
-            f"{len(names)} of {total} {missing.what} are missing in {missing.folder}: {first}. Complete the folder, or pass "
-            "allow_missing=True (--allow-missing; in training --aux.allow_missing true, --target.allow_missing true) to go on "
-            "without them"
+            f"{len(names)} of {total} {missing.what} are missing in {missing.folder}: {first}. Complete the folder, "
+            "or pass allow_missing=True (--allow-missing; in training --aux.allow_missing true, "
+            "--target.allow_missing true) to go on without them"
         )

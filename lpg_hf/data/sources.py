@@ -6,8 +6,8 @@
         if record is not None:
             image = source.image(record)
 
-What comes from a source is meant for masks, which know no class: objects of a class that no list names are kept, their class is
-appended to the list, and counted. Images without boxes are listed.
+What comes from a source is meant for masks, which know no class: objects of a class that no list names are kept, their
+class is appended to the list, and counted. Images without boxes are listed.
 
 Memory: a source holds its boxes, no image and, unless `masks`, no outline: about 0.4 GB for a COCO file of 1 million
 boxes.
@@ -15,27 +15,30 @@ boxes.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.examples import check_size, column_source, mask_column
-from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
+from lpg_hf.data.formats import coco, coco_layout, coco_parts, tools, voc, yolo, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
-from lpg_hf.data.load import class_names, load_parquet
+from lpg_hf.data.formats.unsupported import describe
+from lpg_hf.data.formats.yolo_dataset import place_image
+from lpg_hf.data.load import class_names, load_parquet, objects_per_row
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
 from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_box, finite_numbers
 from lpg_hf.data.report import Report
-from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files
+from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files, write_atomically
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, read_rgb
 
 
-FORMATS = ("coco", "voc", "yolo", "dataset")
+FORMATS = ("coco", "voc", "yolo", "dataset", *tools.TOOL_FORMATS)
 Folder = str | os.PathLike | None
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -47,20 +50,22 @@ class Source:
     Attributes:
         format: "coco", "voc", "yolo" or "dataset".
         path: what was opened.
-        classes: (category id, name) in the order of the labels; the id is COCO's category id, YOLO's class number, else the
-            label.
+        classes: (category id, name) in the order of the labels; the id is COCO's category id, YOLO's class number,
+            else the label.
         file_names: of the images, relative, forward slashes; known before any image is opened.
         make_record: what `record` calls.
         options: how it is read.
         coco_header: "info", "licenses" and "categories" of a COCO file, as they are in the file.
         rows: of a dataset, else None.
-        annotation_files: absolute paths of the annotation files that were read: the lists of classes and images, and every
-            file of labels; none for a dataset of the Hub.
+        annotation_files: absolute paths of the annotation files that were read: the lists of classes and images, and
+            every file of labels; none for a dataset of the Hub.
         image_folder: that the file names are relative to; None for a dataset.
-        has_coco_ids: whether the ids of the images can stay what they are in a COCO file: of COCO, and of a dataset in which
-            all are different numbers.
+        has_coco_ids: whether the ids of the images can stay what they are in a COCO file: of COCO, and of a dataset in
+            which all are different numbers.
         fingerprint: of a dataset of the Hub: its revision.
         images: folder of the images that was passed, absolute.
+        splits: file name -> "train", "val" or "test", where lists or data.yaml say it; folders may say it too
+            (`yolo_dataset.split_of_name`).
     """
 
     format: str
@@ -76,6 +81,7 @@ class Source:
     has_coco_ids: bool = False
     fingerprint: str | None = None
     images: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_class_masks(self) -> bool:
@@ -110,7 +116,8 @@ class Source:
         """The record of an image; None if it was skipped, which the report counts.
 
         Raises:
-            ValueError: the stated size is not the image's and `size_mismatch` is "error", or a class mask does not fit.
+            ValueError: the stated size is not the image's and `size_mismatch` is "error", or a class mask does not
+                fit.
         """
         return self.make_record(index, report)
 
@@ -131,8 +138,31 @@ class Source:
         check_size(pixels, record.size, name)
         return pixels
 
+    def place_image(self, record: Record, place: str | os.PathLike, how: str, scratch: Folder = None) -> None:
+        """Put the image of a record at another place, as its file is.
+
+        Args:
+            place: of the new file; its folder is created.
+            how: one of `yolo_dataset.WITH_IMAGES`; an image that is in a row of a dataset is always a copy.
+            scratch: as of `files.atomic_file`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if how == "none" or not record.has_image:
+            return
+        if record.path is not None:
+            place_image(record.path, place, how, scratch)
+            return
+        assert self.rows is not None and record.row is not None
+        source, _ = column_source(self.rows[record.row], "image")
+        if isinstance(source, str):
+            place_image(source, place, how, scratch)
+        elif isinstance(source, BytesIO):
+            write_atomically(place, source.getvalue(), scratch)
+
     def decode(self, record: Record, report: Report) -> np.ndarray | None:
-        """As `image`; None if the image cannot be decoded, which is counted and takes it out of the report's totals."""
+        """As `image`; None if it cannot be decoded, which is counted and takes it out of the report's totals."""
         try:
             return self.image(record)
         except (OSError, ValueError) as error:
@@ -154,19 +184,20 @@ def open_source(
     """Open annotations of any format.
 
     Args:
-        annotations: a COCO json (or a folder in which `coco.find_annotations` finds one); a VOC folder, its Annotations, or one
-            xml file, whose images are in JPEGImages beside its folder Annotations, or beside it; a YOLO folder, its labels,
-            or data.yaml; a folder or Hub id that `datasets.load_dataset` reads, as `lpg_hf.data.export` writes it.
+        annotations: a COCO json (or a folder in which `coco.find_annotations` finds one); a VOC folder, its
+            Annotations, or one xml file, whose images are in JPEGImages beside its folder Annotations, or beside it; a
+            YOLO folder, its labels, or data.yaml; a folder or Hub id that `datasets.load_dataset` reads, as
+            `lpg_hf.data.export` writes it.
         images: folder of the images, where the usual place is not meant.
-        options: how they are read; `dataclasses.replace(SOURCE_OPTIONS, ...)` changes some. Masks come as `Record.mask_path`
-            (VOC), or as the pixels of an object's class in its box (a dataset with class masks).
+        options: how they are read; `dataclasses.replace(SOURCE_OPTIONS, ...)` changes some. Masks come as
+            `Record.mask_path` (VOC), or as the pixels of an object's class in its box (a dataset with class masks).
         format: one of `FORMATS`, or "auto": by what is there.
         report: counts problems.
 
     Raises:
         FileNotFoundError: nothing there, or no format is recognised.
-        ValueError: several formats are recognised; a file is not valid, or (unless `keep_missing`) all lines of a YOLO folder
-            hold pixels; an argument does not fit.
+        ValueError: several formats are recognised; a file is not valid, or (unless `keep_missing`) all lines of a YOLO
+            folder hold pixels; an argument does not fit.
     """
     if format not in ("auto", *FORMATS):
         raise ValueError(f"unknown format {format!r}; choose one of auto, {', '.join(FORMATS)} (--format)")
@@ -199,18 +230,13 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if suffix in ARCHIVE_SUFFIXES and not os.path.isdir(local):
         raise ValueError(f"{text} is an archive; archives are not read. Unpack it and pass the folder")
     if os.path.isfile(local):
-        by_suffix = {".json": "coco", ".xml": "voc", ".yaml": "yolo", ".yml": "yolo"}
-        if suffix in by_suffix:
-            return by_suffix[suffix]
-        raise ValueError(
-            f"{text} is no annotation file that is known by its suffix (.json COCO, .xml VOC, .yaml YOLO). "
-            "Pass the folder for YOLO txt files, or the format (--format)"
-        )
+        return _format_of_file(unicode_path(text), suffix)
     if not os.path.isdir(local):
         if _is_hub_id(text) and suffix not in (".json", ".yaml", ".yml", ".xml", ".txt"):
             return "dataset"
         raise FileNotFoundError(f"annotations not found: {text}. Pass a COCO json, a folder, or a Hub id (owner/name)")
     found = [name for name, holds in _FOLDER_CHECKS.items() if holds(unicode_path(text), split)]
+    found = found or tools.recognise(unicode_path(text))
     if len(found) > 1:
         raise ValueError(
             f"{text} holds annotations of more than one format: {', '.join(found)}. "
@@ -219,11 +245,30 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if not found and _has_coco_file(unicode_path(text)):
         return "coco"  # which of the files is meant will be asked when it is opened
     if not found:
+        known = describe(unicode_path(text))
         raise FileNotFoundError(
-            f"no annotations recognised in {text}: no COCO json, no Annotations folder with xml files, no labels folder or "
-            "txt file beside an image or data.yaml, no Parquet file. Pass another folder, or the format (--format)"
+            f"no annotations recognised in {text}: {f'{known}. It has ' if known else ''}no COCO json, no Annotations "
+            "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, "
+            "and no export of docs/formats.md. Pass another folder, or the format (--format)"
         )
     return found[0]
+
+
+def _format_of_file(path: str, suffix: str) -> str:
+    """The format of one file, by what it holds, else by its suffix; raises ValueError if it is none that is read."""
+    found = tools.recognise(path)
+    if found:
+        return found[0]
+    known = describe(path)
+    if known is not None:
+        raise ValueError(f"{path} cannot be read: {known}")
+    by_suffix = {".json": "coco", ".xml": "voc", ".yaml": "yolo", ".yml": "yolo"}
+    if suffix in by_suffix:
+        return by_suffix[suffix]
+    raise ValueError(
+        f"{path} is not an annotation file that is known by its content or its suffix (.json COCO, .xml VOC, .yaml "
+        "YOLO). Pass the folder for YOLO txt files, or the format (--format)"
+    )
 
 
 def _holds(folder: str, suffixes: tuple[str, ...], deep: bool = True) -> bool:
@@ -242,33 +287,40 @@ def _voc_folder(root: str) -> str | None:
 
 
 def _looks_like_voc(root: str, split: str | None) -> bool:
-    return _voc_folder(root) is not None or _holds(root, (".xml",), deep=False)
+    if _voc_folder(root) is not None:
+        return True
+    first = next(walk_files(root, (".xml",), deep=False), None)
+    return first is not None and not tools.recognise(f"{root}/{first}") and describe(f"{root}/{first}") is None
 
 
 def _looks_like_yolo(root: str, split: str | None) -> bool:
     if yolo_layout.find_yaml(root) is not None:
         return True
     inner = [root, *(f"{root}/{name}" for name in _folders(root))]
-    if any(
-        os.path.isdir(fs_path(f"{f}/{yolo_layout.LABELS_FOLDER}"))
-        and _holds(f"{f}/{yolo_layout.LABELS_FOLDER}", (".txt",))
-        for f in inner
-    ):
+    if any(_holds_yolo_lines(f"{folder}/{yolo_layout.LABELS_FOLDER}") for folder in inner):
         return True
-    if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds(root, (".txt",), deep=False):
+    if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds_yolo_lines(root, deep=False):
         return True
     for folder in inner:
         images = {os.path.splitext(name)[0] for name in walk_files(folder, IMAGE_SUFFIXES, deep=False)}
-        if any(os.path.splitext(name)[0] in images for name in walk_files(folder, (".txt",), deep=False)):
+        labels = (name for name in walk_files(folder, (".txt",), deep=False) if os.path.splitext(name)[0] in images)
+        first = next(labels, None)
+        if first is not None and not tools.recognise(f"{folder}/{first}"):
             return True
     return False
+
+
+def _holds_yolo_lines(folder: str, deep: bool = True) -> bool:
+    """Whether a folder holds txt files, and the first is not another tool's (DOTA, KITTI)."""
+    first = next(walk_files(folder, (".txt",), deep), None) if os.path.isdir(fs_path(folder)) else None
+    return first is not None and not tools.recognise(f"{folder}/{first}")
 
 
 def _looks_like_coco(root: str, split: str | None) -> bool:
     try:
         coco.find_annotations(root, None, split)
     except FileNotFoundError:
-        return False
+        return bool(coco_layout.files_by_content(root, split))
     return True
 
 
@@ -293,21 +345,37 @@ _FOLDER_CHECKS = {
 def _open_coco(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
     path = unicode_path(annotations)
     is_folder = os.path.isdir(fs_path(path))
-    file = coco.find_annotations(path, None, options.split) if is_folder else path
-    folder = coco.find_images(path if is_folder else None, images, options.split, file)
-    index = coco.read_index(file, folder, options, report)
+    files = _coco_files(path, options.split) if is_folder else [path]
+    root = path if is_folder else None
+    if images is not None:
+        images = coco.find_images(root, images, options.split, files[0])
+    if root is not None and len(files) > 1:
+        index = coco_parts.read_parts(files, root, images, options, report)
+    else:
+        index = coco.read_index(files[0], images, options, report, root)
     return Source(
         "coco",
-        file,
+        files[0] if len(files) == 1 else path,
         index.classes,
         [entry.file_name for entry in index.entries],
         lambda number, to: coco.make_record(index.entries[number], options, to),
         options,
         index.header,
-        annotation_files=[file],
-        image_folder=folder,
+        annotation_files=files,
+        image_folder=index.image_folder,
         has_coco_ids=True,
     )
+
+
+def _coco_files(root: str, split: str | None) -> list[str]:
+    """The COCO files of a folder: those of the usual names, else by what the files hold; raises FileNotFoundError."""
+    try:
+        return [coco.find_annotations(root, None, split)]
+    except FileNotFoundError:
+        files = coco_layout.files_by_content(root, split)
+        if not files:
+            raise
+        return files
 
 
 def _open_voc(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
@@ -331,7 +399,14 @@ def _open_voc(annotations: str, images: Folder, options: ReadOptions, report: Re
         options,
         annotation_files=index.files,
         image_folder=folders.images,
+        splits=_voc_splits(folders, index.entries),
     )
+
+
+def _voc_splits(folders: voc.VocFolders, entries: Sequence[voc.VocEntry]) -> dict[str, str]:
+    """The splits of the images that the lists train, val and test name; the first list counts."""
+    lists = {name: split for split in reversed(yolo_layout.SPLITS) for name in voc.names_in_list(folders, split)}
+    return {entry.file_name: lists[entry.name] for entry in entries if entry.name in lists}
 
 
 def voc_folders(path: str, images: Folder = None) -> voc.VocFolders:
@@ -371,6 +446,7 @@ def _open_yolo(annotations: str, images: Folder, options: ReadOptions, report: R
         options,
         annotation_files=index.files,
         image_folder=index.image_folder,
+        splits=index.splits,
     )
 
 
@@ -405,7 +481,31 @@ def _open_dataset(annotations: str, images: Folder, options: ReadOptions, report
     )
 
 
-_OPENERS = {"coco": _open_coco, "voc": _open_voc, "yolo": _open_yolo, "dataset": _open_dataset}
+def _open_tool(format: str, annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
+    """One of `tools.TOOL_FORMATS`."""
+    path = unicode_path(annotations)
+    if not os.path.exists(fs_path(path)):
+        raise FileNotFoundError(f"annotations not found: {path}. Pass the file or the folder of the export")
+    index = tools.read_index(format, path, None if images is None else unicode_path(images), options, report)
+    return Source(
+        format,
+        path,
+        list(enumerate(index.classes, start=1)),
+        [entry.file_name for entry in index.entries],
+        lambda number, to: tools.make_record(index.entries[number], options, to),
+        options,
+        annotation_files=index.files,
+        image_folder=index.image_folder,
+    )
+
+
+_OPENERS = {
+    "coco": _open_coco,
+    "voc": _open_voc,
+    "yolo": _open_yolo,
+    "dataset": _open_dataset,
+    **{name: partial(_open_tool, name) for name in tools.TOOL_FORMATS},
+}
 
 
 def _load_rows(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Dataset:
@@ -519,5 +619,4 @@ class _Rows:
 
 def _first_ids(dataset: Dataset) -> list[int]:
     """Ids from 1 through all rows: that of the first object of each row, and one more at the end."""
-    boxes = pc.struct_field(dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"], "bbox")
-    return (1 + np.cumsum([0, *pc.list_value_length(boxes).to_pylist()])).tolist()
+    return [1, *(1 + np.cumsum(objects_per_row(dataset))).tolist()]

@@ -1,8 +1,8 @@
 """A small procedural dataset for the demo and the tests: auxiliary set with masks, target set with boxes.
 
-Textured objects lie on textured, cluttered backgrounds among unlabelled distractors. The auxiliary and the target classes
-are disjoint in shape and in texture, as COCO-60 and VOC are in the paper, and every shape fills its box badly, so that a
-filled box is a poor pseudo mask. The same seed gives byte-identical files.
+Textured objects lie on textured, cluttered backgrounds among unlabelled distractors. The auxiliary and the target
+classes are disjoint in shape and in texture, as COCO-60 and VOC are in the paper, and every shape fills its box badly,
+so that a filled box is a poor pseudo mask. The same seed gives byte-identical files.
 
     ROOT/synthetic.json                       the settings that the folder was made with
     ROOT/aux/annotations.json, images/*.png   COCO with RLE masks
@@ -26,9 +26,9 @@ import cv2
 import numpy as np
 import typer
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from lpg_hf.labels import voc_palette
+from lpg_hf.rle import encode_mask
 
 
 # Part of the stored settings: raise it when the same arguments draw other images.
@@ -40,7 +40,7 @@ MIN_VISIBLE_PIXELS = 60
 Plane = np.ndarray  # (H, W) float32
 
 
-# --- shapes: signed "insideness" in object coordinates, u and v in about [-1, 1]; the object is where it is > 0 ----------
+# --- shapes: signed "insideness" in object coordinates, u and v in about [-1, 1]; the object is where it is > 0 ---
 
 
 def _ring(u: Plane, v: Plane, width: float) -> Plane:
@@ -92,7 +92,7 @@ def _wave(u: Plane, v: Plane, width: float) -> Plane:
     return np.minimum(0.31 * width - np.abs(v - 0.6 * np.sin(np.pi * u)), 1.0 - np.abs(u))
 
 
-# --- textures: weight of the second colour in [0, 1], in object coordinates --------------------------------------------
+# --- textures: weight of the second colour in [0, 1], in object coordinates ---
 
 
 def _stripes(u: Plane, v: Plane) -> Plane:
@@ -138,7 +138,7 @@ def _crosshatch(u: Plane, v: Plane) -> Plane:
 
 
 @dataclass(frozen=True)
-class SyntheticClass:
+class _SyntheticClass:
     """One class of objects: a shape filled with a two-coloured texture.
 
     Attributes:
@@ -155,18 +155,18 @@ class SyntheticClass:
 
 
 AUX_CLASSES = (
-    SyntheticClass("ring", _ring, _stripes, (0, 45)),
-    SyntheticClass("star", _star, _dots, (60, 220)),
-    SyntheticClass("bar", _bar, _checks, (150, 185)),
-    SyntheticClass("ell", _ell, _bricks, (200, 15)),
-    SyntheticClass("triangle", _triangle, _shade, (260, 310)),
-    SyntheticClass("propeller", _propeller, _rays, (310, 90)),
+    _SyntheticClass("ring", _ring, _stripes, (0, 45)),
+    _SyntheticClass("star", _star, _dots, (60, 220)),
+    _SyntheticClass("bar", _bar, _checks, (150, 185)),
+    _SyntheticClass("ell", _ell, _bricks, (200, 15)),
+    _SyntheticClass("triangle", _triangle, _shade, (260, 310)),
+    _SyntheticClass("propeller", _propeller, _rays, (310, 90)),
 )
 TARGET_CLASSES = (
-    SyntheticClass("crescent", _crescent, _circles, (50, 5)),
-    SyntheticClass("cross", _cross, _crosshatch, (180, 280)),
-    SyntheticClass("wye", _wye, _chevrons, (340, 210)),
-    SyntheticClass("wave", _wave, _mottle, (75, 115)),
+    _SyntheticClass("crescent", _crescent, _circles, (50, 5)),
+    _SyntheticClass("cross", _cross, _crosshatch, (180, 280)),
+    _SyntheticClass("wye", _wye, _chevrons, (340, 210)),
+    _SyntheticClass("wave", _wave, _mottle, (75, 115)),
 )
 
 
@@ -222,7 +222,7 @@ def _draw_distractors(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _draw_object(
-    rng: np.random.Generator, kind: SyntheticClass, height: int, width: int
+    rng: np.random.Generator, kind: _SyntheticClass, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One object alone: (its mask (H, W) bool, its colours (H, W, 3) float32), at a random place, size and pose."""
     radius = rng.uniform(0.15, 0.32) * min(height, width)
@@ -248,8 +248,8 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def draw_scene(
-    rng: np.random.Generator, classes: tuple[SyntheticClass, ...], size: tuple[int, int]
+def _draw_scene(
+    rng: np.random.Generator, classes: tuple[_SyntheticClass, ...], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Draw one image with one to three objects; a later object covers the earlier ones.
 
@@ -284,12 +284,12 @@ def draw_scene(
 
 
 def _scene(
-    seed: int, stream: int, index: int, classes: tuple[SyntheticClass, ...], size: tuple[int, int]
+    seed: int, stream: int, index: int, classes: tuple[_SyntheticClass, ...], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Scene number `index` of a stream; independent of how many scenes are drawn. The sides vary by a tenth."""
     rng = np.random.default_rng([seed, stream, index])
     height, width = (max(48, round(float(side * rng.choice([0.9, 1.0, 1.1])))) for side in size)
-    return draw_scene(rng, classes, (height, width))
+    return _draw_scene(rng, classes, (height, width))
 
 
 def _write_coco(folder: Path, num_images: int, size: tuple[int, int], seed: int) -> None:
@@ -302,7 +302,6 @@ def _write_coco(folder: Path, num_images: int, size: tuple[int, int], seed: int)
         images.append({"id": index + 1, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
         for label, mask in objects:
             x1, y1, x2, y2 = _box(mask)
-            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -311,7 +310,7 @@ def _write_coco(folder: Path, num_images: int, size: tuple[int, int], seed: int)
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": int(mask.sum()),
                     "iscrowd": 0,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                    "segmentation": encode_mask(mask),
                 }
             )
     categories = [{"id": i, "name": kind.name} for i, kind in enumerate(AUX_CLASSES, start=1)]
@@ -375,7 +374,8 @@ def write_synthetic_dataset(
     """Write the demo's auxiliary (COCO, masks) and target (VOC, boxes; masks for measuring) datasets.
 
     Everything is written to a temporary folder beside `root` and renamed at the end, so that a killed run leaves no
-    half-written dataset. A finished folder with the same settings is kept as it is; one with other settings is replaced.
+    half-written dataset. A finished folder with the same settings is kept as it is; one with other settings is
+    replaced.
 
     Args:
         root: folder to write.

@@ -1,7 +1,7 @@
 """The same boxes through several generators, side by side: scores, time, memory and images (`lpg-hf compare`).
 
-Each generator runs in a process of its own, so that its peak memory is its own, and a generator that cannot run leaves the
-others alone.
+Each generator runs in a process of its own, so that its peak memory is its own, and a generator that cannot run leaves
+the others alone.
 """
 
 import multiprocessing
@@ -51,7 +51,8 @@ class ComparedData:
     Attributes:
         annotations: see `open_source`.
         images: see `open_source`.
-        truth: folder of label maps, whose labels are the classes in the order of the source; or a COCO json with masks.
+        truth: folder of label maps, whose labels are the classes in the order of the source; or a COCO json with
+            masks.
         format: see `open_source`.
         options: how the annotations and a COCO json of the truth are read.
     """
@@ -114,11 +115,12 @@ class Row:
         generator: its name.
         scores: keys of `COLUMNS` -> number; None where nothing was counted or the system does not tell.
         num_images: measured.
-        num_boxes: in them, those that count: where the ground truth or the generator's mask has a pixel. A box whose label map
-            holds no pixel of its class counts for a generator that finds one there, and not for one that finds none.
+        num_boxes: in them, those that count: where the ground truth or the generator's mask has a pixel. A box whose
+            label map holds no pixel of its class counts for a generator that finds one there, and not for one that
+            finds none.
         skipped: images and boxes that are in no score, with the reason; of an image at most ten of a kind.
-        reports: what the readers found in the images that were chosen and when the files were opened: "annotations" and, of a
-            COCO json, "ground truth".
+        reports: what the readers found in the images that were chosen and when the files were opened: "annotations"
+            and, of a COCO json, "ground truth".
         error: why the generator did not run, or None.
         label_maps: index of a shown image -> (H, W) label map.
     """
@@ -140,11 +142,13 @@ class Row:
 def compare(
     comparison: Comparison, generators: Sequence[str] | None = None, *, limit: int | None = None, num_shown: int = 6
 ) -> tuple[list[Row], Comparison]:
-    """Measures some generators on the images that have ground truth; a script that calls it needs `if __name__ == "__main__"`.
+    """Measures some generators on the images that have ground truth.
 
-    The truth of a box is the mask of its object or, with label maps, the pixels of its class inside the box. The time is
-    that from the decoded image to its masks, one image at a time, without loading the model. Memory is the peak of the
-    process.
+    Generators run in spawned processes, so a script that calls this needs `if __name__ == "__main__"`.
+
+    The truth of a box is the mask of its object or, with label maps, the pixels of its class inside the box. The time
+    is that from the decoded image to its masks, one image at a time, without loading the model. Memory is the peak of
+    the process.
 
     Args:
         comparison: `indices` and `shown` are chosen here.
@@ -169,7 +173,8 @@ def compare(
     if not with_truth:
         raise ValueError(
             f"none of the {len(source)} images of {data.annotations} has ground truth in {data.truth}, for example "
-            f"{source.file_names[0] if len(source) else '(no image)'}. Label maps have the image's relative path, with .png."
+            f"{source.file_names[0] if len(source) else '(no image)'}. Label maps have the image's relative "
+            f"path, with .png."
         )
     indices = evenly(with_truth, limit or len(with_truth))
     chosen = replace(comparison, indices=indices, shown=evenly(indices, num_shown))
@@ -299,7 +304,7 @@ def evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(items[int(i * step)] for i in range(min(count, len(items))))
 
 
-# --- what people read -------------------------------------------------------------------------------------------------
+# --- what people read ------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -315,7 +320,8 @@ def table(rows: Sequence[Row]) -> str:
         counts = sorted({row.num_boxes for row in measured})
         num_boxes = f"{counts[0]} boxes" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} boxes"
         lines.append(
-            f"\n{measured[0].num_images} images, {num_boxes} where the ground truth or the generator's mask has a pixel"
+            f"\n{measured[0].num_images} images, {num_boxes} where the ground truth or the generator's mask has "
+            f"a pixel"
         )
         if skipped := measured[0].skipped:
             lines.append(f"{len(skipped)} images or boxes are in no score, e.g. {skipped[0]}")
@@ -354,7 +360,7 @@ def write(out: str | os.PathLike, rows: Sequence[Row], comparison: Comparison) -
         true = truth.of(record)
         colours = colour_index(true.label_map, true.ignored)
         lines.append(
-            [draw_boxes(image.image, image.boxes, image.labels), overlay(image.image, colours)]
+            [draw_boxes(image.image, image.boxes, image.labels.tolist()), overlay(image.image, colours)]
             + [overlay(image.image, colour_index(row.label_maps[index])) for row in ran]
         )
     figure = panel(["boxes", "ground truth", *(row.generator for row in ran)], lines)

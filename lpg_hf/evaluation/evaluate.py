@@ -1,6 +1,6 @@
 """Masks against ground truth: two folders of label maps, or two COCO files (`lpg-hf eval`).
 
-Nothing is left out in silence: what has no partner is counted and named, and so is every file or mask that cannot be used.
+Nothing is skipped in silence: masks without a partner, and files or masks that cannot be used, are counted and named.
 """
 
 import os
@@ -13,13 +13,14 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from lpg_hf.data.formats.coco import id_text, read_categories, read_json
+from lpg_hf.data.formats.coco import id_text, read_categories
+from lpg_hf.data.formats.json_files import read_json
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.voc import read_class_list
-from lpg_hf.data.records import Geometry, finite_numbers, stated_size
+from lpg_hf.data.painting import crowd_pixels
+from lpg_hf.data.records import BoxObject, Geometry, finite_numbers, stated_size
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path
 from lpg_hf.images import MAX_PIXELS
@@ -46,8 +47,8 @@ class Evaluation:
         matched_by: how pairs were found.
         missing: ground truth without a prediction.
         extra: predictions without ground truth.
-        bad: what cannot be used, with the reason; in no score.
-        notes: what else a reader has to know.
+        bad: files or masks that cannot be used, with the reason; they are in no score.
+        notes: further remarks.
     """
 
     kind: str
@@ -75,7 +76,7 @@ class Evaluation:
         }
 
     def text(self) -> str:
-        """A table of percentages, then what was left out."""
+        """A table of percentages, then what was skipped."""
         width = max((len(name) for name in [*_TITLES.values(), *self.per_class]), default=0)
         lines = [f"{name:<{width}}  {_percent(value):>6}" for name, value in self.per_class.items()]
         lines += ["-" * (width + 8)] if lines else []
@@ -85,7 +86,7 @@ class Evaluation:
         for title, names in (
             ("ground truth without a prediction", self.missing),
             ("predictions without ground truth", self.extra),
-            ("left out, cannot be used", self.bad),
+            ("skipped, cannot be used", self.bad),
         ):
             if names:
                 shown = "\n".join(f"  {name}" for name in names[:MAX_NAMED])
@@ -121,12 +122,12 @@ def evaluate(
     Args:
         prediction: folder of label maps, or COCO json (a whole file, or the bare list of results).
         truth: the same kind.
-        classes: names in the order of the labels, or a text file with one a line; None: numbers (label maps), or the
-            categories of the ground truth. Of COCO files, only these categories are compared.
-        ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. Where a prediction has it,
-            it counts as background. Label maps only.
+        classes: names in the order of the labels, or a text file with one per line; None: numbers (label maps), or the
+            categories of the ground truth. With COCO files, only these categories are compared.
+        ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. In a prediction it
+            counts as background. For label maps only.
         num_workers: threads.
-        max_pixels: a larger label map is not used.
+        max_pixels: larger label maps are skipped.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -139,22 +140,24 @@ def evaluate(
         kinds.append(os.path.isdir(fs_path(path)))
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"{prediction} is a {'folder' if kinds[0] else 'file'}, but {truth} is a {'folder' if kinds[1] else 'file'}. "
+            f"{prediction} is a {'folder' if kinds[0] else 'file'}, but {truth} is a "
+            f"{'folder' if kinds[1] else 'file'}. "
             "Pass two folders of label maps, or two COCO json files."
         )
     names = class_list(classes)
     if kinds[0] and names is not None and ignore is not None and 1 <= ignore <= len(names):
         raise ValueError(
-            f"ignore={ignore} (--ignore) is the label of the class {names[ignore - 1]!r}, which would be in no score. Choose a value "
-            f"that is no class, above {len(names)}."
+            f"ignore={ignore} (--ignore) is the label of the class {names[ignore - 1]!r}, which would be in no "
+            f"score. Choose "
+            f"a value above {len(names)}, which is no class."
         )
     if kinds[0]:
-        return evaluate_label_maps(prediction, truth, names, ignore, num_workers, max_pixels)
-    return evaluate_coco(prediction, truth, names, num_workers)
+        return _evaluate_label_maps(prediction, truth, names, ignore, num_workers, max_pixels)
+    return _evaluate_coco(prediction, truth, names, num_workers)
 
 
 def class_list(classes: str | os.PathLike | Sequence[str] | None) -> list[str] | None:
-    """Names from a list, from a text with commas, or from a file with one a line.
+    """Names from a list, a comma-separated text, or a file with one per line.
 
     Raises:
         ValueError: no names, or a name twice.
@@ -165,11 +168,11 @@ def class_list(classes: str | os.PathLike | Sequence[str] | None) -> list[str] |
         return read_class_list(classes)
     names = [name.strip() for name in str(classes).split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"classes {str(classes)!r} is no file, and no list of different names with commas.")
+        raise ValueError(f"classes {str(classes)!r} is neither a file nor a comma-separated list of unique names.")
     return names
 
 
-def map_in_threads(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:
+def _map_in_threads(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:
     """`map` in threads with a progress bar, a few items ahead of the consumer, results in order."""
     num_workers = max(1, num_workers)
     with (
@@ -187,18 +190,21 @@ def map_in_threads(function: Callable, items: Sequence, num_workers: int, descri
             bar.update()
 
 
-# --- label maps -------------------------------------------------------------------------------------------------------
+# --- label maps ------------------------------------------------------------------------------------------------------
 
 
 class LabelPairs:
-    """Pixels per pair of true and predicted label; only labels that occur take memory, so 16-bit labels need no huge matrix."""
+    """Pixels per pair of true and predicted label.
+
+    Only labels that occur take memory, so 16-bit labels need no huge matrix.
+    """
 
     def __init__(self) -> None:
         self._pixels: dict[int, int] = defaultdict(int)  # true label << 16 | predicted label -> pixels
 
     @staticmethod
     def count(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts of some pixels, for `add`; any thread may do it.
+        """The counts of some pixels, for `add`; any thread may make them.
 
         Args:
             predicted: labels below 65536, of any shape, without pixels that count nowhere.
@@ -213,7 +219,7 @@ class LabelPairs:
     def compute(self) -> tuple[dict[str, float | None], dict[int, float | None]]:
         """(`mean_iou` with background and `foreground_mean_iou` without, label -> IoU of the labels that occur).
 
-        As of `metrics.mean_iou.ConfusionMatrix`, whose module brings transformers and torch into the process.
+        The same as `metrics.mean_iou.ConfusionMatrix`, whose module imports transformers and torch.
         """
         shared, true, predicted = Counter(), Counter(), Counter()
         for code, pixels in self._pixels.items():
@@ -221,13 +227,15 @@ class LabelPairs:
             predicted[code & 0xFFFF] += pixels
             if code >> 16 == code & 0xFFFF:
                 shared[code & 0xFFFF] += pixels
-        iou = {i: shared[i] / (true[i] + predicted[i] - shared[i]) for i in sorted({*true, *predicted})}
-        foreground = [value for label, value in iou.items() if label != 0]
-        scores = {"mean_iou": mean(iou.values()) if iou else None}
+        iou: dict[int, float | None] = {
+            i: shared[i] / (true[i] + predicted[i] - shared[i]) for i in sorted({*true, *predicted})
+        }
+        foreground = [value for label, value in iou.items() if label != 0 and value is not None]
+        scores = {"mean_iou": mean(value for value in iou.values() if value is not None) if iou else None}
         return scores | {"foreground_mean_iou": mean(foreground) if foreground else None}, iou
 
 
-def evaluate_label_maps(
+def _evaluate_label_maps(
     prediction: str | os.PathLike,
     truth: str | os.PathLike,
     classes: Sequence[str] | None = None,
@@ -235,7 +243,7 @@ def evaluate_label_maps(
     num_workers: int = 4,
     max_pixels: int = MAX_PIXELS,
 ) -> Evaluation:
-    """mIoU over the label maps (PNG) that two folders have under the same relative path; arguments as of `evaluate`.
+    """mIoU over label maps (PNG) with the same relative path in two folders; arguments as of `evaluate`.
 
     Raises:
         ValueError: a folder without label maps, or no path in both.
@@ -251,23 +259,23 @@ def evaluate_label_maps(
 
     def count(name: str) -> tuple[tuple[np.ndarray, np.ndarray], int] | str:
         try:
-            paths = [os.path.join(os.fspath(folder), name) for folder in (prediction, truth)]
-            return _count_pairs(*paths, classes, ignore, max_pixels)
+            predicted_path, true_path = (os.path.join(os.fspath(folder), name) for folder in (prediction, truth))
+            return _count_pairs(predicted_path, true_path, classes, ignore, max_pixels)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
             return f"{name}: {error}"
 
-    for counted in map_in_threads(count, both, num_workers, "label maps"):
+    for counted in _map_in_threads(count, both, num_workers, "label maps"):
         if isinstance(counted, str):
             bad.append(counted)
             continue
         num_scored += 1
         num_void += counted[1] > 0
         pairs.add(counted[0])
-    scores, found = pairs.compute()
+    scores, ious = pairs.compute()
     if classes is None:
-        per_class = {"background" if label == 0 else str(label): iou for label, iou in found.items()}
+        per_class = {"background" if label == 0 else str(label): iou for label, iou in ious.items()}
     else:
-        per_class = {name: found.get(label) for label, name in enumerate(["background", *classes])}
+        per_class = {name: ious.get(label) for label, name in enumerate(["background", *classes])}
     notes = [f"{num_void} predictions hold the ignored value, which counts as background"] if num_void else []
     return Evaluation(
         "label_maps",
@@ -315,22 +323,26 @@ def _count_pairs(
 
 
 def default_ignore(array: np.ndarray) -> int:
-    """The ignored value of a label map of that type: 255, or 65535 of 16 bits."""
+    """The ignored value of a label map of this type: 255, or 65535 with 16 bits."""
     return IGNORE_INDEX if array.dtype == np.uint8 else IGNORE_INDEX_16
 
 
-# --- COCO files -------------------------------------------------------------------------------------------------------
+# --- COCO files ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Instance:
-    """One annotation, as it is in the file."""
+    """One annotation of a file."""
 
     annotation_id: str | None
     image: str
     category: str
     box: list[float] | None
     content: dict
+
+    @property
+    def is_crowd(self) -> bool:
+        return self.content.get("iscrowd") in (1, True, "1")
 
     @property
     def key(self) -> tuple[str, str, str | None]:
@@ -350,28 +362,65 @@ class _CocoFile:
     crowds: list[_Instance]
 
 
-def evaluate_coco(
-    prediction: str | os.PathLike,
-    truth: str | os.PathLike,
-    classes: Sequence[str] | None = None,
-    num_workers: int = 4,
+@dataclass
+class _CocoPair:
+    """Two COCO files with the masks that are compared.
+
+    Attributes:
+        names: classes that are compared; their labels count from 1.
+        objects: all objects of the ground truth, whatever their class.
+        bad: annotations of the ground truth that cannot be used.
+    """
+
+    predicted: _CocoFile
+    true: _CocoFile
+    names: list[str]
+    objects: list[_Instance]
+    bad: list[str]
+
+
+def _evaluate_coco(
+    prediction: str | os.PathLike, truth: str | os.PathLike, classes: Sequence[str] | None, num_workers: int
 ) -> Evaluation:
     """Masks of two COCO files, box by box; arguments as of `evaluate`.
 
     Pairs have the same annotation id, if every prediction has an id that the ground truth has for the same image and
-    category. If not, they are boxes of the same image and category that agree to a pixel, the closest first. Crowd regions are no
-    partners: the pixels of those of the ground truth that none of its objects covers count nowhere.
+    category. If not, they are boxes of the same image and category that agree to a pixel, the closest first. Crowd
+    regions are no partners: their pixels in the ground truth that none of its objects covers count nowhere.
 
     Raises:
-        ValueError: a file that is no COCO file, unknown classes, or no pair at all.
+        ValueError: a file that is not a COCO file, unknown classes, or no pair at all.
     """
-    report = Report()
+    files = _read_pair(prediction, truth, classes)
+    pairs, matched_by = _match(files.predicted.instances, files.true.instances)
+    if not pairs:
+        raise ValueError(
+            f"no mask of {prediction} has a partner in {truth}: neither annotation ids nor boxes of an image agree. "
+            "Both files must be of the same images."
+        )
+    scores, bad = _score_pairs(files, pairs, num_workers)
+    computed, matched = scores.compute(), {id(instance) for pair in pairs for instance in pair}
+    num_crowds = len(files.true.crowds) + len(files.predicted.crowds)
+    return Evaluation(
+        "box_masks",
+        {key: computed[key] for key in ("mean_box_iou", "mean_boundary_iou", "foreground_iou")},
+        {name: computed["per_class_iou"].get(label) for label, name in enumerate(files.names, start=1)},
+        scores.num_boxes,
+        matched_by,
+        [instance.place for instance in files.true.instances if id(instance) not in matched],
+        [instance.place for instance in files.predicted.instances if id(instance) not in matched],
+        files.bad + bad,
+        [f"{num_crowds} crowd regions take no part"] if num_crowds else [],
+    )
+
+
+def _read_pair(prediction: str | os.PathLike, truth: str | os.PathLike, classes: Sequence[str] | None) -> _CocoPair:
     content = _read_coco_json(truth)
     if isinstance(content, list):
         raise ValueError(
             f"{truth} is a bare list of results; ground truth has images and categories. Swap the arguments?"
         )
-    names = {str(category_id): name for category_id, name in read_categories(content, truth, report)}
+    names = {str(category_id): name for category_id, name in read_categories(content, truth, Report())}
     if classes is not None and not set(classes) <= set(names.values()):
         unknown = sorted(set(classes) - set(names.values()))
         raise ValueError(f"classes {unknown} are not in {truth}; it holds: {', '.join(names.values())}")
@@ -379,57 +428,45 @@ def evaluate_coco(
     predicted = _read_predictions(prediction, true, names)
     listed = set(names.values())
     bad = [f"{truth}: {i.place}: no category {i.category}" for i in true.instances if i.category not in listed]
-    every_object = true.instances
+    objects = true.instances
     true.instances = [instance for instance in true.instances if instance.category in listed]
     if classes is not None:
         for file in (true, predicted):
             file.instances = [instance for instance in file.instances if instance.category in classes]
-    pairs, matched_by = _match(predicted.instances, true.instances)
-    if not pairs:
-        raise ValueError(
-            f"no mask of {prediction} has a partner in {truth}: neither annotation ids nor boxes of an image agree. "
-            "Both files must be of the same images."
-        )
     wanted = list(dict.fromkeys(names.values() if classes is None else classes))
-    label_of = {name: label for label, name in enumerate(wanted, start=1)}
+    return _CocoPair(predicted, true, wanted, objects, bad)
+
+
+def _score_pairs(
+    files: _CocoPair, pairs: list[tuple[_Instance, _Instance]], num_workers: int
+) -> tuple[BoxMaskScores, list[str]]:
+    """(scores of pairs of a predicted and a true instance, what cannot be used)."""
+    true, predicted = files.true, files.predicted
+    label_of = {name: label for label, name in enumerate(files.names, start=1)}
     by_image: dict[str, list[tuple[_Instance, _Instance]]] = defaultdict(list)
     for pair in pairs:
         by_image[pair[1].image].append(pair)
-    crowds, objects = (_by_image(instances) for instances in (true.crowds, every_object))
+    crowds, objects = (_by_image(instances) for instances in (true.crowds, files.objects))
 
-    def score(of_image: list[tuple[_Instance, _Instance]]) -> tuple[BoxMaskScores, list[str]]:
+    def score(image: str) -> tuple[BoxMaskScores, list[str]]:
         scores, bad = BoxMaskScores(), []
-        image = of_image[0][1].image
-        void = _void(crowds[image], objects[image], true.sizes.get(image), truth) if image in crowds else None
-        for instance, target in of_image:
+        size = true.sizes.get(image)
+        void = _void(crowds[image], objects[image], size, true.path) if image in crowds else None
+        for instance, target in by_image[image]:
             try:
-                size = true.sizes.get(target.image)
-                target_rle = _mask_of(target, size, truth)
-                predicted_rle = _mask_of(instance, tuple(target_rle["size"]), prediction, may_be_empty=True)
+                target_rle = _mask_of(target, size, true.path)
+                height, width = target_rle["size"]
+                predicted_rle = _mask_of(instance, (height, width), predicted.path, may_be_empty=True)
                 scores.update(predicted_rle, target_rle, label_of[target.category], void)
             except ValueError as error:
                 bad.append(str(error))
         return scores, bad
 
-    total = BoxMaskScores()
-    for scores, of_image in map_in_threads(score, list(by_image.values()), num_workers, "images"):
+    total, bad = BoxMaskScores(), []
+    for scores, image_bad in _map_in_threads(score, list(by_image), num_workers, "images"):
         total.merge(scores)
-        bad += of_image
-    computed = total.compute()
-    of_label = computed["per_class_iou"]
-    matched = {id(instance) for pair in pairs for instance in pair}
-    num_crowds = len(true.crowds) + len(predicted.crowds)
-    return Evaluation(
-        "box_masks",
-        {key: computed[key] for key in ("mean_box_iou", "mean_boundary_iou", "foreground_iou")},
-        {name: of_label.get(label) for name, label in label_of.items()},
-        total.num_boxes,
-        matched_by,
-        [instance.place for instance in true.instances if id(instance) not in matched],
-        [instance.place for instance in predicted.instances if id(instance) not in matched],
-        bad,
-        [f"{num_crowds} crowd regions take no part"] if num_crowds else [],
-    )
+        bad += image_bad
+    return total, bad
 
 
 def _read_coco_json(path: str | os.PathLike) -> dict | list:
@@ -464,17 +501,15 @@ def _read_instances(path: str | os.PathLike, content: dict, names: dict[str, str
     for annotation in content["annotations"]:
         if not isinstance(annotation, dict):
             raise ValueError(f"{path}: an annotation is a {type(annotation).__name__}, not an object.")
-        image, category = id_text(annotation.get("image_id")), id_text(annotation.get("category_id"))
-        kind = crowds if annotation.get("iscrowd") in (1, True, "1") else instances
-        kind.append(
-            _Instance(
-                id_text(annotation.get("id")),
-                images.get(image, str(image)),
-                names.get(category, str(category)),
-                finite_numbers(annotation.get("bbox"), 4),
-                annotation,
-            )
+        image, category = str(id_text(annotation.get("image_id"))), str(id_text(annotation.get("category_id")))
+        instance = _Instance(
+            id_text(annotation.get("id")),
+            images.get(image, image),
+            names.get(category, category),
+            finite_numbers(annotation.get("bbox"), 4),
+            annotation,
         )
+        (crowds if instance.is_crowd else instances).append(instance)
     return _CocoFile(os.fspath(path), content, instances, sizes, crowds)
 
 
@@ -513,20 +548,16 @@ def _by_image(instances: Iterable[_Instance]) -> dict[str, list[_Instance]]:
 
 
 def _void(
-    crowds: list[_Instance], objects: list[_Instance], size: tuple[int, int] | None, path: str | os.PathLike
+    crowds: list[_Instance], objects: list[_Instance], size: tuple[int, int] | None, path: str
 ) -> np.ndarray | None:
-    """(H, W) bool: the crowd pixels of an image that no object covers; None if no crowd region has a mask."""
-    masks = []
-    for group in (crowds, objects):
-        covered = []
-        for instance in group:
-            with suppress(ValueError):  # Objects whose mask cannot be used are named where they are scored.
-                rle = _mask_of(instance, size, path)
-                size = tuple(rle["size"])
-                covered.append(as_mask(rle))
-        masks.append(np.logical_or.reduce(covered) if covered else None)
-    crowd, objects_of_image = masks
-    return crowd if crowd is None or objects_of_image is None else crowd & ~objects_of_image
+    """(H, W) bool: the crowd pixels of an image that no object covers; None if nothing in it has a mask."""
+    painted = []
+    for instance in [*crowds, *objects]:
+        with suppress(ValueError):  # Objects whose mask cannot be used are reported where they are scored.
+            rle = _mask_of(instance, size, path)
+            size = rle["size"][0], rle["size"][1]
+            painted.append(BoxObject((0, 0, 0, 0), 0, 0, iscrowd=instance.is_crowd, rle=rle))
+    return None if size is None else crowd_pixels(painted, *size)
 
 
 def _by_image_and_category(instances: Iterable[_Instance]) -> dict[tuple[str, str], list[_Instance]]:
@@ -558,7 +589,7 @@ def _mask_of(
     size = size or (tuple(own["size"]) if own is not None else None)
     if size is None:
         raise ValueError(f"{path}: {instance.place}: the file does not state the image's height and width")
-    if may_be_empty and (segmentation in (None, [], {}) or (own is not None and coco_mask.area(own) == 0)):
+    if may_be_empty and (segmentation in (None, [], {}) or (own is not None and not as_mask(own).any())):
         return {"size": list(size), "counts": [size[0] * size[1]]}
     report = Report()
     rle = segmentation_to_rle(segmentation, Geometry(size), f"{path}: {instance.place}", report)

@@ -8,6 +8,7 @@ import numpy as np
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.data.painting import crowd_pixels, paint_label_map
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
@@ -34,10 +35,11 @@ class ImageTruth:
     crowd: np.ndarray | None = None
 
     def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(mask of an object of the source, pixels that count nowhere); the mask is None if there is no truth for it."""
+        """(mask of an object of the source, pixels that count nowhere); the mask is None if it has no truth."""
         if self.objects is None:
-            target = np.zeros(self.label_map.shape, dtype=bool)
-            window = box_slices(item.box, *target.shape)
+            height, width = self.label_map.shape
+            target = np.zeros((height, width), dtype=bool)
+            window = box_slices(item.box, height, width)
             target[window] = self.label_map[window] == item.category + 1
             return target, self.label_map == self.ignored
         same_class = [true for true, label in self.objects if label == item.category + 1]
@@ -58,7 +60,10 @@ def _distance(a: BoxObject, b: BoxObject) -> float:
 class Truth(Protocol):
     """The ground truth of a source's images."""
 
-    report: Report | None  # What the reader found; None of label maps, as `of` raises what is wrong with one.
+    @property
+    def report(self) -> Report | None:
+        """What the reader found; None of label maps, as `of` raises what is wrong with one."""
+        ...
 
     def has(self, file_name: str) -> bool:
         """Whether there is ground truth for an image."""
@@ -91,7 +96,8 @@ class FolderTruth:
         label_map = read_label_map(path)
         if label_map.shape != (record.height, record.width):
             raise ValueError(
-                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x {record.height}"
+                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x "
+                f"{record.height}"
             )
         return ImageTruth(label_map, default_ignore(label_map))
 
@@ -103,7 +109,7 @@ class CocoTruth:
     """Masks of a COCO file; its images meet those of the source by file name, its classes by name."""
 
     def __init__(self, path: str, source: Source, images: str | None, options: ReadOptions) -> None:
-        self.report: Report | None = Report()
+        self.report = Report()
         # Split, classes and corners are those of the annotations, not of this file.
         own = replace(SOURCE_OPTIONS, masks=True, size_mismatch=options.size_mismatch, max_pixels=options.max_pixels)
         self.source = open_source(path, images, own, format="coco", report=self.report)
@@ -123,39 +129,15 @@ class CocoTruth:
             raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(report.reasons())}")
         if (true.height, true.width) != (record.height, record.width):
             raise ValueError(
-                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} in the annotations"
+                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} "
+                f"in the annotations"
             )
         names, label_of = self.names, self.label_of
         objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
         single = [pair for pair in objects if not pair[0].iscrowd]
-        label_map = _painted(objects, true.height, true.width)
-        return ImageTruth(label_map, IGNORE_INDEX_16, single, _crowd(objects, label_map))
-
-
-def _painted(objects: list[tuple[BoxObject, int]], height: int, width: int) -> np.ndarray:
-    """(H, W) uint16: large objects first, so that the smaller lies on top; crowds and objects without a mask are ignored."""
-    label_map = np.zeros((height, width), dtype=np.uint16)
-    for item, label in sorted(objects, key=lambda pair: -pair[0].area):
-        if item.rle is not None and not item.iscrowd:
-            label_map[as_mask(item.rle)] = label
-    for item, _ in objects:
-        if item.rle is None:
-            region = label_map[box_slices(item.box, height, width)]
-            region[region == 0] = IGNORE_INDEX_16
-        elif item.iscrowd:
-            label_map[as_mask(item.rle) & (label_map == 0)] = IGNORE_INDEX_16
-    return label_map
-
-
-def _crowd(objects: list[tuple[BoxObject, int]], label_map: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the pixels of crowd regions that no object of `_painted` covers."""
-    crowd = np.zeros(label_map.shape, dtype=bool)
-    for item, _ in objects:
-        if item.iscrowd and item.rle is None:
-            crowd[box_slices(item.box, *crowd.shape)] = True
-        elif item.iscrowd:
-            crowd |= as_mask(item.rle)
-    return crowd & (label_map == IGNORE_INDEX_16)
+        items, labels = [item for item, _ in objects], [label for _, label in objects]
+        label_map = paint_label_map(items, true.height, true.width, labels, IGNORE_INDEX_16)
+        return ImageTruth(label_map, IGNORE_INDEX_16, single, crowd_pixels(items, true.height, true.width))
 
 
 def open_truth(path: str, source: Source, images: str | None, options: ReadOptions) -> Truth:

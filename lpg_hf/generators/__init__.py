@@ -36,8 +36,8 @@ def load_generator(
     """A generator by its name.
 
     Args:
-        name: one of `GENERATORS`: "sam:ID" takes the Hub id or folder of a SAM, SAM 2 or HQ-SAM model, "saliency:FILE.onnx" a
-            salient-object network of the U2-Net family. Or a function
+        name: one of `GENERATORS`: "sam:ID" takes the Hub id or folder of a SAM, SAM 2 or HQ-SAM model,
+            "saliency:FILE.onnx" a salient-object network of the U2-Net family. Or a function
             `(image (H, W, 3) uint8 RGB, boxes (N, 4) float32 xyxy) -> (N, H, W)` masks, bool or probabilities.
         model, segmenter, class_names, batch_size, flip, device, dtype, revision: see `GeneratorOptions`.
 

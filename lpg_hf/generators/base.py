@@ -8,7 +8,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,12 +75,14 @@ class BoxedImage:
         labels: (N,) int64 class ids, 1-based.
         class_probs: class id -> (h, w) probability of a segmenter over the whole image, float32 in [0, 1] or uint8 in
             [0, 255], at any resolution; for generators that use one.
+        regions: index of a box -> x, y, x, y, ... in pixels: the quadrilateral that the masks of the box are cut to.
     """
 
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     class_probs: Mapping[int, np.ndarray] | None = None
+    regions: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,9 @@ class MaskGenerator(ABC):
 
         Args:
             images: what one forward pass may combine; the result depends on no other image.
-            per: "instance": one patch per box, which knows nothing of the other boxes of its class. "class": patches that
-                may stand for all boxes of a class together, whichever the method does best. Patches of a class are merged
-                by their maximum.
+            per: "instance": one patch per box, which knows nothing of the other boxes of its class. "class": patches
+                that may stand for all boxes of a class together, whichever the method does best. Patches of a class
+                are merged by their maximum.
 
         Yields:
             (position in `images`, patch), images in their order.

@@ -11,7 +11,8 @@ def bundled(name: str = "lpg-small") -> Path:
     """The folder of a bundled generator, for every place that takes a stage folder.
 
     Args:
-        name: "lpg-small": 3.1 M parameters, a window per box, no segmenter needed; its card is README.md in the folder.
+        name: "lpg-small": 3.1 M parameters, a window per box, no segmenter needed; its card is README.md in the
+            folder.
 
     Raises:
         ValueError: there is no such generator.

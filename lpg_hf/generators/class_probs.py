@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 import lpg_hf.models  # noqa: F401  makes the Auto classes know our segmenters
@@ -38,7 +38,8 @@ def _stored_probs(logits: Tensor, frame: tuple[int, int]) -> Tensor:
         frame: (height, width) in pixels that the grid covers.
 
     Returns:
-        (C, ceil(height / 8), ceil(width / 8)) uint8, 255 times the probability. Bilinear; beyond the last logit, its value.
+        (C, ceil(height / 8), ceil(width / 8)) uint8, 255 times the probability. Bilinear; beyond the last logit, its
+        value.
     """
 
     def positions(side: int) -> Tensor:  # from -1 to 1, as `grid_sample` counts them
@@ -113,17 +114,19 @@ class SegmenterProbs:
         class_names: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
     ):
-        self.model, self.device = model.eval().to(device), torch.device(device)
+        nn.Module.to(model.eval(), device)
+        self.model, self.device = model, torch.device(device)
         self._processor = copy.copy(processor)
-        self._processor.do_center_crop = False  # of MobileNetV2's processor and others
+        setattr(self._processor, "do_center_crop", False)  # of MobileNetV2's processor and others
         self._index_of = None
         if class_names is not None:
-            known = {name.casefold(): int(index) for index, name in model.config.id2label.items()}
+            id2label = model.config.id2label or {}
+            known = {name.casefold(): int(index) for index, name in id2label.items()}
             unknown = [name for name in class_names if name.casefold() not in known]
             if unknown:
                 raise ValueError(
                     f"the segmenter knows no class {unknown[0]!r} ({len(unknown)} such); its classes are: "
-                    f"{', '.join(list(model.config.id2label.values())[:25])}. Choose a segmenter trained on the boxes' "
+                    f"{', '.join(list(id2label.values())[:25])}. Choose a segmenter trained on the boxes' "
                     "classes, or a generator that needs none (config.use_class_prob=False)."
                 )
             self._index_of = {label: known[name.casefold()] for label, name in enumerate(class_names, start=1)}
@@ -193,7 +196,7 @@ class SegmenterProbs:
         return probs
 
     def _channel(self, label: int) -> int:
-        num_labels = self.model.config.num_labels
+        num_labels = self.model.config.num_labels or 0
         channel = label if self._index_of is None else self._index_of.get(label)
         if channel is None or not 0 <= channel < num_labels:
             raise ValueError(f"label {label} is none of the segmenter's {num_labels} labels.")

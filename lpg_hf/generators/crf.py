@@ -61,7 +61,8 @@ def dense_crf(
     image, probabilities = _checked_image(image), np.array(probabilities, dtype=np.float32, order="C")
     if probabilities.ndim != 3 or probabilities.shape[1:] != image.shape[:2]:
         raise ValueError(
-            f"probabilities have shape {probabilities.shape}, but the image of {image.shape[:2]} (height, width) needs "
+            f"probabilities have shape {probabilities.shape}, but the image of {image.shape[:2]} (height, "
+            f"width) needs "
             "(classes, height, width). Resize the logits to the image before the softmax."
         )
     if not np.isfinite(probabilities).all() or probabilities.min() < 0 or probabilities.max() > 1 + 1e-3:
@@ -70,7 +71,7 @@ def dense_crf(
             "Pass the softmax of the logits."
         )
     try:
-        from pydensecrf import densecrf
+        from pydensecrf import densecrf  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
     except ImportError as error:
         raise ImportError('The dense CRF needs pydensecrf2: pip install "lpg_hf[crf]" (compiles C++ code).') from error
 

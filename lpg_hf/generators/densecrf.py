@@ -21,10 +21,11 @@ BOX_CRF = CRFSettings(iterations=5, pos_w=3, pos_xy=0.03, bi_w=8, bi_xy=0.2, bi_
 class DenseCRFGenerator(BoxByBoxGenerator):
     """A two-label CRF in a window around every box; kernel widths go with the box.
 
-    WSSL runs one CRF over the image with all its classes. Here each box has its own, also with per="class". On 24 VOC and
-    20 COCO photographs the foreground IoU per class was 70.5 and 63.9 with one CRF per image, 70.8 and 64.7 with one per
-    class, 70.3 and 65.7 with one per box, and 57.1 and 55.3 for the boxes themselves; only the last needs no more time and
-    memory on larger images. Kernel widths fixed in pixels, as WSSL has them, were clearly worse on small objects in trials.
+    WSSL runs one CRF over the image with all its classes. Here each box has its own, also with per="class". On 24 VOC
+    and 20 COCO photographs the foreground IoU per class was 70.5 and 63.9 with one CRF per image, 70.8 and 64.7 with
+    one per class, 70.3 and 65.7 with one per box, and 57.1 and 55.3 for the boxes themselves; only the last needs no
+    more time and memory on larger images. Kernel widths fixed in pixels, as WSSL has them, were clearly worse on small
+    objects in trials.
 
     Args:
         centre: share of the box's area, around its middle, that is foreground.
@@ -54,8 +55,8 @@ class DenseCRFGenerator(BoxByBoxGenerator):
     ) -> None:
         shares = {"centre": centre, "prior": prior, "min_fill": min_fill}
         wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value < 1]
-        positive = {"context": context, **crf._asdict()}
-        positive.pop("pos_w"), positive.pop("bi_w")
+        of_crf = {name: value for name, value in crf._asdict().items() if name not in ("pos_w", "bi_w")}
+        positive = {"context": context, **of_crf}
         wrong += [f"{name}={value}" for name, value in positive.items() if not value > 0]
         wrong += [f"max_side={max_side}"] if max_side < 8 else []
         if wrong:
@@ -84,10 +85,12 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         unary[tuple(_central_part(side, self.centre) for side in box)] = CERTAIN
         scale = min(1.0, self.max_side / max(unary.shape))
         if scale < 1:
-            size = tuple(max(1, round(side * scale)) for side in reversed(unary.shape))
-            small = [cv2.resize(array, size, interpolation=cv2.INTER_AREA) for array in (window, unary)]
+            width, height = (max(1, round(side * scale)) for side in reversed(unary.shape))
+            small, small_unary = (
+                cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA) for array in (window, unary)
+            )
             refined = cv2.resize(
-                self._refine(*small, longer * scale), unary.shape[::-1], interpolation=cv2.INTER_LINEAR
+                self._refine(small, small_unary, longer * scale), unary.shape[::-1], interpolation=cv2.INTER_LINEAR
             )
         else:
             refined = self._refine(window, unary, longer)
@@ -96,7 +99,7 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         return refined if fills else np.ones_like(refined)
 
     def _refine(self, window: np.ndarray, unary: np.ndarray, longer: float) -> np.ndarray:
-        """Foreground probability after the CRF, in [0, 1]; `longer` is the box's longer side in the window's pixels."""
+        """Foreground probability after the CRF, in [0, 1]; `longer` is the box's longer side in window pixels."""
         pixels = self.crf._replace(pos_xy=max(1.0, self.crf.pos_xy * longer), bi_xy=max(1.0, self.crf.bi_xy * longer))
         return dense_crf(window, np.stack([1 - unary, unary]), pixels)[1].clip(0, 1)
 

@@ -12,8 +12,8 @@ class FunctionGenerator(MaskGenerator):
     """Calls `function(image, boxes)` once per image and cuts what it returns to the boxes.
 
     Args:
-        function: takes (H, W, 3) uint8 RGB and (N, 4) float32 xyxy in pixels, returns (N, H, W) masks (bool or integer, 0
-            for the rest) or probabilities (float in [0, 1]). It must allow calls from several threads.
+        function: takes (H, W, 3) uint8 RGB and (N, 4) float32 xyxy in pixels, returns (N, H, W) masks (bool or
+            integer, 0 for the rest) or probabilities (float in [0, 1]). It must allow calls from several threads.
     """
 
     def __init__(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray]):

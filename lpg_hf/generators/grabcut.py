@@ -8,21 +8,24 @@ import numpy as np
 from lpg_hf.generators.base import BoxByBoxGenerator
 
 
+NO_RECTANGLE = (0, 0, 0, 0)  # not read where a mask is given
+
+
 class GrabCutGenerator(BoxByBoxGenerator):
     """Colour models of inside and outside of a box, then a graph cut, in a window around the box.
 
-    What lies outside the box is background for sure, what lies inside is probably foreground. The box itself is the
-    mask where nothing else can be said: the window has too little background (a box as large as the image), OpenCV
-    cannot fit its colour models (a few pixels), or no pixel or hardly any is left as foreground.
+    The outside of the box is certain background, the inside is probable foreground. The box itself is the mask in
+    three cases: the window has too little background (a box as large as the image), OpenCV cannot fit its
+    colour models (a few pixels), or hardly any pixel is left as foreground.
 
-    The same image and box give the same mask in every thread: OpenCV draws the random numbers from a generator of the
-    calling thread, and its seed is set before every box. Of other threads nothing changes; a caller that draws random
-    numbers with OpenCV in the same thread finds its generator moved.
+    The same image and box give the same mask in every thread: OpenCV draws its random numbers from a generator of the
+    calling thread, which is seeded before every box. Other threads are not affected; a caller that draws random
+    numbers with OpenCV in the same thread finds its generator changed.
 
     Args:
-        iterations: rounds of fitting colours and cutting. More than one gain nothing: the foreground IoU per class on 300
-            VOC and 85 COCO photographs was 71.7 and 63.0 with one, 72.0 and 62.1 with two (the boxes themselves: 60.0 and
-            56.0).
+        iterations: rounds of fitting colours and cutting. More rounds gain nothing: the foreground IoU per class on
+            300 VOC and 85 COCO photographs was 71.7 and 63.0 with one, 72.0 and 62.1 with two (the boxes themselves:
+            60.0 and 56.0).
         context: margin of the window on each side of the box, as a share of the box's longer side; the background's
             colours are learnt there.
         min_fill: a mask that fills less than this share of its box is replaced by the box.
@@ -58,10 +61,10 @@ class GrabCutGenerator(BoxByBoxGenerator):
         inside[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = 1
         scale = self.max_side / max(window.shape[:2])
         if scale < 1:
-            size = tuple(max(1, round(side * scale)) for side in reversed(window.shape[:2]))
+            small_width, small_height = (max(1, round(side * scale)) for side in reversed(window.shape[:2]))
             cut = self._cut(
-                cv2.resize(window, size, interpolation=cv2.INTER_AREA),
-                cv2.resize(inside, size, interpolation=cv2.INTER_NEAREST),
+                cv2.resize(window, (small_width, small_height), interpolation=cv2.INTER_AREA),
+                cv2.resize(inside, (small_width, small_height), interpolation=cv2.INTER_NEAREST),
             )
             cut = None if cut is None else cv2.resize(cut, window.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         else:
@@ -78,7 +81,7 @@ class GrabCutGenerator(BoxByBoxGenerator):
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(self.seed)
         try:
-            cv2.grabCut(window, mask, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+            cv2.grabCut(window, mask, NO_RECTANGLE, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
         except cv2.error:  # fewer pixels of a kind than the five colour clusters
             return None
         return ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.float32)

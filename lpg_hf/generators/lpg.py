@@ -1,4 +1,4 @@
-"""The learned generator (Sec. III-B), run as its image processor's view says: whole images per class, or a window per box."""
+"""The learned generator (Sec. III-B), with the view of its image processor: whole images, or a window per box."""
 
 import copy
 import json
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class LPGGenerator(MaskGenerator):
             raise ValueError(f"batch_size is {batch_size}, but a pass takes at least one view.")
         if segmenter is not None and not model.config.use_class_prob:
             raise ValueError("this LPG takes no class probability (config.use_class_prob=False): pass no segmenter.")
-        self.network = _inference_copy(model).to(device=device, dtype=dtype or model.dtype)
+        self.network = _inference_copy(model)
+        nn.Module.to(self.network, device=device, dtype=dtype or model.dtype)
         self.processor, self.segmenter, self.batch_size, self.flip = processor, segmenter, batch_size, flip
         self._one_at_a_time = threading.Lock()
 
@@ -86,7 +88,8 @@ class LPGGenerator(MaskGenerator):
         )
 
     def patches(self, images: Sequence[BoxedImage], per: str) -> Iterator[tuple[int, Patch]]:
-        """See `MaskGenerator.patches`. Per class, a whole-image view holds all boxes of its class; else a view is a box.
+        """See `MaskGenerator.patches`. Per class, a whole-image view holds all boxes of its class; else a view is a
+        box.
 
         Raises:
             ValueError: the model requires the class probability, and there is neither one nor a segmenter.
@@ -100,8 +103,9 @@ class LPGGenerator(MaskGenerator):
             logits = [self._forward(self._encode(images, views_of_pass)) for views_of_pass in passes]
             for i, (position, members, view) in enumerate(chunk):
                 image = images[position].image
+                height, width = image.shape[:2]
                 decoded = [
-                    self.processor.decode_view(pass_logits[i], pass_views[i][2], *image.shape[:2], image)
+                    self.processor.decode_view(pass_logits[i], pass_views[i][2], height, width, image)
                     for pass_logits, pass_views in zip(logits, passes)
                 ]
                 rows, columns, foreground = decoded[0]
@@ -137,8 +141,8 @@ class LPGGenerator(MaskGenerator):
             if encoded != (position, view.window, view.size, view.flip):
                 encoded = position, view.window, view.size, view.flip
                 pixels = self.processor.encode_pixels(image.image, view)
-            given = self.network.config.use_class_prob and image.class_probs is not None
-            prob = image.class_probs[view.label] if given else None
+            class_probs = image.class_probs if self.network.config.use_class_prob else None
+            prob = None if class_probs is None else class_probs[view.label]
             rows.append(pixels | self.processor.encode_prompt(view, image.image.shape[:2], prob))
         return rows
 
@@ -146,12 +150,12 @@ class LPGGenerator(MaskGenerator):
     def _forward(self, rows: list[dict[str, np.ndarray]]) -> list[Tensor]:
         """(2, h, w) float32 logits of every view, exact where they decide about pixels of its boxes.
 
-        Views that the network pads to one size, and that have the same inputs, share a pass, so that none depends on the
-        others. Threads take turns, as a pass uses all cores.
+        Views that the network pads to one size, and that have the same inputs, share a pass, so that none depends on
+        the others. Threads take turns, as a pass uses all cores.
         """
         network, divisor = self.network, self.network.config.size_divisor
-        # On a CPU an hourglass is no faster in batches (measured: 8.3 views of 512 x 512 a second alone, 8.0 by eights), and
-        # one by one each view's boxes bound the region that has to be computed.
+        # On a CPU an hourglass is no faster in batches (measured: 8.3 views of 512 x 512 a second alone, 8.0 by
+        # eights), and one by one each view's boxes bound the region that has to be computed.
         alone = network.config.backbone == "hourglass" and network.device.type == "cpu"
         passes: dict[object, list[int]] = {}
         for i, row in enumerate(rows):
@@ -189,14 +193,15 @@ class LPGGenerator(MaskGenerator):
 
 
 def _box_region(box_mask: np.ndarray, stride: int = 4, margin: int = 2) -> tuple[slice, slice]:
-    """The rows and columns of the logits that interpolation reads for the pixels of the boxes; box_mask (V, 1, H, W)."""
+    """The rows and columns of the logits that are interpolated for the pixels of the boxes; box_mask (V, 1, H, W)."""
     rows, columns = (np.flatnonzero(box_mask.any(axis=axes)) for axes in ((0, 1, 3), (0, 1, 2)))
     spans = ((side[0], side[-1]) if len(side) else (0, 0) for side in (rows, columns))
     return tuple(slice(max(low // stride - margin, 0), high // stride + 1 + margin) for low, high in spans)  # type: ignore[return-value]
 
 
 def _inference_copy(model: LPGModel) -> LPGModel:
-    """A frozen float32 copy in channels_last; batch norms that follow a convolution in an nn.Sequential are folded into it.
+    """A frozen float32 copy in channels_last; batch norms that follow a convolution in an nn.Sequential are folded
+    into it.
 
     Raises:
         ValueError: a weight is not finite, such as a variance that does not fit into float16.
@@ -204,18 +209,21 @@ def _inference_copy(model: LPGModel) -> LPGModel:
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise ValueError(
-            f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the model in "
+            f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the "
+            f"model in "
             "float32; the generator's own dtype may be lower, as it folds the batch norms first."
         )
     network = copy.deepcopy(model).float().eval().requires_grad_(False)
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             _fold_norms(module)
-    return network.to(memory_format=torch.channels_last)
+    cast(nn.Module, network).to(memory_format=torch.channels_last)
+    return network
 
 
 def _fold_norms(layers: nn.Sequential) -> None:
     for i in range(len(layers) - 1):
         # Exact types: a backbone's subclasses compute something else besides.
-        if type(layers[i]) is nn.Conv2d and type(layers[i + 1]) is nn.BatchNorm2d:
-            layers[i], layers[i + 1] = fuse_conv_bn_eval(layers[i], layers[i + 1]), nn.Identity()
+        first, second = layers[i], layers[i + 1]
+        if type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d:
+            layers[i], layers[i + 1] = fuse_conv_bn_eval(first, second), nn.Identity()

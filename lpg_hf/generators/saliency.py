@@ -1,6 +1,6 @@
 """A salient-object network of the U2-Net family, as an ONNX file, on the crop of every box.
 
-It knows no boxes: what stands out in a crop is taken for the object. A class-agnostic peer to compare with.
+The network sees no boxes: whatever stands out in a crop is taken as the object. A class-agnostic peer to compare with.
 """
 
 import hashlib
@@ -28,23 +28,23 @@ DEFAULT_SIZE = 320  # pixels; what U2-Net was trained with
 class SaliencyGenerator(MaskGenerator):
     """U2-Net, U2-Net-P or another network with their input and output; it runs on the CPU.
 
-    A crop is stretched to the network's size, divided by its largest value, and normalised with ImageNet's mean and standard
-    deviation. The first output is the map; it is stretched to [0, 1] over the crop and cut to the box. Where it finds next
-    to nothing, the box is the mask, as with GrabCut and the dense CRF.
+    A crop is stretched to the network's size, divided by its largest value, and normalised with ImageNet's mean and
+    standard deviation. The first output is the map; it is stretched to [0, 1] over the crop and cut to the box. Where
+    hardly a pixel is left, the box is the mask, as with GrabCut and the dense CRF.
 
     Args:
-        file: ONNX model with one input (B, 3, H, W) float32 and a first output (B, 1, H, W). Of H and W the fixed value is
-            taken, or 320.
-        batch_size: boxes per forward pass if the model leaves B free; else they go one by one.
-        context: margin of the crop on each side of the box, as a share of the box's longer side: an object that fills its
-            crop does not stand out.
-        min_fill: a mask that fills less than this share of its box is replaced by the box. What U2-Net-P reaches with
-            these two defaults is in results/TABLES.md.
+        file: ONNX model with one input (B, 3, H, W) float32 and a first output (B, 1, H, W). H and W are those of the
+            model if it fixes them, else 320.
+        batch_size: boxes per forward pass if the model leaves B free; otherwise each box has its own pass.
+        context: margin of the crop on each side of the box, as a share of the box's longer side: an object that fills
+            its crop does not stand out.
+        min_fill: a mask that fills less than this share of its box is replaced by the box. The scores of U2-Net-P with
+            these two defaults are in results/TABLES.md.
 
     Raises:
         ImportError: onnxruntime is not installed.
         OSError: the file does not exist or cannot be read.
-        ValueError: it is no ONNX model, or one of another input; or an argument is out of its range.
+        ValueError: it is not an ONNX model, or has another input; or an argument is out of its range.
 
     Source: Qin et al., U2-Net (Pattern Recognition 2020), and the inference of its published code.
     """
@@ -58,7 +58,7 @@ class SaliencyGenerator(MaskGenerator):
                 f"batch_size={batch_size}, context={context}, min_fill={min_fill}."
             )
         try:
-            import onnxruntime
+            import onnxruntime  # pyright: ignore[reportMissingImports]  (an extra)
         except ImportError as error:
             raise ImportError(
                 f"the generator saliency needs {error.name}, which is not installed: pip install 'lpg_hf[onnx]'."
@@ -75,7 +75,8 @@ class SaliencyGenerator(MaskGenerator):
         takes_images = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
         if not takes_images or (isinstance(shape[0], int) and shape[0] != 1):
             raise ValueError(
-                f"{file} takes {', '.join(f'{item.name} {item.shape}' for item in inputs)}, but a salient-object network "
+                f"{file} takes {', '.join(f'{item.name} {item.shape}' for item in inputs)}, but a "
+                f"salient-object network "
                 "takes one image, (B, 3, H, W) with B free or 1."
             )
         self.size = tuple(side if isinstance(side, int) else DEFAULT_SIZE for side in shape[2:])
@@ -104,15 +105,16 @@ class SaliencyGenerator(MaskGenerator):
         sides = image.image.shape[:2]
         box = box_slices(image.boxes[index], *sides)
         margin = math.ceil(self.context * max(side.stop - side.start for side in box))
-        return tuple(slice(max(b.start - margin, 0), min(b.stop + margin, side)) for b, side in zip(box, sides))
+        rows, columns = (slice(max(b.start - margin, 0), min(b.stop + margin, side)) for b, side in zip(box, sides))
+        return rows, columns
 
     def _maps(self, crops: list[np.ndarray]) -> list[np.ndarray]:
         """The map of each crop at the crop's size, float32 in [0, 1]."""
         pixels = np.stack([self._normalised(crop) for crop in crops]).transpose(0, 3, 1, 2)
         inputs = {self.session.get_inputs()[0].name: np.ascontiguousarray(pixels)}
         with self._one_at_a_time:  # a pass uses all cores
-            found = self.session.run([self.session.get_outputs()[0].name], inputs)[0][:, 0]  # (B, H, W)
-        return [_resize(_stretched(saliency), *crop.shape[:2]) for saliency, crop in zip(found, crops)]
+            maps = self.session.run([self.session.get_outputs()[0].name], inputs)[0][:, 0]  # (B, H, W)
+        return [_resize(_stretched(saliency), *crop.shape[:2]) for saliency, crop in zip(maps, crops)]
 
     def _normalised(self, crop: np.ndarray) -> np.ndarray:
         """(H, W, 3) float32 as the network was trained with."""
@@ -121,7 +123,7 @@ class SaliencyGenerator(MaskGenerator):
 
 
 def _stretched(saliency: np.ndarray) -> np.ndarray:
-    """From its least to its largest value to [0, 1]; 0 where they are the same."""
+    """Stretched from its range to [0, 1]; 0 if all values are equal."""
     low, high = saliency.min(), saliency.max()
     return (saliency - low) / (high - low) if high > low else np.zeros_like(saliency)
 
@@ -136,7 +138,7 @@ def _shifted(side: slice, start: int) -> slice:
 
 
 def _num_threads() -> int:
-    """torch's CPU threads or OMP_NUM_THREADS, as the other generators have; 0 (one per core) where neither says."""
+    """torch's CPU threads or OMP_NUM_THREADS, as with the other generators; 0 (one per core) if neither is set."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return torch.get_num_threads()

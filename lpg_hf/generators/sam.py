@@ -1,21 +1,21 @@
 """The Segment Anything family with boxes as prompts, through transformers: SAM (SlimSAM too), SAM 2 and 2.1, HQ-SAM.
 
-These models have seen a billion masks: they are the strong reference next to which a controlled experiment is read.
+These models were trained on a billion masks: a strong reference for controlled experiments.
 """
 
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     BaseImageProcessor,
-    PreTrainedModel,
     Sam2Model,
     SamHQModel,
     SamModel,
@@ -38,8 +38,8 @@ class SAMGenerator(MaskGenerator):
         device: where it runs.
         dtype: of its weights. Box coordinates stay float32: half precision would move them by pixels.
         batch_size: boxes per pass of the mask decoder; the image's embedding is computed once.
-        multimask_output: let the model make its three masks for a prompt, and take the one that it scores highest; off,
-            it makes the one that its authors use for boxes.
+        multimask_output: the model makes three masks for a prompt, and the one that it scores highest is taken; off,
+            it makes the one mask that its authors use for boxes.
         revision: of the checkpoint on the Hub.
 
     Raises:
@@ -64,7 +64,8 @@ class SAMGenerator(MaskGenerator):
             raise ValueError(f"{model} is a {kind!r}, not of the SAM family ({', '.join(MODELS)}).")
         with reading_weights(model):
             network = MODELS[kind].from_pretrained(model, revision=revision, dtype=dtype)
-        self.network: PreTrainedModel = network.to(device).eval().requires_grad_(False)
+        nn.Module.to(network.eval().requires_grad_(False), device)
+        self.network: SamModel | SamHQModel | Sam2Model = network
         self.processor = (
             _Sam2Images(model, revision)
             if MODELS[kind] is Sam2Model
@@ -105,14 +106,14 @@ class SAMGenerator(MaskGenerator):
                 yield Patch(int(image.labels[index]), (index,), rows, columns, foreground)
 
     @torch.inference_mode()
-    def _embed(self, images: list[np.ndarray]) -> dict[str, Tensor | list[Tensor]]:
-        """What the mask decoder needs of the images, under the names of the model's arguments."""
+    def _embed(self, images: list[np.ndarray]) -> dict[str, Any]:
+        """The inputs of the mask decoder from the images, under the names of the model's arguments."""
         pixels = torch.cat([self.processor.pixel_values(image) for image in images])
         with self._one_at_a_time:
-            found = self.network.get_image_embeddings(pixels.to(self.network.device, self.network.dtype))
+            embeddings = self.network.get_image_embeddings(pixels.to(self.network.device, self.network.dtype))
         if isinstance(self.network, SamHQModel):
-            return {"image_embeddings": found[0], "intermediate_embeddings": found[1]}
-        return {"image_embeddings": found}
+            return {"image_embeddings": embeddings[0], "intermediate_embeddings": embeddings[1]}
+        return {"image_embeddings": embeddings}
 
     @torch.inference_mode()
     def _decode(self, embeddings: dict, prompts: Tensor) -> Tensor:
@@ -131,8 +132,9 @@ class _SamImages:
 
     def __init__(self, processor: BaseImageProcessor) -> None:
         self.processor = processor
-        self.longest_edge = processor.size["longest_edge"]
-        self.padded = processor.pad_size["height"], processor.pad_size["width"]
+        values = processor.to_dict()
+        self.longest_edge = values["size"]["longest_edge"]
+        self.padded = values["pad_size"]["height"], values["pad_size"]["width"]
 
     def pixel_values(self, image: np.ndarray) -> Tensor:
         """(1, 3, S, S) float32."""
@@ -147,7 +149,7 @@ class _SamImages:
         """(rows, columns) of the (h, w) logits at the image's size; as `post_process_masks`, for one window."""
         full = F.interpolate(logits[None, None], self.padded, mode="bilinear", align_corners=False)[0, 0]
         height, width = self._scaled(size)
-        return resize_window(full[:height, :width], size, rows, columns)
+        return _resize_window(full[:height, :width], size, rows, columns)
 
     def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         scale = self.longest_edge / max(size)
@@ -157,7 +159,8 @@ class _SamImages:
 class _Sam2Images:
     """The frame of SAM 2: the image is stretched to a square, without padding.
 
-    Transformers has this step in torchvision only, which nothing else here needs; the numbers come from the checkpoint.
+    Transformers implements this step with torchvision only, which nothing else here needs. The numbers are the
+    checkpoint's.
     """
 
     def __init__(self, model: str | os.PathLike, revision: str | None) -> None:
@@ -178,10 +181,10 @@ class _Sam2Images:
 
     def to_image(self, logits: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
         """(rows, columns) of the (h, w) logits at the image's size."""
-        return resize_window(logits, size, rows, columns)
+        return _resize_window(logits, size, rows, columns)
 
 
-def resize_window(values: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+def _resize_window(values: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
     """A window of `F.interpolate(values, size, mode="bilinear", align_corners=False)`, at the cost of the window.
 
     Args:
@@ -207,7 +210,7 @@ def _neighbours(source: int, target: int, window: slice, device: torch.device) -
     return first, (first + 1).clamp(max=source - 1), positions - first
 
 
-def _select(embeddings: dict[str, Tensor | list[Tensor]], row: int) -> dict[str, Tensor | list[Tensor]]:
+def _select(embeddings: dict[str, Tensor | list[Tensor]], row: int) -> dict[str, Any]:
     """The embeddings of one image out of a batch."""
     return {
         name: [level[row : row + 1] for level in value] if isinstance(value, (list, tuple)) else value[row : row + 1]

@@ -1,7 +1,8 @@
 """Patches of foreground -> what users get of an image: one mask per box, with its scores, and one label map."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -10,6 +11,7 @@ from lpg_hf.boxes import box_slices
 from lpg_hf.data.records import Record
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
 from lpg_hf.masks.fusion import fuse_classes, smallest_box_areas
+from lpg_hf.metrics.box_masks import as_mask
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class BoxMask:
     Attributes:
         rle: COCO compressed run lengths over the whole image, {"size": [height, width], "counts": text}.
         area: pixels of the mask.
-        score: mean foreground probability of the mask's pixels, in (threshold, 1]; 0 for a mask without a pixel. Generators that
-            do not give probabilities score 1.
+        score: mean foreground probability of the mask's pixels, in (threshold, 1]; 0 for a mask without a pixel; 1
+            from generators that give no probabilities.
         fill_rate: share of the box's pixels that are in the mask, in [0, 1].
     """
 
@@ -31,12 +33,12 @@ class BoxMask:
 
     def decode(self) -> np.ndarray:
         """(H, W) bool, True on the object."""
-        return coco_mask.decode(self.rle).astype(bool)
+        return as_mask(self.rle)
 
 
 @dataclass(frozen=True)
 class ImageMasks:
-    """All of an image.
+    """The masks of an image.
 
     Attributes:
         masks: one per box, in the order of the boxes.
@@ -48,12 +50,13 @@ class ImageMasks:
 
 
 def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
-    """An image, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are no objects."""
+    """An image, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are not objects."""
     objects = record.single_objects
     return BoxedImage(
         image,
         np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4),
         np.array([item.category + 1 for item in objects], dtype=np.int64),
+        regions={index: item.region for index, item in enumerate(objects) if item.region is not None},
     )
 
 
@@ -70,11 +73,11 @@ def assemble(
 
     Args:
         patches: from a generator called with the same `per`; taken one at a time.
-        per: "class": a box's mask is the foreground of its class inside the box. "instance": it is the box's own patch, so
-            that overlapping boxes of one class get masks of their own.
+        per: "class": a box's mask is the foreground of its class inside the box. "instance": it is the box's own
+            patch, so that overlapping boxes of one class have separate masks.
         overlap_rule: which class keeps a pixel that several claim, see `fuse_classes`.
         threshold: foreground probability above which a pixel belongs to the object.
-        min_score: a mask with a lower score takes no part in the label map.
+        min_score: masks with a lower score are not in the label map.
 
     Source: Eq. (7) and the overlap rule of Sec. III-D.
 
@@ -86,8 +89,8 @@ def assemble(
     classes = list(dict.fromkeys(image.labels.tolist()))
     position = {label: k for k, label in enumerate(classes)}
     foreground = np.zeros((len(classes), height, width), dtype=np.float32)
-    masks: list[BoxMask | None] = [None] * len(image.boxes)
-    for patch in patches:
+    by_box: dict[int, BoxMask] = {}
+    for patch in (_cut_to_regions(patch, image) for patch in patches):
         merged = foreground[position[patch.label], patch.rows, patch.columns]
         np.maximum(merged, patch.foreground, out=merged)
         if per == "instance":
@@ -97,12 +100,15 @@ def assemble(
                 rows.start - patch.rows.start : rows.stop - patch.rows.start,
                 columns.start - patch.columns.start : columns.stop - patch.columns.start,
             ]
-            masks[index] = _box_mask(inside, rows, columns, height, width, threshold)
+            by_box[index] = _box_mask(inside, rows, columns, height, width, threshold)
     if per == "class":
         for index, (box, label) in enumerate(zip(image.boxes, image.labels.tolist())):
             rows, columns = box_slices(box, height, width)
             inside = foreground[position[label], rows, columns]
-            masks[index] = _box_mask(inside, rows, columns, height, width, threshold)
+            if index in image.regions:
+                inside = inside * _region_mask(image.regions[index], rows, columns)
+            by_box[index] = _box_mask(inside, rows, columns, height, width, threshold)
+    masks = [by_box[index] for index in range(len(image.boxes))]
     if min_score > 0:
         _erase_rejected(foreground, position, image, masks, min_score)
     smallest = smallest_box_areas(image.boxes, image.labels, classes)
@@ -110,10 +116,30 @@ def assemble(
     return ImageMasks(masks, fuse_classes(labels, foreground, smallest, overlap_rule, threshold))
 
 
+def _cut_to_regions(patch: Patch, image: BoxedImage) -> Patch:
+    """A patch that is empty outside the regions of its boxes, and outside the boxes that have none."""
+    if image.regions.keys().isdisjoint(patch.boxes):
+        return patch
+    allowed = np.zeros((image.image.shape[0], image.image.shape[1]), dtype=bool)
+    for index in patch.boxes:
+        rows, columns = box_slices(image.boxes[index], *allowed.shape)
+        region = image.regions.get(index)
+        allowed[rows, columns] |= True if region is None else _region_mask(region, rows, columns)
+    return replace(patch, foreground=patch.foreground * allowed[patch.rows, patch.columns])
+
+
+def _region_mask(region: Sequence[float], rows: slice, columns: slice) -> np.ndarray:
+    """The pixels of a quadrilateral in a window, (rows, columns) bool."""
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    points = [value - (columns.start, rows.start)[i % 2] for i, value in enumerate(region)]
+    rle = coco_mask.merge(coco_mask.frPyObjects([points], height, width))
+    return coco_mask.decode(rle).astype(bool)
+
+
 def _erase_rejected(
     foreground: np.ndarray, position: dict[int, int], image: BoxedImage, masks: list[BoxMask], min_score: float
 ) -> None:
-    """Clears the boxes of rejected masks in the maps of their classes, but for what other masks of the class claim."""
+    """Clears the boxes of rejected masks in the maps of their classes, except where other masks of the class lie."""
     size = foreground.shape[1:]
     labels = image.labels.tolist()
     for label in {label for label, mask in zip(labels, masks) if mask.score < min_score}:
@@ -127,22 +153,22 @@ def _erase_rejected(
 
 
 def by_position(patches: Iterator[tuple[int, Patch]], count: int) -> Iterator[Iterator[Patch]]:
-    """Splits what `MaskGenerator.patches` yields into one iterator per image; each must be used up before the next."""
+    """Splits `MaskGenerator.patches` into one iterator per image; each must be used up before the next."""
     waiting: list[tuple[int, Patch]] = []
 
-    def of_image(position: int) -> Iterator[Patch]:
-        if waiting and waiting[0][0] != position:
+    def image_patches(image: int) -> Iterator[Patch]:
+        if waiting and waiting[0][0] != image:
             return
         if waiting:
             yield waiting.pop()[1]
-        for found in patches:
-            if found[0] != position:
-                waiting.append(found)
+        for position, patch in patches:
+            if position != image:
+                waiting.append((position, patch))
                 return
-            yield found[1]
+            yield patch
 
-    for position in range(count):
-        yield of_image(position)
+    for image in range(count):
+        yield image_patches(image)
 
 
 def _box_mask(
@@ -151,18 +177,16 @@ def _box_mask(
     mask = foreground > threshold
     area = int(mask.sum())
     score = float(foreground[mask].mean(dtype=np.float64)) if area else 0.0
-    return BoxMask(window_to_rle(mask, rows, columns, height, width), area, score, area / mask.size)
+    return BoxMask(_window_to_rle(mask, rows, columns, height, width), area, score, area / mask.size)
 
 
-def window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> dict:
-    """Run lengths of a mask that is empty outside a window; the cost is that of the window, not of the image.
+def _window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> dict:
+    """Run lengths of a mask that is empty outside a window; the cost grows with the window, not with the image.
 
     Args:
         mask: (rows, columns) bool, the window.
-        rows: of the window, inside the image.
-        columns: the same.
-        height: of the image.
-        width: of the image.
+        rows, columns: the window, inside the image.
+        height, width: size of the image.
 
     Returns:
         {"size": [height, width], "counts": text}, COCO's compressed form (column by column).
@@ -172,10 +196,10 @@ def window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, wi
     column, row = np.nonzero(np.diff(bounded, axis=1))  # a run starts at even and ends at odd positions of the list
     ends = (column + columns.start) * height + row + rows.start
     starts, stops = ends[0::2], ends[1::2]
-    # A run to the bottom of one column goes on at the top of the next.
+    # A run to the bottom of one column continues at the top of the next.
     apart = starts[1:] != stops[:-1]
     edges = np.stack([starts[np.r_[True, apart][: len(starts)]], stops[np.r_[apart, True][: len(stops)]]], axis=1)
     counts = np.diff(np.r_[0, edges.ravel(), height * width])
     counts = counts[: len(counts) - (counts[-1] == 0)]
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+    return {"size": [height, width], "counts": cast(bytes, rle["counts"]).decode("ascii")}

@@ -12,11 +12,12 @@ import io
 import os
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import requests
 from PIL import Image
+from torch import Tensor
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -27,29 +28,33 @@ from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.images import MAX_PIXELS, read_rgb
 from lpg_hf.label_maps import IGNORE_INDEX_16
-from lpg_hf.masks.assembly import ImageMasks, assemble, by_position
+from lpg_hf.masks.assembly import assemble, by_position
 from lpg_hf.masks.fusion import OVERLAP_RULES
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
 
 
 TASK = "box-mask-generation"
 DEFAULT_BATCH_SIZE = 8
-URL_TIMEOUT = 60  # seconds in which a server must answer, and go on answering
+URL_TIMEOUT = 60  # seconds in which a server must answer, and continue to answer
+
+
+Results = dict | list[dict] | Iterator[dict]
 
 
 class BoxToMaskPipeline(Pipeline):
     """Masks from boxes with an [`LPGModel`].
 
-    How the model is run (the whole image per class, or a window per box) is stored with its image processor; how fine the
-    result is, is the caller's: see `per`.
+    The image processor stores how the model is run: the whole image per class, or a window per box. The caller chooses
+    how fine the result is, see `per`.
 
     Args:
         model: an [`LPGModel`]; by `transformers.pipeline` also a Hub id or a folder.
         image_processor: its [`LPGImageProcessor`].
-        segmenter: for a model with `config.use_class_prob`: an AutoModelForSemanticSegmentation, its Hub id, or its folder;
-            with `config.class_prob_optional` it may be left out. Box labels are the segmenter's own.
+        segmenter: for a model with `config.use_class_prob`: an AutoModelForSemanticSegmentation, its Hub id, or its
+            folder; optional with `config.class_prob_optional`. Box labels are the segmenter's own.
         segmenter_processor: its image processor, where `segmenter` is a model.
-        flip: whether each view is also seen mirrored: better masks in twice the time.
+        flip: each view is also seen mirrored: better masks in twice the time.
         batch_size: images that are prepared together (default 8); a forward pass takes up to twice as many views.
     """
 
@@ -70,8 +75,8 @@ class BoxToMaskPipeline(Pipeline):
                 raise ValueError("segmenter is a model: pass segmenter_processor=... too, or the segmenter's folder.")
             segmenter = SegmenterProbs(segmenter, segmenter_processor, device=self.device)
         self.generator = LPGGenerator(
-            self.model,
-            self.image_processor,
+            cast(LPGModel, self.model),
+            cast(LPGImageProcessor, self.image_processor),
             segmenter,
             batch_size=2 * self._batch_size,
             flip=flip,
@@ -85,34 +90,36 @@ class BoxToMaskPipeline(Pipeline):
         labels: Any = None,
         class_probs: Any = None,
         **kwargs,
-    ) -> dict | list[dict] | Iterator[dict]:
+    ) -> Results:
         """Masks of one image, of a list, or of a stream.
 
         Args:
-            images: an image (path, URL, PIL, or (H, W), (H, W, 3) uint8 array) or a list of them; or, in their place, dicts
-                {"image", "boxes", "labels", "class_probs"}, also from a generator, which then gives a generator of results.
-            boxes: (N, 4) numbers for one image, or a list of such: list, tuple, numpy or torch. In original pixels of the
-                upright image. Reaching over its border is allowed.
-            labels: (N,) class ids from 1 on, per image; one class if left out.
+            images: an image (path, URL, PIL, or (H, W), (H, W, 3) uint8 array) or a list of them; or dicts
+                {"image", "boxes", "labels", "class_probs"}. From a generator of dicts comes a generator of results.
+            boxes: (N, 4) numbers for one image, or a list of such: list, tuple, numpy or torch. In original pixels of
+                the upright image. They may reach over its border.
+            labels: (N,) class ids from 1 on, per image; None: one class.
             class_probs: (num_labels, h, w) probabilities of a segmenter over the image, in [0, 1], per image.
             box_format (`str`): "xyxy" (default), "xywh", "cxcywh", "yolo" or "voc", see `lpg_hf.boxes`.
-            per (`str`): "instance" (default), one mask per box on its own; or "class": the boxes of a class are seen together,
-                and a box's mask is its class's mask inside the box.
+            per (`str`): "instance" (default), one mask per box on its own; or "class": the boxes of a class are seen
+                together, and a box's mask is its class's mask inside the box.
             overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fuse_classes`.
             threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
-            max_pixels (`int`): an image of a path or URL with more is refused before it takes memory (default 178956970).
+            max_pixels (`int`): an image of a path or URL with more is refused before it takes memory (default
+                178956970).
             output_rle (`bool`): masks as COCO run lengths, which very many boxes need (default False).
-            batch_size (`int`): as of the constructor, from this call on. Images are decoded in this process; `num_workers`,
-                which every pipeline takes, changes nothing.
+            batch_size (`int`): as of the constructor, from this call on. Images are decoded in this process;
+                `num_workers`, which every pipeline takes, has no effect.
 
         Returns:
             Per image a dict: `masks`, one per box in the order given, (H, W) bool, nothing outside its box (or RLE);
-            `scores`, the mean foreground probability of each mask's pixels (0 for an empty mask); `fill_rates`, the share of
-            each box that is mask; `labels`; `label_map`, (H, W) uint8, or uint16 above 254 classes. Without boxes the lists are empty and the map is 0.
+            `scores`, the mean foreground probability of each mask's pixels (0 for an empty mask); `fill_rates`, the
+            share of each box that is mask; `labels`; `label_map`, (H, W) uint8, or uint16 above 254 classes. Without
+            boxes the lists are empty and the map is 0.
 
         Raises:
-            ValueError: boxes, labels or settings that are not as above; the message names the box, and in a list or stream the
-                image: its position from 0 on, and its path or URL if it is one.
+            ValueError: boxes, labels or settings that are not as above; the message names the box and, in a list or
+                stream, the position (from 0 on) and the path or URL of the image.
             OSError: an image that cannot be read; named in the same way.
         """
         single = not isinstance(images, (list, tuple))
@@ -121,16 +128,16 @@ class BoxToMaskPipeline(Pipeline):
         if boxes is None:
             if labels is not None or class_probs is not None:
                 raise ValueError("labels and class_probs belong to boxes: pass boxes=... too.")
-            return super().__call__(images, **kwargs)
+            return cast(Results, super().__call__(images, **kwargs))
         columns = {"image": images, "boxes": boxes, "labels": labels, "class_probs": class_probs}
         columns = {name: [value] if single else value for name, value in columns.items() if value is not None}
         lengths = {name: len(value) for name, value in columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"one entry per image is needed, but the numbers differ: {lengths}.")
         inputs = [dict(zip(columns, row)) for row in zip(*columns.values())]
-        return super().__call__(inputs[0] if single else inputs, **kwargs)
+        return cast(Results, super().__call__(inputs[0] if single else inputs, **kwargs))
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # pyright: ignore[reportIncompatibleMethodOverride]  (as pipelines do)
         self,
         box_format: str | None = None,
         per: str | None = None,
@@ -149,24 +156,27 @@ class BoxToMaskPipeline(Pipeline):
         preprocess = {"box_format": box_format, "max_pixels": max_pixels}
         forward = {"per": per}
         postprocess = {"per": per, "overlap_rule": overlap_rule, "threshold": threshold, "output_rle": output_rle}
-        given = ({k: v for k, v in part.items() if v is not None} for part in (preprocess, forward, postprocess))
-        return tuple(given)  # type: ignore[return-value]
+        first, second, third = (
+            {name: value for name, value in step.items() if value is not None}
+            for step in (preprocess, forward, postprocess)
+        )
+        return first, second, third
 
-    def preprocess(self, inputs: dict, box_format: str = "xyxy", max_pixels: int = MAX_PIXELS) -> BoxedImage:
+    def preprocess(self, inputs: dict, box_format: str = "xyxy", max_pixels: int = MAX_PIXELS) -> BoxedImage:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not isinstance(inputs, dict) or inputs.get("boxes") is None:
             raise ValueError("the pipeline needs boxes for every image: pipe(image, boxes=[[x1, y1, x2, y2], ...]).")
         unknown = sorted(set(inputs) - {"image", "boxes", "labels", "class_probs"})
         if unknown:
             raise ValueError(f"unknown input {unknown[0]!r}; an image comes as image, boxes, labels and class_probs.")
-        image = as_pixels(inputs["image"], max_pixels)
+        image = _as_pixels(inputs["image"], max_pixels)
         boxes, labels = checked_boxes(inputs["boxes"], inputs.get("labels"), box_format, *image.shape[:2])
         probs = inputs.get("class_probs")
-        return BoxedImage(image, boxes, labels, None if probs is None else checked_class_probs(probs, labels))
+        return BoxedImage(image, boxes, labels, None if probs is None else _checked_class_probs(probs, labels))
 
-    def _forward(self, images: list[BoxedImage], per: str = "instance") -> Iterator[tuple[int, Patch]]:
+    def _forward(self, images: list[BoxedImage], per: str = "instance") -> Iterator[tuple[int, Patch]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.generator.patches(images, per)
 
-    def postprocess(
+    def postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  (as pipelines do)
         self,
         outputs: tuple[BoxedImage, Iterator[Patch]],
         per: str = "instance",
@@ -175,20 +185,20 @@ class BoxToMaskPipeline(Pipeline):
         output_rle: bool = False,
     ) -> dict:
         image, patches = outputs
-        found: ImageMasks = assemble(image, patches, per, overlap_rule=overlap_rule, threshold=threshold)
+        result = assemble(image, patches, per, overlap_rule=overlap_rule, threshold=threshold)
         return {
-            "masks": [mask.rle if output_rle else mask.decode() for mask in found.masks],
-            "scores": [mask.score for mask in found.masks],
-            "fill_rates": [mask.fill_rate for mask in found.masks],
+            "masks": [mask.rle if output_rle else mask.decode() for mask in result.masks],
+            "scores": [mask.score for mask in result.masks],
+            "fill_rates": [mask.fill_rate for mask in result.masks],
             "labels": image.labels.tolist(),
-            "label_map": found.label_map,
+            "label_map": result.label_map,
         }
 
     def run_single(self, inputs, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> dict:
         prepared = iter([self.preprocess(inputs, **preprocess_params)])
         return next(self._results(prepared, 1, forward_params, postprocess_params))
 
-    def get_iterator(
+    def get_iterator(  # pyright: ignore[reportIncompatibleMethodOverride]  (as pipelines do)
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Iterator[dict]:
         self.generator.batch_size = 2 * batch_size
@@ -201,8 +211,8 @@ class BoxToMaskPipeline(Pipeline):
             return self.preprocess(item, **preprocess_params)
         except (OSError, ValueError) as error:
             image = item.get("image") if isinstance(item, dict) else item
-            place = f"image {number}" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
-            raise (OSError if isinstance(error, OSError) else ValueError)(f"{place}: {error}") from error
+            name = f"image {number}" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
+            raise (OSError if isinstance(error, OSError) else ValueError)(f"{name}: {error}") from error
 
     def _results(
         self, prepared: Iterator[BoxedImage], batch_size: int, forward_params: dict, postprocess_params: dict
@@ -210,25 +220,25 @@ class BoxToMaskPipeline(Pipeline):
         """Results in the order of the images, a group at a time; views of a group share forward passes."""
         while group := list(islice(prepared, batch_size)):
             patches = self._forward(group, **forward_params)
-            for image, of_image in zip(group, by_position(patches, len(group))):
-                yield self.postprocess((image, of_image), **postprocess_params)
+            for image, image_patches in zip(group, by_position(patches, len(group))):
+                yield self.postprocess((image, image_patches), **postprocess_params)
 
 
-def as_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def _as_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A path, URL, PIL image or array as upright (H, W, 3) uint8 RGB.
 
     Args:
         max_pixels: a file or URL with more is refused.
 
     Raises:
-        OSError: a file that is no image or is too large, or a URL that cannot be fetched.
+        OSError: a file that is not an image or is too large, or a URL that cannot be fetched.
         ValueError: an array of another type or shape, or a kind of image that is refused.
     """
     if isinstance(image, Image.Image):
         return read_rgb(image)
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return read_rgb(io.BytesIO(fetched(image)), image, max_pixels)
-    if hasattr(image, "__fspath__") or isinstance(image, str):
+        return read_rgb(io.BytesIO(_fetched(image)), image, max_pixels)
+    if isinstance(image, (str, os.PathLike)):
         return read_rgb(str(image), max_pixels=max_pixels)
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
@@ -236,7 +246,7 @@ def as_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
-def fetched(url: str) -> bytes:
+def _fetched(url: str) -> bytes:
     """The file at a URL.
 
     Raises:
@@ -264,9 +274,8 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
     Raises:
         ValueError: a box is not four finite numbers, is empty or lies outside the image; labels that do not fit.
     """
-    given = (
-        np.asarray(boxes, dtype=np.float64) if not hasattr(boxes, "detach") else boxes.detach().cpu().double().numpy()
-    )
+    values = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes
+    given = np.array(values, dtype=np.float64)
     if given.size == 0:
         given = given.reshape(0, 4)
     if given.ndim != 2 or given.shape[1] != 4:
@@ -281,20 +290,22 @@ def checked_boxes(boxes: Any, labels: Any, box_format: str, height: int, width: 
     if len(empty):
         i = empty[0]
         raise ValueError(
-            f"box {i} is empty or outside the image of {width} x {height}: {given[i].tolist()} as {box_format}. Boxes are "
+            f"box {i} is empty or outside the image of {width} x {height}: {given[i].tolist()} as {box_format}. "
+            f"Boxes are "
             "xyxy in original pixels with x1 < x2 and y1 < y2; name another format with box_format=..."
         )
-    ids = np.ones(len(inside), dtype=np.int64) if labels is None else np.asarray(labels)
+    ids: np.ndarray = np.ones(len(inside), dtype=np.int64) if labels is None else np.asarray(labels)
     ids = ids.astype(np.int64) if ids.size == 0 else ids
     in_range = ids.size == 0 or (ids.dtype.kind in "iu" and 1 <= ids.min() <= ids.max() < IGNORE_INDEX_16)
     if ids.shape != (len(inside),) or not in_range:
         raise ValueError(
-            f"labels must be one integer from 1 to {IGNORE_INDEX_16 - 1} for each of the {len(inside)} boxes, got {labels!r}."
+            f"labels must be one integer from 1 to {IGNORE_INDEX_16 - 1} for each of the {len(inside)} boxes, "
+            f"got {labels!r}."
         )
     return inside, ids.astype(np.int64)
 
 
-def checked_class_probs(probs: Any, labels: np.ndarray) -> dict[int, np.ndarray]:
+def _checked_class_probs(probs: Any, labels: np.ndarray) -> dict[int, np.ndarray]:
     """The probabilities of the classes that have boxes.
 
     Args:
@@ -304,10 +315,11 @@ def checked_class_probs(probs: Any, labels: np.ndarray) -> dict[int, np.ndarray]
     Raises:
         ValueError: another shape, values outside [0, 1], or a label that has no map.
     """
-    maps = np.asarray(probs.detach().float().cpu() if hasattr(probs, "detach") else probs, dtype=np.float32)
+    maps = np.asarray(probs.detach().float().cpu() if isinstance(probs, Tensor) else probs, dtype=np.float32)
     if maps.ndim != 3 or (len(labels) and labels.max() >= len(maps)):
         raise ValueError(
-            f"class_probs have shape {maps.shape}; labels up to {labels.max(initial=0)} need (num_labels, h, w) with a map "
+            f"class_probs have shape {maps.shape}; labels up to {labels.max(initial=0)} need (num_labels, h, w) "
+            f"with a map "
             "for each label, the background first."
         )
     if maps.size and not (maps.min() >= 0 and maps.max() <= 1 + 1e-3):

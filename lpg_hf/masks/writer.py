@@ -2,15 +2,17 @@
 
     OUT/masks/NAME.png        label map, palette PNG (16-bit grey above 254 classes); 255 (65535) is ignored
     OUT/instances.json        COCO, one compressed RLE per box, with the original ids and categories
-    OUT/labels/NAME.txt       YOLO segmentation polygons, and OUT/data.yaml, which expects the images in OUT/images
+    OUT/instances_polygons.json, OUT/results.json   the same with polygons; the results of pycocotools' loadRes
+    OUT/labels/NAME.txt       YOLO segmentation polygons, with OUT/data.yaml, its lists and the images in OUT/images
+    OUT/labelme/NAME.json     LabelMe shapes, with the image beside them
     OUT/overlays/NAME.jpg     the image with its label map and boxes
     OUT/classes.txt           class names in the order of the labels
     OUT/report.json           settings, counts of problems, and for every image its time or why it was skipped
 
-NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its block
-file exists, which is written after all other files of the block; each file is complete or absent. So a killed run resumes
-and ends with the same masks and annotations to the byte. Processes share the blocks without talking to each other:
-whichever finishes the last block joins the block files.
+NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its
+block file exists, which is written after all other files of the block; each file is complete or absent. So a killed
+run resumes and ends with the same masks and annotations to the byte. Processes share the blocks without talking to
+each other: whichever finishes the last block joins the block files.
 """
 
 import hashlib
@@ -27,17 +29,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats import coco
+from lpg_hf.data.formats import coco, yolo_dataset
+from lpg_hf.data.formats.coco_forms import result_of, rle_to_polygons
+from lpg_hf.data.formats.labelme import labelme_content
 from lpg_hf.data.formats.yolo import yolo_text
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
-from lpg_hf.files import atomic_file, fs_path, write_atomically
+from lpg_hf.files import atomic_file, fs_path, json_text, write_atomically
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
 from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
 from lpg_hf.masks.assembly import ImageMasks, assemble, boxed_image, by_position
@@ -48,7 +51,14 @@ from lpg_hf.visualize import colour_index, draw_boxes, overlay
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = ("png", "coco", "yolo")
+OUTPUTS = ("png", "coco", "coco-polygons", "coco-results", "yolo", "labelme")
+# The files of an output that cover all images.
+_JOINED_FILES = {
+    "coco": ("instances.json",),
+    "coco-polygons": ("instances_polygons.json",),
+    "coco-results": ("results.json",),
+    "yolo": (*yolo_dataset.YAML_FILES[:1], *(f"{split}.txt" for split in yolo_dataset.SPLITS)),
+}
 BLOCK_SIZE = 8  # images: what a killed run does again at most, per thread
 BLOCKS = ".parts"  # folder of the block files
 
@@ -59,14 +69,15 @@ class MaskSettings:
 
     Attributes:
         write: any of `OUTPUTS`.
-        per: "class" or "instance", see `assemble`; None: "instance" if COCO or YOLO is written, else "class".
+        per: "class" or "instance", see `assemble`; None: "class" if only label maps are written, else "instance".
         overlap_rule: see `fuse_classes`.
         threshold: foreground probability above which a pixel is in the mask.
         overlay: also write images for people.
-        min_score: masks with a lower score are neither in COCO and YOLO files nor in the label map, where their boxes are
-            ignored unless other masks claim the pixels.
+        min_score: masks with a lower score are neither in COCO and YOLO files nor in the label map, where their boxes
+            are ignored unless other masks claim the pixels.
         batch_size: images that a generator may combine.
         generator: its name for the report; an interrupted run resumes only with the same.
+        with_images: YOLO and LabelMe: "link" or "copy" the images file by file, or "none".
     """
 
     write: tuple[str, ...] = ("png",)
@@ -77,6 +88,7 @@ class MaskSettings:
     min_score: float = 0.0
     batch_size: int = 8
     generator: str = ""
+    with_images: str = "link"
 
     def __post_init__(self):
         unknown = [name for name in self.write if name not in OUTPUTS]
@@ -84,6 +96,7 @@ class MaskSettings:
             raise ValueError(f"write={','.join(self.write)!r}: choose one or more of {', '.join(OUTPUTS)}.")
         check_choice("per", self.granularity, GRANULARITIES)
         check_choice("overlap_rule", self.overlap_rule, OVERLAP_RULES)
+        yolo_dataset.check_with_images(self.with_images)
         for name in ("threshold", "min_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
@@ -93,7 +106,7 @@ class MaskSettings:
     @property
     def granularity(self) -> str:
         """`per`, or its default."""
-        return self.per or ("instance" if {"coco", "yolo"} & set(self.write) else "class")
+        return self.per or ("instance" if set(self.write) - {"png"} else "class")
 
 
 @dataclass(frozen=True)
@@ -144,8 +157,8 @@ def write_masks(
         What was found, over all images; None if other processes still have blocks to do.
 
     Raises:
-        ValueError: `out` holds a run with other settings, other files, or the annotations; or a finished run that skipped
-            images which can be used now; or `overwrite` is on with several processes.
+        ValueError: `out` holds a run with other settings, other files, or the annotations; or a finished run that
+            skipped images which can be used now; or `overwrite` is on with several processes.
     """
     out = Path(fs_path(out))
     _check_folder(out, source, overwrite, processes)
@@ -163,7 +176,8 @@ def write_masks(
         repaired = _repaired(out, source)
         if repaired:
             raise ValueError(
-                f"the masks in {out} were finished without {', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, "
+                f"the masks in {out} were finished without "
+                f"{', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, "
                 "whose files can be used now. Choose another folder, or start again with --overwrite."
             )
         logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
@@ -323,8 +337,7 @@ class _MaskRun:
         name = record.file_name
         if "png" in self.settings.write:
             write_label_map(self.out / _image_files(name)["png"], label_map, self.scratch)
-        if "yolo" in self.settings.write:
-            self._write_outlines(replace(record, objects=[item for item, mask in kept if mask.area]))
+        self._write_shapes(replace(record, objects=[item for item, mask in kept if mask.area]))
         if self.settings.overlay:
             self._write_overlay(image, name, label_map)
         return {
@@ -338,14 +351,22 @@ class _MaskRun:
             ],
         }
 
-    def _write_outlines(self, record: Record) -> None:
-        path = self.out / _image_files(record.file_name)["yolo"]
-        write_atomically(path, yolo_text(record, masks=True).encode(), self.scratch)
+    def _write_shapes(self, record: Record) -> None:
+        """The files that hold the masks of one image as shapes, and the image beside them."""
+        files, names = _image_files(record.file_name), [name for _, name in self.source.classes]
+        if "yolo" in self.settings.write:
+            write_atomically(self.out / files["yolo"], yolo_text(record, masks=True).encode(), self.scratch)
+            self.source.place_image(record, self.out / files["yolo image"], self.settings.with_images, self.scratch)
+        if "labelme" in self.settings.write:
+            content = labelme_content(record, names, PurePosixPath(record.file_name).name)
+            text = json_text(content, indent=2).encode("utf-8", "surrogateescape")
+            write_atomically(self.out / files["labelme"], text, self.scratch)
+            self.source.place_image(record, self.out / files["labelme image"], self.settings.with_images, self.scratch)
 
     def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
         shown = colour_index(label_map, self.ignored)
         names = [class_name for _, class_name in self.source.classes]
-        canvas = draw_boxes(overlay(image.image, shown), image.boxes, image.labels, names)
+        canvas = draw_boxes(overlay(image.image, shown), image.boxes, image.labels.tolist(), names)
         buffer = io.BytesIO()
         Image.fromarray(canvas).save(buffer, "JPEG", quality=90)
         write_atomically(self.out / _image_files(name)["overlay"], buffer.getvalue(), self.scratch)
@@ -356,13 +377,16 @@ def _image_files(name: str) -> dict[str, str]:
     path = PurePosixPath(name)
     return {
         "png": f"masks/{mask_name(name)}",
-        "yolo": f"labels/{path.with_suffix('.txt')}",
+        "yolo": yolo_dataset.label_place(name),
+        "yolo image": yolo_dataset.image_place(name),
+        "labelme": f"labelme/{path.with_suffix('.json')}",
+        "labelme image": f"labelme/{name}",
         "overlay": f"overlays/{path.with_suffix('.jpg')}",
     }
 
 
 def _digest(source: Source) -> str:
-    """A hash that changes with the annotations: of classes, images, and sizes and times of the files that they come from."""
+    """A hash of classes, images, and sizes and times of the annotation files; it changes with them."""
     digest = hashlib.sha256(json.dumps([source.classes, source.file_names]).encode())
     for path in source.annotation_files:
         state = os.stat(fs_path(path))
@@ -386,7 +410,8 @@ def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bo
         other = next((key for key in now if settings.get(key) != now[key]), None)
         if other == "annotations_sha256":
             raise ValueError(
-                f"the annotations or the images have changed since the masks in {out} were made. Choose another folder, "
+                f"the annotations or the images have changed since the masks in {out} were made. Choose another "
+                f"folder, "
                 "or start again with --overwrite."
             )
         if other is not None:
@@ -414,11 +439,12 @@ def _read_run(path: Path) -> dict | None:
 def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
     """All files that a run writes to OUT for some images, except the block files."""
     outputs = {*settings["write"], *(["overlay"] if settings["overlay"] else [])}
-    once = {"coco": "instances.json", "yolo": "data.yaml"}
+    if settings.get("with_images", "none") != "none":
+        outputs |= {f"{output} image" for output in settings["write"]}
     return {
         "report.json",
         "classes.txt",
-        *(once[output] for output in outputs & once.keys()),
+        *(file for output in outputs for file in _JOINED_FILES.get(output, ())),
         *(file for name in file_names for output, file in _image_files(name).items() if output in outputs),
     }
 
@@ -484,14 +510,14 @@ def _join(run: _MaskRun) -> Report | None:
             report.merge(Report(**block["report"]))
         names = "".join(f"{name}\n" for _, name in source.classes)
         write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), run.scratch)
-        if "coco" in settings.write:
-            _write_coco(run)
+        for output in ("coco", "coco-polygons", "coco-results"):
+            if output in settings.write:
+                _write_coco(run, output)
         if "yolo" in settings.write:
-            names = {number: name for number, (_, name) in enumerate(source.classes)}
-            text = yaml.safe_dump(
-                {"path": ".", "train": "images", "val": "images", "names": names}, allow_unicode=True
-            )
-            write_atomically(out / "data.yaml", text.encode(), run.scratch)
+            written = [image["file_name"] for block in run.blocks() for image in block["images"] if "objects" in image]
+            files = yolo_dataset.dataset_files([name for _, name in source.classes], written, source.splits)
+            for name, text in files.items():
+                write_atomically(out / name, text.encode("utf-8", "surrogateescape"), run.scratch)
         head = {"settings": run.identity, "report": asdict(report), "summary": report.summary().splitlines()}
         _write_json(out / "report.json", head, {"images": _report_entries(run)}, run.scratch)
     except FileNotFoundError:
@@ -504,7 +530,7 @@ def _join(run: _MaskRun) -> Report | None:
 
 
 def _report_entries(run: _MaskRun) -> Iterator[dict]:
-    """One entry per image: its time, or why it was skipped; at the end the images skipped when the source was opened."""
+    """One entry per image: its time, or why it was skipped; at the end those skipped when the source was opened."""
     for block in run.blocks():
         for image in block["images"]:
             reported = {key: value for key, value in image.items() if key not in ("objects", "license")}
@@ -513,7 +539,7 @@ def _report_entries(run: _MaskRun) -> Iterator[dict]:
         yield {"file_name": name, "skipped": True, "problems": {kind: []}}
 
 
-def _write_coco(run: _MaskRun) -> None:
+def _write_coco(run: _MaskRun, output: str) -> None:
     source, classes = run.source, run.source.coco_classes
 
     def entries() -> Iterator[tuple[int | str, dict]]:
@@ -540,6 +566,11 @@ def _write_coco(run: _MaskRun) -> None:
                     "fill_rate": item["fill_rate"],
                 }
 
+    (name,) = _JOINED_FILES[output]
+    if output == "coco-results":
+        _write_list(run.out / name, map(result_of, annotations()), run.scratch)
+        return
+    made = map(_with_polygons, annotations()) if output == "coco-polygons" else annotations()
     head = coco.header_with(source.coco_header, classes)
     licences = coco.LicenceIds(head)
     images = []
@@ -548,7 +579,21 @@ def _write_coco(run: _MaskRun) -> None:
         license = {"license": licences.find(image["license"])} if image.get("license") else {}
         images.append({"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")} | license)
     head |= licences.header()
-    _write_json(run.out / "instances.json", head, {"images": images, "annotations": annotations()}, run.scratch)
+    _write_json(run.out / name, head, {"images": images, "annotations": filter(None, made)}, run.scratch)
+
+
+def _with_polygons(annotation: dict) -> dict | None:
+    """An annotation with polygons in place of run lengths; None for a mask without a pixel, which has none."""
+    polygons = rle_to_polygons(annotation["segmentation"])
+    return {**annotation, "segmentation": polygons} if polygons else None
+
+
+def _write_list(path: Path, items: Iterable[dict], scratch: Path) -> None:
+    """Writes a json list one item at a time."""
+    with atomic_file(path, scratch) as file:
+        for number, item in enumerate(items):
+            file.write(((",\n" if number else "[\n") + json.dumps(item)).encode())
+        file.write(b"]\n" if file.tell() else b"[]\n")
 
 
 def _write_json(path: Path, head: dict, lists: dict[str, Iterable[dict]], scratch: Path) -> None:

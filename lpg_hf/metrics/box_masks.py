@@ -1,10 +1,12 @@
 """Scores of masks that belong to boxes: IoU, boundary IoU, and IoU per class pooled over its boxes.
 
-The state is a few sums, so memory does not grow with the number of boxes, and several processes give exactly the scores of
+The state is a few sums, so memory does not grow with the number of boxes, and several processes give exactly the
+scores of
 one: merge their accumulators.
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +23,7 @@ class BoxMaskScores:
         boundary_ratio: width of the boundary band as a share of the image's diagonal; at least one pixel.
 
     Attributes:
-        num_boxes: pairs that counted; those where both masks are empty count nowhere.
+        num_boxes: pairs that count: those in which a mask has a pixel.
         num_empty: pairs where both masks are empty.
 
     Source: boundary IoU of Cheng et al. (CVPR 2021), where the width is 2 % of the diagonal.
@@ -45,8 +47,8 @@ class BoxMaskScores:
         """Add the masks of one box.
 
         Args:
-            prediction: (H, W) array, true on the object, or a COCO RLE {"size": [height, width], "counts": text, bytes or
-                list}; over the whole image.
+            prediction: (H, W) array, true on the object, or a COCO RLE {"size": [height, width], "counts": text, bytes
+                or list}; over the whole image.
             target: the same, of the same size.
             label: class of the box.
             ignore: (H, W) bool; pixels that count nowhere, such as a void border or everything outside the box.
@@ -65,7 +67,8 @@ class BoxMaskScores:
                 + (f" and ignore {np.shape(ignore)}" if ignore is not None else "")
                 + ". All must be in the frame of the image."
             )
-        width = boundary_width(*true.shape, self.boundary_ratio)
+        rows, columns = true.shape
+        width = _boundary_width(rows, columns, self.boundary_ratio)
         window = _extent(predicted | true)
         predicted, true = predicted[window], true[window]
         counts = True if ignore is None else ~np.asarray(ignore, dtype=bool)[window]
@@ -131,16 +134,17 @@ def as_mask(value: np.ndarray | dict, name: str = "mask") -> np.ndarray:
     if isinstance(value, dict):
         if not {"size", "counts"} <= value.keys():
             raise ValueError(f"{name} is a dictionary with {sorted(value)}, but an RLE has 'size' and 'counts'.")
-        if isinstance(value["counts"], list):
-            value = coco_mask.frPyObjects(value, *value["size"])
-        return coco_mask.decode(value).astype(bool)
+        rle: Any = value  # pycocotools' own type knows less kinds of counts than its functions take
+        if isinstance(rle["counts"], list):
+            rle = coco_mask.frPyObjects(rle, *rle["size"])
+        return coco_mask.decode(rle).astype(bool)
     array = np.asarray(value)
     if array.ndim != 2:
         raise ValueError(f"{name} has shape {array.shape}, but a mask is (height, width).")
     return array.astype(bool)
 
 
-def boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:
+def _boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:
     """Pixels of the boundary band in an image of that size; at least 1."""
     return max(1, round(ratio * math.hypot(height, width)))
 
@@ -169,5 +173,5 @@ def _extent(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, counts: np.ndarray | bool) -> tuple[int, int]:
-    """(intersection, union) in pixels of the places that count."""
+    """(intersection, union) in pixels that count."""
     return int((a & b & counts).sum()), int(((a | b) & counts).sum())

@@ -1,24 +1,33 @@
 """Mean intersection over union from a confusion matrix.
 
 The state is one (num_labels, num_labels) integer matrix, so memory does not grow with the number of images and several
-processes give exactly the number of one: add their matrices. `MeanIoU` is the same as an `evaluate` metric; this file is
-also what ``evaluate.load(<path of this file>)`` loads, which is why every import has a line of its own.
+processes give exactly the number of one: add their matrices. `MeanIoU` is the same as an `evaluate` metric; this file
+is also what ``evaluate.load(<path of this file>)`` loads, which is why every import has a line of its own.
 
-Source: Sec. IV-A; protocol of Pascal VOC (one matrix over all images, label 255 left out).
+Source: Sec. IV-A; protocol of Pascal VOC (one matrix over all images, label 255 ignored).
 """
+
+from typing import Any, Protocol, runtime_checkable
 
 import datasets
 import evaluate
 import numpy as np
 
 
-_DESCRIPTION = "Intersection over union per class from one confusion matrix over all images; void pixels are left out."
+_DESCRIPTION = "Intersection over union per class from one confusion matrix over all images; void pixels are ignored."
 _CITATION = ""
 
 
-def _as_labels(values: object, name: str) -> np.ndarray:
+@runtime_checkable
+class _Tensor(Protocol):
+    """A torch tensor, without importing torch."""
+
+    def detach(self) -> Any: ...
+
+
+def _as_labels(values: Any, name: str) -> np.ndarray:
     """Integer array of a numpy array, torch tensor or nested list."""
-    if hasattr(values, "detach"):  # a torch tensor, without importing torch
+    if isinstance(values, _Tensor):
         values = values.detach().cpu().numpy()
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
@@ -36,7 +45,8 @@ class ConfusionMatrix:
         ignore_index: target value of pixels that count nowhere; must not be a label.
 
     Attributes:
-        matrix: (num_labels, num_labels) int64; row = true label, column = predicted label. Assign a sum over processes.
+        matrix: (num_labels, num_labels) int64; row = true label, column = predicted label. Assign a sum over
+            processes.
 
     Raises:
         ValueError: `num_labels` is below 1, or `ignore_index` is one of the labels.
@@ -48,13 +58,13 @@ class ConfusionMatrix:
         if 0 <= ignore_index < num_labels:
             raise ValueError(
                 f"ignore_index {ignore_index} is one of the {num_labels} labels, whose pixels would vanish from the "
-                f"metric. Use a value that is no label, such as {max(num_labels, 255)}."
+                f"metric. Use a value that is not a label, such as {max(num_labels, 255)}."
             )
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
 
-    def update(self, prediction: object, target: object) -> None:
+    def update(self, prediction: Any, target: Any) -> None:
         """Add one label map or a batch.
 
         Args:
@@ -62,7 +72,7 @@ class ConfusionMatrix:
             target: same shape, in 0..num_labels-1 or `ignore_index`.
 
         Raises:
-            ValueError: the shapes differ, a value is no integer, or a value is no label.
+            ValueError: the shapes differ, a value is not an integer, or not a label.
         """
         prediction, target = _as_labels(prediction, "prediction"), _as_labels(target, "target")
         if prediction.shape != target.shape:
@@ -82,7 +92,8 @@ class ConfusionMatrix:
         if values.size and (values.min() < 0 or values.max() >= self.num_labels):
             wrong = [int(v) for v in np.unique(values) if not 0 <= v < self.num_labels]
             raise ValueError(
-                f"{name} holds the value {wrong[0]} ({len(wrong)} wrong values in all), but with {self.num_labels} labels "
+                f"{name} holds the value {wrong[0]} ({len(wrong)} wrong values in all), but with "
+                f"{self.num_labels} labels "
                 f"values are 0..{self.num_labels - 1}{exception}. Check num_labels and the class list."
             )
 
@@ -102,9 +113,9 @@ class ConfusionMatrix:
         """Scores of everything seen.
 
         Returns:
-            `mean_iou`: mean over the labels that occur in the truth or in a prediction; `foreground_mean_iou`: the same
-            without label 0; `per_class_iou`: a list with None for labels that occur in neither; `pixel_accuracy`. All
-            in [0, 1], None where nothing was counted.
+            `mean_iou`: mean over the labels that occur in the truth or in a prediction; `foreground_mean_iou`: the
+            same without label 0; `per_class_iou`: a list with None for labels that occur in neither;
+            `pixel_accuracy`. All in [0, 1], None where nothing was counted.
         """
         intersection = np.diag(self.matrix)
         union = self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - intersection
@@ -126,9 +137,9 @@ def _mean(values: list[float | None]) -> float | None:
 class MeanIoU(evaluate.Metric):
     """`ConfusionMatrix` as an `evaluate` metric; works offline.
 
-    ``MeanIoU().compute(predictions=maps, references=maps, num_labels=21, ignore_index=255)`` with lists of (H, W) integer
-    maps returns the dictionary of `ConfusionMatrix.compute`. `evaluate` keeps every added map until `compute`; for
-    a whole dataset use `ConfusionMatrix`, whose memory does not grow.
+    ``MeanIoU().compute(predictions=maps, references=maps, num_labels=21, ignore_index=255)`` with lists of (H, W)
+    integer maps returns the dictionary of `ConfusionMatrix.compute`. `evaluate` keeps every added map until `compute`;
+    for a whole dataset use `ConfusionMatrix`, whose memory does not grow.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -140,7 +151,9 @@ class MeanIoU(evaluate.Metric):
             features=datasets.Features({"predictions": label_map, "references": label_map}),
         )
 
-    def _compute(self, predictions: list, references: list, num_labels: int, ignore_index: int = 255) -> dict:
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]  (`evaluate` passes the metric's own arguments)
+        self, predictions: list, references: list, num_labels: int, ignore_index: int = 255
+    ) -> dict:
         counts = ConfusionMatrix(num_labels, ignore_index)
         for prediction, target in zip(predictions, references):
             counts.update(np.asarray(prediction), np.asarray(target))

@@ -130,7 +130,7 @@ def test_edited_voc_files_are_never_served_from_a_stale_cache(voc_tree, change):
         assert len(build(second)) == 2
 
 
-def test_a_image_that_arrives_later_is_seen(coco_tree):
+def test_an_image_that_arrives_later_is_seen(coco_tree):
     many(coco_tree, 2)
     (coco_tree.images / "2.png").rename(coco_tree.root / "2.png")
     assert len(build(coco(coco_tree, allow_missing=True))) == 1
@@ -153,7 +153,7 @@ def two_pictures(request):
     return picture, names
 
 
-def test_r_f5_a_image_that_is_repaired_in_its_place_is_seen(two_pictures):
+def test_an_image_that_is_repaired_in_its_place_is_seen(two_pictures):
     picture, names = two_pictures
     good = picture.read_bytes()
     picture.write_bytes(good[:100])
@@ -162,7 +162,7 @@ def test_r_f5_a_image_that_is_repaired_in_its_place_is_seen(two_pictures):
     assert names() == ["a.png", "set1/b.png"]
 
 
-def test_r_f7_images_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
+def test_images_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
     picture, names = two_pictures
     good = picture.read_bytes()
     assert names() == names(allow_missing=True) == ["a.png", "set1/b.png"]
@@ -172,7 +172,7 @@ def test_r_f7_images_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
     assert names(allow_missing=True) == ["a.png", "set1/b.png"]
 
 
-def test_r_f7_a_deleted_image_is_an_error_after_a_good_build_too(coco_tree):
+def test_a_deleted_image_is_an_error_after_a_good_build_too(coco_tree):
     picture = add_everywhere(coco_tree, "set1/b.png")
     assert len(build(coco(coco_tree))) == 2
     picture.unlink()
@@ -244,13 +244,13 @@ def test_without_verification_no_image_is_opened(coco_tree):
         build(coco(coco_tree))
 
 
-def test_r_h8_coco_box_data_do_not_depend_on_masks(coco_tree):
+def test_coco_box_data_do_not_depend_on_masks(coco_tree):
     plain = build(coco(coco_tree))[:]
     coco_tree.content["annotations"][0]["segmentation"] = {"size": "garbage", "counts": 3}
     assert build(coco(coco_tree))[:] == plain
 
 
-def test_r_h8_voc_box_data_never_open_masks(voc_tree):
+def test_voc_box_data_never_open_masks(voc_tree):
     plain = build(voc(voc_tree))[:]
     voc_tree.add_mask("a").write_bytes(b"garbage")
     (voc_tree.root / "classes.txt").write_text("thing\n")  # a new cache

@@ -42,7 +42,7 @@ def box_of(record):
     return pytest.approx(record.objects[0].box, abs=1e-3)
 
 
-def test_r_a7_r_e4_images_without_boxes_are_background(tree):
+def test_images_without_boxes_are_background(tree):
     add_everywhere(tree, "b.png")
     if hasattr(tree, "content"):
         tree.content["annotations"].pop()
@@ -56,7 +56,7 @@ def test_r_a7_r_e4_images_without_boxes_are_background(tree):
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_r_f1_the_box_falls_on_the_shown_pixels(tree, orientation):
+def test_the_box_falls_on_the_shown_pixels(tree, orientation):
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what stores an upright image turned, by Pillow's numbers
     stored = picture().transpose(Image.Transpose(turn[orientation]))
     exif = Image.Exif()
@@ -71,7 +71,7 @@ def test_r_f1_the_box_falls_on_the_shown_pixels(tree, orientation):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK"])
-def test_r_f2_r_f3_every_mode_becomes_rgb(tree, mode):
+def test_every_mode_becomes_rgb(tree, mode):
     path = add_everywhere(tree, "b.tif" if mode == "CMYK" else "b.png")
     picture().convert(mode).save(path)
     source, records, report = opened(tree)
@@ -79,7 +79,7 @@ def test_r_f2_r_f3_every_mode_becomes_rgb(tree, mode):
     assert image.shape == (HEIGHT, WIDTH, 3) and image.dtype == np.uint8 and report.counts == {}
 
 
-def test_r_f4_sixteen_bits_are_scaled(tree):
+def test_sixteen_bits_are_scaled(tree):
     ramp = np.tile(np.linspace(0, 65520, WIDTH).astype(np.uint16), (HEIGHT, 1))
     Image.fromarray(ramp).save(add_everywhere(tree, "b.png"))
     source, records, _ = opened(tree)
@@ -87,7 +87,7 @@ def test_r_f4_sixteen_bits_are_scaled(tree):
     assert image.min() == 0 and image.max() == 255 and abs(image.mean() - 127) < 2
 
 
-def test_r_f5_r_f6_bad_images_are_counted_and_the_others_used(tree):
+def test_bad_images_are_counted_and_the_others_used(tree):
     for name in ("b.jpg", "c.png", "d.png", "e.png"):
         path = add_everywhere(tree, name)
     cut = path.with_name("b.jpg")
@@ -104,7 +104,7 @@ def test_r_f5_r_f6_bad_images_are_counted_and_the_others_used(tree):
     assert Image.MAX_IMAGE_PIXELS == before
 
 
-def test_r_e5_r_d7_suffixes_in_any_case(tree):
+def test_suffixes_in_any_case(tree):
     for name in ("b.JPG", "c.PNG", "d.Jpeg", "e.WEBP", "f.Tif", "g.BMP"):
         add_everywhere(tree, name)
     _, records, report = opened(tree)
@@ -115,7 +115,7 @@ def test_r_e5_r_d7_suffixes_in_any_case(tree):
 @pytest.mark.parametrize(
     "name", ["set1/a.png", "données/图片 1.png", "a..b.png", "x/.../y.png", "-n.png", "50%#1.png", "'q'.png"]
 )
-def test_r_g1_r_g3_r_m2_harmless_names_keep_their_relative_path(tree, name):
+def test_harmless_names_keep_their_relative_path(tree, name):
     add_everywhere(tree, name)
     source, records, report = opened(tree)
     assert name in source.file_names and report.counts == {}
@@ -123,7 +123,7 @@ def test_r_g1_r_g3_r_m2_harmless_names_keep_their_relative_path(tree, name):
     assert box_of(record) == BASE_BOX and source.image(record).shape == (HEIGHT, WIDTH, 3)
 
 
-def test_r_g2_backslashes_become_forward_slashes(coco_tree, voc_tree, yolo_tree):
+def test_backslashes_become_forward_slashes(coco_tree, voc_tree, yolo_tree):
     for tree in (coco_tree, voc_tree, yolo_tree):
         add_everywhere(tree, "set2/b.png")
     coco_tree.content["images"][1]["file_name"] = "set2\\b.png"
@@ -136,7 +136,7 @@ def test_r_g2_backslashes_become_forward_slashes(coco_tree, voc_tree, yolo_tree)
         assert source.file_names == ["a.png", "set2/b.png"] and report.counts == {}
 
 
-def test_r_m2_a_image_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
+def test_an_image_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
     secret = tmp_path / "secret.png"
     picture().save(secret)
     path = add_everywhere(tree, "b.png")
@@ -147,7 +147,7 @@ def test_r_m2_a_image_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
     assert "b" in report.places["unsafe_path"][0] and report.needs_attention
 
 
-def test_r_m2_a_folder_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
+def test_a_folder_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     picture().save(outside / "b.png")
@@ -162,7 +162,7 @@ def test_r_m2_a_folder_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
 @pytest.mark.parametrize(
     "name", ["../../secret.png", "/etc/hostname", "a/../../b.png", "C:\\x.png", "..", "\\\\host\\x.png"]
 )
-def test_r_m2_names_that_lead_outside_are_refused(coco_tree, voc_tree, yolo_tree, name):
+def test_names_that_lead_outside_are_refused(coco_tree, voc_tree, yolo_tree, name):
     coco_tree.content["images"].append({"id": 2, "file_name": name, "width": WIDTH, "height": HEIGHT})
     coco_tree.write()
     (voc_tree.root / "Annotations" / "b.xml").write_text(voc_tree.xml(name))
@@ -176,14 +176,14 @@ def test_r_m2_names_that_lead_outside_are_refused(coco_tree, voc_tree, yolo_tree
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz"])
-def test_r_m1_archives_are_not_accepted(tmp_path, suffix):
+def test_archives_are_not_accepted(tmp_path, suffix):
     path = tmp_path / f"data{suffix}"
     path.write_bytes(b"PK")
     with pytest.raises(ValueError, match=f"data{suffix} is an archive; archives are not read. Unpack it"):
         open_source(path, report=Report())
 
 
-def test_r_h5_a_class_mask_of_another_size_is_named_with_its_image(voc_tree):
+def test_a_class_mask_of_another_size_is_named_with_its_image(voc_tree):
     voc_tree.add_mask("a", np.zeros((HEIGHT + 1, WIDTH), dtype=np.uint8))
     checked = check_source(voc_tree.root, options=WITH_MASKS)
     for text in ("SegmentationClass/a.png is 60 x 41", "its image a.png 60 x 40", "never resized"):
@@ -191,7 +191,7 @@ def test_r_h5_a_class_mask_of_another_size_is_named_with_its_image(voc_tree):
 
 
 @pytest.mark.parametrize("line", ["0 -164 -221 208543216 352186880 226 236", "0 -0.9 -0.9 1.9 1.9 1.9 -0.9"])
-def test_r_c7_outlines_far_outside_are_bounded(yolo_tree, line):
+def test_outlines_far_outside_are_bounded(yolo_tree, line):
     yolo_tree.add("a", f"{line}\n{yolo_tree.LINE}\n")
     _, (record,), report = opened(yolo_tree, masks=True)
     assert len(record.objects) in (1, 2) and report.needs_attention
@@ -215,7 +215,7 @@ for target in ("coco", "voc", "yolo"):
 
 
 @pytest.mark.parametrize("locale", [{"PYTHONUTF8": "0", "LC_ALL": "C"}, {"PYTHONUTF8": "1"}])
-def test_r_a12_names_are_utf8_whatever_the_locale(tree, locale):
+def test_names_are_utf8_whatever_the_locale(tree, locale):
     add_everywhere(tree, "données/图片 1.png")
     if hasattr(tree, "content"):
         tree.content["categories"][0]["name"] = "犬 č"

@@ -1,4 +1,4 @@
-"""R-N1: each faulty input, one at a time among good ones: the message names file and object, and the others are used."""
+"""Each faulty input, one at a time among good ones: the message names file and object, the others are used."""
 
 import json
 
@@ -31,7 +31,7 @@ COCO_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", COCO_FAULTS)
-def test_r_n1_faulty_coco_annotation(coco_tree, fault, tmp_path):
+def test_faulty_coco_annotation(coco_tree, fault, tmp_path):
     changes, kind = COCO_FAULTS[fault]
     add_everywhere(coco_tree, "b.png")
     coco_tree.content["annotations"].append(coco_tree.annotation(**{"id": 7, "image_id": 2, **changes}))
@@ -64,7 +64,7 @@ VOC_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", VOC_FAULTS)
-def test_r_n1_faulty_voc_object(voc_tree, fault):
+def test_faulty_voc_object(voc_tree, fault):
     text, kind = VOC_FAULTS[fault]
     voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(), text]))
     checked = check_source(voc_tree.root)
@@ -86,7 +86,7 @@ YOLO_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", YOLO_FAULTS)
-def test_r_n1_faulty_yolo_line(yolo_tree, fault):
+def test_faulty_yolo_line(yolo_tree, fault):
     line, kind = YOLO_FAULTS[fault]
     yolo_tree.add("b", f"{yolo_tree.LINE}\n{line}\n")
     checked = check_source(yolo_tree.root)
@@ -96,7 +96,7 @@ def test_r_n1_faulty_yolo_line(yolo_tree, fault):
 
 
 @pytest.mark.parametrize("name", ["coco", "voc", "yolo"])
-def test_r_n1_faulty_image(request, name):
+def test_faulty_image(request, name):
     tree = request.getfixturevalue(f"{name}_tree")
     path = add_everywhere(tree, "b.png")
     for content, kind in ((b"x", "unreadable_image"), (path.read_bytes()[:60], "truncated_image")):
@@ -114,7 +114,7 @@ def test_r_n1_faulty_image(request, name):
         assert check_source(tree.root).report.counts == {"missing_image": 1}
 
 
-def test_r_d5_a_data_set_of_images_without_boxes_is_noticed(voc_tree):
+def test_a_data_set_of_images_without_boxes_is_noticed(voc_tree):
     voc_tree.add("a", voc_tree.xml(objects=[]))
     checked = check_source(voc_tree.root)
     assert checked.report.counts == {"empty_image": 1} and checked.report.objects == 0

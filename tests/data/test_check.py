@@ -30,7 +30,7 @@ def cut(path):
     path.write_bytes(data[: len(data) * 6 // 10])
 
 
-def test_r_f5_cut_jpeg_among_good_ones_is_named_for_every_format(coco_tree, voc_tree, yolo_tree):
+def test_cut_jpeg_among_good_ones_is_named_for_every_format(coco_tree, voc_tree, yolo_tree):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
     for number in range(5):
         coco_tree.add_image(f"{number}.jpg", number + 2)
@@ -67,7 +67,7 @@ def test_a_cut_image_inside_a_data_set_counts_as_cut(coco_tree, tmp_path, percen
     assert checked.report.counts == {"truncated_image": 1} and checked.report.images == 0
 
 
-def test_damage_inside_a_image_is_found_by_decoding(coco_tree):
+def test_damage_inside_an_image_is_found_by_decoding(coco_tree):
     data = bytearray((coco_tree.images / "a.png").read_bytes())
     start = data.index(b"IDAT") + 12
     data[start : start + 8] = b"\xff" * 8
@@ -214,7 +214,7 @@ def test_a_cut_image_counts_as_cut_wherever_it_is_cut(coco_tree, suffix, percent
     assert check_source(coco_tree.write()).report.counts == {"truncated_image": 1}
 
 
-def test_r_f6_a_huge_image_is_counted_and_not_decoded(coco_tree):
+def test_a_huge_image_is_counted_and_not_decoded(coco_tree):
     Image.new("1", (20_000, 10_000)).save(coco_tree.images / "b.png")
     coco_tree.content["images"].append({"id": 2, "file_name": "b.png", "width": 20_000, "height": 10_000})
     report = check_source(coco_tree.write()).report
@@ -232,7 +232,7 @@ def test_report_can_be_saved_as_json(coco_tree, tmp_path):
     assert picture().size == (WIDTH, HEIGHT)
 
 
-def test_r_n1_every_place_is_in_the_json_file(coco_tree, tmp_path):
+def test_every_place_is_in_the_json_file(coco_tree, tmp_path):
     boxes = [coco_tree.annotation(id=number, bbox=[10, 8, 0, 16]) for number in range(100, 150)]
     coco_tree.content["annotations"].extend(boxes)
     check_source(coco_tree.write()).report.save(tmp_path / "report.json")
@@ -240,7 +240,7 @@ def test_r_n1_every_place_is_in_the_json_file(coco_tree, tmp_path):
     assert [place.split(" [")[0] for place in places] == [f"a.png: annotation {number}" for number in range(100, 150)]
 
 
-def test_r_h3_a_class_mask_of_a_data_set_with_a_value_that_is_no_class_is_an_error(voc_tree, tmp_path):
+def test_a_class_mask_of_a_data_set_with_a_value_that_is_no_class_is_an_error(voc_tree, tmp_path):
     for name in "ab":
         voc_tree.add(name)
         voc_tree.add_mask(name)

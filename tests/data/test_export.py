@@ -190,7 +190,7 @@ def test_what_stops_in_the_middle_leaves_nothing(coco_tree, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("command", ["export-data", "push-data"])
-def test_r_d5_r_e4_images_without_objects_or_labels_are_told(voc_tree, yolo_tree, tmp_path, capsys, command):
+def test_images_without_objects_or_labels_are_told(voc_tree, yolo_tree, tmp_path, capsys, command):
     voc_tree.add("b", voc_tree.xml("b.png", objects=[]))
     yolo_tree.add("b", None)
     for tree, name, kind in (

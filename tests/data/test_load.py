@@ -115,7 +115,7 @@ def test_errors_of_the_readers_come_through_as_they_are(coco_tree, voc_tree):
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
-def test_r_m2_rows_that_name_a_file_of_the_machine_are_refused(voc_tree, tmp_path, column):
+def test_rows_that_name_a_file_of_the_machine_are_refused(voc_tree, tmp_path, column):
     for name in "ab":
         voc_tree.add(name)
         voc_tree.add_mask(name)

@@ -9,7 +9,7 @@ from PIL import Image
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import image_geometry
 from lpg_hf.data.report import MAX_PLACES, PROBLEMS, Report
-from lpg_hf.images import exif_orientation, image_size
+from lpg_hf.images import _exif_orientation, image_size
 
 
 def check(path, **options):
@@ -19,7 +19,7 @@ def check(path, **options):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_r_f1_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
+def test_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (60, 40)).save(tmp_path / f"a.{suffix}", exif=exif)
@@ -27,7 +27,7 @@ def test_r_f1_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
     assert size == ((60, 40) if orientation >= 5 else (40, 60))
 
 
-def test_r_f5_cut_images_are_named_by_the_check(tmp_path):
+def test_cut_images_are_named_by_the_check(tmp_path):
     for suffix in ("jpg", "png", "bmp", "tif"):
         Image.effect_noise((60, 40), 50).save(tmp_path / f"a.{suffix}")
         data = (tmp_path / f"a.{suffix}").read_bytes()
@@ -52,7 +52,7 @@ def test_files_that_are_no_image_are_counted(tmp_path, data):
     assert str(tmp_path) not in report.places["unreadable_image"][0]
 
 
-def test_r_f6_huge_image_is_refused_with_size_and_option(tmp_path):
+def test_huge_image_is_refused_with_size_and_option(tmp_path):
     Image.new("1", (20000, 10000)).save(tmp_path / "a.png")
     frame, report = check(tmp_path / "a.png")
     assert frame is None and report.counts == {"image_too_large": 1}
@@ -61,7 +61,7 @@ def test_r_f6_huge_image_is_refused_with_size_and_option(tmp_path):
     assert check(tmp_path / "a.png", max_pixels=200_000_000)[0].size == (10000, 20000)
 
 
-def test_r_f6_importing_leaves_pillows_limit_alone():
+def test_importing_leaves_pillows_limit_alone():
     code = (
         "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; "
         "import lpg_hf.data.examples, lpg_hf.data.formats.coco; assert Image.MAX_IMAGE_PIXELS == before is not None"
@@ -79,7 +79,7 @@ def test_pillows_limit_is_restored_after_a_failed_open(tmp_path):
 def test_orientation_of_a_png_is_read_without_decoding(tmp_path):
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
-        assert exif_orientation(image) == 1 and image._im is None
+        assert _exif_orientation(image) == 1 and image._im is None
 
 
 def test_report_counts_keeps_the_first_places_and_merges(tmp_path):

@@ -56,8 +56,8 @@ def places(coco_tree, voc_tree, yolo_tree, tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", ["coco json", "coco folder", "voc root", "voc annotations", "yolo root", "yolo labels",
-                                  "yolo yaml", "yolo folder with yaml", "exported folder"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["coco json", "coco folder", "voc root", "voc annotations", "yolo root",
+                                  "yolo labels", "yolo yaml", "yolo folder with yaml", "exported folder"])  # fmt: skip
 def test_every_format_gives_the_same_box_and_image(places, kind):
     format, path = places[kind]
     source, (record,), report = opened(path)
@@ -263,7 +263,7 @@ def test_two_formats_in_one_folder_are_an_error_that_names_the_flag(voc_tree, yo
         ("gone.json", FileNotFoundError, "annotations not found: .*gone.json"),
         ("gone", FileNotFoundError, "annotations not found"),
         ("empty", FileNotFoundError, "no annotations recognised in .*empty"),
-        ("a.csv", ValueError, "a.csv is no annotation file that is known by its suffix.*--format"),
+        ("a.csv", ValueError, "a.csv is not an annotation file that is known by its content or its suffix.*--format"),
         ("a.zip", ValueError, "a.zip is an archive; archives are not read. Unpack"),
         ("a.tar.gz", ValueError, "archives are not read"),
     ],

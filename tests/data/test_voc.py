@@ -34,7 +34,7 @@ def test_base_voc_is_the_box_of_base_coco(voc_tree):
     assert report.counts == {} and report.classes == ["1 thing"]
 
 
-def test_r_b4_voc_one_based_round_trip(voc_tree, tmp_path):
+def test_voc_one_based_round_trip(voc_tree, tmp_path):
     replace(voc_tree, voc_tree.object(box=(1, 1, 60, 40)), voc_tree.object(box=(1, 1, 1, 1)))
     records, report = read(voc_tree)
     assert [item.box for item in records[0].objects] == [(0, 0, 60, 40), (0, 0, 1, 1)]
@@ -62,7 +62,7 @@ def test_a_box_thinner_than_a_pixel_is_written_as_the_nearest_that_is_not(voc_tr
     assert is_thin(box) == (box != back)
 
 
-def test_r_b4_zero_based_switch_takes_corners_as_they_are(voc_tree):
+def test_zero_based_switch_takes_corners_as_they_are(voc_tree):
     replace(voc_tree, voc_tree.object(box=(0, 0, 30, 24)))
     item, report = only_object(voc_tree)
     assert item.box == (0, 0, 30, 24) and report.counts == {"zero_coordinate": 1, "clipped_box": 1}
@@ -72,13 +72,13 @@ def test_r_b4_zero_based_switch_takes_corners_as_they_are(voc_tree):
     assert only_object(voc_tree, zero_based=True)[0].box == (11, 9, 30, 24)
 
 
-def test_r_b3_swapped_corners(voc_tree):
+def test_swapped_corners(voc_tree):
     replace(voc_tree, voc_tree.object(box=(30, 24, 11, 9)))
     item, report = only_object(voc_tree)
     assert item.box == BOX and report.counts == {"corners_swapped": 1}
 
 
-def test_r_b1_r_b2_border_and_degenerate_boxes(voc_tree):
+def test_border_and_degenerate_boxes(voc_tree):
     boxes = [(-4, -2, 15, 13), (51, 31, 80, 60), (20, 9, 19, 24), (90, 9, 95, 24), (11, 9, 30, 24)]
     replace(voc_tree, *(voc_tree.object(box=box) for box in boxes))
     records, report = read(voc_tree)
@@ -93,13 +93,13 @@ def test_degenerate_zero_based_box_is_counted(voc_tree):
     assert report.counts == {"degenerate_box": 1}
 
 
-def test_r_d1_flags_are_optional_and_difficult_is_kept(voc_tree):
+def test_flags_are_optional_and_difficult_is_kept(voc_tree):
     replace(voc_tree, voc_tree.object(flags=""), voc_tree.object(flags="<difficult>1</difficult>"))
     records, report = read(voc_tree)
     assert [item.difficult for item in records[0].objects] == [False, True] and report.counts == {}
 
 
-def test_r_d2_floats_and_white_space_are_not_rounded(voc_tree):
+def test_floats_and_white_space_are_not_rounded(voc_tree):
     replace(voc_tree, voc_tree.object(box=("12.0", "\n 15.70000076293945 ", " 30 ", "24")))
     item, report = only_object(voc_tree)
     assert item.box == pytest.approx((11, 14.7, 30, 24), abs=1e-6) and report.counts == {}
@@ -113,7 +113,7 @@ def test_coordinates_that_are_no_numbers_are_skipped_and_counted(voc_tree, text)
 
 
 @pytest.mark.parametrize("size", [None, (60, 40), (0, 0, 3), ("", "", "")])
-def test_r_d3_size_from_the_image(voc_tree, size):
+def test_size_from_the_image(voc_tree, size):
     replace(voc_tree, size=size)
     records, report = read(voc_tree)
     assert (records[0].height, records[0].width) == (40, 60)
@@ -121,7 +121,7 @@ def test_r_d3_size_from_the_image(voc_tree, size):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_r_d4_part_boxes_are_not_objects(voc_tree, first):
+def test_part_boxes_are_not_objects(voc_tree, first):
     part = "<part><name>head</name><bndbox><xmin>53</xmin><ymin>1</ymin><xmax>58</xmax><ymax>5</ymax></bndbox></part>"
     item = voc_tree.object(inner=part)
     if not first:
@@ -136,7 +136,7 @@ def test_object_without_a_box_is_counted(voc_tree):
     assert report.counts == {"no_box": 1, "invalid_annotation": 1}
 
 
-def test_r_d5_images_without_objects_are_counted(voc_tree):
+def test_images_without_objects_are_counted(voc_tree):
     voc_tree.add("b", voc_tree.xml("b.png", objects=[""]))
     records, report = read(voc_tree)
     assert len(records) == 1 and report.counts == {"image_without_object": 1}
@@ -145,20 +145,20 @@ def test_r_d5_images_without_objects_are_counted(voc_tree):
 
 
 @pytest.mark.parametrize("filename", ["a", "stale.jpg", "../../elsewhere.png", None, " "])
-def test_r_d6_the_annotation_files_own_name_finds_the_image(voc_tree, filename):
+def test_the_annotation_files_own_name_finds_the_image(voc_tree, filename):
     replace(voc_tree, filename=filename)
     records, report = read(voc_tree)
     assert records[0].file_name == "a.png" and report.counts == {}
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "JPG", "bmp", "webp", "tif", "TIFF"])
-def test_r_d7_every_image_suffix_is_found(voc_tree, suffix):
+def test_every_image_suffix_is_found(voc_tree, suffix):
     voc_tree.add("x", voc_tree.xml("x"), image=f"x.{suffix}")
     records, _ = read(voc_tree)
     assert records[1].file_name == f"x.{suffix}"
 
 
-def test_r_d7_two_images_of_one_name_are_reported(voc_tree):
+def test_two_images_of_one_name_are_reported(voc_tree):
     voc_tree.add("x", voc_tree.xml("x"), image="x.jpg")
     voc_tree.add("x", voc_tree.xml("x"), image="x.png")
     voc_tree.add("y", voc_tree.xml("y.jpg"), image="y.jpg")
@@ -177,7 +177,7 @@ def test_image_of_another_name_is_found_by_filename(voc_tree):
     assert report.counts == {"file_name_differs": 1}
 
 
-def test_r_d8_unknown_classes_are_counted_by_name_and_all_keeps_them(voc_tree):
+def test_unknown_classes_are_counted_by_name_and_all_keeps_them(voc_tree):
     replace(voc_tree, voc_tree.object("cat"), voc_tree.object("foo"), voc_tree.object("foo"))
     records, report = read(voc_tree, classes=["cat"])
     assert len(records[0].objects) == 1
@@ -231,7 +231,7 @@ def test_split_lists_are_found_in_segmentation_then_main(voc_tree):
     assert [record.image_id for record in records] == ["a", "b"] and report.counts == {"duplicate_entry": 1}
 
 
-def test_r_g3_a_name_that_ends_like_a_flag_is_a_name(voc_tree):
+def test_a_name_that_ends_like_a_flag_is_a_name(voc_tree):
     voc_tree.add("图片 1")
     voc_tree.add_list("train", "图片 1", "a.png")
     assert [record.file_name for record in read(voc_tree, "train")[0]] == ["图片 1.png", "a.png"]
@@ -251,7 +251,7 @@ def test_missing_split_list_names_those_that_exist(voc_tree):
         read(voc_tree, "empty")
 
 
-def test_r_f7_missing_files_are_errors_unless_allowed(voc_tree):
+def test_missing_files_are_errors_unless_allowed(voc_tree):
     voc_tree.add("b")
     voc_tree.add("c")
     voc_tree.add_list("train", "a", "b", "c", "d")
@@ -307,7 +307,7 @@ def test_parent_folder_of_the_data_is_recognised(voc_tree):
         list(read_voc(voc_tree.root.parent))
 
 
-def test_r_m2_links_and_names_that_lead_outside_are_refused(voc_tree, tmp_path):
+def test_links_and_names_that_lead_outside_are_refused(voc_tree, tmp_path):
     for name in "bcd":
         voc_tree.add(name)
     outside = tmp_path / "outside.png"
@@ -323,13 +323,13 @@ def test_r_m2_links_and_names_that_lead_outside_are_refused(voc_tree, tmp_path):
     assert [record.image_id for record in records] == ["a"] and report.counts == {"unsafe_path": 4}
 
 
-def test_r_g1_sub_folders(voc_tree):
+def test_sub_folders(voc_tree):
     voc_tree.add("set1/x", voc_tree.xml("x.png"))
     records, _ = read(voc_tree)
     assert [record.file_name for record in records] == ["a.png", "set1/x.png"]
 
 
-def test_r_a11_stated_size_differs(voc_tree):
+def test_stated_size_differs(voc_tree):
     replace(voc_tree, voc_tree.object(box=(21, 17, 60, 48)), size=(120, 80, 3))
     voc_tree.add("b")
     records, report = read(voc_tree)
@@ -353,7 +353,7 @@ def test_missing_masks_are_an_error_unless_allowed(voc_tree):
     assert [record.image_id for record in records] == ["a"] and report.counts == {"missing_mask": 1}
 
 
-def test_r_h3_mask_value_beyond_the_classes_is_an_error(voc_tree):
+def test_mask_value_beyond_the_classes_is_an_error(voc_tree):
     (voc_tree.root / "classes.txt").write_text("thing\nb\nc\n")
     values = np.zeros((40, 60), dtype=np.uint8)
     values[0, 0], values[1, 1] = 7, 255
@@ -363,7 +363,7 @@ def test_r_h3_mask_value_beyond_the_classes_is_an_error(voc_tree):
 
 
 @pytest.mark.parametrize("shape", [(41, 60), (60, 40)])
-def test_r_h5_mask_of_another_size_is_an_error_that_names_both(voc_tree, shape):
+def test_mask_of_another_size_is_an_error_that_names_both(voc_tree, shape):
     voc_tree.add_mask("a", np.zeros(shape, dtype=np.uint8))
     with pytest.raises(
         ValueError, match=rf"SegmentationClass/a.png is {shape[1]} x {shape[0]}, its image a.png 60 x 40"
@@ -388,7 +388,7 @@ def test_classes_that_would_renumber_the_masks_are_refused(voc_tree):
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "ImageSets/Main/train.txt"])
-def test_r_g3_a_list_that_is_no_utf_8_is_named(voc_tree, name):
+def test_a_list_that_is_no_utf_8_is_named(voc_tree, name):
     (voc_tree.root / name).write_bytes("a\ncaf\xe9\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=f"{name} is no UTF-8 text: byte 5. Save it as UTF-8"):
+    with pytest.raises(ValueError, match=f"{name} is not UTF-8 text: byte 5. Save it as UTF-8"):
         list(read_voc(voc_tree.root, ReadOptions(split="train" if "train" in name else None)))

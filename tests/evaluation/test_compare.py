@@ -193,7 +193,7 @@ def test_objects_and_images_without_truth_are_named(tree):
     assert "is 5 x 5, but the image 80 x 60" in row.skipped[0] and "mode RGB" in row.skipped[1]
 
 
-def test_r_n1_what_the_readers_leave_out_is_told_with_its_reason(tree, monkeypatch):
+def test_what_the_readers_leave_out_is_told_with_its_reason(tree, monkeypatch):
     content = json.loads((tree / "boxes.json").read_text())
     content["annotations"][0]["bbox"] = [10, 10, 0, 20]
     content["images"].append({"id": 4, "file_name": "absent.png"})
@@ -251,7 +251,7 @@ def test_sizes_are_compared_and_limited_as_asked_for(tree):
     assert "image_too_large: 3 (image with more pixels than max_pixels" in result.output
 
 
-def test_r_c6_crowd_pixels_that_no_object_covers_count_nowhere(tree):
+def test_crowd_pixels_that_no_object_covers_count_nowhere(tree):
     content = json.loads((tree / "full.json").read_text())
     region = rectangle(20, 0, 45, 60)  # all that the box of object 13 holds beside it, and a part of the object
     encoded = coco_mask.encode(np.asfortranarray(region.astype(np.uint8)))

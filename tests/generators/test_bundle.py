@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
 from transformers import pipeline
 
-from lpg_hf import LPGModel, bundled, cli, load_generator
+from lpg_hf import LPGModel, bundled, cli, load_generator, register_auto_classes
 from lpg_hf.generators.bundle import BUNDLED, named_stage
 from lpg_hf.generators.lpg import _inference_copy
 from lpg_hf.label_maps import read_label_map
@@ -25,6 +25,7 @@ def ellipse_on_stripes() -> tuple[Image.Image, np.ndarray, list[int]]:
 
 def test_bundled_generator_finds_an_object_better_than_its_box_does():
     picture, truth, box = ellipse_on_stripes()
+    register_auto_classes()
     (found,) = pipeline("box-mask-generation")(picture, boxes=[box])["masks"]
     iou = (found & truth).sum() / (found | truth).sum()
     box_fill = truth.sum() / (140 * 100)

@@ -13,7 +13,7 @@ from lpg_hf.generators.class_probs import SegmenterProbs
 
 
 class Slope(nn.Module):
-    """A segmenter of two classes whose logits at a stride grow with the column in pixels, wherever an image is dark or bright."""
+    """A segmenter of two classes whose logits at a stride grow with the column in pixels."""
 
     dtype, config = torch.float32, SimpleNamespace(num_labels=2)
 

@@ -39,7 +39,7 @@ def test_crf_moves_the_mask_to_the_edges_of_the_image(scene, settings):
     assert iou(refined.argmax(0) == 1, truth) > 0.98 > iou(probabilities.argmax(0) == 1, truth)
 
 
-def test_r_l5_precision_layout_and_writability_do_not_matter(scene):
+def test_precision_layout_and_writability_do_not_matter(scene):
     pytest.importorskip("pydensecrf", reason="the extra [crf] is not installed")
     image, probabilities, _ = scene
     plain = np.ascontiguousarray(probabilities, dtype=np.float32)

@@ -34,7 +34,7 @@ def noise(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
 
 
 def blobs(seed: int) -> BoxedImage:
-    """A bright ellipse on dark, both of many soft colours, and two boxes: its cut depends on where the clustering starts."""
+    """A bright ellipse on dark, both of many colours, and two boxes: its cut depends on how clustering starts."""
     rng = np.random.default_rng(seed)
     dark, bright = (
         cv2.resize(rng.integers(low, low + 128, (6, 7, 3), dtype=np.uint8), (70, 60), interpolation=cv2.INTER_CUBIC)

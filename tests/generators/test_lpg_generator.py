@@ -156,7 +156,7 @@ def test_folding_norms_leaves_the_model_alone_and_the_result_the_same():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_r_j7_bfloat16_masks_agree_with_float32_on_more_than_99_percent_of_the_pixels():
+def test_bfloat16_masks_agree_with_float32_on_more_than_99_percent_of_the_pixels():
     model, processor = tiny_lpg(), LPGImageProcessor()
     images = [picture(200, 240, seed=seed) for seed in range(3)]
     full = LPGGenerator(model, processor)
@@ -265,7 +265,7 @@ class Bomb:
         return open, (str(self.marker), "w")
 
 
-def test_r_m3_weights_that_run_code_or_are_damaged_are_refused_in_one_line(tmp_path, lpg_folder, segmenter_folder):
+def test_weights_that_run_code_or_are_damaged_are_refused_in_one_line(tmp_path, lpg_folder, segmenter_folder):
     marker, buffer = tmp_path / "marker", io.BytesIO()
     torch.save({"x": Bomb(marker)}, tmp_path / "code.bin")
     torch.save(load_file(lpg_folder / "model.safetensors"), buffer)

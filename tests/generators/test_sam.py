@@ -32,7 +32,7 @@ from transformers.utils import is_torchvision_available
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.generators.base import BoxedImage
-from lpg_hf.generators.sam import SAMGenerator, resize_window
+from lpg_hf.generators.sam import SAMGenerator, _resize_window
 
 
 SIDE = 64
@@ -228,8 +228,8 @@ def test_resize_window_is_a_window_of_interpolate(source, size):
     values = torch.randn(source, generator=torch.Generator().manual_seed(0))
     whole = torch.nn.functional.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     rows, columns = slice(1, size[0]), slice(2, size[1] - 1)
-    assert torch.allclose(resize_window(values, size, rows, columns), whole[rows, columns], atol=1e-5)
-    assert torch.allclose(resize_window(values, size, slice(0, size[0]), slice(0, size[1])), whole, atol=1e-5)
+    assert torch.allclose(_resize_window(values, size, rows, columns), whole[rows, columns], atol=1e-5)
+    assert torch.allclose(_resize_window(values, size, slice(0, size[0]), slice(0, size[1])), whole, atol=1e-5)
 
 
 def test_what_is_no_sam_is_named(folders, tmp_path):

@@ -310,9 +310,7 @@ def test_deploy_takes_stages_from_the_hub(tmp_path: Path):
         environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
         wrapper = f"import os\nos.environ.update({environment!r})"
         local = launch("deploy.py", values, tmp_path / "local", "--run.stages", str(tmp_path / "em"))
-        remote = launch(
-            "deploy.py", values, tmp_path / "remote", "--run.stages", "org/lpg@v1", wrapper=wrapper
-        )
+        remote = launch("deploy.py", values, tmp_path / "remote", "--run.stages", "org/lpg@v1", wrapper=wrapper)
         assert local.returncode == 0, local.stderr
         assert remote.returncode == 0, remote.stderr
         masks = {p.name: p.read_bytes() for p in (tmp_path / "remote/target/stage1/pseudo_masks").rglob("*.png")}
@@ -320,8 +318,6 @@ def test_deploy_takes_stages_from_the_hub(tmp_path: Path):
         assert masks == {
             p.name: p.read_bytes() for p in (tmp_path / "local/target/stage1/pseudo_masks").rglob("*.png")
         }
-        unknown = launch(
-            "deploy.py", values, tmp_path / "none", "--run.stages", "org/lpg@v9", wrapper=wrapper
-        )
+        unknown = launch("deploy.py", values, tmp_path / "none", "--run.stages", "org/lpg@v9", wrapper=wrapper)
         assert unknown.returncode != 0
         assert "org/lpg-stage1 has no such revision 'v9'" in unknown.stderr.strip().splitlines()[-1]

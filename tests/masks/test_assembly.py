@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage, Patch
-from lpg_hf.masks.assembly import assemble, by_position, window_to_rle
+from lpg_hf.masks.assembly import _window_to_rle, assemble, by_position
 
 
 def boxed(boxes: list, labels: list, height: int = 20, width: int = 30) -> BoxedImage:
@@ -28,7 +29,7 @@ def test_window_to_rle_is_coco_encoding_of_the_whole_mask(seed: int):
     mask = rng.random((rows.stop - rows.start, columns.stop - columns.start)) < share
     full = np.zeros((height, width), dtype=np.uint8, order="F")
     full[rows, columns] = mask
-    rle = window_to_rle(mask, rows, columns, height, width)
+    rle = _window_to_rle(mask, rows, columns, height, width)
     assert rle == {"size": [height, width], "counts": coco_mask.encode(full)["counts"].decode()}
 
 
@@ -77,3 +78,20 @@ def test_by_position_gives_every_image_its_patches(positions: list[int]):
     stream = iter([(position, patch(1, i, (0, 0, 1, 1), 0.5)) for i, position in enumerate(positions)])
     found = [[item.boxes[0] for item in of_image] for of_image in by_position(stream, 3)]
     assert found == [[i for i, p in enumerate(positions) if p == position] for position in range(3)]
+
+
+@pytest.mark.parametrize("per", ["class", "instance"])
+def test_masks_are_cut_to_the_region_of_their_box(per):
+    """A turned square beside an upright box of the same class, which has no region."""
+    boxes = np.array([[2, 2, 12, 12], [14, 2, 20, 12]], dtype=np.float32)
+    region = [7.0, 2.0, 12.0, 7.0, 7.0, 12.0, 2.0, 7.0]
+    image = BoxedImage(np.zeros((16, 24, 3), np.uint8), boxes, np.array([1, 1]), regions={0: region})
+    whole = BoxedImage(image.image, boxes, image.labels)
+    masks, plain = (
+        assemble(given, (patch for _, patch in load_generator("box").patches([given], per)), per)
+        for given in (image, whole)
+    )
+    square, other = (mask.decode() for mask in masks.masks)
+    assert plain.masks[0].area == 100 and 40 <= square.sum() <= 60 and not square[2, 2] and square[7, 7]
+    assert masks.masks[1].rle == plain.masks[1].rle and other.sum() == 60
+    assert np.array_equal(masks.label_map == 1, square | other)

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from transformers import pipeline
 
 from lpg_hf import BoxToMaskPipeline, LPGImageProcessor
-from lpg_hf.masks.pipeline import as_pixels
+from lpg_hf.masks.pipeline import _as_pixels
 from tests.conftest import tiny_lpg
 
 
@@ -37,7 +37,7 @@ def equal(one: dict, other: dict) -> bool:
     )
 
 
-def test_r_n2_every_container_of_boxes_gives_the_same_masks(pipe, pixels):
+def test_every_container_of_boxes_gives_the_same_masks(pipe, pixels):
     whole = [[3, 4, 30, 40], [20, 10, 55, 33], [0, 0, 60, 44]]
     results = [
         pipe(pixels, boxes=boxes)
@@ -56,13 +56,13 @@ def test_r_n2_every_container_of_boxes_gives_the_same_masks(pipe, pixels):
 
 
 @pytest.mark.parametrize("empty", [[], (), np.empty((0, 4)), torch.empty(0, 4)])
-def test_r_n2_zero_boxes_give_empty_lists_and_a_background_map(pipe, pixels, empty):
+def test_zero_boxes_give_empty_lists_and_a_background_map(pipe, pixels, empty):
     result = pipe(pixels, boxes=empty)
     assert (result["masks"], result["scores"], result["fill_rates"], result["labels"]) == ([], [], [], [])
     assert result["label_map"].shape == (45, 61) and not result["label_map"].any()
 
 
-def test_r_n2_images_with_different_numbers_of_boxes_share_a_call(pipe, pixels):
+def test_images_with_different_numbers_of_boxes_share_a_call(pipe, pixels):
     other = np.ascontiguousarray(pixels[::-1, :50])
     together = pipe([pixels, other, pixels], boxes=[BOXES, [], BOXES[:1]], labels=[[1, 2], [], [7]])
     alone = [
@@ -76,7 +76,7 @@ def test_r_n2_images_with_different_numbers_of_boxes_share_a_call(pipe, pixels):
 
 @pytest.mark.parametrize("view", ["image", "box"])
 @pytest.mark.parametrize("per", ["class", "instance"])
-def test_r_n3_nothing_outside_the_box_is_set(view: str, per: str, pixels):
+def test_nothing_outside_the_box_is_set(view: str, per: str, pixels):
     pipe = BoxToMaskPipeline(model=tiny_lpg(), image_processor=LPGImageProcessor(view=view, view_size=32))
     result = pipe(pixels, boxes=BOXES, labels=[1, 1], per=per)
     for mask, (x1, y1, x2, y2) in zip(result["masks"], BOXES):
@@ -106,7 +106,7 @@ def test_images_of_every_kind_are_read_alike(pipe, pixels, tmp_path):
     assert equal(pipe(grey, boxes=BOXES), pipe(np.repeat(grey[..., None], 3, axis=2), boxes=BOXES))
 
 
-def test_r_f1_boxes_lie_in_the_upright_image(pipe, pixels, tmp_path):
+def test_boxes_lie_in_the_upright_image(pipe, pixels, tmp_path):
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(pixels)))  # orientation 6 turns it back
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -124,7 +124,7 @@ def server(tmp_path, monkeypatch):
         running.shutdown()
 
 
-def test_r_f3_r_f4_a_image_of_a_url_is_that_of_its_file(pipe, pixels, server, tmp_path):
+def test_a_image_of_a_url_is_that_of_its_file(pipe, pixels, server, tmp_path):
     ramp = np.linspace(0, 65520, 45 * 61).reshape(45, 61).astype(np.uint16)
     half = np.where(np.arange(61) < 30, 255, 0).astype(np.uint8)
     turned = Image.Exif()
@@ -133,24 +133,24 @@ def test_r_f3_r_f4_a_image_of_a_url_is_that_of_its_file(pipe, pixels, server, tm
     Image.fromarray(np.dstack([pixels, np.tile(half, (45, 1))])).save(tmp_path / "transparent.png")
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
     for path in tmp_path.glob("*.png"):
-        read = as_pixels(f"{server}/{path.name}")
-        assert np.array_equal(read, as_pixels(path)), path.name
+        read = _as_pixels(f"{server}/{path.name}")
+        assert np.array_equal(read, _as_pixels(path)), path.name
         assert equal(pipe(f"{server}/{path.name}", boxes=BOXES), pipe(path, boxes=BOXES))
-    assert 120 < as_pixels(f"{server}/16 bit.png").mean() < 135
-    assert (as_pixels(f"{server}/transparent.png")[:, 30:] == 255).all()
+    assert 120 < _as_pixels(f"{server}/16 bit.png").mean() < 135
+    assert (_as_pixels(f"{server}/transparent.png")[:, 30:] == 255).all()
 
 
 def test_a_url_that_gives_no_image_is_named(server, tmp_path):
     with pytest.raises(OSError, match=f"cannot fetch the image {server}/absent.png: 404"):
-        as_pixels(f"{server}/absent.png")
+        _as_pixels(f"{server}/absent.png")
     (tmp_path / "page.png").write_text("<html>")
     with pytest.raises(OSError, match=f"cannot open the image {server}/page.png: it is no image"):
-        as_pixels(f"{server}/page.png")
+        _as_pixels(f"{server}/page.png")
     with pytest.raises(OSError, match="cannot fetch the image http://127.0.0.1:1/a.png"):
-        as_pixels("http://127.0.0.1:1/a.png")
+        _as_pixels("http://127.0.0.1:1/a.png")
 
 
-def test_r_f6_a_too_large_image_is_refused_by_name_unless_max_pixels_says_so(pipe, server, tmp_path):
+def test_a_too_large_image_is_refused_by_name_unless_max_pixels_says_so(pipe, server, tmp_path):
     path = tmp_path / "big.png"
     Image.new("L", (20000, 10000)).save(path)
     for image in (path, f"{server}/big.png"):

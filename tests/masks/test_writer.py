@@ -1,4 +1,4 @@
-"""`lpg-hf masks`: what it writes, for all three formats; cut off and repeated; shared by processes; with bad images among good."""
+"""`lpg-hf masks`: the files of all three formats; interrupted and resumed; shared by processes; with bad images."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ OBJECTS = [
 CLASSES = [(3, "cat"), (7, "dog"), (90, "犬")]
 
 
-def write_pictures(root: Path) -> None:
+def write_images(root: Path) -> None:
     rng = np.random.default_rng(0)
     for name in NAMES:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +60,11 @@ def coco_content() -> dict:
 @pytest.fixture
 def data(tmp_path) -> Path:
     """The same boxes as COCO json (coco.json), VOC folder (voc) and YOLO folder (yolo)."""
-    write_pictures(tmp_path / "images")
+    write_images(tmp_path / "images")
     (tmp_path / "coco.json").write_text(json.dumps(coco_content(), ensure_ascii=False), encoding="utf-8")
     names = [name for _, name in CLASSES]
     for folder in ("voc/JPEGImages", "yolo/images"):
-        write_pictures(tmp_path / folder)
+        write_images(tmp_path / folder)
     for name, objects in zip(NAMES, OBJECTS):
         xml = "".join(
             f"<object><name>{names[c]}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
@@ -166,7 +166,7 @@ def test_all_outputs_of_every_format(name: str, data: Path, lpg_folder: Path):
     assert not (out / ".parts").exists()
 
 
-def test_r_h7_label_maps_are_palette_images(data: Path):
+def test_label_maps_are_palette_images(data: Path):
     assert (
         run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 0
     )
@@ -231,13 +231,16 @@ class Killed(BaseException):
     """Ends a run as a signal would: no handler of `Exception` sees it."""
 
 
-def masks_of(data: Path, out: Path, lpg_folder: Path, rank: int = 0, count: int = 1) -> Report | None:
+def masks_of(
+    data: Path, out: Path, lpg_folder: Path, rank: int = 0, count: int = 1, overwrite: bool = False
+) -> Report | None:
     report = Report()
     source = open_source(data / "coco.json", data / "images", report=report)
     generator = load_generator("lpg", model=lpg_folder, dtype="float32", device="cpu")
     outputs = ("png", "coco", "yolo")
     settings = MaskSettings(outputs, per="instance", overlay=True, batch_size=2, generator="lpg")
-    return write_masks(source, generator, out, settings, report=report, processes=Processes(rank, count, 1))
+    processes = Processes(rank, count, num_workers=1)
+    return write_masks(source, generator, out, settings, report=report, overwrite=overwrite, processes=processes)
 
 
 def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path, lpg_folder: Path, monkeypatch):
@@ -270,7 +273,8 @@ def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path,
             break
         masks_of(data, out, lpg_folder)
         assert files(out) == expected, f"cut off at file {moment}"
-    assert moment > len(expected)
+    # A link to an image is complete from the first moment on.
+    assert moment > sum(not name.startswith("images/") for name in expected)
 
 
 def test_processes_share_the_images_and_the_last_one_joins(data: Path, lpg_folder: Path, monkeypatch):
@@ -284,11 +288,11 @@ def test_processes_share_the_images_and_the_last_one_joins(data: Path, lpg_folde
 def test_another_process_may_be_faster_with_the_end(data: Path, lpg_folder: Path, monkeypatch):
     join, seen = lpg_hf.masks.writer._write_coco, []
 
-    def join_while_another_does(run):
+    def join_while_another_does(*arguments):
         if not seen:
             seen.append(1)
             assert masks_of(data, data / "out", lpg_folder).images == 6  # the other process, from here to its end
-        join(run)
+        join(*arguments)
 
     monkeypatch.setattr(lpg_hf.masks.writer, "_write_coco", join_while_another_does)
     assert masks_of(data, data / "out", lpg_folder).images == 6
@@ -350,7 +354,7 @@ def test_an_image_repaired_after_a_finished_run_is_reported(name: str, data: Pat
     assert run(*command, "--overwrite") == 0 and (data / "out/masks/f.png").is_file()
 
 
-def test_r_e1_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_object(data: Path, capsys):
+def test_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_object(data: Path, capsys):
     command = ["masks", data / "yolo", "--out", data / "out", "--generator", "box"]
     (data / "yolo/labels/f.txt").write_text("1 30 20 10 10\n")
     assert run(*command) == 1 and "labels/f.txt: line 1 holds pixels" in capsys.readouterr().out
@@ -364,11 +368,11 @@ def test_r_e1_lines_in_pixels_are_told_and_are_an_error_if_there_is_no_other_obj
 def test_two_processes_may_join_at_the_same_time(data: Path, lpg_folder: Path, monkeypatch):
     write_coco, inside = lpg_hf.masks.writer._write_coco, []
 
-    def twice(run):
+    def twice(*arguments):
         inside.append(1)
         if len(inside) == 1:  # the other process joins the same files, and has not ended when this one continues
-            write_coco(run)
-        write_coco(run)
+            write_coco(*arguments)
+        write_coco(*arguments)
 
     monkeypatch.setattr(lpg_hf.masks.writer, "_write_coco", twice)
     assert masks_of(data, data / "out", lpg_folder).images == 6
@@ -459,7 +463,7 @@ def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_r_f5_r_f6_bad_images_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
+def test_bad_images_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
     annotations, images = SOURCES[name]
     folder = data / {"coco": "images", "voc": "voc/JPEGImages", "yolo": "yolo/images"}[name]
     (folder / "e.jpg").write_bytes((folder / "e.jpg").read_bytes()[:-200])
@@ -518,7 +522,7 @@ def test_low_scores_are_left_out_and_ignored(data: Path):
     assert (data / "out/labels/f.txt").read_text() == ""
 
 
-def test_r_c6_crowds_are_no_objects_and_ignored_where_nothing_lies(data: Path):
+def test_crowds_are_no_objects_and_ignored_where_nothing_lies(data: Path):
     content = coco_content()
     content["annotations"][0] |= {"iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [0, 2400]}}
     (data / "crowd.json").write_text(json.dumps(content), encoding="utf-8")
@@ -576,7 +580,7 @@ def test_boxes_of_a_class_are_one_by_one_where_objects_are_written():
     assert MaskSettings(write=("png", "coco"), per="class").granularity == "class"
 
 
-def test_r_d8_objects_of_unknown_classes_get_masks(data: Path):
+def test_objects_of_unknown_classes_get_masks(data: Path):
     (data / "voc/classes.txt").write_text("cat\ndog\n", encoding="utf-8")
     assert run("masks", data / "voc", "--out", data / "out", "--generator", "box", "--write", "coco") == 0
     content = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
@@ -609,7 +613,7 @@ def test_very_many_boxes_in_one_image(data: Path, lpg_folder: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--write", "png,svg"], "choose one or more of png, coco, yolo"),
+        (["--write", "png,svg"], "choose one or more of png, coco, coco-polygons"),
         (["--generator", "mcg"], "generator 'mcg' is unknown"),
         (["--model", "no/such/model"], "no/such/model is neither a folder nor an id"),
         (["--generator", "box", "--per", "image"], "per='image' is unknown"),
@@ -639,7 +643,7 @@ def test_overwrite_never_deletes_what_no_run_has_written(report: str, data: Path
 def test_overwrite_goes_on_beside_files_that_no_run_has_written(data: Path):
     out = data / "out"
     command = ["masks", data / "coco.json", "--images", data / "images", "--out", out, "--generator", "box"]
-    assert run(*command, "--write", "png,coco,yolo", "--overlay") == 0
+    assert run(*command, "--write", "png,coco,yolo", "--overlay", "--with-images", "none") == 0
     (out / "images").symlink_to(data / "images", target_is_directory=True)
     mine = [out / name for name in ("notes.txt", "masks/mine.png", "labels/set1/classes.txt")]
     for path in mine:
@@ -662,8 +666,8 @@ def test_overwrite_clears_an_unfinished_run_beside_other_files_too(data: Path, l
     masks_of(data, data / "clean", lpg_folder)
     out, overlay = data / "out", lpg_hf.masks.writer._MaskRun._write_overlay
 
-    def dying(job, image, name, label_map):
-        overlay(job, image, name, label_map)
+    def dying(run, image, name, label_map):
+        overlay(run, image, name, label_map)
         if name == NAMES[2]:
             raise Killed
 
@@ -672,7 +676,7 @@ def test_overwrite_clears_an_unfinished_run_beside_other_files_too(data: Path, l
         masks_of(data, out, lpg_folder)
     monkeypatch.setattr(lpg_hf.masks.writer._MaskRun, "_write_overlay", overlay)
     (out / "notes.txt").write_text("mine")
-    write_pictures(data / "images/more")
+    write_images(data / "images/more")
     content = coco_content()
     for image in content["images"]:
         image["file_name"] = f"more/{image['file_name']}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask, boundary, boundary_width
+from lpg_hf.metrics.box_masks import BoxMaskScores, _boundary_width, as_mask, boundary
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -39,7 +39,7 @@ def random_pairs(count: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray
 def test_scores_of_two_shifted_rectangles():
     scores = BoxMaskScores()
     # 10 x 10 pixels each, shifted by 5: 50 of 150. The diagonal of 40 x 60 gives bands of one pixel.
-    assert boundary_width(40, 60) == 1
+    assert _boundary_width(40, 60) == 1
     assert scores.update(rectangle(10, 10, 20, 20), rectangle(15, 10, 25, 20)) == pytest.approx(1 / 3)
     # Bands of 36 pixels share the two horizontal edges: 2 x 5 pixels.
     result = scores.compute()
@@ -75,7 +75,7 @@ def test_boundary_agrees_with_the_distance_to_the_background():
 
 
 def test_the_band_is_two_per_cent_of_the_images_diagonal_and_at_least_a_pixel():
-    assert [boundary_width(300, 400), boundary_width(10, 10), boundary_width(300, 400, 0.1)] == [10, 1, 50]
+    assert [_boundary_width(300, 400), _boundary_width(10, 10), _boundary_width(300, 400, 0.1)] == [10, 1, 50]
     large, shifted = rectangle(100, 100, 200, 200, (300, 400)), rectangle(105, 100, 205, 200, (300, 400))
     results = []
     for ratio in (0.02, 0.002):

@@ -20,7 +20,7 @@ def counted(prediction: object, target: object, num_labels: int, ignore_index: i
     return counts
 
 
-def test_r_i1_absent_classes_are_null_and_left_out():
+def test_absent_classes_are_null_and_left_out():
     target = np.array([[0, 0], [1, 1]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -31,7 +31,7 @@ def test_r_i1_absent_classes_are_null_and_left_out():
     assert spurious["foreground_mean_iou"] == 0.25 and spurious["pixel_accuracy"] == 0.75
 
 
-def test_r_i2_hand_counted_scores_and_void():
+def test_hand_counted_scores_and_void():
     prediction = np.array([[1, 1], [1, 1]])
     scores = counted(prediction, np.array([[0, 0], [1, 1]]), 2).compute()
     assert scores["per_class_iou"] == [0.0, 0.5] and scores["mean_iou"] == 0.25
@@ -99,7 +99,7 @@ def test_ignored_value_cannot_be_a_label():
     assert counted(np.zeros((1, 1), int), np.full((1, 1), -1), 2, ignore_index=-1).matrix.sum() == 0
 
 
-def test_r_i3_memory_does_not_grow_with_the_number_of_images():
+def test_memory_does_not_grow_with_the_number_of_images():
     prediction, target = np.zeros((512, 512), np.uint8), np.ones((512, 512), np.uint8)
     counts = ConfusionMatrix(21)
     counts.update(prediction, target)

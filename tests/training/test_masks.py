@@ -196,7 +196,7 @@ for _ in range(2):
 """
 
 
-def test_r_a12_masks_of_images_with_any_name_are_written_whatever_the_locale(settings, data, tmp_path):
+def test_masks_of_images_with_any_name_are_written_whatever_the_locale(settings, data, tmp_path):
     copytree(data / "aux", tmp_path / "aux")
     path = tmp_path / "aux" / "annotations.json"
     content = json.loads(path.read_text(encoding="utf-8"))

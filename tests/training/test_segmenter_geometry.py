@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
@@ -84,7 +83,7 @@ def mean_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", ["largefov", "deeplab-v2"])
 @pytest.mark.parametrize("height, width", SIZES)
-def test_four_ways_to_a_label_map_score_the_same(kind, height, width, settings, tmp_path, monkeypatch):
+def test_four_ways_to_a_label_map_score_the_same(kind, height, width, run, tmp_path, monkeypatch):
     model = model_that_knows(kind)
     processor = SegformerImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False)
     truth = ellipses(height, width)
@@ -114,7 +113,7 @@ def test_four_ways_to_a_label_map_score_the_same(kind, height, width, settings, 
     exec(card[1].replace("image.jpg", str(tmp_path / "image.png")), scope)
     scores["card"] = mean_iou(scope["label_map"].numpy(), truth)
 
-    scores["measuring"] = measure_segmenter(Accelerator(cpu=True), settings, model, processor, rows, "m")["mean_iou"]
+    scores["measuring"] = measure_segmenter(run, model, processor, rows, "m")["mean_iou"]
 
     assert max(scores.values()) - min(scores.values()) < 0.001, scores
     inner = truth.copy()  # the last logits of a row or column may lie on padding

@@ -1,1 +1,1 @@
-"""Annotation formats: each file reads one format into `records.Record` and counts what was wrong in a `records.Report`."""
+"""Annotation formats: each file reads one format into `records.Record` and counts problems in a `report.Report`."""

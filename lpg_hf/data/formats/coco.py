@@ -3,12 +3,13 @@
 `read_index` reads the file once, checks what concerns it as a whole, and gives one light entry per image;
 `make_record` turns an entry into a record, and may run in other processes; `write_coco` writes records.
 
-Masks are kept compressed, as RLE text. Without `masks` the field "segmentation" is dropped unread, except for an object that
-states no box: its box is then the extent of its polygons or its RLE.
+Masks are kept compressed, as RLE text. Without `masks` the field "segmentation" is dropped unread, except for an
+object that states no box: its box is then the extent of its polygons or its RLE.
 
-Each object is made small while the json is parsed, so that polygons that are not wanted never pile up. A file of 1 million boxes
-on 100,000 images adds 0.5 GB to the process and takes 10 s; with 15-point polygons (380 MB of json) 0.8 GB while it is read
-without `masks` (0.4 GB after), 1.1 GB and 27 s with them. The limit is the text of the file, which is read as a whole.
+Each object is made small while the json is parsed, so that polygons that are not wanted never pile up. A file of 1
+million boxes on 100,000 images adds 0.5 GB to the process and takes 10 s; with 15-point polygons (380 MB of json) 0.8
+GB while it is read without `masks` (0.4 GB after), 1.1 GB and 27 s with them. The limit is the text of the file, which
+is read as a whole.
 """
 
 import json
@@ -22,6 +23,9 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from lpg_hf.data.formats import coco_layout
+from lpg_hf.data.formats.image_finder import StatedImage, match_images, name_in_address
+from lpg_hf.data.formats.json_files import read_json
 from lpg_hf.data.formats.rle import checked_rle, fits, polygons_of, segmentation_to_rle
 from lpg_hf.data.options import Classes, ReadOptions
 from lpg_hf.data.records import (
@@ -40,6 +44,8 @@ from lpg_hf.files import fs_path, json_text, relative_name, resolve_inside, unic
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
 
+# The class of objects that state none.
+UNNAMED = "object"
 NAMED_CLASS_SETS = {
     "nonvoc60": COCO_NONVOC_IDS,
     "voc20": COCO_VOC_IDS,
@@ -48,20 +54,21 @@ NAMED_CLASS_SETS = {
 
 
 # What is used of an image entry.
-IMAGE_KEYS = ("id", "file_name", "width", "height", "license")
+IMAGE_KEYS = ("id", "file_name", "coco_url", "width", "height", "license")
 HEADER_KEYS = ("info", "licenses", "categories")
 Category = tuple[int | str, str]  # (category id, name)
 
 
 @dataclass(slots=True)
-class CocoAnnotation:
+class _CocoAnnotation:
     """One object of the file, with only what is used of it; fields as in the file, but for
 
     Attributes:
         id: made unique by `read_index`.
         category: 0-based class, set by `read_index`.
         bbox: an array of four floats, or what the file holds if that is none.
-        segmentation: None if masks are not wanted (and there is a box); polygons are arrays of floats where they can be.
+        segmentation: None if masks are not wanted (and there is a box); polygons are arrays of floats where they can
+            be.
     """
 
     id: Any
@@ -92,7 +99,7 @@ class CocoEntry:
     path: str | None
     size: tuple[int, int] | None
     license: str = ""
-    annotations: list[CocoAnnotation] = field(default_factory=list)
+    annotations: list[_CocoAnnotation] = field(default_factory=list)
 
 
 @dataclass
@@ -105,50 +112,12 @@ class _Listing:
 
 @dataclass
 class CocoIndex:
-    """The whole file: `classes` are in the order of the labels, `header` its other parts."""
+    """The whole file: `classes` are in the order of the labels, `header` its other parts, `image_folder` absolute."""
 
     classes: list[Category]
     entries: list[CocoEntry]
     header: dict = field(default_factory=dict)
-
-
-def read_json(
-    path: str | os.PathLike, object_hook: Callable[[dict], Any] | None = None, *, bare_list: bool = False
-) -> dict | list:
-    """A json file as a dict.
-
-    Args:
-        path: of the file.
-        object_hook: what to put in the place of each dict of the file, called as soon as the dict is read.
-        bare_list: a list, as COCO's own tools write results, is fine too.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: empty, not valid or not complete (with the byte position), or not an object.
-    """
-    try:
-        data = Path(fs_path(path)).read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"annotation file not found: {path}") from error
-    if not data.strip():
-        raise ValueError(f"{path} is empty ({len(data)} bytes), not a json file")
-    try:
-        text, num_bytes = data.decode("utf-8-sig"), len(data)
-        del data
-        content = json.loads(text, object_hook=object_hook)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid json: no UTF-8 text at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        position = len(text[: error.pos].encode("utf-8"))
-        hint = " (it is an HTML page)" if text.lstrip()[:1] == "<" else ""
-        raise ValueError(
-            f"{path} is not valid or not complete json{hint}: {error.msg} at byte {position} of {num_bytes}"
-        ) from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is not a COCO annotation file: it is nested too deeply") from error
-    if not isinstance(content, dict) and not (bare_list and isinstance(content, list)):
-        raise ValueError(f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}")
-    return content
+    image_folder: str = ""
 
 
 def find_annotations(root: str | None, annotations: str | os.PathLike | None, split: str | None) -> str:
@@ -157,7 +126,8 @@ def find_annotations(root: str | None, annotations: str | os.PathLike | None, sp
     Args:
         root: folder of the dataset, or None.
         annotations: the file, absolute or relative to `root` or to the working folder; None searches `root` for
-            annotations/instances_SPLIT.json (the official layout), instances_SPLIT.json, annotations.json, instances.json.
+            annotations/instances_SPLIT.json (the official layout), instances_SPLIT.json, annotations.json,
+            instances.json.
         split: name of the split.
 
     Raises:
@@ -192,8 +162,8 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
 
     Args:
         root: folder of the dataset; None takes the folder of `annotations`.
-        images: the folder, absolute or relative to `root` or to the working folder; None searches `root` for a folder with the
-            name of the split, then "images", and else takes `root` itself.
+        images: the folder, absolute or relative to `root` or to the working folder; None searches `root` for a folder
+            with the name of the split, then "images", and else takes `root` itself.
         split: name of the split.
         annotations: the annotation file.
 
@@ -210,7 +180,7 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
 
 
 def id_text(value: Any) -> str | None:
-    """One text for an id, so that 1, 1.0 and "1" meet; None if it is no id."""
+    """One text for an id, so that 1, 1.0 and "1" meet; None if it is not an id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -219,7 +189,7 @@ def id_text(value: Any) -> str | None:
 
 
 def id_of(text: str) -> int | str:
-    """The id that a text of `id_text` stands for: a number only if it is written as one ("007", "--3" and "²" are names)."""
+    """The id that a text of `id_text` means: a number if it is written as one ("007", "--3" and "²" are names)."""
     return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,99}", text, re.ASCII) else text
 
 
@@ -259,13 +229,13 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
     return unique
 
 
-def select_classes(categories: list[Category], classes: Classes, path: object) -> list[Category]:
+def _select_classes(categories: list[Category], classes: Classes, path: object) -> list[Category]:
     """The wanted classes as (category id, name), by ascending id: the order of the labels.
 
     Args:
         categories: what the file holds.
-        classes: None or "all" (what the file holds), "nonvoc60", "voc20" or "all80" (always the full official list, so that
-            labels do not depend on which categories a file happens to list), or a list of names and ids.
+        classes: None or "all" (what the file holds), "nonvoc60", "voc20" or "all80" (always the full official list, so
+            that labels do not depend on which categories a file happens to list), or a list of names and ids.
         path: of the file, for messages.
 
     Raises:
@@ -278,7 +248,7 @@ def select_classes(categories: list[Category], classes: Classes, path: object) -
             raise ValueError(
                 f"unknown class set {classes!r}; choose all, {', '.join(NAMED_CLASS_SETS)}, or a list of names or ids"
             )
-        official = [pair for pair in COCO_CLASSES if pair[0] in NAMED_CLASS_SETS[classes]]
+        official: list[Category] = [pair for pair in COCO_CLASSES if pair[0] in NAMED_CLASS_SETS[classes]]
         held = dict(categories)
         other = [(i, held[i], name) for i, name in official if i in held and held[i] != name]
         if other or not any(category_id in held for category_id, _ in official):
@@ -323,35 +293,44 @@ def _licenses(content: dict) -> dict[str, str]:
 def _read_images(content: dict, file: str, root: str, report: Report) -> _Listing:
     licenses = _licenses(content)
     listing = _Listing()
-    names: set[str] = set()
+    usable: dict[str, tuple[StatedImage, dict]] = {}
     for number, image in enumerate(_list_of(content, "images", file), start=1):
         key = id_text(image.get("id")) if isinstance(image, dict) else None
-        if key is None or not isinstance(image.get("file_name"), str):
+        name = coco_layout.image_name(image) if isinstance(image, dict) else None
+        if key is None or name is None:
             where = f"{file}: image number {number}"
             report.add("invalid_image_entry", where, image=where)
-            continue
-        where = f"{image['file_name']!r}: image {key}"
-        if key in listing.entries:
-            report.add("duplicate_image_id", where, image=image["file_name"])
-            continue
-        try:
-            name = relative_name(image["file_name"])
-            path = resolve_inside(root, name)
-        except ValueError as error:
-            report.add("unsafe_path", f"{where} {error}", image=image["file_name"])
+        elif key in usable:
+            report.add("duplicate_image_id", f"{name!r}: image {key}", image=name)
+        else:
+            usable[key] = StatedImage(name, (name_in_address(name),)), image
+    matched = match_images(root, [stated for stated, _ in usable.values()], report)
+    by_name: dict[str, CocoEntry] = {}
+    for key, (stated, image) in usable.items():
+        if stated in matched.ambiguous:  # Counted already.
             listing.refused.add(key)
             continue
-        if name in names:
+        where = f"{stated.name!r}: image {key}"
+        name = matched.names.get(stated)
+        try:
+            file_name = name or relative_name(stated.name)
+            path = resolve_inside(root, file_name)
+        except ValueError as error:
+            report.add("unsafe_path", f"{where} {error}", image=stated.name)
+            listing.refused.add(key)
+            continue
+        if file_name in by_name:  # Their boxes belong to one image.
             report.add("duplicate_file_name", where)
-        names.add(name)
-        license_key = id_text(image.get("license")) or ""
-        listing.entries[key] = CocoEntry(
-            image_id=key,
-            file_name=name,
-            path=path,
-            size=stated_size(image.get("height"), image.get("width")),
-            license=licenses.get(license_key, license_key),
-        )
+            listing.entries[key] = by_name[file_name]
+        else:
+            license_key = id_text(image.get("license")) or ""
+            listing.entries[key] = by_name[file_name] = CocoEntry(
+                image_id=key,
+                file_name=file_name,
+                path=path if name is not None else None,
+                size=stated_size(image.get("height"), image.get("width")),
+                license=licenses.get(license_key, license_key),
+            )
     return listing
 
 
@@ -359,26 +338,30 @@ def _slim(masks: bool) -> Callable[[dict], Any]:
     """What keeps of each dict of the file only what is used."""
 
     def slim(item: dict) -> Any:
-        if "image_id" in item and "category_id" in item:
+        if "image_id" in item and not {"category_id", "bbox", "segmentation"}.isdisjoint(item):
             bbox, segmentation = item.get("bbox"), item.get("segmentation")
+            if isinstance(bbox, dict):
+                bbox = coco_layout.box_of_mapping(bbox) or bbox
             numbers = finite_numbers(bbox, 4)
             if not masks and bbox:
                 segmentation = None
             elif isinstance(segmentation, list):
+                if finite_numbers(segmentation, len(segmentation)):  # VIA writes one polygon without a list around it.
+                    segmentation = [segmentation]
                 polygons = [
                     finite_numbers(part, len(part)) if isinstance(part, list) else None for part in segmentation
                 ]
                 segmentation = [array("d", p) if p else part for p, part in zip(polygons, segmentation)]
-            return CocoAnnotation(
+            return _CocoAnnotation(
                 id=item.get("id"),
                 image_id=item["image_id"],
-                category_id=item["category_id"],
+                category_id=item.get("category_id"),
                 bbox=array("d", numbers) if numbers else bbox,
                 area=item.get("area"),
                 iscrowd=item.get("iscrowd"),
                 segmentation=segmentation,
             )
-        if "file_name" in item:
+        if "file_name" in item or "coco_url" in item:
             return {key: item[key] for key in IMAGE_KEYS if key in item}
         return item
 
@@ -390,15 +373,20 @@ def _id_types(ids: Iterable) -> set[type]:
 
 
 def read_index(
-    annotations: str | os.PathLike, images: str | os.PathLike, options: ReadOptions, report: Report
+    annotations: str | os.PathLike,
+    images: str | os.PathLike | None,
+    options: ReadOptions,
+    report: Report,
+    root: str | None = None,
 ) -> CocoIndex:
     """Read a COCO json file and find its images.
 
     Args:
         annotations: the json file.
-        images: folder that the file names are relative to.
-        options: `classes` as of `select_classes`; `masks` keeps "segmentation".
+        images: folder that the file names are relative to; None: the usual one in which some of them are found.
+        options: `classes` as of `_select_classes`; `masks` keeps "segmentation".
         report: counts problems.
+        root: folder of the dataset; None: that of the file.
 
     Returns:
         The classes and one entry per image, in the order of the file.
@@ -407,16 +395,20 @@ def read_index(
         FileNotFoundError: no such file or folder; images are missing.
         ValueError: not valid json or not COCO; unknown classes; no object of the classes at all.
     """
-    path, root = unicode_path(annotations), unicode_path(images)
+    path = unicode_path(annotations)
     content = read_json(path, _slim(options.masks))
     assert isinstance(content, dict)
-    if not os.path.isdir(fs_path(root)):
-        raise FileNotFoundError(f"image folder not found: {root}. Pass images=...")
+    folder = _image_folder(content, path, images, options.split, root)
     file_name = os.path.basename(path)
-    categories = read_categories(content, path, report)
-    classes = _Classes.choose(categories, options, path)
-    listing = _read_images(content, file_name, root, report)
     items = _list_of(content, "annotations", path)
+    if items and not content.get("categories"):
+        content["categories"] = _categories_of(items)
+    categories = read_categories(content, path, report)
+    group = _grouping_category(content["categories"], items) if options.classes is None else None
+    if group is not None:
+        report.add("grouping_category", f"{file_name}: {group}")
+    classes = _Classes.choose([pair for pair in categories if pair[1] != group], options, path)
+    listing = _read_images(content, file_name, folder, report)
     if not items and not options.keep_empty:
         raise ValueError(f"{path} lists no annotations, so there is nothing to train on")
     _compare_id_types(content, items, file_name, report)
@@ -431,7 +423,43 @@ def read_index(
             f"The file's categories are: {held}.\n{report.summary()}"
         )
     header = {key: content[key] for key in HEADER_KEYS if key in content}
-    return CocoIndex(selected, _existing(listing.entries.values(), root, options, report), header)
+    entries = list({id(entry): entry for entry in listing.entries.values()}.values())
+    return CocoIndex(selected, _existing(entries, folder, options, report), header, folder)
+
+
+def _image_folder(
+    content: dict, path: str, images: str | os.PathLike | None, split: str | None, root: str | None
+) -> str:
+    if images is None:
+        stated = content.get("images")
+        names = (
+            (coco_layout.image_name(item) for item in stated if isinstance(item, dict))
+            if isinstance(stated, list)
+            else ()
+        )
+        images = coco_layout.image_folder(path, root, split, filter(None, names)) or find_images(
+            root, None, split, path
+        )
+    folder = unicode_path(images)
+    if not os.path.isdir(fs_path(folder)):
+        raise FileNotFoundError(f"image folder not found: {folder}. Pass images=...")
+    return folder
+
+
+def _grouping_category(categories: list[dict], items: list) -> str | None:
+    """The name of a category that no object has and that is the supercategory of all others; Roboflow writes one."""
+    used = {id_text(item.category_id) for item in items if isinstance(item, _CocoAnnotation)}
+    for category in categories:
+        others = [other for other in categories if other is not category]
+        if others and all(other.get("supercategory") == category["name"] for other in others):
+            return str(category["name"]) if id_text(category["id"]) not in used else None
+    return None
+
+
+def _categories_of(items: list) -> list[dict]:
+    """The categories of a file that lists none: one for each id that its objects state, else one class for all."""
+    keys = {id_text(item.category_id) for item in items if isinstance(item, _CocoAnnotation)} - {None}
+    return [{"id": id_of(key), "name": f"category {key}"} for key in keys if key] or [{"id": 1, "name": UNNAMED}]
 
 
 @dataclass
@@ -452,7 +480,7 @@ class _Classes:
 
     @classmethod
     def choose(cls, categories: list[Category], options: ReadOptions, path: str) -> "_Classes":
-        selected = list(select_classes(categories, options.classes, path))
+        selected = list(_select_classes(categories, options.classes, path))
         return cls(
             selected,
             names={str(category_id): name for category_id, name in categories},
@@ -476,10 +504,24 @@ class _Classes:
             self.selected.append((id_of(key), f"category {key}"))
         return position
 
+    def find_unnamed(self, where: str, report: Report) -> int | None:
+        """The position of the class of objects that state no category; None (and counted) if it was not asked for."""
+        key = next((key for key, name in self.names.items() if name == UNNAMED), None)
+        if key is None and self.keeps_unlisted:
+            taken = [int(key) for key in (*self.position, *self.names) if isinstance(id_of(key), int)]
+            key = str(max(taken, default=0) + 1)
+            self.names[key], self.position[key] = UNNAMED, len(self.selected)
+            self.selected.append((id_of(key), UNNAMED))
+        if key is None or key not in self.position:
+            report.add("unknown_category", where, "none")
+            return None
+        report.add("no_class_name", where)
+        return self.position[key]
+
 
 def _compare_id_types(content: dict, items: list, file_name: str, report: Report) -> None:
     """Count ids that are text in the annotations and numbers where they are defined, or the other way round."""
-    annotations = [item for item in items if isinstance(item, CocoAnnotation)]
+    annotations = [item for item in items if isinstance(item, _CocoAnnotation)]
     for what, ids, target in (
         ("image_id", [item.image_id for item in annotations], "images"),
         ("category_id", [item.category_id for item in annotations], "categories"),
@@ -491,13 +533,13 @@ def _compare_id_types(content: dict, items: list, file_name: str, report: Report
 
 def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, report: Report) -> None:
     """Give each annotation that can be used its class and a unique id, and hand it to the entry of its image."""
-    annotations = (item for item in items if isinstance(item, CocoAnnotation))
+    annotations = (item for item in items if isinstance(item, _CocoAnnotation))
     next_id = max(max((item.id for item in annotations if _is_integer(item.id)), default=0), 0) + 1
     used_ids: set[int] = set()
     for number, item in enumerate(items, start=1):
-        image_key = id_text(item.image_id) if isinstance(item, CocoAnnotation) else None
-        category_key = id_text(item.category_id) if isinstance(item, CocoAnnotation) else None
-        if image_key is None or category_key is None:
+        image_key = id_text(item.image_id) if isinstance(item, _CocoAnnotation) else None
+        category_key = id_text(item.category_id) if isinstance(item, _CocoAnnotation) else None
+        if image_key is None or (category_key is None and item.category_id is not None):
             report.add("invalid_annotation", f"{file_name}: annotation number {number}")
             continue
         entry = listing.entries.get(image_key)
@@ -506,7 +548,10 @@ def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, r
                 report.add("unknown_image", f"{file_name}: annotation {item.id} of image {image_key}")
             continue
         where = f"{entry.file_name}: annotation {item.id}"
-        position = classes.find(category_key, where, report)
+        if category_key is None:
+            position = classes.find_unnamed(where, report)
+        else:
+            position = classes.find(category_key, where, report)
         if position is None:
             continue
         if not _is_integer(item.id) or item.id in used_ids:
@@ -525,11 +570,9 @@ def _existing(entries: Iterable[CocoEntry], root: str, options: ReadOptions, rep
             wanted.append(entry)
         else:
             report.add("image_without_object", entry.file_name, image=entry.file_name)
-    missing = [entry for entry in wanted if not os.path.isfile(fs_path(f"{root}/{entry.file_name}"))]
+    missing = [entry for entry in wanted if entry.path is None]
     names = [entry.file_name for entry in missing]
     check_missing(MissingFiles("missing_image", "images", names, len(wanted), root), options, report)
-    for entry in missing:
-        entry.path = None
     return [entry for entry in wanted if options.keep_missing or entry.path is not None]
 
 
@@ -577,7 +620,7 @@ def make_record(entry: CocoEntry, options: ReadOptions, report: Report) -> Recor
 
 
 def _make_object(
-    annotation: CocoAnnotation, where: str, frame: Geometry, masks: bool, report: Report
+    annotation: _CocoAnnotation, where: str, frame: Geometry, masks: bool, report: Report
 ) -> BoxObject | None:
     corners = _corners(annotation, where, frame, report)
     if corners is None:
@@ -614,7 +657,7 @@ def _make_object(
     )
 
 
-def _corners(annotation: CocoAnnotation, where: str, frame: Geometry, report: Report) -> Box | None:
+def _corners(annotation: _CocoAnnotation, where: str, frame: Geometry, report: Report) -> Box | None:
     """The box of an annotation in the stated frame, xyxy; None (and counted) if there is none."""
     if annotation.bbox:
         if not isinstance(annotation.bbox, array):
@@ -684,8 +727,8 @@ def write_coco(
         path: of the new file.
         records: boxes become xywh; masks are written as `BoxObject.stated` has them, else as RLE with text counts.
         classes: (category id, name) in the order of the labels, as `CocoIndex.classes`.
-        header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes and licences that it
-            lacks are added.
+        header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes and licences
+            that it lacks are added.
         keep_ids: annotations keep their ids, but for one that an earlier annotation has; off, they are counted from 1.
     """
     header = header_with(header or {}, classes)

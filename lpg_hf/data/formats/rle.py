@@ -8,12 +8,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.records import Geometry, finite_numbers
+from lpg_hf.data.records import Box, Geometry, finite_numbers
 from lpg_hf.data.report import Report
+from lpg_hf.rle import Rle, encode_mask, with_text
 
 
 def polygons_of(segmentation: Any) -> Iterator[list[float] | None]:
-    """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is none."""
+    """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is not a polygon."""
     for polygon in segmentation if isinstance(segmentation, list) else []:
         if isinstance(polygon, array):
             numbers = polygon.tolist()
@@ -22,12 +23,12 @@ def polygons_of(segmentation: Any) -> Iterator[list[float] | None]:
         yield numbers if numbers and len(numbers) >= 6 and len(numbers) % 2 == 0 else None
 
 
-def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: Report) -> dict | None:
+def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: Report) -> Rle | None:
     """A COCO "segmentation" as compressed RLE of the image's size.
 
-    Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code allocates
-    as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point further outside
-    than the image is large is rejected, and so is an RLE whose runs do not add up to its size.
+    Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code
+    allocates as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point
+    further outside than the image is large is rejected, and so is an RLE whose runs do not add up to its size.
 
     Args:
         segmentation: the field as it is in the file.
@@ -69,12 +70,11 @@ def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: 
     if coco_mask.area(rle) == 0:
         report.add("invalid_mask", f"{where}: mask without a pixel")
         return None
-    counts = rle["counts"]
-    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    return with_text(rle)
 
 
-def rle_runs(counts: str | bytes) -> list[int] | None:
-    """The run lengths in compressed RLE text (5 bits a character, from run 3 on the difference to the last but one)."""
+def _rle_runs(counts: str | bytes) -> list[int] | None:
+    """The run lengths in compressed RLE text: 5 bits a character, from run 3 on the difference to the last but one."""
     try:
         codes = (counts if isinstance(counts, bytes) else counts.encode("ascii")).rstrip(b"\0")
     except UnicodeEncodeError:
@@ -96,28 +96,31 @@ def rle_runs(counts: str | bytes) -> list[int] | None:
     return runs if shift == 0 else None
 
 
-def checked_rle(segmentation: dict) -> dict | None:
-    """RLE as {"size", "counts": bytes}, or None if its runs are no runs of its size."""
+def checked_rle(segmentation: dict) -> Rle | None:
+    """RLE as {"size", "counts": bytes}, or None if its runs do not fit its size."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     numbers = finite_numbers(size, 2)
     if numbers is None or any(value < 1 or not value.is_integer() for value in numbers):
         return None
     height, width = (int(value) for value in numbers)
-    runs = rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
+    runs = _rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
     if runs is None or any(run < 0 or run != int(run) for run in runs) or sum(runs) != height * width:
         return None
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects({"size": [height, width], "counts": [int(run) for run in runs]}, height, width)
-    return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    if isinstance(counts, str):
+        counts = counts.encode("ascii")
+    if isinstance(counts, bytes):
+        return {"size": [height, width], "counts": counts}
+    uncompressed: Any = {"size": [height, width], "counts": [int(run) for run in runs]}
+    return coco_mask.frPyObjects(uncompressed, height, width)
 
 
-def fits(rle: dict, frame: Geometry) -> bool:
+def fits(rle: Rle, frame: Geometry) -> bool:
     """Whether an RLE has the stated size of an image."""
     height, width = rle["size"]
     return (round(height * frame.scale_y), round(width * frame.scale_x)) == frame.size
 
 
-def rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
+def rescaled_rle(rle: Rle, frame: Geometry) -> Rle | None:
     """RLE of the stated size in the image's size (nearest pixel), or None if its size is neither."""
     if frame.size is None or not fits(rle, frame):
         return None
@@ -127,11 +130,11 @@ def rescaled_rle(rle: dict, frame: Geometry) -> dict | None:
     return coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)[rows][:, columns]))
 
 
-def class_in_box_to_rle(labels: np.ndarray, label: int, box: tuple[float, float, float, float]) -> dict | None:
+def class_in_box_to_rle(labels: np.ndarray, label: int, box: Box) -> Rle | None:
     """The pixels of a class in a box, as compressed RLE.
 
     Args:
-        labels: (H, W) label map; 255 is no class.
+        labels: (H, W) label map; 255 is not a class.
         label: 1-based.
         box: xyxy, pixels, 0-based, end exclusive.
 
@@ -144,4 +147,4 @@ def class_in_box_to_rle(labels: np.ndarray, label: int, box: tuple[float, float,
     mask[region] = labels[region] == label
     if not mask.any():
         return None
-    return {"size": [height, width], "counts": coco_mask.encode(mask)["counts"].decode("ascii")}
+    return encode_mask(mask)

@@ -3,20 +3,20 @@
     ROOT/JPEGImages/NAME.jpg              images (or .jpeg .png .bmp .webp .tif, any case)
     ROOT/Annotations/NAME.xml             boxes
     ROOT/SegmentationClass/NAME.png       class masks, palette or grey PNG of indices; only with `masks`
-    ROOT/SegmentationClassAug/NAME.png    those of the images that have none there: SBD's, as `lpg-hf prepare-data voc-aug` writes them
+    ROOT/SegmentationClassAug/NAME.png    those of the images without one there, as `lpg-hf prepare-data` writes them
     ROOT/ImageSets/Segmentation/LIST.txt  names of a split (or ImageSets/Main/LIST.txt)
     ROOT/classes.txt                      class names in the order of the labels, if they are not VOC's 20
 
-VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax, ymax) here.
-`zero_based=True` is for tools that write plain 0-based corners, which are taken as they are. No box of VOC is thinner than a
-pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into the image.
+VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax,
+ymax) here. `zero_based=True` is for tools that write plain 0-based corners, which are taken as they are. No box of VOC
+is thinner than a pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into
+the image.
 """
 
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -92,7 +92,7 @@ def _hint(root: str) -> str:
 
 
 @dataclass(slots=True)
-class VocObject:
+class _VocObject:
     """One object of an xml file.
 
     Attributes:
@@ -113,12 +113,12 @@ class VocObject:
 
 
 @dataclass
-class VocAnnotation:
+class _VocAnnotation:
     """What is used of an xml file: the image's name and (height, width) where it states them, and the objects."""
 
     filename: str | None
     size: tuple[int, int] | None
-    objects: list[VocObject]
+    objects: list[_VocObject]
 
 
 @dataclass
@@ -139,7 +139,7 @@ class VocEntry:
     file_name: str
     path: str | None
     size: tuple[int, int] | None
-    objects: list[VocObject] = field(default_factory=list)
+    objects: list[_VocObject] = field(default_factory=list)
     mask_path: str | None = None
     num_classes: int = 0
 
@@ -154,7 +154,7 @@ class VocIndex:
 
 
 def read_class_list(path: str | os.PathLike) -> list[str]:
-    """The names in a text file, one a line, in the order of the labels; a background line is left out.
+    """The names in a text file, one a line, in the order of the labels; a background line is skipped.
 
     Raises:
         ValueError: no text, no names, or a name twice.
@@ -173,7 +173,7 @@ def _check_class_names(names: Sequence[str], place: str) -> None:
         raise ValueError(f"{place} holds class names twice: {', '.join(twice)}")
 
 
-def split_list_paths(root: str, split: str) -> list[str]:
+def _split_list_paths(root: str, split: str) -> list[str]:
     """Where the list of a split may be, in the order of the search."""
     try:
         name = relative_name(split)
@@ -188,7 +188,7 @@ def find_split_list(root: str, split: str) -> str:
     Raises:
         FileNotFoundError: there is none; the message names those that exist.
     """
-    paths = split_list_paths(root, split)
+    paths = _split_list_paths(root, split)
     for path in paths:
         if os.path.isfile(fs_path(path)):
             return path
@@ -208,6 +208,15 @@ def find_split_list(root: str, split: str) -> str:
 def annotation_names(folder: str) -> list[str]:
     """Relative names of the xml and PNG files below a folder."""
     return list(walk_files(folder, (".xml", ".png")))
+
+
+def names_in_list(folders: VocFolders, split: str) -> list[str]:
+    """The names in the list of a split; empty if there is no list, or it cannot be read."""
+    path = next((path for path in _split_list_paths(folders.root, split) if os.path.isfile(fs_path(path))), None)
+    try:
+        return _names_of_split(path, folders.annotations, Report()) if path is not None else []
+    except ValueError:
+        return []
 
 
 def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
@@ -240,7 +249,7 @@ def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
     return list(names)
 
 
-def parse_xml(path: str) -> VocAnnotation:
+def parse_xml(path: str) -> _VocAnnotation:
     """What is used of a VOC xml. Boxes of `<part>` are not read.
 
     Raises:
@@ -248,7 +257,7 @@ def parse_xml(path: str) -> VocAnnotation:
     """
     data = Path(fs_path(path)).read_bytes()
     try:
-        root = SafeElementTree.parse(BytesIO(data)).getroot()
+        root = SafeElementTree.fromstring(data)
     except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError) as error:
         raise ValueError(f"not valid xml: {error}") from error
     if root.tag != "annotation":
@@ -258,7 +267,7 @@ def parse_xml(path: str) -> VocAnnotation:
         box = element.find("bndbox")  # A direct child only: <part> has boxes of its own.
         keys = ("xmin", "ymin", "xmax", "ymax")
         objects.append(
-            VocObject(
+            _VocObject(
                 number,
                 name=(element.findtext("name") or "").strip(),
                 corners=None if box is None else [_number(box.findtext(key)) for key in keys],
@@ -266,7 +275,7 @@ def parse_xml(path: str) -> VocAnnotation:
             )
         )
     size = root.find("size")
-    return VocAnnotation(
+    return _VocAnnotation(
         filename=(root.findtext("filename") or "").strip() or None,
         size=None if size is None else stated_size(size.findtext("height"), size.findtext("width")),
         objects=objects,
@@ -297,7 +306,8 @@ class _Images:
     def find(self, stem: str, filename: str | None, report: Report) -> str | None:
         """The image of the annotation file `stem`; None if there is none.
 
-        The annotation file's own name counts first, as masks and split lists use it; `<filename>` decides between several.
+        The annotation file's own name counts first, as masks and split lists use it; `<filename>` decides between
+        several.
 
         Raises:
             _Ambiguous: there are several, which is counted.
@@ -367,10 +377,10 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
 
     Args:
         folders: of the dataset.
-        options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation
-            file. `classes` are names in the order of the labels; None: classes.txt of the root, else VOC's 20; "all": every
-            name that occurs, sorted. With `keep_unlisted`, without classes.txt, and if none of VOC's 20 occurs, the list is
-            the names that occur, sorted.
+        options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every
+            annotation file. `classes` are names in the order of the labels; None: classes.txt of the root, else VOC's
+            20; "all": every name that occurs, sorted. With `keep_unlisted`, without classes.txt, and if none of VOC's
+            20 occurs, the list is the names that occur, sorted.
         report: counts problems.
         only: name of the one annotation file to read, without its suffix.
 
@@ -379,7 +389,8 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
 
     Raises:
         FileNotFoundError: no such list; files are missing.
-        ValueError: the class list is empty, holds a name twice or does not fit the masks; no object of the classes at all.
+        ValueError: the class list is empty, holds a name twice or does not fit the masks; no object of the classes at
+            all.
     """
     files = [path for path in (f"{folders.root}/{CLASSES_FILE}",) if os.path.isfile(fs_path(path))]
     if only is not None:
@@ -398,8 +409,8 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
     if not options.keep_empty and not any(content.objects for content in parsed.values()):
         raise ValueError(
             f"no image of {folders.annotations} has an object of the classes {', '.join(classes.selected[:5])}"
-            f"{', ...' if len(classes.selected) > 5 else ''}. Pass classes=[...] (or 'all'), or write {CLASSES_FILE}.\n"
-            f"{report.summary()}"
+            f"{', ...' if len(classes.selected) > 5 else ''}. "
+            f"Pass classes=[...] (or 'all'), or write {CLASSES_FILE}.\n{report.summary()}"
         )
     listing = _Images(folders.images)
     entries = _find_images(parsed, listing, options, report)
@@ -414,9 +425,9 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
 
 def _parse_all(
     names: list[str], folder: str, options: ReadOptions, report: Report
-) -> tuple[dict[str, VocAnnotation], list[str]]:
+) -> tuple[dict[str, _VocAnnotation], list[str]]:
     """The annotation files by their name without suffix, and the paths of those that exist."""
-    parsed: dict[str, VocAnnotation] = {}
+    parsed: dict[str, _VocAnnotation] = {}
     files: list[str] = []
     missing: list[str] = []
     for name in names:
@@ -446,7 +457,7 @@ class _Classes:
     unlisted: set[str]
 
 
-def _choose_classes(root: str, parsed: dict[str, VocAnnotation], options: ReadOptions) -> _Classes:
+def _choose_classes(root: str, parsed: dict[str, _VocAnnotation], options: ReadOptions) -> _Classes:
     occurring = {item.name for content in parsed.values() for item in content.objects if item.name}
     own = own_class_list(root)
     if options.classes is not None or not options.keep_unlisted:
@@ -458,7 +469,7 @@ def _choose_classes(root: str, parsed: dict[str, VocAnnotation], options: ReadOp
     return _Classes([*own, *sorted(unlisted)], own, unlisted)
 
 
-def _select_objects(parsed: dict[str, VocAnnotation], classes: _Classes, report: Report) -> None:
+def _select_objects(parsed: dict[str, _VocAnnotation], classes: _Classes, report: Report) -> None:
     """Keep the objects of the selected classes, with ids from 1 in the order of reading; the others are counted."""
     position = {name: index for index, name in enumerate(classes.selected)}
     next_id = 1
@@ -480,7 +491,7 @@ def _select_objects(parsed: dict[str, VocAnnotation], classes: _Classes, report:
 
 
 def _find_images(
-    parsed: dict[str, VocAnnotation], listing: "_Images", options: ReadOptions, report: Report
+    parsed: dict[str, _VocAnnotation], listing: "_Images", options: ReadOptions, report: Report
 ) -> list[VocEntry]:
     """One entry for each annotation file whose image is to be used."""
     entries: list[VocEntry] = []
@@ -549,8 +560,8 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
         The record, or None (and counted) if the image cannot be used.
 
     Raises:
-        ValueError: the mask has another size than the image, holds a value that is neither a label nor 255, or is not an
-            index image; or the stated size differs and `size_mismatch` is "error".
+        ValueError: the mask has another size than the image, holds a value that is neither a label nor 255, or is not
+            an index image; or the stated size differs and `size_mismatch` is "error".
     """
     frame = image_geometry(entry.path, entry.file_name, entry.size, options, report)
     if frame is None:
@@ -579,7 +590,7 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
 
 
 def _make_object(
-    item: VocObject, where: str, frame: Geometry, options: ReadOptions, report: Report
+    item: _VocObject, where: str, frame: Geometry, options: ReadOptions, report: Report
 ) -> BoxObject | None:
     if item.corners is None:
         report.add("no_box", where)
@@ -618,8 +629,8 @@ def check_mask(
         with open_image(path, path, max_pixels) as mask:
             if mask.size != (width, height):
                 raise ValueError(
-                    f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, its image {image_name} {width} x {height}; "
-                    "masks are never resized, correct the file"
+                    f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, "
+                    f"its image {image_name} {width} x {height}; masks are never resized, correct the file"
                 )
             if mask.mode not in ("P", "L"):
                 raise ValueError(
@@ -660,13 +671,13 @@ def read_voc(
 
 
 def is_thin(box: tuple[float, float, float, float]) -> bool:
-    """Whether VOC's corners cannot hold a box (xyxy, pixels, 0-based, end exclusive), as a side of it is below one pixel."""
+    """Whether a side of a box (xyxy, pixels, 0-based, end exclusive) is below one pixel, which VOC cannot state."""
     x1, y1, x2, y2 = box
     return min(x2 - x1, y2 - y1) < 1 - 1e-6
 
 
 def _inclusive(start: float, end: float, size: int) -> tuple[float, float]:
-    """The ends of one side of a box, 0-based and end exclusive, as VOC's: 1-based and inclusive, at least a pixel apart."""
+    """One side of a box, 0-based and end exclusive, as VOC's: 1-based and inclusive, at least a pixel long."""
     if start + 1 <= end:
         return start + 1, end
     pixel = min(max((start + end + 1) / 2, 1), size)
@@ -693,9 +704,8 @@ def write_voc(path: str | os.PathLike, record: Record, classes: Sequence[str]) -
         ElementTree.SubElement(element, "name").text = classes[item.category]
         ElementTree.SubElement(element, "difficult").text = str(int(item.difficult))
         box = ElementTree.SubElement(element, "bndbox")
-        (xmin, xmax), (ymin, ymax) = (
-            _inclusive(*item.box[axis::2], size) for axis, size in enumerate((record.width, record.height))
-        )
+        x1, y1, x2, y2 = item.box
+        (xmin, xmax), (ymin, ymax) = _inclusive(x1, x2, record.width), _inclusive(y1, y2, record.height)
         for key, value in (("xmin", xmin), ("ymin", ymin), ("xmax", xmax), ("ymax", ymax)):
             ElementTree.SubElement(box, key).text = (
                 str(int(value)) if float(value).is_integer() else repr(float(value))

@@ -6,8 +6,9 @@
     ROOT/data.yaml      path; train, val, test: a folder, a list of folders, or a txt list of images; names; nc
     ROOT/classes.txt    class names, one a line (or obj.names; or in labels/), if data.yaml states none
 
-A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box), numbers as
-fractions of the image shown upright. An empty txt is an image without objects; an image without a txt is unlabelled.
+A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box),
+numbers as fractions of the image shown upright. An empty txt is an image without objects; an image without a txt is
+unlabelled.
 """
 
 import math
@@ -39,6 +40,7 @@ from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_b
 from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
 from lpg_hf.images import ImageProblem, image_size
+from lpg_hf.rle import Rle
 
 
 # A fraction beyond this is a number of pixels; a box may be somewhat larger than its image.
@@ -47,11 +49,11 @@ CENTRE_TOLERANCE = 1e-3
 # Labels without their image are checked as if it had this size, in pixels: YOLO states none.
 SIZE_WITHOUT_IMAGE = (640, 640)
 Category = tuple[int, str]  # (class number, name)
-LabelLine = tuple[int, int, list[float]]  # (line number, class number, four or more numbers)
+_LabelLine = tuple[int, int, list[float]]  # (line number, class number, four or more numbers)
 
 
 @dataclass(slots=True)
-class YoloObject:
+class _YoloObject:
     """One line of a label file.
 
     Attributes:
@@ -85,17 +87,21 @@ class YoloEntry:
     label_path: str = ""
     label_name: str = ""
     first_id: int = 1
-    objects: list[YoloObject] = field(default_factory=list)
+    objects: list[_YoloObject] = field(default_factory=list)
 
 
 @dataclass
 class YoloIndex:
-    """A split: `classes` are (number in the label files, name) in the order of the labels; `files` were read for it."""
+    """A split: `classes` are (number in the label files, name) in the order of the labels; `files` were read for it.
+
+    `splits` are of `YoloLayout`.
+    """
 
     classes: list[Category]
     entries: list[YoloEntry]
     files: list[str] = field(default_factory=list)
     image_folder: str = ""
+    splits: dict[str, str] = field(default_factory=dict)
 
 
 class _LabelFiles:
@@ -151,14 +157,14 @@ class _LabelFiles:
         return [p for p in sorted(paths - self.used) if without_folders(p).lower() not in OTHER_TXT_FILES]
 
 
-def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[LabelLine]:
+def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[_LabelLine]:
     """The usable lines of a label file.
 
     Args:
         path: of the txt file.
         name: for messages.
         keypoints: numbers after the box that are not read.
-        report: counts lines that are no label, hold pixels, or occur twice.
+        report: counts lines that are not a label, hold pixels, or occur twice.
 
     Raises:
         ValueError: no text.
@@ -181,7 +187,7 @@ def read_label_lines(path: str, name: str, keypoints: int, report: Report) -> li
             report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({len(words)} columns)")
             continue
         if values[0] >= LARGEST_CLASS:
-            report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({words[0][:30]} is no class number)")
+            report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({words[0][:30]} is not a class number)")
             continue
         if max(map(abs, values[1:])) > LARGEST_FRACTION:
             report.add("pixel_values", f"{place} {line.strip()[:60]!r}")
@@ -228,9 +234,9 @@ def read_index(
 
     Args:
         root: folder of the dataset, its folder of labels, or data.yaml.
-        options: `split` as of `find_layout`; None takes every image. `classes` are names and numbers of the class list of
-            the dataset; without such a list, its names. With `keep_missing` and without any image there is one entry to each
-            label file.
+        options: `split` as of `find_layout`; None takes every image. `classes` are names and numbers of the class list
+            of the dataset; without such a list, its names. With `keep_missing` and without any image there is one
+            entry to each label file.
         report: counts problems; `report.errors` names each line with pixels or an unknown class.
         images: another folder of the images than the usual one.
 
@@ -272,7 +278,7 @@ def read_index(
             f"no image of {layout.image_folder} has an object of the classes {chosen}.\n{report.summary()}"
         )
     files = [*layout.sources, *(entry.label_path for entry in labelled)]
-    return YoloIndex(selected, entries, files, layout.image_folder)
+    return YoloIndex(selected, entries, files, layout.image_folder, layout.splits)
 
 
 def _find_images(layout: YoloLayout, options: ReadOptions, report: Report) -> tuple[list[YoloEntry], list[str]]:
@@ -338,7 +344,7 @@ class _ClassNumbers:
     selected: list[Category]
     names: dict[int, str]
     options: ReadOptions
-    unlisted: dict[int, list[YoloObject]] = field(default_factory=dict)
+    unlisted: dict[int, list[_YoloObject]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.position = {number: index for index, (number, _) in enumerate(self.selected)}
@@ -360,7 +366,7 @@ def _read_labels(labelled: list[YoloEntry], keypoints: int, classes: _ClassNumbe
     next_id = 1
     for entry in labelled:
         try:
-            lines = read_label_lines(entry.label_path, entry.label_name, keypoints, report)
+            lines = _read_label_lines(entry.label_path, entry.label_name, keypoints, report)
         except ValueError as error:
             report.add("unreadable_annotation", f"{entry.label_name}: {error}", image=entry.file_name)
             continue
@@ -374,8 +380,8 @@ def _read_labels(labelled: list[YoloEntry], keypoints: int, classes: _ClassNumbe
 
 
 def _select_objects(
-    lines: list[LabelLine], classes: _ClassNumbers, entry: YoloEntry, report: Report
-) -> list[YoloObject]:
+    lines: list[_LabelLine], classes: _ClassNumbers, entry: YoloEntry, report: Report
+) -> list[_YoloObject]:
     """The lines of a label file whose class is wanted; the others are counted."""
     keeps_unlisted = classes.everything and classes.options.keep_unlisted
     objects = []
@@ -390,7 +396,8 @@ def _select_objects(
             if classes.everything:
                 report.add_error(
                     f"{entry.label_path}: line {number} has the class number {category}, but the class list holds "
-                    f"{len(classes.names)} names (numbers 0 to {len(classes.names) - 1}). Correct the line or complete the list"
+                    f"{len(classes.names)} names (numbers 0 to {len(classes.names) - 1}). "
+                    "Correct the line or complete the list"
                 )
             continue
         item = _read_object(number, position, values, classes.options.masks)
@@ -401,14 +408,14 @@ def _select_objects(
     return objects
 
 
-def _read_object(line: int, category: int, values: list[float], masks: bool) -> YoloObject:
+def _read_object(line: int, category: int, values: list[float], masks: bool) -> _YoloObject:
     if len(values) == 4:
         x, y, width, height = values
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        return YoloObject(line, category, array("d", box), None)
+        return _YoloObject(line, category, array("d", box), None)
     x, y = values[0::2], values[1::2]
     polygon = array("d", values) if masks else None
-    return YoloObject(line, category, array("d", (min(x), min(y), max(x), max(y))), polygon)
+    return _YoloObject(line, category, array("d", (min(x), min(y), max(x), max(y))), polygon)
 
 
 def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Record | None:
@@ -444,7 +451,9 @@ def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Recor
     return Record(entry.path, entry.file_name, os.path.splitext(entry.file_name)[0], size, objects)
 
 
-def _make_object(item: YoloObject, where: str, size: tuple[int, int], masks: bool, report: Report) -> BoxObject | None:
+def _make_object(
+    item: _YoloObject, where: str, size: tuple[int, int], masks: bool, report: Report
+) -> BoxObject | None:
     height, width = size
     x1, y1, x2, y2 = item.box
     centre = (x1 + x2) / 2, (y1 + y2) / 2
@@ -474,7 +483,8 @@ def read_yolo(
 ) -> Iterator[Record]:
     """All records of a YOLO split, one at a time; arguments as in `read_index`.
 
-    Lines with pixels or an unknown class are skipped and named in `report.errors`; `builders.YoloBoxes` refuses such data.
+    Lines with pixels or an unknown class are skipped and named in `report.errors`; `builders.YoloBoxes` refuses such
+    data.
     """
     report = Report() if report is None else report
     for entry in read_index(root, options, report, images).entries:
@@ -490,8 +500,8 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
         mask: (H, W) bool or integer, nonzero is the object.
 
     Returns:
-        x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the image; one for each connected part, and one for each
-        hole, which turns the other way round.
+        x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the image; one for each connected part, and one for
+        each hole, which turns the other way round.
     """
     doubled = np.repeat(np.repeat(np.asarray(mask, dtype=bool).astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -506,7 +516,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     return polygons
 
 
-def _outline(rle: dict) -> list[float]:
+def _outline(rle: Rle) -> list[float]:
     """The outline of a mask of any number of parts: looked for only in the part of the image that it covers."""
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     window = coco_mask.decode(rle)[y : y + height, x : x + width]
@@ -515,7 +525,7 @@ def _outline(rle: dict) -> list[float]:
 
 
 def join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
-    """Several outlines as one, joined by lines that run there and back and so enclose nothing: a YOLO line holds only one."""
+    """Several outlines as one, since a YOLO line holds only one: lines that run there and back join them."""
     first, *others = polygons
     joined = list(first)
     for other in others:
@@ -528,8 +538,8 @@ def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = Fals
 
     Args:
         record: its image's size makes fractions of the numbers (12 digits).
-        masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a mask is
-            written as the outline of its box if another one has a mask.
+        masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a
+            mask is written as the outline of its box if another one has a mask.
         only_outlines: write those of the boxes also if none has a mask: trainers want one kind of line in all files.
     """
     with_outlines = masks and (only_outlines or any(item.rle is not None for item in record.objects))

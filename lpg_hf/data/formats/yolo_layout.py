@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 import yaml
+from yaml.scanner import ScannerError
 
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -15,7 +16,7 @@ IMAGES_FOLDER = "images"
 LABELS_FOLDER = "labels"
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names")
-# txt files beside labels that are none; each may still be one, if an image has its name.
+# txt files beside labels that are not labels; each may still be one, if an image has its name.
 OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"valid": "val", "validation": "val"}
@@ -29,12 +30,13 @@ class YoloLayout:
     Attributes:
         image_folder: that the file names are relative to.
         images: relative names.
-        label_roots: folders that mirror `image_folder`, in the order of the search; after them a folder "labels" in the place of the
-            last "images" of a name, and the image's own folder are searched.
+        label_roots: folders that mirror `image_folder`, in the order of the search; after them a folder "labels" in
+            the place of the last "images" of a name, and the image's own folder are searched.
         complete: `images` are all of their folders, so that a txt without an image can be told.
         names: class names by number; None if nothing states them.
         sources: files that state layout and names.
         keypoints: numbers per line after the box, which are not read.
+        splits: image -> "train", "val" or "test", as far as data.yaml says it; the first that names an image counts.
     """
 
     image_folder: str
@@ -44,20 +46,21 @@ class YoloLayout:
     names: list[str] | None = None
     sources: list[str] = field(default_factory=list)
     keypoints: int = 0
+    splits: dict[str, str] = field(default_factory=dict)
 
 
 def read_yaml(path: str) -> dict:
     """A data.yaml as a dict.
 
     Raises:
-        ValueError: not valid, or no mapping.
+        ValueError: not valid, or not a mapping.
     """
     text = read_text(path)
     slashes = text.replace("\\", "/")
     try:
         try:
             content = yaml.safe_load(text)
-        except yaml.scanner.ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
+        except ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
             content = yaml.safe_load(slashes)
         if slashes != text and isinstance(content, dict):  # and "images\train" one that is a tab.
             paths = yaml.safe_load(slashes)
@@ -65,7 +68,7 @@ def read_yaml(path: str) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no data.yaml: its top level is a {type(content).__name__}, not a mapping")
+        raise ValueError(f"{path} is not a data.yaml: its top level is a {type(content).__name__}, not a mapping")
     return content
 
 
@@ -78,7 +81,7 @@ def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
         try:
             numbered = {int(number): str(name) for number, name in names.items()}
         except ValueError as error:
-            raise ValueError(f'{path}: "names" has a key that is no number: {error}') from error
+            raise ValueError(f'{path}: "names" has a key that is not a number: {error}') from error
         if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
             raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
         found = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
@@ -161,7 +164,7 @@ def _yaml_layout(path: str, content: dict, split: str | None, report: Report) ->
     values = [(key, v) for key in stated for v in (content[key] if isinstance(content[key], list) else [content[key]])]
     bases = [_folder(folder, content["path"]) if content.get("path") else None, folder]
     base = max(filter(None, bases), key=lambda base: sum(_folder(base, value) is not None for _, value in values))
-    images: dict[str, None] = {}
+    images: dict[str, str] = {}
     complete, sources = True, [path]
     for key, value in values:
         place = _folder(base, value)
@@ -175,14 +178,16 @@ def _yaml_layout(path: str, content: dict, split: str | None, report: Report) ->
         else:
             inner = os.path.relpath(place, base).replace(os.sep, "/")
             found = [name if inner == "." else f"{inner}/{name}" for name in walk_files(place, IMAGE_SUFFIXES)]
-        images.update(dict.fromkeys(found))
+        for name in found:
+            images.setdefault(name, SPLIT_ALIASES.get(key, key))
     if not images:
         return None
     prefix = f"{IMAGES_FOLDER}/"
     if all(name.startswith(prefix) for name in images):
-        names = [name[len(prefix) :] for name in images]
-        return YoloLayout(f"{base}/{IMAGES_FOLDER}", names, [f"{base}/{LABELS_FOLDER}"], complete, sources=sources)
-    return YoloLayout(base, list(images), complete=complete, sources=sources)
+        splits = {name[len(prefix) :]: key for name, key in images.items()}
+        labels = [f"{base}/{LABELS_FOLDER}"]
+        return YoloLayout(f"{base}/{IMAGES_FOLDER}", list(splits), labels, complete, sources=sources, splits=splits)
+    return YoloLayout(base, list(images), complete=complete, sources=sources, splits=images)
 
 
 def _plain_layout(root: str, images: str | None, split: str | None, report: Report) -> YoloLayout:
@@ -261,8 +266,8 @@ def find_layout(
 
     Args:
         root: folder of the dataset, its folder of labels, or data.yaml.
-        options: `split` is "train", "val" or "test" of data.yaml, a folder inside that of the images, or a txt list; None: all
-            images. With `keep_missing` and without any image, there is one to each label file, named NAME.*
+        options: `split` is "train", "val" or "test" of data.yaml, a folder inside that of the images, or a txt list;
+            None: all images. With `keep_missing` and without any image, there is one to each label file, named NAME.*
         report: counts problems.
         images: another folder of the images than the usual one.
 
@@ -309,8 +314,9 @@ def find_layout(
 def _num_keypoints(content: dict) -> int:
     """Numbers per line that data.yaml says are keypoints."""
     shape = content.get("kpt_shape")
-    is_shape = isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape)
-    return shape[0] * shape[1] if is_shape else 0
+    if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
+        return shape[0] * shape[1]
+    return 0
 
 
 def _add_class_list(layout: YoloLayout, folders: list[str]) -> None:

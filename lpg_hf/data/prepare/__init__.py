@@ -6,7 +6,8 @@
     DATA/voc/ImageSets/Segmentation/{train,val,train_aug}.txt
     DATA/weights/{vgg16,resnet101}.safetensors
 
-`prepared.json` in each of the three folders remembers what is finished. The same command goes on after an interruption.
+`prepared.json` in each of the three folders remembers what is finished. The same command goes on after an
+interruption.
 """
 
 from lpg_hf.data.prepare.coco60 import prepare_coco60

@@ -1,7 +1,8 @@
 """Official archives: what is published about them, and reading them without trusting a name in them.
 
-A zip or tar file names its own entries, so nothing is written before a name is checked: an entry that is absolute, climbs with ".."
-or is a link stops everything, by its name. Every file is complete or absent, and one that is there already is not written again.
+A zip or tar file names its own entries, so nothing is written before a name is checked: an entry that is absolute,
+climbs with ".." or is a link stops everything, by its name. Every file is complete or absent, and one that is there
+already is not written again.
 """
 
 import hashlib
@@ -122,7 +123,8 @@ def check_archive(path: Path, archive: Archive) -> str:
     remedy = "Download it again, or pass --no-check if you packed it yourself."
     if archive.size not in (None, size):
         raise ValueError(
-            f"{path} has {size:,} bytes, but {archive.source} states {archive.size:,}: it is incomplete or another file. {remedy}"
+            f"{path} has {size:,} bytes, but {archive.source} states {archive.size:,}: it is incomplete or "
+            f"another file. {remedy}"
         )
     if archive.digest is None:
         return f"{archive.name}: {size:,} bytes; no checksum is published, so none was checked"
@@ -151,10 +153,12 @@ def _bar(what: str, total: int) -> tqdm:
 def open_archive(path: Path) -> Iterator[Iterator[Entry]]:
     """The regular files of a zip or tar file, in its order; folders are passed over.
 
-    Each entry must be opened before the next one is asked for. A compressed tar is read once, from its start to its end.
+    Each entry must be opened before the next one is asked for. A compressed tar is read once, from its start to its
+    end.
 
     Raises:
-        ValueError: the file is no zip or tar or is cut off; or an entry leads outside the folder, or is no regular file.
+        ValueError: the file is no zip or tar or is cut off; or an entry leads outside the folder, or is no regular
+        file.
     """
     try:
         if path.suffix == ".zip":
@@ -208,7 +212,8 @@ def safe_name(name: str, archive_name: str, is_link: bool = False) -> str:
         ) from None
     if is_link:
         raise ValueError(
-            f"{archive_name} holds the entry {name!r}, which is a link or device, not a file. Download the archive again."
+            f"{archive_name} holds the entry {name!r}, which is a link or device, not a file. "
+            "Download the archive again."
         )
     return relative
 

@@ -66,8 +66,8 @@ class Progress:
             self.content = json.loads(read_text(self.path))
             if self.content["options"] != asked:
                 raise ValueError(
-                    f"{folder} was prepared with {self.content['options']}, and {asked} is asked for now. Pass the same "
-                    "options, another --root, or delete the folder."
+                    f"{folder} was prepared with {self.content['options']}, and {asked} is asked for now. "
+                    "Pass the same options, another --root, or delete the folder."
                 )
 
     def check(self, path: Path, archive: Archive) -> None:

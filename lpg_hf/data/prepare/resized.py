@@ -1,6 +1,7 @@
-"""Smaller copies of images together with all that is measured in their pixels: COCO annotations, VOC xml files, class masks.
+"""Smaller copies of images with all that is measured in their pixels: COCO annotations, VOC xml files, class masks.
 
-Images are never enlarged. All frames of an image (its pixels, boxes and masks) use `smaller_size`, so they stay one frame.
+Images are never enlarged. All frames of an image (its pixels, boxes and masks) use `smaller_size`, so they stay one
+frame.
 """
 
 import io
@@ -100,7 +101,8 @@ def _smaller_rle(rle: dict, size: tuple[int, int]) -> dict:
     height, width = checked["size"]
     scaled = rescaled_rle(checked, Geometry(size, size[0] / height, size[1] / width))
     assert scaled is not None  # its own size fits
-    return {"size": list(size), "counts": scaled["counts"].decode("ascii")}
+    counts = scaled["counts"]
+    return {"size": list(size), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
 
 def smaller_xml(data: bytes, long_side: int | None) -> bytes:

@@ -21,7 +21,8 @@ NUM_TRAIN_AUG = 10_582
 VOC_INNER = "VOCdevkit/VOC2012/"
 SBD_INNER = "benchmark_RELEASE/dataset/"
 LISTS = "ImageSets/Segmentation"
-# A list of the user's, in the folder of the archives: one name a line, or an image and a mask path as DeepLab's lists have.
+# A list of the user's, in the folder of the archives: one name a line, or an image and a mask path as DeepLab's lists
+# have.
 TRAIN_AUG_FILES = ("train_aug.txt", "trainaug.txt")
 
 
@@ -63,8 +64,9 @@ def _voc_lists(voc: Path, sbd: Path, progress: Progress) -> dict[str, list[str]]
         held_out = sorted(set(names) & set(lists["val"]))
         if twice or held_out:
             raise ValueError(
-                f"{given[0]} names {twice} images twice and {len(held_out)} images of VOC's val ({', '.join(held_out[:3])}), which "
-                "is measured on. Correct it, or delete it: the list is then made from SBD's."
+                f"{given[0]} names {twice} images twice and {len(held_out)} images of VOC's val "
+                f"({', '.join(held_out[:3])}), which is measured on. "
+                "Correct it, or delete it: the list is then made from SBD's."
             )
     else:
         of_sbd = _read_lists(sbd, SBD_INNER, ("train", "val"))

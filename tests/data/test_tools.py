@@ -1,0 +1,487 @@
+"""The small readers, on files laid out as the tools write them."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tool_trees import (
+    BOX,
+    KITTI_LINE,
+    OTHER,
+    TOOL_TREES,
+    bdd_label,
+    createml_json,
+    cvat_xml,
+    label_studio_task,
+    labelme_json,
+    region,
+    write,
+)
+from trees import HEIGHT, WIDTH, picture
+
+from lpg_hf.data.formats import tools
+from lpg_hf.data.formats.unsupported import describe
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.report import Report
+
+
+def read(path, format=None, images=None, **options):
+    """(records, classes, report) of a file or folder, with the options of a source of boxes for masks."""
+    options = ReadOptions(**{"keep_empty": True, "keep_unlisted": True, "allow_missing": True} | options)
+    path, report = str(path), Report()
+    if format is None:
+        (format,) = tools.recognise(path)
+    index = tools.read_index(format, path, images, options, report)
+    records = [tools.make_record(entry, options, report) for entry in index.entries]
+    return [record for record in records if record is not None], index.classes, report
+
+
+def boxes(record):
+    return [pytest.approx(item.box, abs=1e-3) for item in record.objects]
+
+
+@pytest.mark.parametrize("name", TOOL_TREES)
+def test_the_export_of_a_tool_is_recognised_and_read(tmp_path, name):
+    format, make, classes = TOOL_TREES[name]
+    make(tmp_path)
+    assert tools.recognise(str(tmp_path)) == [format]
+    records, found, report = read(tmp_path)
+    assert boxes(records[0]) == [BOX] and (records[0].height, records[0].width) == (HEIGHT, WIDTH)
+    assert found[: len(classes)] == classes and records[0].objects[0].category == 0
+    assert not report.needs_attention and all(record.path for record in records)
+
+
+@pytest.mark.parametrize("name", TOOL_TREES)
+def test_objects_are_as_many_without_images_and_images_are_missed_by_name(tmp_path, name):
+    _, make, _ = TOOL_TREES[name]
+    make(tmp_path)
+    whole = read(tmp_path)[2]
+    for path in [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.jpg")]:
+        path.unlink()
+    records, _, report = read(tmp_path, keep_missing=True)
+    assert report.counts["missing_image"] == len(records) == whole.images and report.objects == whole.objects
+    assert all(record.path is None for record in records)
+    with pytest.raises(FileNotFoundError, match="images exists in"):
+        read(tmp_path)
+
+
+def test_a_split_is_a_folder_or_a_word_in_the_name_of_the_file(tmp_path):
+    TOOL_TREES["CreateML"][1](tmp_path)
+    assert [r.file_name for r in read(tmp_path)[0]] == ["train/train.png", "valid/valid.png"]
+    assert [r.file_name for r in read(tmp_path, split="val")[0]] == ["valid/valid.png"]
+    with pytest.raises(FileNotFoundError, match="no CreateML json of the split 'test'"):
+        read(tmp_path, "createml", split="test")
+    TOOL_TREES["Open Images"][1](tmp_path / "oi")
+    assert len(read(tmp_path / "oi", split="train")[0]) == 1
+    TOOL_TREES["DOTA"][1](tmp_path / "dota")
+    assert len(read(tmp_path / "dota", split="train")[0]) == 1
+    with pytest.raises(FileNotFoundError, match="of the split 'val'"):
+        read(tmp_path / "dota", split="val")
+
+
+def test_chosen_classes_only(tmp_path):
+    write(tmp_path, "a.png", None)
+    path = write(tmp_path, "t.csv", "image_path,xmin,ymin,xmax,ymax,label\na.png,10,8,30,24,red\na.png,1,1,5,5,blue\n")
+    records, classes, report = read(path, classes=["red"])
+    assert classes == ["red"] and boxes(records[0]) == [BOX] and report.details == {"other_class": {"blue": 1}}
+    with pytest.raises(ValueError, match=r"classes \['green'\] are not in .*; it holds: blue, red"):
+        read(path, classes=["green"])
+
+
+# Images
+
+
+def csv_of(root, *names):
+    rows = "".join(f"{name},10,8,30,24,red\n" for name in names)
+    return write(root, "t.csv", f"image_path,xmin,ymin,xmax,ymax,label\n{rows}")
+
+
+@pytest.mark.parametrize(
+    "stated",
+    ["a.png", "sub/a.png", "sub\\a.png", "/home/me/data/sub/a.png", "C:\\data\\a.png", "../sub/a.png", "sub/a"],
+)
+def test_an_image_is_found_by_the_end_of_its_name_inside_the_folder_only(tmp_path, stated):
+    write(tmp_path, "data/sub/a.png", None)
+    write(tmp_path, "a.png", None)
+    path = csv_of(tmp_path / "data", stated)
+    records, _, report = read(path, images=str(tmp_path / "data"))
+    assert [record.file_name for record in records] == ["sub/a.png"]
+    assert ("image_by_name" in report.counts) == (stated not in ("a.png", "sub/a.png", "sub\\a.png", "sub/a"))
+    assert not report.needs_attention
+
+
+def test_an_image_whose_name_fits_several_is_ambiguous(tmp_path):
+    for name in ("one/a.png", "two/a.png", "b.png"):
+        write(tmp_path, name, None)
+    records, _, report = read(csv_of(tmp_path, "elsewhere/a.png", "b.png"))
+    assert [record.file_name for record in records] == ["b.png"] and report.counts["ambiguous_image"] == 1
+    records, _, report = read(csv_of(tmp_path, "two/a.png", "b.png"))
+    assert [record.file_name for record in records] == ["two/a.png", "b.png"] and not report.needs_attention
+
+
+def test_an_image_that_is_a_link_to_the_outside_is_not_read(tmp_path):
+    write(tmp_path, "outside/a.png", None)
+    write(tmp_path, "data/b.png", None)
+    (tmp_path / "data" / "a.png").symlink_to(tmp_path / "outside" / "a.png")
+    records, _, report = read(csv_of(tmp_path / "data", "a.png", "b.png"))
+    assert [record.file_name for record in records] == ["b.png"] and report.counts["missing_image"] == 1
+
+
+def test_two_entries_of_one_image_are_one_record(tmp_path):
+    write(tmp_path, "a.png", None)
+    other = {"label": "blue", "coordinates": {"x": 46, "y": 27, "width": 12, "height": 14}}
+    write(tmp_path, "x.json", createml_json() + createml_json(other))
+    records, classes, report = read(tmp_path)
+    assert len(records) == 1 and boxes(records[0]) == [BOX, OTHER] and classes == ["blue", "red"]
+    assert report.counts["duplicate_file_name"] == 1 and [item.id for item in records[0].objects] == [1, 2]
+
+
+def test_a_stated_size_that_is_not_the_image_s(tmp_path):
+    write(tmp_path, "a.png", None)
+    head = "filename,width,height,class,xmin,ymin,xmax,ymax"
+    path = write(tmp_path, "t.csv", f"{head}\na.png,120,80,red,20,16,60,48\n")
+    assert read(path)[2].counts["size_mismatch"] == 1
+    records, _, report = read(path, size_mismatch="rescale")
+    assert boxes(records[0]) == [BOX] and report.counts["size_rescaled"] == 1
+    with pytest.raises(ValueError, match="stated 120 x 80, image 60 x 40"):
+        read(path, size_mismatch="error")
+
+
+# What cannot be read is counted, and never an image without objects.
+
+
+def test_an_unreadable_object_is_counted_with_its_place(tmp_path):
+    write(tmp_path, "a.png", None)
+    head = "image_path,xmin,ymin,xmax,ymax,label"
+    path = write(
+        tmp_path, "t.csv", f"{head}\na.png,10,8,30,24,red\na.png,10,8,?,24,red\na.png,30,8,30,24,red\n,1,1,2,2,x\n"
+    )
+    records, _, report = read(path)
+    assert boxes(records[0]) == [BOX]
+    assert report.places["invalid_box"] == ["t.csv: line 3 ['10', '8', '?', '24']"]
+    assert report.places["degenerate_box"] == ["t.csv: line 4 [30, 8, 30, 24]"]
+    assert report.places["invalid_annotation"] == ["t.csv: line 5 names no image"]
+
+
+@pytest.mark.parametrize("name", ["LabelMe", "CVAT for images 1.1", "Label Studio JSON", "CreateML", "KITTI", "DOTA"])
+def test_a_file_without_a_usable_object_is_an_error_that_says_what_it_looks_like(tmp_path, name):
+    format, make, _ = TOOL_TREES[name]
+    make(tmp_path)
+    for path in (path for path in tmp_path.rglob("*") if path.suffix in (".json", ".xml", ".txt")):
+        text = path.read_text().replace("gsd:0.14", "")
+        for old in ("10.00", "10.0", "[10, 8]", '"y": 20.0', '"y": 16'):
+            text = text.replace(
+                old, {"[10, 8]": '["x", 8]', '"y": 20.0': '"y": "?"', '"y": 16': '"y": "?"'}.get(old, "?")
+            )
+        path.write_text(text)
+    with pytest.raises(
+        ValueError, match=f"no object of .* can be used; it looks like {tools.TOOL_FORMATS[format].title}"
+    ):
+        read(tmp_path, format)
+
+
+def test_an_object_without_a_class_is_an_object(tmp_path):
+    write(tmp_path, "a.png", None)
+    path = write(tmp_path, "t.csv", "image_path,xmin,ymin,xmax,ymax\na.png,10,8,30,24\n")
+    records, classes, report = read(path)
+    assert classes == ["object"] and boxes(records[0]) == [BOX] and report.counts["no_class_name"] == 1
+
+
+def test_images_without_objects_are_kept(tmp_path):
+    for name in "abc":
+        write(tmp_path, f"{name}.png", None)
+    path = write(tmp_path, "t.csv", "a.png,10,8,30,24,red\nb.png,,,,,\nc.png,0,0,0,0,red\n")
+    records, classes, report = read(path)
+    assert [len(record.objects) for record in records] == [1, 0, 0] and classes == ["red"]
+    assert report.counts == {"size_from_image": 3, "empty_image": 2}
+    assert [record.file_name for record in read(path, keep_empty=False)[0]] == ["a.png"]
+
+
+# LabelMe
+
+
+def labelme_objects(tmp_path, *shapes, **options):
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "a.json", labelme_json(shapes=list(shapes)))
+    records, _, report = read(tmp_path, **options)
+    return records[0].objects, report
+
+
+def test_labelme_polygon_is_a_box_and_a_mask(tmp_path):
+    triangle = {"shape_type": "polygon", "points": [[10, 8], [30, 8], [10, 24]]}
+    (item,), report = labelme_objects(tmp_path, triangle, masks=True)
+    assert item.box == BOX and item.area == coco_mask.area(item.rle) == pytest.approx(160, abs=12)
+    assert report.counts == {"box_from_polygon": 1}
+
+
+def test_labelme_polygons_of_one_group_are_one_object(tmp_path):
+    first = {"shape_type": "polygon", "points": [[10, 8], [20, 8], [20, 24], [10, 24]], "group_id": 3}
+    second = {**first, "points": [[25, 8], [30, 8], [30, 24], [25, 24]]}
+    (item,), _ = labelme_objects(tmp_path, first, second, masks=True)
+    assert item.box == BOX and item.area == 240
+    both, _ = labelme_objects(tmp_path, first, {**second, "group_id": 4})
+    assert len(both) == 2
+
+
+def test_labelme_circle_rotated_box_and_mask(tmp_path):
+    circle = {"shape_type": "circle", "points": [[20, 20], [30, 20]]}
+    turned = {"shape_type": "rotation", "points": [[46, 20], [52, 27], [46, 34], [40, 27]], "direction": 0.8}
+    window = io.BytesIO()
+    Image.fromarray(np.eye(16, 20, dtype=bool)).save(window, "PNG")
+    mask = {"shape_type": "mask", "points": [[10, 8], [29, 23]], "mask": base64.b64encode(window.getvalue()).decode()}
+    (of_circle, of_turned, of_mask), report = labelme_objects(tmp_path, circle, turned, mask, masks=True)
+    assert of_circle.box == (10, 10, 30, 30) and of_circle.area == pytest.approx(314, rel=0.05)
+    assert of_turned.box == OTHER and of_turned.rle is None
+    assert of_mask.box == BOX and of_mask.area == 16
+    assert report.counts == {"rotated_box": 1, "no_mask": 1}
+
+
+def test_labelme_points_and_lines_have_no_area(tmp_path):
+    shapes = [{}, {"shape_type": "point", "points": [[1, 1]]}, {"shape_type": "line", "points": [[1, 1], [5, 5]]}]
+    objects, report = labelme_objects(tmp_path, *shapes)
+    assert len(objects) == 1
+    assert report.places["unsupported_shape"] == [
+        "a.json: shape 2 is a point of 1 points",
+        "a.json: shape 3 is a line of 2 points",
+    ]
+
+
+def test_labelme_json_that_is_cut_off_is_one_image_and_other_json_is_none(tmp_path):
+    for name in "ab":
+        write(tmp_path, f"{name}.png", None)
+    write(tmp_path, "a.json", labelme_json())
+    write(tmp_path, "b.json", json.dumps(labelme_json("b.png"))[:100])
+    write(tmp_path, "settings.json", {"theme": "dark"})
+    records, _, report = read(tmp_path)
+    assert [record.file_name for record in records] == ["a.png"]
+    assert report.counts == {"unreadable_annotation": 1} and "b.json" in report.places["unreadable_annotation"][0]
+
+
+def test_labelme_with_a_large_embedded_image_is_told_by_its_head(tmp_path):
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "a.json", {**labelme_json(), "imageData": "A" * 5_000_000})
+    assert boxes(read(tmp_path)[0][0]) == [BOX]
+
+
+# CVAT
+
+
+def cvat_objects(tmp_path, *shapes, **options):
+    write(tmp_path, "images/a.png", None)
+    write(tmp_path, "annotations.xml", cvat_xml(*shapes, **{"labels": options.pop("labels", "red")}))
+    records, classes, report = read(tmp_path, **options)
+    return records[0].objects, classes, report
+
+
+def test_cvat_shapes(tmp_path):
+    turned = '<box label="red" xtl="40" ytl="20" xbr="52" ybr="34" rotation="90.0"/>'
+    polygon = '<polygon label="red" points="10.00,8.00;30.00,8.00;30.00,24.00;10.00,24.00"/>'
+    ellipse = '<ellipse label="red" cx="20" cy="16" rx="10" ry="8" rotation="0.00"/>'
+    mask = '<mask label="red" rle="0, 20, 280, 20" left="10" top="8" width="20" height="16"/>'
+    objects, _, report = cvat_objects(tmp_path, turned, polygon, ellipse, mask, masks=True)
+    assert objects[0].box == pytest.approx((39, 21, 53, 33)) and objects[0].rle is None
+    assert objects[1].box == BOX and objects[1].area == 320
+    assert objects[2].box == BOX and objects[2].area == pytest.approx(251, rel=0.05)
+    decoded = coco_mask.decode(objects[3].rle)
+    assert objects[3].box == BOX and decoded[8, 10:30].all() and decoded[23, 10:30].all() and decoded.sum() == 40
+
+
+def test_cvat_shapes_without_an_area_are_counted_and_tags_are_not(tmp_path):
+    box = '<box label="red" xtl="10" ytl="8" xbr="30" ybr="24"/>'
+    objects, classes, report = cvat_objects(
+        tmp_path, "<tag label='night'/>", box, '<points label="red" points="1,2;3,4"/>', labels="blue red"
+    )
+    assert len(objects) == 1 and classes == ["blue", "red"] and objects[0].category == 1
+    assert report.counts == {"unsupported_shape": 1}
+    assert report.places["unsupported_shape"] == ["annotations.xml: a.png: object 2 is a points"]
+
+
+@pytest.mark.parametrize("rle", ["", "1, 2", "0, 999999999999"])
+def test_cvat_mask_that_does_not_fit_keeps_its_box(tmp_path, rle):
+    mask = f'<mask label="red" rle="{rle}" left="10" top="8" width="20" height="16"/>'
+    box = '<box label="red" xtl="10" ytl="8" xbr="30" ybr="24"/>'
+    objects, _, report = cvat_objects(tmp_path, box, mask, masks=True)
+    assert len(objects) == (1 if rle == "" else 2) and report.needs_attention
+
+
+def test_cvat_xml_with_entities_is_refused(tmp_path):
+    text = cvat_xml().replace("<annotations>", '<!DOCTYPE a [<!ENTITY x "y">]><annotations>', 1)
+    write(tmp_path, "annotations.xml", text)
+    with pytest.raises(ValueError, match="is no valid xml"):
+        read(tmp_path, "cvat")
+
+
+# Label Studio
+
+
+def label_studio_objects(tmp_path, *tasks, **options):
+    write(tmp_path, "images/a.png", None)
+    write(tmp_path, "project.json", list(tasks))
+    records, _, report = read(tmp_path, **options)
+    return records[0].objects, report
+
+
+def test_label_studio_rectangle_is_turned_around_its_first_corner(tmp_path):
+    # 14 wide and 12 high at (52, 20), turned by 90 degrees: 12 wide, to the left of its corner.
+    value = {"x": 100 * 52 / 60, "y": 50, "width": 100 * 14 / 60, "height": 30, "rotation": 90}
+    slanted = {**value, "x": 50, "y": 25, "rotation": 45}
+    objects, report = label_studio_objects(tmp_path, label_studio_task(region(**value), region(**slanted)))
+    assert objects[0].box == pytest.approx(OTHER) and report.counts["rotated_box"] == 1
+    x, y, w, h, s = 30, 10, 14, 12, 2**-0.5
+    assert objects[1].box == pytest.approx((x - h * s, y, x + w * s, y + (w + h) * s))
+
+
+def test_label_studio_polygon_ellipse_brush_and_choices(tmp_path):
+    points = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in ((10, 8), (30, 8), (30, 24), (10, 24))]
+    ellipse = region("ellipse", x=100 / 3, y=40, radiusX=100 / 6, radiusY=20, rotation=0)
+    task = label_studio_task(
+        region("polygon", points=points),
+        ellipse,
+        region("brush", format="rle", rle=[0, 1]),
+        {"type": "choices", "value": {"choices": ["sharp"]}},
+    )
+    (polygon, oval), report = label_studio_objects(tmp_path, task, masks=True)
+    assert polygon.box == pytest.approx(BOX) and polygon.area == 320
+    assert oval.box == pytest.approx(BOX) and oval.area == pytest.approx(251, rel=0.05)
+    assert report.places["unsupported_shape"] == ["project.json: task 1: region 3 is a brushlabels"]
+
+
+def test_label_studio_uses_one_annotation_of_a_task(tmp_path):
+    cancelled = {"was_cancelled": True, "result": [region(x=0)]}
+    mine, yours = {"result": [region()]}, {"result": [region(x=1)]}
+    task = label_studio_task()
+    objects, report = label_studio_objects(tmp_path, {**task, "annotations": [cancelled, mine, yours]})
+    assert [item.box for item in objects] == [pytest.approx(BOX)] and report.counts["other_annotation"] == 1
+    objects, report = label_studio_objects(tmp_path, {**task, "annotations": [cancelled]}, task)
+    assert len(objects) == 1
+
+
+# The others
+
+
+def test_open_images_group_is_a_crowd_region(tmp_path):
+    TOOL_TREES["Open Images"][1](tmp_path)
+    path = tmp_path / "train-annotations-bbox.csv"
+    path.write_text(path.read_text() + "a,xclick,/m/02,1,0.5,0.9,0.5,0.9,0,0,1,0,0\n")
+    records, classes, _ = read(tmp_path)
+    assert classes == ["blue", "red"] and [item.iscrowd for item in records[0].objects] == [False, True]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_with_another_separator_and_order(tmp_path, separator):
+    write(tmp_path, "a.png", None)
+    rows = [["Class", "X_Max", "X_Min", "Y_Max", "Y_Min", "File Name"], ["red", "30", "10", "24", "8", "a.png"]]
+    path = write(tmp_path, "t.csv", "\r\n".join(separator.join(row) for row in rows))
+    assert boxes(read(path)[0][0]) == [BOX]
+
+
+def test_a_table_with_a_cell_without_an_end_is_an_error_that_names_the_line(tmp_path):
+    write(tmp_path, "a.png", None)
+    head = "image_path,xmin,ymin,xmax,ymax,label"
+    path = write(tmp_path, "t.csv", f'{head}\na.png,10,8,30,24,"red\n{"x" * 200_000}\n')
+    with pytest.raises(ValueError, match="t.csv is not a valid table: .* at line"):
+        read(path)
+
+
+def test_a_table_that_holds_no_boxes_is_not_recognised(tmp_path):
+    for text in ("id,name\n1,red\n", "filename,label\na.png,red\n", "", "a,b,c,d,e,f\n"):
+        write(tmp_path, "t.csv", text)
+        assert tools.recognise(str(tmp_path)) == []
+
+
+def test_bdd100k_outlines_lanes_and_crowds(tmp_path):
+    write(tmp_path, "a.png", None)
+    corners = [[10, 8], [30, 8], [30, 24], [10, 24]]
+    closed = {"vertices": corners, "types": "LLLL", "closed": True}
+    labels = [
+        {"id": "1", "category": "red", "poly2d": [closed]},
+        {"id": "2", "category": "lane", "poly2d": [{**closed, "closed": False}]},
+        bdd_label(attributes={"crowd": True}),
+    ]
+    write(tmp_path, "x.json", [{"name": "a.png", "labels": labels}])
+    records, _, report = read(tmp_path, masks=True)
+    assert boxes(records[0]) == [BOX, BOX] and records[0].objects[0].area == 320
+    assert [item.iscrowd for item in records[0].objects] == [False, True]
+    assert report.places["unsupported_shape"] == ["a.png: label 2 (lane) has neither a box nor a closed outline"]
+
+
+def test_kitti_dont_care_is_a_region_of_no_class(tmp_path):
+    TOOL_TREES["KITTI"][1](tmp_path)
+    line = "DontCare -1 -1 -10 40.0 20.0 52.0 34.0 -1 -1 -1 -1000 -1000 -1000 -10\nbad line\n"
+    write(tmp_path, "training/label_2/000000.txt", f"{KITTI_LINE}\n{line}")
+    records, classes, report = read(tmp_path)
+    assert classes == ["red"] and boxes(records[0]) == [BOX, OTHER]
+    assert [item.iscrowd for item in records[0].objects] == [False, True] and report.counts["invalid_line"] == 1
+
+
+def test_mot_frames_flags_and_sequences(tmp_path):
+    for name in ("S1", "S2"):
+        TOOL_TREES["MOT Challenge"][1](tmp_path / "train" / name)
+        write(tmp_path, f"train/{name}/img1/000002.jpg", None)
+        write(
+            tmp_path,
+            f"train/{name}/gt/gt.txt",
+            "2,1,11,9,20,16,1,3,1\n2,2,41,21,12,14,0,1,1\n1,1,11,9,20,16,1,-1,-1,-1\n",
+        )
+    records, classes, report = read(tmp_path)
+    assert [r.file_name for r in records][:2] == ["S1/img1/000001.jpg", "S1/img1/000002.jpg"] and len(records) == 4
+    assert [classes[item.category] for item in records[1].objects] == ["car", "pedestrian"]
+    assert boxes(records[1]) == [BOX, OTHER] and [item.iscrowd for item in records[1].objects] == [False, True]
+    assert not report.needs_attention
+    assert [r.file_name for r in read(tmp_path / "train" / "S2" / "gt" / "gt.txt")[0]] == ["000001.jpg", "000002.jpg"]
+
+
+def test_dota_quadrilateral_is_the_box_around_it(tmp_path):
+    TOOL_TREES["DOTA"][1](tmp_path)
+    write(tmp_path, "train/labelTxt/a.txt", "46 20 52 27 46 34 40 27 plane 1\n1 2 3 x\n")
+    records, _, report = read(tmp_path)
+    assert boxes(records[0]) == [OTHER] and records[0].objects[0].difficult
+    assert records[0].objects[0].region == [46, 20, 52, 27, 46, 34, 40, 27]
+    assert report.counts["rotated_box"] == 1 and report.counts["invalid_line"] == 1
+
+
+# What is known but not read
+
+
+@pytest.mark.parametrize(
+    "name, content, what",
+    [
+        ("x.json", {"images": [], "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}]}, "COCO captions"),
+        ("x.json", {"images": [], "annotations": [{"image_id": 1, "segments_info": []}]}, "COCO panoptic"),
+        ("x.json", {"annotations": [{"image_id": 1, "keypoints": [1, 2, 2]}]}, "COCO key points"),
+        ("x.json", [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}], "COCO results"),
+        ("x.json", {"a.png12": {"filename": "a.png", "size": 12, "regions": []}}, "VGG Image Annotator"),
+        ("x.json", {"_via_settings": {}, "_via_img_metadata": {}}, "VGG Image Annotator"),
+        ("x.json", {"size": {}, "objects": [{"classTitle": "red", "geometryType": "rectangle"}]}, "Supervisely"),
+        ("x.json", {"imgHeight": 1, "imgWidth": 1, "objects": [{"label": "road", "polygon": []}]}, "Cityscapes"),
+        ("x.geojson", {"type": "FeatureCollection", "features": []}, "GeoJSON"),
+        ("x.json", {"info": {}, "categories": {}, "items": []}, "Datumaro"),
+        ("x.json", {"asset": {}, "regions": []}, "VoTT"),
+        ("x.json", [{"data_row": {}, "projects": {}}], "Labelbox"),
+        ("x.json", {"samples": [{"filepath": "a.png"}]}, "FiftyOne"),
+        ("x.json", {"image": {"image_id": 1}, "annotations": [{"bbox": [1, 1, 2, 2]}]}, "Segment Anything"),
+        (
+            "x.xml",
+            "<annotations><version>1.1</version><track id='0' label='red'></track></annotations>",
+            "CVAT for video",
+        ),
+        ("x.xml", "<annotation><object><polygon><pt><x>1</x></pt></polygon></object></annotation>", "LabelMe xml"),
+        ("x.xml", "<dataset><images><image file='a.png'><box top='1'/></image></images></dataset>", "dlib"),
+        ("x.csv", "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes\n", "VGG Image"),
+    ],
+)
+def test_a_known_format_that_is_not_read_is_named(tmp_path, name, content, what):
+    path = write(tmp_path, name, content)
+    assert tools.recognise(str(path)) == []
+    assert what in (describe(str(path)) or "") and describe(str(tmp_path)) == describe(str(path))
+
+
+def test_nothing_is_said_of_an_unknown_file(tmp_path):
+    assert describe(str(write(tmp_path, "x.json", {"a": 1}))) is None
+    assert describe(str(write(tmp_path, "y.json", "{"))) is None
+    picture().save(tmp_path / "a.png")
+    assert describe(str(tmp_path)) is None

@@ -1,0 +1,337 @@
+"""Small exports in the layouts of labelling tools: each holds a.png (60 x 40) with the box BOX of the class red."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from trees import HEIGHT, WIDTH, picture
+
+
+BOX = (10.0, 8.0, 30.0, 24.0)
+OTHER = (40.0, 20.0, 52.0, 34.0)
+CORNERS = [[10, 8], [30, 8], [30, 24], [10, 24]]
+
+
+def write(root: Path, name: str, content: object) -> Path:
+    """A text or json file; ".png" and ".jpg": the image of `picture`."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith((".png", ".jpg")):
+        picture().save(path)
+    else:
+        text = content if isinstance(content, str) else json.dumps(content)
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def labelme_json(name: str = "a.png", shapes: list[dict] | None = None) -> dict:
+    box = {"label": "red", "points": CORNERS[::2], "group_id": None, "shape_type": "rectangle", "flags": {}}
+    shapes = [box] if shapes is None else [{**box, **shape} for shape in shapes]
+    size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
+    return {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": name, "imageData": None, **size}
+
+
+def labelme(root: Path) -> None:
+    write(root, "a.png", None)
+    write(root, "a.json", labelme_json())
+
+
+def x_anylabeling(root: Path) -> None:
+    """Rectangles of four points, further keys, json in a folder of its own beside the images'."""
+    shape = {"points": CORNERS, "score": None, "difficult": False, "attributes": {}, "kie_linking": []}
+    write(root, "images/a.png", None)
+    write(root, "labels/a.json", {**labelme_json("..\\images\\a.png", [shape]), "version": "2.4.4"})
+
+
+def cvat_xml(*objects: str, name: str = "a.png", labels: str = "red") -> str:
+    listed = "".join(f"<label><name>{label}</name><color>#ff0000</color></label>" for label in labels.split())
+    box = '<box label="red" source="manual" occluded="0" xtl="10.00" ytl="8.00" xbr="30.00" ybr="24.00"></box>'
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><task><id>1</id>'
+        f'<labels>{listed}</labels></task></meta><image id="0" name="{name}" width="60" height="40">'
+        f"{''.join(objects) or box}</image></annotations>"
+    )
+
+
+def cvat_images(root: Path) -> None:
+    write(root, "images/a.png", None)
+    write(root, "annotations.xml", cvat_xml())
+
+
+def region(kind: str = "rectangle", **value) -> dict:
+    """A region of Label Studio, in percent."""
+    base = {"x": 100 * 10 / 60, "y": 20.0, "width": 100 * 20 / 60, "height": 40.0, "rotation": 0}
+    value = {**(base if kind == "rectangle" else {}), f"{kind}labels": ["red"], **value}
+    size = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+    return {**size, "value": value, "id": "x", "from_name": "label", "to_name": "image", "type": f"{kind}labels"}
+
+
+def label_studio_task(*regions: dict, image: str = "/data/upload/1/0a1b2c3d-a.png", **task) -> dict:
+    results = [{"id": 1, "was_cancelled": False, "result": list(regions or [region()])}]
+    return {"id": 1, "annotations": results, "data": {"image": image}, "predictions": [], **task}
+
+
+def label_studio(root: Path) -> None:
+    write(root, "images/a.png", None)
+    write(root, "project.json", [label_studio_task()])
+
+
+def label_studio_local(root: Path) -> None:
+    write(root, "set/a.png", None)
+    write(root, "project.json", [label_studio_task(image="/data/local-files/?d=set/a.png")])
+
+
+def label_studio_min(root: Path) -> None:
+    row = {**region()["value"], "original_width": WIDTH, "original_height": HEIGHT}
+    write(root, "images/a.png", None)
+    write(root, "project.json", [{"image": "/data/upload/1/0a1b2c3d-a.png", "id": 1, "label": [row], "annotator": 1}])
+
+
+def createml_json(*annotations: dict, name: str = "a.png") -> list[dict]:
+    box = {"label": "red", "coordinates": {"x": 20, "y": 16, "width": 20, "height": 16}}
+    return [{"image": name, "annotations": list(annotations or [box])}]
+
+
+def createml(root: Path) -> None:
+    """Roboflow's: one file a split, beside its images."""
+    for split in ("train", "valid"):
+        write(root, f"{split}/{split}.png", None)
+        write(root, f"{split}/_annotations.createml.json", createml_json(name=f"{split}.png"))
+
+
+def bdd_label(**changes) -> dict:
+    return {"id": "0", "category": "red", "box2d": {"x1": 10, "y1": 8, "x2": 30, "y2": 24}, **changes}
+
+
+def bdd100k(root: Path) -> None:
+    frames = [{"name": "a.jpg", "timestamp": 1000, "labels": [bdd_label()]}, {"name": "b.jpg", "labels": None}]
+    write(root, "images/100k/train/a.jpg", None)
+    write(root, "images/100k/train/b.jpg", None)
+    write(root, "labels/det_20/det_train.json", frames)
+
+
+def bdd100k_per_image(root: Path) -> None:
+    write(root, "images/100k/train/a.jpg", None)
+    write(root, "labels/100k/train/a.json", {"name": "a", "frames": [{"timestamp": 1, "objects": [bdd_label()]}]})
+
+
+def scalabel(root: Path) -> None:
+    categories = [{"name": "colours", "subcategories": [{"name": "red"}, {"name": "blue"}]}]
+    config = {"imageSize": {"height": HEIGHT, "width": WIDTH}, "categories": categories}
+    write(root, "images/a.png", None)
+    write(root, "labels.json", {"frames": [{"name": "a.png", "labels": [bdd_label()]}], "config": config})
+
+
+KITTI_LINE = "red 0.00 0 -1.57 10.00 8.00 30.00 24.00 1.5 1.6 3.9 0.0 1.5 20.0 -1.5"
+
+
+def kitti(root: Path) -> None:
+    write(root, "training/image_2/000000.png", None)
+    write(root, "training/label_2/000000.txt", f"{KITTI_LINE}\n")
+
+
+def mot(root: Path) -> None:
+    info = "[Sequence]\nname=S\nimDir=img1\nframeRate=30\nseqLength=1\nimWidth=60\nimHeight=40\nimExt=.jpg\n"
+    write(root, "img1/000001.jpg", None)
+    write(root, "gt/gt.txt", "1,1,11,9,20,16,1,1,1\n")
+    write(root, "seqinfo.ini", info)
+
+
+def dota(root: Path) -> None:
+    text = "imagesource:GoogleEarth\ngsd:0.14\n10.0 8.0 30.0 8.0 30.0 24.0 10.0 24.0 red 0\n"
+    write(root, "train/images/a.png", None)
+    write(root, "train/labelTxt/a.txt", text)
+
+
+def open_images(root: Path) -> None:
+    head = (
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
+    )
+    write(root, "images/a.jpg", None)
+    write(root, "train-annotations-bbox.csv", f"{head}\na,xclick,/m/01,1,0.166667,0.5,0.2,0.6,0,0,0,0,0\n")
+    write(root, "class-descriptions-boxable.csv", "/m/01,red\n/m/02,blue\n")
+
+
+def tensorflow_csv(root: Path) -> None:
+    write(root, "train/a.png", None)
+    head = "filename,width,height,class,xmin,ymin,xmax,ymax"
+    write(root, "train/_annotations.csv", f"{head}\na.png,60,40,red,10,8,30,24\n")
+
+
+def deepforest(root: Path) -> None:
+    write(root, "a.png", None)
+    write(root, "boxes.csv", "image_path,xmin,ymin,xmax,ymax,label\na.png,10,8,30,24,red\n")
+
+
+def retinanet(root: Path) -> None:
+    write(root, "a.png", None)
+    write(root, "b.png", None)
+    write(root, "annotations.csv", "a.png,10,8,30,24,red\nb.png,,,,,\n")
+
+
+def makesense(root: Path) -> None:
+    head = "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height"
+    write(root, "a.png", None)
+    write(root, "labels.csv", f"{head}\nred,10,8,20,16,a.png,60,40\n")
+
+
+# Name of the layout -> (format, what makes it, classes).
+TOOL_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
+    "LabelMe": ("labelme", labelme, ["red"]),
+    "X-AnyLabeling": ("labelme", x_anylabeling, ["red"]),
+    "CVAT for images 1.1": ("cvat", cvat_images, ["red"]),
+    "Label Studio JSON": ("label-studio", label_studio, ["red"]),
+    "Label Studio JSON, local files": ("label-studio", label_studio_local, ["red"]),
+    "Label Studio JSON-MIN": ("label-studio", label_studio_min, ["red"]),
+    "CreateML": ("createml", createml, ["red"]),
+    "BDD100K": ("bdd100k", bdd100k, ["red"]),
+    "BDD100K, one json per image": ("bdd100k", bdd100k_per_image, ["red"]),
+    "Scalabel": ("bdd100k", scalabel, ["red", "blue"]),
+    "KITTI": ("kitti", kitti, ["red"]),
+    "MOT Challenge": ("mot", mot, ["pedestrian"]),
+    "DOTA": ("dota", dota, ["red"]),
+    "Open Images": ("csv", open_images, ["red"]),
+    "TensorFlow csv": ("csv", tensorflow_csv, ["red"]),
+    "DeepForest": ("csv", deepforest, ["red"]),
+    "RetinaNet csv": ("csv", retinanet, ["red"]),
+    "makesense.ai csv": ("csv", makesense, ["red"]),
+}
+
+
+# COCO, VOC and YOLO as tools write them.
+
+
+def coco_json(name: str = "a.png", **changes) -> dict:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 8, 20, 16], "area": 320, "iscrowd": 0}
+    content = {
+        "info": {},
+        "licenses": [],
+        "images": [{"id": 1, "width": WIDTH, "height": HEIGHT, "file_name": name}],
+        "annotations": [{**annotation, "segmentation": []}],
+        "categories": [{"id": 1, "name": "red", "supercategory": ""}],
+    }
+    return {key: value for key, value in {**content, **changes}.items() if value is not ...}
+
+
+def coco_official(root: Path) -> None:
+    write(root, "train2017/a.jpg", None)
+    write(root, "annotations/instances_train2017.json", coco_json("a.jpg"))
+    write(
+        root, "annotations/captions_train2017.json", {"images": [], "annotations": [{"caption": "a", "image_id": 1}]}
+    )
+
+
+def cvat_coco(root: Path) -> None:
+    write(root, "images/default/a.png", None)
+    write(root, "annotations/instances_default.json", coco_json("a.png"))
+
+
+def roboflow_coco(root: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write(root, f"{split}/{split}.jpg", None)
+        write(root, f"{split}/_annotations.coco.json", coco_json(f"{split}.jpg"))
+
+
+def label_studio_coco(root: Path) -> None:
+    write(root, "images/0a1b2c3d-a.png", None)
+    write(root, "result.json", coco_json("images\\0a1b2c3d-a.png"))
+
+
+def lvis(root: Path) -> None:
+    image = {
+        "id": 1,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "coco_url": "http://images.cocodataset.org/train2017/000000000001.jpg",
+    }
+    write(root, "train2017/000000000001.jpg", None)
+    write(root, "lvis_v1_train.json", coco_json(images=[image]))
+
+
+def via_coco(root: Path) -> None:
+    annotation = {"id": 0, "image_id": "1", "segmentation": [10, 8, 30, 8, 30, 24, 10, 24], "bbox": [10, 8, 20, 16]}
+    write(root, "images/a.png", None)
+    write(root, "via_export_coco.json", coco_json(annotations=[annotation], categories=[]))
+
+
+def coco_per_image(root: Path) -> None:
+    for name in "ab":
+        write(root, f"images/{name}.png", None)
+        write(root, f"annotations/{name}.json", coco_json(f"{name}.png"))
+
+
+def voc_text(name: str, box: tuple = (11, 9, 30, 24)) -> str:
+    corners = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+    thing = f"<object><name>red</name><difficult>0</difficult><bndbox>{corners}</bndbox></object>"
+    return f"<annotation><folder>f</folder><filename>{name}</filename>{size}{thing}</annotation>"
+
+
+def labelimg_voc(root: Path) -> None:
+    """The xml files beside the images."""
+    write(root, "a.png", None)
+    write(root, "a.xml", voc_text("a.png"))
+
+
+def cvat_voc(root: Path) -> None:
+    write(root, "JPEGImages/a.png", None)
+    write(root, "Annotations/a.xml", voc_text("a.png"))
+    write(root, "ImageSets/Main/default.txt", "a\n")
+    write(root, "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:255,0,0::\n")
+
+
+YOLO_LINE = "0 0.333333 0.4 0.333333 0.4\n"
+
+
+def roboflow_yolo(root: Path) -> None:
+    for split in ("train", "valid"):
+        write(root, f"{split}/images/{split}.jpg", None)
+        write(root, f"{split}/labels/{split}.txt", YOLO_LINE)
+    write(root, "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 1\nnames: ['red']\n")
+
+
+def label_studio_yolo(root: Path) -> None:
+    write(root, "images/0a1b2c3d-a.png", None)
+    write(root, "labels/0a1b2c3d-a.txt", YOLO_LINE)
+    write(root, "classes.txt", "red\n")
+    write(root, "notes.json", {"categories": [{"id": 0, "name": "red"}], "info": {"year": 2024}})
+
+
+def cvat_yolo(root: Path) -> None:
+    """CVAT's YOLO 1.1: the paths in the list begin with a folder "data" that is not there."""
+    write(root, "obj_train_data/a.png", None)
+    write(root, "obj_train_data/a.txt", YOLO_LINE)
+    write(root, "obj.names", "red\n")
+    write(root, "obj.data", "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    write(root, "train.txt", "data/obj_train_data/a.png\n")
+
+
+def cvat_ultralytics(root: Path) -> None:
+    write(root, "images/train/a.png", None)
+    write(root, "labels/train/a.txt", YOLO_LINE)
+    write(root, "train.txt", "images/train/a.png\n")
+    write(root, "data.yaml", "names:\n  0: red\npath: ./\ntrain: train.txt\n")
+
+
+def yolo_obb(root: Path) -> None:
+    write(root, "images/train/a.png", None)
+    write(root, "labels/train/a.txt", "0 0.166667 0.2 0.5 0.2 0.5 0.6 0.166667 0.6\n")
+    write(root, "data.yaml", "train: images/train\nval: images/train\nnames: [red]\n")
+
+
+OTHER_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
+    "COCO": ("coco", coco_official, ["red"]),
+    "CVAT COCO 1.0": ("coco", cvat_coco, ["red"]),
+    "Roboflow COCO": ("coco", roboflow_coco, ["red"]),
+    "Label Studio COCO": ("coco", label_studio_coco, ["red"]),
+    "LVIS v1": ("coco", lvis, ["red"]),
+    "VIA COCO": ("coco", via_coco, ["object"]),
+    "COCO, one json per image": ("coco", coco_per_image, ["red"]),
+    "LabelImg VOC": ("voc", labelimg_voc, ["red"]),
+    "CVAT VOC 1.1": ("voc", cvat_voc, ["red"]),
+    "Roboflow YOLO": ("yolo", roboflow_yolo, ["red"]),
+    "Label Studio YOLO": ("yolo", label_studio_yolo, ["red"]),
+    "CVAT YOLO 1.1": ("yolo", cvat_yolo, ["red"]),
+    "CVAT Ultralytics YOLO": ("yolo", cvat_ultralytics, ["red"]),
+    "YOLO-OBB": ("yolo", yolo_obb, ["red"]),
+}
