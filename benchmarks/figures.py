@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from tqdm import tqdm
@@ -56,7 +57,7 @@ def masks_of(generator: MaskGenerator, image: BoxedImage) -> ImageMasks:
 def images_with_truth(
     source: Source, truth: Truth, indices: Sequence[int]
 ) -> Iterator[tuple[int, Record, BoxedImage, ImageTruth]]:
-    """The images that have ground truth and that the reader does not leave out."""
+    """The images that have ground truth and that the reader does not skip."""
     report = Report()
     for index in indices:
         record = source.record(index, report) if truth.has(source.file_names[index]) else None
@@ -75,17 +76,19 @@ def measure(
         indices: images of the source.
     """
     boxes = []
-    for index, record, image, true in images_with_truth(source, truth, tqdm(indices, disable=None)):
+    shown = cast("Sequence[int]", tqdm(indices, disable=None))
+    for index, record, image, true in images_with_truth(source, truth, shown):
         found = {title: masks_of(generator, image).masks for title, generator in generators.items()}
         objects = record.single_objects
         for position, item in enumerate(objects):
             target, ignore = true.of_box(item)
             if target is None or not target.any():
                 continue
-            ious = {
+            scores = {
                 title: BoxMaskScores().update(masks[position].rle, target, ignore=ignore)
                 for title, masks in found.items()
             }
+            ious = {title: iou for title, iou in scores.items() if iou is not None}  # all, as there are true pixels
             boxes.append(MeasuredBox(index, position, int(target.sum()), ious))
     return boxes
 
@@ -117,14 +120,17 @@ def draw(
     truth: Truth,
     generators: Mapping[str, MaskGenerator],
     chosen: Sequence[tuple[str, MeasuredBox]],
-) -> list[list[np.ndarray]]:
+) -> list[list[np.ndarray | None]]:
     """One row of cells for each chosen box: boxes, ground truth, and every method."""
-    rows = []
+    rows: list[list[np.ndarray | None]] = []
     for kind, box in chosen:
         ((_, _, image, true),) = images_with_truth(source, truth, [box.image])
         corners = image.boxes[[box.position]]
         colours = colour_index(true.label_map, true.ignored)
-        cells = [(kind, draw_boxes(image.image, image.boxes, image.labels)), ("", overlay(image.image, colours))]
+        cells = [
+            (kind, draw_boxes(image.image, image.boxes, image.labels.tolist())),
+            ("", overlay(image.image, colours)),
+        ]
         for title, generator in generators.items():
             label_map = masks_of(generator, image).label_map
             cells.append((f"{100 * box.ious[title]:.0f}", overlay(image.image, colour_index(label_map))))
@@ -135,6 +141,7 @@ def draw(
 def as_dict(kind: str, box: MeasuredBox, source: Source) -> dict:
     """For the json file."""
     record = source.record(box.image, Report())
+    assert record is not None  # it was measured
     item = record.single_objects[box.position]
     return {
         "kind": kind,

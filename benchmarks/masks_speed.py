@@ -50,7 +50,7 @@ def measure(model: str, folder: Path, out: Path) -> tuple[float, float]:
     generator = load_generator("lpg", model=model)
     start = time.perf_counter()
     write_masks(source, generator, out, MaskSettings(generator="lpg"), report=report)
-    return len(source) / (time.perf_counter() - start), peak_memory_mb()
+    return len(source) / (time.perf_counter() - start), peak_memory_mb() or float("nan")
 
 
 def main() -> None:

@@ -410,11 +410,11 @@ def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench,
     optional = {"use_class_prob": True, "class_prob_optional": True}
     (run / "aux/stage2/lpg/config.json").write_text(json.dumps(optional))
     *_, alone, again = commands(bench, cell, run / "settings.yaml", dict(bench.places))
-    assert "--segmenter.model" not in alone and alone[-1].endswith("stage2_without_segmenter.json") and again == second
+    assert "--segmenter" not in alone and alone[-1].endswith("stage2_without_segmenter.json") and again == second
     assert "training/em.py" in em and "training/deploy.py" in deploy
-    assert "--segmenter.model" not in first and first[first.index("--model") + 1].endswith("aux/stage1/lpg")
+    assert "--segmenter" not in first and first[first.index("--model") + 1].endswith("aux/stage1/lpg")
     assert second[second.index("--model") + 1].endswith("aux/stage2/lpg")
-    assert second[second.index("--segmenter.model") + 1].endswith("target/stage1/segmenter")
+    assert second[second.index("--segmenter") + 1].endswith("target/stage1/segmenter")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ def check_distinct(file_names: list[str]) -> None:
 def _offsets(rows: Dataset) -> tuple[list[dict[int, int]], int]:
     """Start of every (row, class) map in the cache file, and the file's size in bytes."""
     offsets, position = [], 0
-    for row in rows.select_columns(list(BOX_COLUMNS)):
+    for row in cast("Iterable[dict]", rows.select_columns(list(BOX_COLUMNS))):
         h, w = stored_size(row["height"], row["width"])
         _, labels = row_boxes(row)
         starts = {}

@@ -59,7 +59,7 @@ def measure_segmenter(
 
     Source: Sec. IV; the published numbers are after the dense CRF.
     """
-    with_crf, num_labels = "crf" in run.settings.run.measure, model.config.num_labels
+    with_crf, num_labels = "crf" in run.settings.run.measure, cast(int, model.config.num_labels)
     confusion, after_crf = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
     segmenter = frozen_segmenter(run, model, processor)
     for indices, images, inputs in encoded_images(run, segmenter, rows, description):

@@ -238,7 +238,7 @@ def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tup
     return model, _segmenter_processor(name)
 
 
-def _check_crop_size(model: nn.Module, settings: SegmenterSettings) -> None:
+def _check_crop_size(model: PreTrainedModel, settings: SegmenterSettings) -> None:
     """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
 
     Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel,

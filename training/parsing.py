@@ -101,8 +101,9 @@ def merged(values: dict, changes: dict) -> dict:
     result = dict(values)
     for key, value in changes.items():
         before = result.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict) and value
-        result[key] = merged(before, value) if both else value
+        if isinstance(before, dict) and isinstance(value, dict) and value:
+            value = merged(before, value)
+        result[key] = value
     return result
 
 

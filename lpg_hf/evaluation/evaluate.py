@@ -27,6 +27,7 @@ from lpg_hf.images import MAX_PIXELS
 from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
+from lpg_hf.rle import Rle, encode_mask
 
 
 MAX_NAMED = 10
@@ -570,7 +571,7 @@ def _by_image_and_category(instances: Iterable[_Instance]) -> dict[tuple[str, st
 
 def _mask_of(
     instance: _Instance, size: tuple[int, int] | None, path: str | os.PathLike, may_be_empty: bool = False
-) -> dict:
+) -> Rle:
     """RLE of an annotation.
 
     Args:
@@ -586,11 +587,12 @@ def _mask_of(
             f"{path}: {instance.place}: the mask has (height, width) {tuple(own['size'])}, but the ground truth's "
             f"image {size}"
         )
-    size = size or (tuple(own["size"]) if own is not None else None)
+    if size is None and own is not None:
+        size = own["size"][0], own["size"][1]
     if size is None:
         raise ValueError(f"{path}: {instance.place}: the file does not state the image's height and width")
     if may_be_empty and (segmentation in (None, [], {}) or (own is not None and not as_mask(own).any())):
-        return {"size": list(size), "counts": [size[0] * size[1]]}
+        return encode_mask(np.zeros(size, dtype=bool))
     report = Report()
     rle = segmentation_to_rle(segmentation, Geometry(size), f"{path}: {instance.place}", report)
     if rle is None:

@@ -12,6 +12,7 @@ from lpg_hf.data.records import Record
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
 from lpg_hf.masks.fusion import fuse_classes, smallest_box_areas
 from lpg_hf.metrics.box_masks import as_mask
+from lpg_hf.rle import Rle
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class BoxMask:
         fill_rate: share of the box's pixels that are in the mask, in [0, 1].
     """
 
-    rle: dict
+    rle: Rle
     area: int
     score: float
     fill_rate: float
@@ -180,7 +181,7 @@ def _box_mask(
     return BoxMask(_window_to_rle(mask, rows, columns, height, width), area, score, area / mask.size)
 
 
-def _window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> dict:
+def _window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> Rle:
     """Run lengths of a mask that is empty outside a window; the cost grows with the window, not with the image.
 
     Args:

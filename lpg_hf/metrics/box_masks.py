@@ -6,6 +6,7 @@ one: merge their accumulators.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -39,8 +40,8 @@ class BoxMaskScores:
 
     def update(
         self,
-        prediction: np.ndarray | dict,
-        target: np.ndarray | dict,
+        prediction: np.ndarray | Mapping[str, object],
+        target: np.ndarray | Mapping[str, object],
         label: int = 1,
         ignore: np.ndarray | None = None,
     ) -> float | None:
@@ -125,13 +126,13 @@ class BoxMaskScores:
         }
 
 
-def as_mask(value: np.ndarray | dict, name: str = "mask") -> np.ndarray:
+def as_mask(value: np.ndarray | Mapping[str, object], name: str = "mask") -> np.ndarray:
     """(H, W) bool of an array or a COCO RLE, compressed or not.
 
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         if not {"size", "counts"} <= value.keys():
             raise ValueError(f"{name} is a dictionary with {sorted(value)}, but an RLE has 'size' and 'counts'.")
         rle: Any = value  # pycocotools' own type knows less kinds of counts than its functions take

@@ -3,9 +3,10 @@
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons
+from lpg_hf.rle import Rle
 
 
-def rle_to_polygons(rle: dict) -> list[list[float]]:
+def rle_to_polygons(rle: Rle) -> list[list[float]]:
     """A mask as COCO polygons that give every pixel of it again in pycocotools.
 
     Args:

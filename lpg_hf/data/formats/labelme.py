@@ -33,6 +33,7 @@ from lpg_hf.data.formats.tool_image import (
 from lpg_hf.data.records import BoxObject, Record, finite_numbers, stated_size
 from lpg_hf.files import fs_path, walk_files
 from lpg_hf.images import ImageProblem, open_image
+from lpg_hf.rle import Rle
 
 
 # Of LabelMe, whose files have these keys.
@@ -187,7 +188,7 @@ def _has_a_hole(polygon: list[float]) -> bool:
     return len(set(points)) < len(points)
 
 
-def _mask_shape(rle: dict) -> dict:
+def _mask_shape(rle: Rle) -> dict:
     """LabelMe's own mask: a PNG of the window from the first to the last pixel, both inclusive."""
     x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))  # type: ignore[arg-type]
     window = coco_mask.decode(rle)[y : y + height, x : x + width]  # type: ignore[arg-type]
