@@ -11,6 +11,10 @@ PYTEST_ARGS ?= -n auto --dist loadfile
 DEMO ?= runs/demo
 # What `benchmarks/tables.py run` gets, such as `ablations/base --data /photographs`; nothing: every cell.
 BENCH_ARGS ?=
+# The photographs of `make bench-domains`, where its results go, and further arguments.
+DATA ?= $(LPG_HF_DATA)
+DOMAINS ?= runs/domains
+DOMAINS_ARGS ?=
 DEMO_CONFIG ?= training/configs/quickstart.yaml
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 # All are given so that accelerate has no default to warn about (its own is a single CPU thread); a GPU is used if there is one.
@@ -19,7 +23,7 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
-.PHONY: install demo bench test test-slow test-peer test-consumers quality style clean
+.PHONY: install demo bench bench-domains test test-slow test-peer test-consumers quality style clean
 
 install: $(STAMP)
 
@@ -43,6 +47,11 @@ demo: $(STAMP)
 # Every cell that is not finished, then results/TABLES.md: many hours for all; it may be stopped, and the same command resumes it.
 bench: $(STAMP)
 	$(PY) benchmarks/tables.py run $(BENCH_ARGS); failed=$$?; $(PY) benchmarks/tables.py render && exit $$failed
+
+# IoU per box of the bundled generators and of those without training in twelve sets, boxes as they are and moved:
+# make bench-domains DATA=/photographs DOMAINS_ARGS="--limit 30"
+bench-domains: $(STAMP)
+	$(PY) benchmarks/domains.py --data $(DATA) --out $(DOMAINS) $(DOMAINS_ARGS)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)

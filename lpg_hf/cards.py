@@ -78,10 +78,11 @@ def write_card(folder: str | os.PathLike) -> Path:
     Args:
         folder: a saved LPG or segmenter stage. Only `config.json` is required; an image `panel.png` is shown.
             `metrics.json` may hold `kind` ("lpg" or "segmenter"), `stage`, `dataset`, `measured_on` (the metrics'
-            dataset where it is not `dataset`), `classes`, `excluded_classes`, `settings` (with `origin` if the
-            weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`, and metrics: keys that name an
-            IoU or an accuracy, with a number or a dictionary of numbers. A push adds `repo_id`, `segmenter` (the one
-            that goes with an LPG), `base_model` and `run` (the target's numbers of all stages).
+            dataset where it is not `dataset`), `notes` (paragraphs on the data), `classes`, `excluded_classes`,
+            `settings` (with `origin` if the weights were trained elsewhere), `device`, `seconds`, `loss`, `versions`,
+            and metrics: keys that name an IoU or an accuracy, with a number or a dictionary of numbers. A push adds
+            `repo_id`, `segmenter` (the one that goes with an LPG), `base_model` and `run` (the target's numbers of all
+            stages).
 
     Returns:
         Path of the card. Metrics also go to its `model-index`.
@@ -101,6 +102,7 @@ def write_card(folder: str | os.PathLike) -> Path:
         stage=number,
         dataset=known.get("dataset"),
         measured_on=stage.measured_on,
+        notes=known.get("notes", []),
         classes=known.get("classes"),
         excluded_classes=known.get("excluded_classes"),
         target_classes=run.get("classes") if stage.kind == "lpg" else None,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
+from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.weight_files import reading_weights
@@ -103,7 +104,7 @@ def export_onnx(
 
 
 def _load(source: str | os.PathLike) -> PreTrainedModel:
-    folder = fetch_stage(source)
+    folder = fetch_stage(named_stage(source))
     config = AutoConfig.from_pretrained(folder)
     if config.model_type == "lpg":
         with reading_weights(folder):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 
 KEPT = 2  # checkpoints: the newest, and one before in case that the newest is damaged
@@ -32,7 +32,7 @@ class TrainingState:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, ema: float):
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.scaler: torch.amp.GradScaler | None = None
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        self.average = AveragedModel(model, multi_avg_fn=average_weights(ema), use_buffers=True) if ema else None
         self.step, self.updates, self.losses, self.seconds = 0, 0, [], 0.0
 
     def advance(self, loss: float, is_update: bool) -> None:
@@ -70,6 +70,19 @@ class TrainingState:
         for name, item in restored.items():
             if item is not None:
                 item.load_state_dict(saved[name])
+
+
+def average_weights(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
+    """The update of an exponential average whose decay rises to `decay`, which soon forgets the initial weights.
+
+    At step t it is (1 + t) / (10 + t) at most: the average spans about a tenth of the steps so far.
+    """
+
+    def update(averaged: PARAM_LIST, current: PARAM_LIST, num_averaged: Tensor | int) -> None:
+        steps = int(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, num_averaged)
+
+    return update
 
 
 class Checkpoints:

@@ -14,6 +14,7 @@ from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("poly", "cosine")
 MEASURES = ("masks", "segmenter", "crf")
 
 # A run may be resumed with other values of these: they change nothing in the result.
@@ -120,6 +121,7 @@ class LPGSettings:
     config: dict = field(default_factory=dict)  # fields of LPGConfig: backbone, loss weights, ...
     processor: dict = field(default_factory=_default_processor)  # fields of LPGImageProcessor: view, view_size, ...
     # ImageNet weights of a resnet, squeezenet or vgg16 backbone: file or org/repo:file; auto: a model folder or Hub id
+    # efficientnet_lite0: "efficientnet-lite0", of the extra efficientnet
     weights: str | None = None
     weights_channels: str = "rgb"  # or bgr: what a squeezenet or vgg16 file was trained on
     # LPG that stage 1 starts from: folder, ORG/NAME, or lpg-small (which comes with the package)
@@ -129,8 +131,10 @@ class LPGSettings:
     micro_batch_size: int | None = None  # per process and backward pass; the rest is accumulated
     optimizer: str = "adam"
     learning_rate: float = 1e-4
+    schedule: str = "poly"  # of the learning rate: poly (Table I), or cosine after a rise over 2 % of the steps
     weight_decay: float = 5e-4
-    ema: float = 0.0  # decay per step of averaged weights, which are then the stage's; 0: none
+    # decay per step of averaged weights, which are then the stage's; less in the first steps; 0: none
+    ema: float = 0.0
     target: str = "class"  # what a box view learns: its class's pixels, or object (needs masks of objects: COCO, YOLO)
     # share of samples without class probability; > 0: the LPG also works without one
     class_prob_dropout: float = 0.0
@@ -140,15 +144,19 @@ class LPGSettings:
     pad_label: int = IGNORE_INDEX  # label of padding: 255 is ignored, 0 is background (official code)
     context_range: tuple[float, ...] = (0.1, 0.5)  # box views: margin, of the longer box side
     box_jitter: float = 0.05  # box views
+    box_noise: float = 0.0  # box views: share whose box fits badly: each edge 15 % inwards to 30 % outwards
+    # box views: their sides, each for an equal part of the steps; empty: processor.view_size
+    view_sizes: tuple[int, ...] = ()
+    degrade: float = 0.0  # box views: share that is grey, noisy or blurred
     low_detail: float = 0.0  # box views: share whose image is first reduced, as if the object were small
     min_box_side: float = 0.0  # views all of whose boxes have a shorter side are not trained on
 
     def __post_init__(self):
         _choose(self, optimizer=OPTIMIZERS, target=("class", "object"), weights_channels=("rgb", "bgr"))
-        _choose(self, pad_label=(0, IGNORE_INDEX))
+        _choose(self, pad_label=(0, IGNORE_INDEX), schedule=SCHEDULES)
         _at_least(self, 1, "steps", "batch_size", "micro_batch_size", "crop_size")
         _scales(self)
-        _share(self, "low_detail", "color_jitter")
+        _share(self, "low_detail", "color_jitter", "box_noise", "degrade")
         _share(self, "class_prob_dropout", "ema", whole=False)
         if len(self.context_range) != 2:
             raise ValueError(f"context_range={list(self.context_range)} must be 2 numbers.")
@@ -161,8 +169,13 @@ class LPGSettings:
             if name in self.config:
                 raise ValueError(f"config has {name}, which follows from lpg.{setting}: set that.")
         _check_processor(self.processor)
-        if self.view != "box" and self.low_detail > 0:
-            raise ValueError(f"low_detail={self.low_detail} is for box views: set it to 0, or processor.view to box.")
+        if min(self.view_sizes, default=1) < 1:
+            raise ValueError(f"view_sizes={list(self.view_sizes)} must be numbers of pixels, at least 1.")
+        for name, nothing in {"low_detail": 0, "box_noise": 0, "degrade": 0, "view_sizes": []}.items():
+            value = getattr(self, name)
+            if self.view != "box" and value:
+                value = list(value) if name == "view_sizes" else value
+                raise ValueError(f"{name}={value} is for box views: set it to {nothing}, or processor.view to box.")
         if self.view != "box" and self.target == "object":
             raise ValueError(
                 "target=object needs processor.view=box: a view of the whole image stands for all objects of a class."

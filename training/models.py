@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf.files import write_json
-from lpg_hf.generators.bundle import BUNDLED, bundled
+from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
@@ -29,6 +29,7 @@ from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.imagenet import (
     load_backbone_weights,
+    load_efficientnet_lite0_imagenet,
     load_encoder_imagenet,
     load_resnet_imagenet,
     load_vgg16_imagenet,
@@ -49,6 +50,7 @@ _NOT_OF_THE_NETWORK = {
     "num_frozen_stages",
     "outside_box_loss_weight",
     "object_loss_weight",
+    "dice_loss_weight",
     "semantic_loss_ignore_index",
 }
 _SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}
@@ -127,6 +129,8 @@ def _load_imagenet(model: LPGModel, lpg: LPGSettings, weights: str) -> None:
     backbone, generator = model.config.backbone, typing.cast(typing.Any, model.generator)
     if backbone in ("squeezenet", "vgg16"):
         load_encoder_imagenet(generator.encoder, weights, lpg.weights_channels)
+    elif backbone == "efficientnet_lite0":
+        load_efficientnet_lite0_imagenet(generator.encoder, weights)
     elif backbone == "auto":
         load_backbone_weights(generator.encoder, weights)
     elif backbone.startswith("resnet"):
@@ -138,7 +142,7 @@ def _load_imagenet(model: LPGModel, lpg: LPGSettings, weights: str) -> None:
 def _start_from(model: LPGModel, lpg: LPGSettings) -> None:
     """Weights of `lpg.init`, whose network and normalisation must be those of the settings."""
     init = str(lpg.init)
-    source, processor = load_lpg(bundled(init) if init in BUNDLED else init)
+    source, processor = load_lpg(init)
     expected = LPGImageProcessor(**lpg.processor)
     for name in ("image_mean", "image_std"):
         theirs, ours = (np.asarray(getattr(p, name), dtype=np.float64) for p in (processor, expected))
@@ -274,14 +278,14 @@ def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel,
     """An LPG stage, in eval mode, with its image processor.
 
     Args:
-        source: folder, or ORG/NAME on the Hub.
+        source: folder, name of a bundled generator, or ORG/NAME on the Hub.
         revision: branch, tag or commit on the Hub; all files come from one commit.
 
     Raises:
         ValueError: `source` holds another kind of model, or weights that cannot be read.
         OSError: no such folder, Hub repository or revision.
     """
-    folder = fetch_stage(source, revision, kind="lpg")
+    folder = fetch_stage(named_stage(source), revision, kind="lpg")
     with reading_weights(folder):
         model = LPGModel.from_pretrained(folder, dtype=torch.float32)
     return model, LPGImageProcessor.from_pretrained(folder)

@@ -1,4 +1,6 @@
-"""Optimisers: the parameter groups of Table I by sub-module, proved complete, and the poly schedule."""
+"""Optimisers: the parameter groups of Table I by sub-module, proved complete; schedules of the learning rate."""
+
+import math
 
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from training.config import LPGSettings, SegmenterSettings
 
 
 POLY_POWER = 0.9
+WARM_UP = 0.02  # share of the steps in which the rate of the cosine schedule rises
 MOMENTUM = 0.9
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -14,6 +17,18 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def poly_factor(step: int, num_steps: int) -> float:
     """Share of the initial learning rate at an optimiser step, 0 at `num_steps` (Table I)."""
     return (1 - step / num_steps) ** POLY_POWER
+
+
+def rate_factor(step: int, num_steps: int, schedule: str) -> float:
+    """Share of the initial learning rate at an optimiser step, 0 at `num_steps`.
+
+    Args:
+        schedule: "poly" (Table I), or "cosine" after a linear rise.
+    """
+    if schedule == "poly":
+        return poly_factor(step, num_steps)
+    rise = min(1.0, (step + 1) / max(1, round(WARM_UP * num_steps)))
+    return rise * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
 def _find_head(model: nn.Module) -> list[nn.Parameter]:

@@ -151,8 +151,8 @@ def _converted(value: typing.Any, hint: typing.Any, name: str, source: str) -> t
         if type(value) is kind:
             return value
     wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-    for type_name, word in {"tuple[float, ...]": "list of numbers", "tuple[str, ...]": "list of names"}.items():
-        wanted = wanted.replace(type_name, word)
+    for type_name, word in {"float": "numbers", "int": "whole numbers", "str": "names"}.items():
+        wanted = wanted.replace(f"tuple[{type_name}, ...]", f"list of {word}")
     raise ValueError(f"{name}={value!r} in {source} is {type(value).__name__}; it must be {wanted}.")
 
 

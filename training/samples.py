@@ -5,6 +5,7 @@ epoch's permutation; its crop, scale and flip come from a generator seeded by (s
 nothing but its position: not on the number of workers, of processes, or of restarts.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
@@ -13,17 +14,21 @@ from zlib import crc32
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 from torch.utils.data import DataLoader, Sampler
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.examples import class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
-from lpg_hf.models.views_lpg import Augmentation, View, image_to_view, random_window
+from lpg_hf.models.views_lpg import Augmentation, View, image_to_view, random_window, visible_part
 from training.config import Settings
 from training.labels import Labels
 from training.models import Normalization
+
+
+_NOISE_DEVIATIONS = (4, 24)  # of grey levels
+_BLUR_RADII = (0.004, 0.02)  # as shares of the longer side of the view
 
 
 class Positions(torch.utils.data.Dataset, ABC):
@@ -42,11 +47,11 @@ class Positions(torch.utils.data.Dataset, ABC):
             self._epoch = epoch
             self._order = np.random.default_rng([*self.seed, 0, epoch]).permutation(self.num_entries)
         rng = np.random.default_rng([*self.seed, 1, position])
-        return self.sample(int(self._order[position % self.num_entries]), rng)
+        return self.sample(int(self._order[position % self.num_entries]), rng, position)
 
     @abstractmethod
-    def sample(self, entry: int, rng: np.random.Generator) -> dict:
-        """Arrays of one entry, and its `name`; all that is random comes from `rng`."""
+    def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
+        """Arrays of one entry, and its `name`; what is random comes from `rng`, what changes from `position`."""
 
 
 class LPGViews(Positions):
@@ -73,29 +78,43 @@ class LPGViews(Positions):
             scales=lpg.scales,
             context=(lpg.context_range[0], lpg.context_range[1]),
             jitter=lpg.box_jitter,
+            noise=lpg.box_noise,
             low_detail=lpg.low_detail,
         )
         self.entries = _trainable_views(rows, processor, lpg.min_box_side)  # (E, 2): row, view of the row
         super().__init__(len(self.entries), settings.run.seed, phase)
 
-    def sample(self, entry: int, rng: np.random.Generator) -> dict:
+    def processor_at(self, position: int) -> LPGImageProcessor:
+        """The processor with the side of the box views of a position's step, which `lpg.view_sizes` may make grow."""
+        lpg = self.settings.lpg
+        if not lpg.view_sizes:
+            return self.processor
+        part = position // lpg.batch_size * len(lpg.view_sizes) // lpg.steps
+        resized = copy.copy(self.processor)
+        resized.view_size = lpg.view_sizes[min(part, len(lpg.view_sizes) - 1)]
+        return resized
+
+    def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
+        processor = self.processor_at(position)
         index, view_index = (int(v) for v in self.entries[entry])
         row, settings = self.rows[index], self.settings.lpg
         image = decode_image(row)
         height, width = image.shape[:2]
         boxes, labels = row_boxes(row)
-        view = self.processor.views(boxes, labels, height, width)[view_index]
-        view = self.processor.random_view(view, (height, width), rng, self.augmentation)
+        view = processor.views(boxes, labels, height, width)[view_index]
+        view = processor.random_view(view, (height, width), rng, self.augmentation)
         if settings.color_jitter > 0:
             image = _jitter_color(image, settings.color_jitter, rng)
+        if settings.degrade > 0 and rng.random() < settings.degrade:
+            image = _degraded(image, view, rng)
         target = object_mask(row, view_index) if settings.target == "object" else class_mask(row, view.label)
-        seen = target[box_slices(boxes[view_index], *target.shape)] if self.processor.view == "box" else target
+        seen = target[box_slices(boxes[view_index], *target.shape)] if processor.view == "box" else target
         if not (seen == 1).any():
             target = np.full_like(target, IGNORE_INDEX)  # a box without any mask pixel (SBD has some) teaches nothing
         prob = None if self.class_probs is None else self.class_probs(index, view.label)
         if prob is not None and rng.random() < settings.class_prob_dropout:
             prob = np.zeros_like(prob)
-        sample = self.processor.encode(image, view, prob, target, pad_label=settings.pad_label)
+        sample = processor.encode(image, view, prob, target, pad_label=settings.pad_label)
         return sample | {"name": f"{row['file_name']} class {view.label}"}
 
 
@@ -105,6 +124,24 @@ def _jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) 
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         jittered = enhance(jittered).enhance(rng.uniform(1 - strength, 1 + strength))
     return np.asarray(jittered)
+
+
+def _degraded(image: np.ndarray, view: View, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 RGB whose part in the view is grey, noisy or blurred, as images of other domains are."""
+    part = visible_part(view, *image.shape[:2])
+    pixels = np.ascontiguousarray(image[part])
+    kind = rng.integers(3)
+    if kind == 0:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    elif kind == 1:
+        noise = rng.normal(0, rng.uniform(*_NOISE_DEVIATIONS), pixels.shape)
+        pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    else:
+        radius = rng.uniform(*_BLUR_RADII) * max(pixels.shape)
+        pixels = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+    degraded = image.copy()
+    degraded[part] = pixels
+    return degraded
 
 
 def _trainable_views(rows: Dataset, processor: LPGImageProcessor, min_box_side: float) -> np.ndarray:
@@ -141,7 +178,7 @@ class SegmenterCrops(Positions):
         self.rows, self.normalization, self.settings, self.labels = rows, normalization, settings, labels
         super().__init__(len(rows), settings.run.seed, phase)
 
-    def sample(self, entry: int, rng: np.random.Generator) -> dict:
+    def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
         row, settings = self.rows[entry], self.settings.segmenter
         image = decode_image(row)
         label_map = self.labels(entry, row)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lpg_hf.models.losses import pixel_cross_entropy
 from training.checkpoint import Checkpoints, TrainingState
 from training.config import LPGSettings, SegmenterSettings
-from training.optim import build_optimizer, lpg_groups, poly_factor, segmenter_groups, set_learning_rate
+from training.optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
 from training.run import Run
 from training.samples import Positions, StepBatches, step_loader
 
@@ -37,7 +37,9 @@ class Phase:
         settings: that section.
         num_steps: optimiser steps.
         folder: for checkpoints.
-        ema: decay per step of an exponential average of the weights, which the model has in the end; 0: none.
+        ema: decay per step of an exponential average of the weights, which the model has in the end, see
+            `average_weights`; 0: none.
+        schedule: of the learning rate, see `rate_factor`.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Phase:
     num_steps: int
     folder: Path
     ema: float = 0.0
+    schedule: str = "poly"
 
     def micro_batches(self, num_processes: int) -> tuple[int, int]:
         """Number and size of the micro-batches of a process in one step.
@@ -78,7 +81,7 @@ def train_lpg(run: Run, model: nn.Module, samples: Positions, name: str, folder:
     """
     settings = run.settings.lpg
     optimizer = build_optimizer(settings.optimizer, lpg_groups(model, settings))
-    phase = Phase(name, "lpg", settings, settings.steps, folder, settings.ema)
+    phase = Phase(name, "lpg", settings, settings.steps, folder, settings.ema, settings.schedule)
     return train(run, phase, model, optimizer, samples, _lpg_loss)
 
 
@@ -151,7 +154,7 @@ def train(
     log = _StepLog(run, phase, state.step)
     for step in range(state.step, phase.num_steps):
         _seed_step(run, samples, step)
-        set_learning_rate(stepper, poly_factor(state.updates, phase.num_steps))
+        set_learning_rate(stepper, rate_factor(state.updates, phase.num_steps, phase.schedule))
         loss = torch.zeros((), device=accelerator.device)
         for micro in range(num_micro):
             is_last = micro == num_micro - 1

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from tqdm import tqdm
@@ -78,6 +79,8 @@ class Comparison:
         per: "class" or "instance", see `assemble`.
         indices: images of the source.
         shown: those of `indices` whose label maps are wanted for the panel.
+        box_offsets: each edge of a box moves outwards by a share of the box's size from this range before a generator
+            gets it; below 0: inwards. The ground truth stays. (0, 0): the boxes as they are annotated.
     """
 
     data: ComparedData
@@ -85,6 +88,7 @@ class Comparison:
     per: str = "instance"
     indices: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()
+    box_offsets: tuple[float, float] = (0.0, 0.0)
 
     def as_dict(self) -> dict:
         """For a json file."""
@@ -99,6 +103,7 @@ class Comparison:
             "per": self.per,
             "indices": self.indices,
             "shown": self.shown,
+            "box_offsets": self.box_offsets,
         }
 
 
@@ -171,8 +176,8 @@ def compare(
             f"{source.file_names[0] if len(source) else '(no image)'}. Label maps have the image's relative "
             f"path, with .png."
         )
-    indices = _evenly(with_truth, limit or len(with_truth))
-    chosen = replace(comparison, indices=indices, shown=_evenly(indices, num_shown))
+    indices = evenly(with_truth, limit or len(with_truth))
+    chosen = replace(comparison, indices=indices, shown=evenly(indices, num_shown))
     context = multiprocessing.get_context("spawn")
     rows = []
     for name in names:
@@ -199,7 +204,7 @@ def measure(comparison: Comparison, name: str) -> Row:
     if truth.report is not None:
         row.reports["ground truth"] = truth.report
     for index in tqdm(comparison.indices, desc=name, disable=None, leave=False):
-        usable = _image_and_truth(source, truth, index, row)
+        usable = _image_and_truth(source, truth, index, row, comparison.box_offsets)
         if usable is None:
             continue
         record, image, true = usable
@@ -233,7 +238,7 @@ def measure(comparison: Comparison, name: str) -> Row:
 
 
 def _image_and_truth(
-    source: Source, truth: Truth, index: int, row: Row
+    source: Source, truth: Truth, index: int, row: Row, box_offsets: tuple[float, float]
 ) -> tuple[Record, BoxedImage, ImageTruth] | None:
     """An image with its boxes and ground truth; None where one of them cannot be used, which the row then says."""
     report = Report()
@@ -244,10 +249,29 @@ def _image_and_truth(
     if record is None or pixels is None:
         return None
     try:
-        return record, boxed_image(pixels, record), truth.of(record)
+        return record, boxed_image(pixels, with_moved_boxes(record, box_offsets)), truth.of(record)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
         row.skipped.append(f"{record.file_name}: {error}")
         return None
+
+
+def with_moved_boxes(record: Record, offsets: tuple[float, float]) -> Record:
+    """The record with every edge of its boxes moved outwards by a share of the box's size, cut to the image.
+
+    The shares are drawn between the two `offsets`, for an image always the same; equal offsets move all edges alike.
+    """
+    low, high = offsets
+    if low == high == 0:
+        return record
+    rng = np.random.default_rng(crc32(record.file_name.encode("utf-8")))
+    moved = []
+    for item in record.objects:
+        x1, y1, x2, y2 = item.box
+        shares = rng.uniform(low, high, 4)
+        left, right = (float(x) for x in np.clip((x1, x2) + shares[:2] * [x1 - x2, x2 - x1], 0, record.width))
+        top, bottom = (float(y) for y in np.clip((y1, y2) + shares[2:] * [y1 - y2, y2 - y1], 0, record.height))
+        moved.append(replace(item, box=(left, top, right, bottom)))
+    return replace(record, objects=moved)
 
 
 def peak_memory_mb() -> float | None:
@@ -274,7 +298,7 @@ def _peak_gpu_memory_mb() -> float | None:
     return torch.cuda.max_memory_allocated() / 1024**2
 
 
-def _evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
+def evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
     """At most `count` of the items, evenly spaced, the first among them."""
     step = max(1.0, len(items) / count) if count else np.inf
     return tuple(items[int(i * step)] for i in range(min(count, len(items))))

@@ -1,5 +1,6 @@
 """Generators that come with the package, so that the first call needs no download."""
 
+import os
 from pathlib import Path
 
 
@@ -19,3 +20,8 @@ def bundled(name: str = "lpg-small") -> Path:
     if name not in BUNDLED:
         raise ValueError(f"no generator {name!r} comes with the package. There is: {', '.join(BUNDLED)}.")
     return Path(__file__).parents[1] / "weights" / name
+
+
+def named_stage(source: str | os.PathLike) -> str | os.PathLike:
+    """The folder of the bundled generator that `source` names, else `source`; a folder of that name comes first."""
+    return bundled(str(source)) if str(source) in BUNDLED and not Path(source).exists() else source

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lpg_hf.generators.base import BoxedImage, GeneratorOptions, MaskGenerator, Patch, weights_digest
-from lpg_hf.generators.bundle import bundled
+from lpg_hf.generators.bundle import bundled, named_stage
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
@@ -70,7 +70,8 @@ class LPGGenerator(MaskGenerator):
             ValueError: the model is not an LPG, its weights cannot be read, or the device does not exist.
         """
         device, dtype = options.placement()
-        folder = fetch_stage(bundled() if options.model is None else options.model, options.revision, kind="lpg")
+        source = bundled() if options.model is None else named_stage(options.model)
+        folder = fetch_stage(source, options.revision, kind="lpg")
         with reading_weights(folder):
             network = LPGModel.from_pretrained(folder, dtype=torch.float32)
         segmenter = None

@@ -6,7 +6,8 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
-ENCODERS = ("squeezenet", "vgg16", "auto")  # of an image alone, with a top-down decoder that takes the other inputs
+# Of an image alone, with a top-down decoder that takes the other inputs.
+ENCODERS = ("squeezenet", "vgg16", "efficientnet_lite0", "auto")
 BACKBONES = ("hourglass", "resnet18", "resnet101", *ENCODERS)
 
 
@@ -17,9 +18,10 @@ class LPGConfig(PreTrainedConfig):
     Args:
         backbone: `"hourglass"` (the paper's default, trained from scratch), `"resnet18"` or `"resnet101"` (the paper's
             other two), or an ImageNet-pretrained encoder with a top-down decoder (ours, for a few hundred auxiliary
-            images): `"squeezenet"` (SqueezeNet 1.1), `"vgg16"` (up to conv5_3), or `"auto"`, any `AutoBackbone` of
-            transformers. VGG16 and most backbones were trained on RGB with ImageNet's mean and standard deviation;
-            both are settings of the image processor (`image_mean`, `image_std`).
+            images): `"squeezenet"` (SqueezeNet 1.1), `"vgg16"` (up to conv5_3), `"efficientnet_lite0"` (up to its last
+            block of stride 16), or `"auto"`, any `AutoBackbone` of transformers. VGG16 and most backbones were trained
+            on RGB with ImageNet's mean and standard deviation, EfficientNet-Lite0 on (RGB - 127) / 128; both are
+            settings of the image processor (`image_mean`, `image_std`).
         backbone_config: auto; config of the backbone, or its dict with a `model_type`. Its `out_features` must have
             strides 4, 8, 16, ... up to 64 (coarser ones are skipped). The last stage alone, transformers' default,
             stands for all stages.
@@ -36,12 +38,15 @@ class LPGConfig(PreTrainedConfig):
         context_size: encoders; channels of each level that is coarser than the encoder, down to stride 64.
         stem_size: encoders; channels of the strided stem through which image, boxes and probability enter.
         num_frozen_stages: encoders; how many stages, counted from the image, keep their weights and batch statistics.
-            A stage of squeezenet and vgg16 ends before a pooling; the first one of a backbone is its embeddings.
+            A stage of squeezenet and vgg16 ends before a pooling, one of efficientnet_lite0 where the stride doubles;
+            the first one of a backbone is its embeddings.
         output_stride: resnets; stride of the trunk's last feature map (8, 16 or 32). Logits always have stride 4.
         outside_box_loss_weight: weight of the loss outside the boxes, where the mask is cut away anyway.
             Paper: 1.0 (the loss is over the whole crop).
         object_loss_weight: weight of the loss at the object's pixels; the others have 1. A pixel then belongs to the
             object from a probability of 1 / (1 + weight) on. Paper: 1.0.
+        dice_loss_weight: weight of a soft Dice loss inside the boxes, added to the cross entropy; all objects count
+            the same in it, however much of their box they fill. Paper: 0.0.
         semantic_loss_ignore_index: label that takes no part in the loss.
     """
 
@@ -64,6 +69,7 @@ class LPGConfig(PreTrainedConfig):
     output_stride: int = 8
     outside_box_loss_weight: float | int = 1.0
     object_loss_weight: float | int = 1.0
+    dice_loss_weight: float | int = 0.0
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):

@@ -131,9 +131,7 @@ class LPGImageProcessor(PilBackend):
         if self.view == "image":
             scale = augmentation.scales[int(rng.integers(len(augmentation.scales)))]
             return random_image_view(view.boxes, view.label, *size, augmentation.crop_size, scale, rng)
-        context, jitter = augmentation.context, augmentation.jitter
-        low_detail = augmentation.low_detail
-        return random_box_view(view.boxes[0], view.label, self.view_size, rng, context, jitter, low_detail)
+        return random_box_view(view.boxes[0], view.label, self.view_size, rng, augmentation)
 
     def encode(
         self,

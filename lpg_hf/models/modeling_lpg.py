@@ -16,7 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from .configuration_lpg import ENCODERS, LPGConfig
-from .losses import pixel_cross_entropy
+from .efficientnet_lite import EfficientNetLite0Encoder
+from .losses import box_dice, pixel_cross_entropy
 from .resnet import ResNetTrunk
 
 
@@ -358,11 +359,18 @@ class EncoderDecoder(nn.Module):
         return self.head(x), tuple(features)
 
 
-def _encoder(config: LPGConfig) -> SqueezeNetEncoder | VGG16Encoder | BackboneEncoder:
+def _encoder(
+    config: LPGConfig,
+) -> SqueezeNetEncoder | VGG16Encoder | EfficientNetLite0Encoder | BackboneEncoder:
     """A module of an image -> feature maps of the strides 4, 8, ...; `hidden_sizes` are their channels."""
     if isinstance(config.backbone_config, PreTrainedConfig):  # backbone="auto"
         return BackboneEncoder(config.backbone_config)
-    return {"squeezenet": SqueezeNetEncoder, "vgg16": VGG16Encoder}[config.backbone]()
+    encoders = {
+        "squeezenet": SqueezeNetEncoder,
+        "vgg16": VGG16Encoder,
+        "efficientnet_lite0": EfficientNetLite0Encoder,
+    }
+    return encoders[config.backbone]()
 
 
 class LPGPreTrainedModel(PreTrainedModel):
@@ -371,7 +379,7 @@ class LPGPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ResidualBlock", "Fire"]
+    _no_split_modules = ["ResidualBlock", "Fire", "InvertedBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -422,7 +430,7 @@ class LPGModel(LPGPreTrainedModel):
         Returns:
             [`LPGOutput`] with (B, 2, ceil(H/4), ceil(W/4)) logits, and the loss if `labels` are given: float32 cross
             entropy at the logits' resolution, weighted by `config.outside_box_loss_weight` outside the boxes and by
-            `config.object_loss_weight` on the object.
+            `config.object_loss_weight` on the object, plus `config.dice_loss_weight` times the `box_dice` inside them.
 
         Raises:
             ValueError: an input is missing, is given to a model built without it, or has another size.
@@ -443,12 +451,12 @@ class LPGModel(LPGPreTrainedModel):
 
         loss = None
         if labels is not None:
-            loss = pixel_cross_entropy(
-                logits,
-                labels,
-                weight=self._loss_weight(labels, box_mask),
-                ignore_index=self.config.semantic_loss_ignore_index,
-            )
+            ignored = self.config.semantic_loss_ignore_index
+            weight = self._loss_weight(labels, box_mask)
+            loss = pixel_cross_entropy(logits, labels, weight=weight, ignore_index=ignored)
+            if self.config.dice_loss_weight > 0:
+                dice = box_dice(logits, labels, box_mask[:, 0], ignore_index=ignored)
+                loss = loss + self.config.dice_loss_weight * dice
         output = LPGOutput(loss=loss, logits=logits, hidden_states=hidden_states if output_hidden_states else None)
         return output if return_dict else output.to_tuple()
 

@@ -32,14 +32,20 @@ class Augmentation:
         crop_size: side of the crop of an image view in pixels.
         scales: factors of which one is drawn for an image view.
         context: range of the margin of a box view, as a share of the longer box side.
-        jitter: how far an edge of a box view's box may move, as a share of the box's size.
-        low_detail: share of box views whose pixels are reduced first, as those of small objects are.
+        jitter: how far an edge of a box view's box may move, as a share of the box's size (its width or its height).
+        noise: share of box views whose box fits badly: its edges move within `noise_range` in place of `jitter`.
+        noise_range: how far an edge may move outwards, from and to, as shares of the box's size; below 0: inwards. The
+            edges move together, or each alone, or anything between.
+        low_detail: share of box views that are reduced to a side between `LEAST_DETAIL` pixels and the view's side,
+            log-uniformly, as small objects are.
     """
 
     crop_size: int
     scales: Sequence[float]
     context: tuple[float, float]
     jitter: float
+    noise: float = 0.0
+    noise_range: tuple[float, float] = (-0.15, 0.3)
     low_detail: float = 0.0
 
 
@@ -113,24 +119,30 @@ def random_box_view(
     label: int,
     size: int,
     rng: np.random.Generator,
-    context: tuple[float, float],
-    jitter: float,
-    low_detail: float = 0.0,
+    augmentation: Augmentation,
 ) -> View:
-    """A training view of one box: random context, box edges moved by up to `jitter` of the box's size, random flip.
-
-    A share `low_detail` of the views is reduced to a side between `LEAST_DETAIL` pixels and `size`, log-uniformly.
-    """
+    """A training view of one box: edges moved, random context, random flip; see `Augmentation`."""
     box = np.asarray(box, dtype=np.float32)
     extent = np.array([box[2] - box[0], box[3] - box[1]] * 2, dtype=np.float32)
-    drawn = box + rng.uniform(-jitter, jitter, 4).astype(np.float32) * extent
+    offsets = rng.uniform(-augmentation.jitter, augmentation.jitter, 4)
+    if augmentation.noise > 0 and rng.random() < augmentation.noise:
+        offsets = _bad_fit(augmentation.noise_range, rng)
+    drawn = box + offsets.astype(np.float32) * extent
     if drawn[2] <= drawn[0] or drawn[3] <= drawn[1]:
         drawn = box
-    window = box_window(drawn, rng.uniform(*context))
+    window = box_window(drawn, rng.uniform(*augmentation.context))
     flip, detail = bool(rng.random() < 0.5), None
-    if low_detail > 0 and rng.random() < low_detail:
+    if augmentation.low_detail > 0 and rng.random() < augmentation.low_detail:
         detail = round(size * (LEAST_DETAIL / size) ** rng.random())
     return View(int(label), drawn[None], window, (size, size), flip, detail)
+
+
+def _bad_fit(noise_range: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """(4,) offsets of x1, y1, x2, y2 in shares of the box's size: of all sides together, or of each alone."""
+    together, common, alone = rng.random(), rng.random(), rng.random(4)
+    low, high = noise_range
+    outwards = low + (high - low) * (together * common + (1 - together) * alone)
+    return outwards * [-1, -1, 1, 1]
 
 
 def random_window(

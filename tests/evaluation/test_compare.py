@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from lpg_hf.cli import app
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.evaluation.compare import (
     COLUMNS,
     ComparedData,
@@ -24,6 +25,7 @@ from lpg_hf.evaluation.compare import (
     measure,
     peak_memory_mb,
     table,
+    with_moved_boxes,
     write,
 )
 from lpg_hf.generators.base import GeneratorOptions
@@ -100,6 +102,29 @@ def comparison(tree: Path, annotations: str = "boxes.json", truth: str = "full.j
     data = ComparedData(str(tree / annotations), str(tree / "images"), str(tree / truth), options=options)
     chosen = {"indices": (0, 1, 2), "shown": (0,)} | changes
     return Comparison(data, GeneratorOptions(**{"device": "cpu"} | loaded), **chosen)
+
+
+def test_boxes_are_moved_for_the_generator_and_not_for_the_truth(tree):
+    """+10 % on each side: 26.4 x 24 pixels touched as 28 x 24, 12 x 24, and 48 x 48 of which 4 leave the image."""
+    row = measure(comparison(tree, box_offsets=(0.1, 0.1)), "box")
+    assert (row.num_boxes, row.skipped) == (3, [])
+    ious = (400 / (28 * 24), 200 / (12 * 24), 800 / (48 * 48))
+    assert row.scores["mean_box_iou"] == pytest.approx(np.mean(ious))
+
+
+def test_moved_boxes_stay_in_the_image_and_are_the_same_again():
+    objects = [BoxObject((10.0, 10.0, 30.0, 20.0), 0, 200.0), BoxObject((0.0, 0.0, 40.0, 40.0), 1, 1600.0)]
+    record = Record(None, "a.png", "1", (40, 40), objects)
+    assert with_moved_boxes(record, (0.0, 0.0)) is record
+    assert with_moved_boxes(record, (-0.1, -0.1)).objects[0].box == pytest.approx((12, 11, 28, 19))
+    moved = with_moved_boxes(record, (-0.1, 0.25))
+    assert moved == with_moved_boxes(record, (-0.1, 0.25)) and record.objects is objects
+    assert moved.objects[0].box != pytest.approx(objects[0].box)
+    for item in moved.objects:
+        x1, y1, x2, y2 = item.box
+        assert 0 <= x1 < x2 <= 40 and 0 <= y1 < y2 <= 40
+    other = with_moved_boxes(dataclasses.replace(record, file_name="b.png"), (-0.1, 0.25))
+    assert other.objects[0].box != moved.objects[0].box
 
 
 @pytest.mark.parametrize("per", ["class", "instance"])

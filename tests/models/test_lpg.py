@@ -40,6 +40,7 @@ TINY = {
     "resnet101": {},
     "squeezenet": TINY_DECODER,
     "vgg16": TINY_DECODER,
+    "efficientnet_lite0": TINY_DECODER,
     "auto": {**TINY_DECODER, "backbone_config": TINY_RESNET},
 }
 SMALL_BACKBONES = ("hourglass", "squeezenet", "resnet18", "auto")
@@ -85,6 +86,7 @@ def count(module):
         ("resnet101", 42_507_394, 42_510_530),  # Table II: 42.51 M
         ("squeezenet", 3_146_690, 3_152_066),
         ("vgg16", 17_175_746, 17_181_122),
+        ("efficientnet_lite0", 2_134_242, 2_139_618),
     ],
 )
 def test_number_of_parameters_is_the_published_one(backbone, without_prob, with_prob):
@@ -130,7 +132,8 @@ def test_output_stride_is_the_trunks_and_not_the_logits():
 
 def test_unknown_backbone_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="'vgg19' is unknown.*hourglass, resnet18, resnet101, squeezenet, vgg16, auto"
+        ValueError,
+        match="'vgg19' is unknown.*hourglass, resnet18, resnet101, squeezenet, vgg16, efficientnet_lite0, auto",
     ):
         LPGConfig(backbone="vgg19")
 
@@ -254,6 +257,7 @@ def test_backbone_has_the_type_of_the_model_and_not_of_its_own_checkpoint(tmp_pa
 FROZEN = {
     "squeezenet": "features.([0-4])",
     "vgg16": "features.([0-8])",
+    "efficientnet_lite0": "(stem|blocks.[0-2])",
     "auto": "backbone.(embedder|encoder.stages.0)",
 }
 
@@ -299,6 +303,14 @@ def test_stages_that_cannot_be_frozen_are_refused():
     without_embeddings = {"model_type": "dinov3_convnext", **TINY_STAGES}
     with pytest.raises(ValueError, match="DINOv3ConvNextBackbone does not name its .*set num_frozen_stages to 0"):
         build("auto", backbone_config=without_embeddings, num_frozen_stages=1)
+
+
+def test_dice_is_added_with_its_weight():
+    values, labels = inputs(32, 32), random_labels(32, 32)
+    with torch.no_grad():
+        losses = [build(dice_loss_weight=weight)(**values, labels=labels).loss for weight in (0.0, 1.0, 2.0)]
+    assert losses[0] < losses[1]
+    torch.testing.assert_close(losses[2] - losses[1], losses[1] - losses[0])
 
 
 # Inputs

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lpg_hf.boxes import boxes_to_mask
 from lpg_hf.models import views_lpg
 from lpg_hf.models.views_lpg import (
+    Augmentation,
     View,
     box_mask_of_view,
     box_views,
@@ -51,12 +52,16 @@ every_view = pytest.mark.parametrize(
 )
 
 
+def box_augmentation(context, jitter, **noise):
+    return Augmentation(crop_size=32, scales=(1.0,), context=context, jitter=jitter, **noise)
+
+
 def random_views(rng, number=60):
     """Views of all kinds, among them scaled, padded and flipped ones."""
     for _ in range(number):
         x1, y1 = rng.uniform(-10, WIDTH - 2), rng.uniform(-10, HEIGHT - 2)
         box = np.array([x1, y1, x1 + rng.uniform(12, 60), y1 + rng.uniform(12, 60)], dtype=np.float32)
-        yield random_box_view(box, 1, int(rng.integers(8, 120)), rng, (0.0, 0.6), 0.2)
+        yield random_box_view(box, 1, int(rng.integers(8, 120)), rng, box_augmentation((0.0, 0.6), 0.2))
         yield random_image_view(
             box[None], 1, HEIGHT, WIDTH, int(rng.integers(8, 120)), rng.choice([0.5, 0.77, 1, 1.5, 2]), rng
         )
@@ -393,7 +398,7 @@ def test_random_box_view_moves_each_edge_by_the_jitter_at_most():
     rng = np.random.default_rng(0)
     box = np.array(BOXES["inside"], dtype=np.float32)
     extent = np.array([38, 32, 38, 32])
-    drawn = [random_box_view(box, 4, 24, rng, (0.1, 0.4), 0.1) for _ in range(200)]
+    drawn = [random_box_view(box, 4, 24, rng, box_augmentation((0.1, 0.4), 0.1)) for _ in range(200)]
     moved = np.stack([view.boxes[0] for view in drawn]) - box
     assert (np.abs(moved) <= 0.1 * extent + 1e-4).all() and (np.abs(moved).max(axis=0) > 0.08 * extent).all()
     assert {view.flip for view in drawn} == {False, True}
@@ -404,10 +409,24 @@ def test_random_box_view_moves_each_edge_by_the_jitter_at_most():
         assert 1.2 * longer - 0.51 <= side <= 1.8 * longer + 0.51
 
 
+def test_a_share_of_the_boxes_fits_badly_within_the_range_together_or_side_by_side():
+    rng = np.random.default_rng(0)
+    box = np.array(BOXES["inside"], dtype=np.float32)
+    extent = np.array([-38, -32, 38, 32])  # outwards
+    augmentation = box_augmentation((0.1, 0.4), jitter=0.0, noise=0.5, noise_range=(-0.15, 0.3))
+    drawn = [random_box_view(box, 4, 24, rng, augmentation) for _ in range(400)]
+    moved = (np.stack([view.boxes[0] for view in drawn]) - box) / extent
+    noisy = moved[np.abs(moved).max(axis=1) > 0]
+    assert 160 < len(noisy) < 240 and noisy.min() >= -0.151 and noisy.max() <= 0.301
+    assert noisy.min() < -0.1 and noisy.max() > 0.25
+    assert (noisy.min(axis=1) > 0.15).sum() > 5  # loose on all sides
+    assert ((noisy.max(axis=1) > 0.05) & (noisy.min(axis=1) < -0.02)).sum() > 20  # loose on one, tight on another
+
+
 def test_random_box_view_without_jitter_keeps_the_box_and_one_that_would_vanish_too():
     rng = np.random.default_rng(0)
     box = np.array(BOXES["inside"], dtype=np.float32)
-    assert (random_box_view(box, 4, 24, rng, (0.25, 0.25), 0.0).boxes[0] == box).all()
+    assert (random_box_view(box, 4, 24, rng, box_augmentation((0.25, 0.25), 0.0)).boxes[0] == box).all()
     for _ in range(50):
-        x1, y1, x2, y2 = random_box_view(box, 4, 24, rng, (0.25, 0.25), 3.0).boxes[0]
+        x1, y1, x2, y2 = random_box_view(box, 4, 24, rng, box_augmentation((0.25, 0.25), 3.0)).boxes[0]
         assert x1 < x2 and y1 < y2

@@ -145,6 +145,13 @@ def test_a_missing_file_is_named(tmp_path):
         {"lpg.context_range": [0.1, 0.2, 0.3]},
         {"lpg.low_detail": 1.5, "lpg.processor.view": "box"},
         {"lpg.low_detail": 0.5, "lpg.processor.view": "image"},
+        {"lpg.schedule": "steps"},
+        {"lpg.degrade": 0.5},  # of image views
+        {"lpg.box_noise": 0.5},
+        {"lpg.box_noise": 1.5, "lpg.processor.view": "box"},
+        {"lpg.view_sizes": [128], "lpg.processor.view": "image"},
+        {"lpg.view_sizes": [0], "lpg.processor.view": "box"},
+        {"lpg.view_sizes": [128.5], "lpg.processor.view": "box"},
         {"lpg.color_jitter": -0.1},
         {"lpg.class_prob_dropout": 1.0},
         {"lpg.class_prob_dropout": 0.5, "run.num_stages": 1, "lpg.stage1_class_prob": False},

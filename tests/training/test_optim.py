@@ -15,7 +15,14 @@ from lpg_hf import (
     DeepLabV2ForSemanticSegmentation,
 )
 from training.config import SegmenterSettings
-from training.optim import build_optimizer, check_complete, poly_factor, segmenter_groups, set_learning_rate
+from training.optim import (
+    build_optimizer,
+    check_complete,
+    poly_factor,
+    rate_factor,
+    segmenter_groups,
+    set_learning_rate,
+)
 
 
 SMALL = {"depths": [1, 1, 1, 1], "stem_size": 8, "hidden_sizes": [8, 8, 8, 8], "block": "basic"}
@@ -81,3 +88,12 @@ def test_the_schedule_keeps_the_ratios_of_the_groups():
     set_learning_rate(optimizer, 0.25)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([2.5e-4, 5e-4, 2.5e-3, 5e-3])
     assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_the_rate_falls_as_poly_or_after_a_rise_as_cosine():
+    assert [rate_factor(t, 10, "poly") for t in range(10)] == [poly_factor(t, 10) for t in range(10)]
+    factors = [rate_factor(t, 1000, "cosine") for t in range(1001)]
+    assert factors[0] == pytest.approx(1 / 20) and max(factors) == factors[19] < 1
+    assert factors[500] == pytest.approx(0.5) and factors[1000] == pytest.approx(0)
+    assert factors[20:] == sorted(factors[20:], reverse=True)
+    assert rate_factor(0, 3, "cosine") == 1  # of few steps, none is for the rise

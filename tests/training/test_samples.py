@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import pickle
 from shutil import copytree
@@ -17,7 +18,7 @@ from training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, s
 
 
 class Entries(Positions):
-    def sample(self, entry, rng):
+    def sample(self, entry, rng, position):
         return {"entry": np.int64(entry), "draw": np.float64(rng.random()), "name": str(entry)}
 
 
@@ -159,6 +160,44 @@ def test_colour_jitter_changes_colours_and_nothing_else(settings):
     assert not np.array_equal(one["pixel_values"], other["pixel_values"])
 
 
+def test_views_grow_in_the_course_of_training_whatever_the_start(settings):
+    steps = {"lpg.processor.view": "box", "lpg.steps": 3, "lpg.batch_size": 2}
+    growing = lpg_views(changed(settings, steps | {"lpg.view_sizes": [32, 48]}))
+    sides = [growing[position]["labels"].shape[0] for position in range(8)]
+    assert sides == [32, 32, 32, 32, 48, 48, 48, 48]  # steps 0 and 1, then step 2 and any beyond the last
+    fixed = lpg_views(changed(settings, steps | {"lpg.processor.view_size": 48}))
+    assert np.array_equal(fixed[5]["pixel_values"], growing[5]["pixel_values"])
+
+
+def test_a_box_that_fits_badly_keeps_the_mask_of_its_object(settings):
+    boxes = {"lpg.processor.view": "box", "lpg.processor.view_size": 48, "lpg.box_jitter": 0.0}
+    noisy, tight = (lpg_views(changed(settings, boxes | {"lpg.box_noise": 1.0})) for _ in range(2))
+    noisy.augmentation = dataclasses.replace(noisy.augmentation, noise_range=(0.3, 0.3))
+    tight.augmentation = dataclasses.replace(tight.augmentation, noise_range=(-0.15, -0.15))
+    for position in range(6):
+        loose, cut = noisy[position], tight[position]
+        assert not ((loose["labels"] == 1) & (loose["box_mask"][0] == 0)).any()
+        assert ((cut["labels"] == 1) & (cut["box_mask"][0] == 0)).any()
+
+
+def test_degraded_views_are_grey_noisy_or_blurred_and_nothing_else_changes(settings):
+    boxes = changed(settings, {"lpg.processor.view": "box", "lpg.processor.view_size": 48})
+    plain, degraded = lpg_views(boxes), lpg_views(changed(boxes, {"lpg.degrade": 1.0}))
+    processor = boxes.lpg.processor
+    mean, std = (np.array(processor[name], np.float32)[:, None, None] for name in ("image_mean", "image_std"))
+    kinds = set()
+    for position in range(16):
+        one, other = plain[position], degraded[position]
+        assert np.array_equal(one["box_mask"], other["box_mask"])
+        before, after = (s["pixel_values"] * std + mean for s in (one, other))
+        if np.ptp(after[:, 16:32, 16:32], axis=0).max() < 0.01:
+            kinds.add("grey")
+        else:
+            rougher = np.abs(np.diff(after)).mean() > np.abs(np.diff(before)).mean()
+            kinds.add("noisy" if rougher else "blurred")
+    assert kinds == {"grey", "noisy", "blurred"}
+
+
 def test_the_class_probability_is_dropped_for_whole_samples_in_the_wanted_share(settings):
     rows = load_aux(Run(Accelerator(cpu=True), settings))
 
@@ -227,7 +266,7 @@ def test_a_box_without_a_pixel_of_its_class_teaches_nothing(settings):
     box_views = changed(settings, {"lpg.processor.view": "box", "lpg.processor.view_size": 32})
     samples = LPGViews(rows, lpg_processor(box_views), box_views, "phase", None)
     taught = [
-        bool((samples.sample(entry, np.random.default_rng(0))["labels"] != 255).any())
+        bool((samples.sample(entry, np.random.default_rng(0), 0)["labels"] != 255).any())
         for entry, (row, _) in enumerate(samples.entries)
         if row == index
     ]

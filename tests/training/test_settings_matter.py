@@ -103,6 +103,7 @@ def test_the_same_settings_give_the_same_weights(base, rows, reference, tmp_path
         ("lpg.color_jitter", 0.2),
         ("lpg.processor.box_encoding", "distance"),
         ("lpg.ema", 0.5),
+        ("lpg.schedule", "cosine"),
     ],
 )
 def test_a_setting_of_the_e_step_changes_its_weights(base, rows, reference, tmp_path, name, value):
@@ -116,6 +117,9 @@ def test_a_setting_of_the_e_step_changes_its_weights(base, rows, reference, tmp_
         ("lpg.context_range", [0.3, 0.4]),
         ("lpg.box_jitter", 0.2),
         ("lpg.low_detail", 1.0),
+        ("lpg.view_sizes", [32, 48]),
+        ("lpg.box_noise", 1.0),
+        ("lpg.degrade", 1.0),
         ("lpg.target", "object"),
     ],
 )

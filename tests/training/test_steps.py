@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import LARGEFOV, changed, launch, run_script, settings_of, weights
 
-from training.checkpoint import Checkpoints
+from training.checkpoint import Checkpoints, average_weights
 from training.data import load_aux, load_target
 from training.labels import box_labels
 from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
@@ -88,11 +88,11 @@ def test_an_interrupted_training_ends_with_the_same_weights(accelerator, setting
     _, processor = build_segmenter(settings, ["a", "b", "c", "d"])
 
     class Stopping(SegmenterCrops):
-        def sample(self, entry, rng):
+        def sample(self, entry, rng, position):
             self.count = getattr(self, "count", 0) + 1
             if self.count > 4 * settings.segmenter.batch_size + 1:
                 raise KeyboardInterrupt
-            return super().sample(entry, rng)
+            return super().sample(entry, rng, position)
 
     stopping = Stopping(rows, Normalization.of(processor), settings, "phase", box_labels)
     with pytest.raises(KeyboardInterrupt):
@@ -145,11 +145,11 @@ def test_averaged_weights_are_between_the_steps_and_survive_a_restart(accelerato
         model = build_lpg(averaging, False, None)
 
         class Stopping(LPGViews):
-            def sample(self, entry, rng):
+            def sample(self, entry, rng, position):
                 self.count = getattr(self, "count", 0) + 1
                 if stop_after is not None and self.count > stop_after:
                     raise KeyboardInterrupt
-                return super().sample(entry, rng)
+                return super().sample(entry, rng, position)
 
         samples = Stopping(load_aux(run), lpg_processor(averaging), averaging, "p", None)
         train_lpg(run, model, samples, "p", folder)
@@ -161,6 +161,17 @@ def test_averaged_weights_are_between_the_steps_and_survive_a_restart(accelerato
         trained(tmp_path / "b", 0.7, stop_after=4 * settings.lpg.batch_size + 1)
     resumed = trained(tmp_path / "b", 0.7)
     assert all(torch.equal(resumed[name], value) for name, value in averaged.items())
+
+
+def test_the_average_forgets_the_first_weights_soon():
+    """With a fixed decay of 0.999 it would hold 90 % of them after 100 steps."""
+    averaged, update = torch.zeros(1), average_weights(0.999)
+    for step in range(1, 101):
+        update([averaged], [torch.ones(1)], torch.tensor(step))
+    assert averaged > 0.99
+    before = averaged.clone()
+    update([averaged], [torch.zeros(1)], torch.tensor(100_000))
+    torch.testing.assert_close(averaged, 0.999 * before)
 
 
 def test_a_run_that_would_resume_in_another_precision_is_refused(accelerator, settings, tmp_path):
@@ -179,8 +190,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain
     rows = load_target(Run(accelerator, plain), masks=False)
 
     class Broken(SegmenterCrops):
-        def sample(self, entry, rng):
-            sample = super().sample(entry, rng)
+        def sample(self, entry, rng, position):
+            sample = super().sample(entry, rng, position)
             sample["pixel_values"][:] = float("nan")
             return sample
 
