@@ -173,14 +173,15 @@ def figure(results: list[dict], width: int = 900, height: int = 420) -> Image.Im
     sides = (("two sets of photographs", True), ("domains", False))
     for number, (title, wanted) in enumerate(sides):
         chosen = [cell for cell in results if (cell["set"] in photographs) == wanted]
-        _plot(image, (number * width // 2, 0, (number + 1) * width // 2, height), title, chosen)
+        if chosen:
+            _plot(image, (number * width // 2, 0, (number + 1) * width // 2, height), title, chosen)
     return image
 
 
 def _plot(image: Image.Image, area: tuple[int, int, int, int], title: str, results: list[dict]) -> None:
     """One diagram in an area (x1, y1, x2, y2) of the image, a curve for each generator."""
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    left, top, right, bottom = area[0] + 45, area[1] + 35, area[2] - 15, area[3] - 40
+    left, top, right, bottom = area[0] + 45, area[1] + 35, area[2] - 30, area[3] - 40
     values = {(cell["change"], cell["set"], cell["generator"]): cell for cell in results}
     sets = list(dict.fromkeys(cell["set"] for cell in results))
     shares = {change: CHANGES[change][0] for change in FIGURE_CHANGES}
