@@ -308,7 +308,7 @@ def pull(
 
 
 @app.command("export-data")
-def export_data(
+def _export_data(
     out: Annotated[Path, typer.Argument(help="New folder; it must not exist, or be empty.")],
     format: _Format,
     root: _Root = None,
@@ -390,7 +390,7 @@ def push_data(
 
 
 @app.command("prepare-data")
-def prepare_data(
+def _prepare_data(
     what: Annotated[str, typer.Argument(metavar="coco60|voc-aug|weights", help="What to prepare.")],
     root: Annotated[Path, typer.Option(help="Folder to write to; the paper's configurations read `data`.")],
     archives: Annotated[Path | None, typer.Option(help="Folder of the archives; default: ROOT/archives.")] = None,

@@ -88,7 +88,7 @@ class DemoResult:
     masks: ImageMasks
 
 
-def parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[float], str]]:
+def _parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[float], str]]:
     """Boxes as people write them, one a line: `x1 y1 x2 y2 [label]`, with spaces or commas between.
 
     Args:
@@ -129,7 +129,7 @@ def boxed_image(
     """Checks boxes against their image and numbers their labels.
 
     Args:
-        boxes: from `parse_boxes`; reaching over the border is allowed.
+        boxes: from `_parse_boxes`; reaching over the border is allowed.
         classes: the only labels allowed, upper or lower case; None: any, in the order of their first box.
 
     Returns:
@@ -161,7 +161,7 @@ def boxed_image(
     ), names
 
 
-def box_of_clicks(upload: Upload, first: Sequence[int], second: Sequence[int]) -> list[float]:
+def _box_of_clicks(upload: Upload, first: Sequence[int], second: Sequence[int]) -> list[float]:
     """The box with two clicked pixels of the shown image as opposite corners; both belong to it.
 
     Args:
@@ -195,7 +195,7 @@ def shown(pixels: np.ndarray, side: int = SHOWN_SIDE, *, smooth: bool = True) ->
 
 def draw(upload: Upload, text: str, label: str = DEFAULT_LABEL, corner: Sequence[int] | None = None) -> np.ndarray:
     """The shown image with the boxes of `text`, and a mark at the first corner of the next one."""
-    image, names = boxed_image(upload, parse_boxes(text, label))
+    image, names = boxed_image(upload, _parse_boxes(text, label))
     canvas = np.asarray(shown(upload.pixels))
     canvas = _with_boxes(canvas, image, names)
     if corner is None:
@@ -204,7 +204,7 @@ def draw(upload: Upload, text: str, label: str = DEFAULT_LABEL, corner: Sequence
     return draw_boxes(canvas, np.array([[x - 8, y - 8, x + 9, y + 9]]), [len(names) + 1])
 
 
-def find_masks(
+def _find_masks(
     upload: Upload | None,
     text: str,
     generator: MaskGenerator,
@@ -214,14 +214,14 @@ def find_masks(
     per: str = "instance",
     threshold: float = 0.5,
 ) -> DemoResult:
-    """The masks of the boxes of `text`; arguments as of `parse_boxes`, `boxed_image` and `assemble`.
+    """The masks of the boxes of `text`; arguments as of `_parse_boxes`, `boxed_image` and `assemble`.
 
     Raises:
         ValueError: no image, no boxes, or invalid boxes; the message is for the visitor.
     """
     if upload is None:
         raise ValueError("There is no image yet: drop one on the field above, or click it to choose one.")
-    boxes = parse_boxes(text, label)
+    boxes = _parse_boxes(text, label)
     if not boxes:
         raise ValueError("There is no box yet: click two opposite corners on the image, or write a line of numbers.")
     image, names = boxed_image(upload, boxes, classes)
@@ -229,7 +229,7 @@ def find_masks(
     return DemoResult(upload, image, names, assemble(image, patches, per, threshold=threshold))
 
 
-def result_images(result: DemoResult) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:
+def _result_images(result: DemoResult) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:
     """The images of a result.
 
     Returns:
@@ -253,7 +253,7 @@ def result_images(result: DemoResult) -> tuple[np.ndarray, np.ndarray, list[tupl
     return tinted, colorize(label_map), tiles
 
 
-def result_rows(result: DemoResult) -> list[list]:
+def _result_rows(result: DemoResult) -> list[list]:
     """The table: number, score, fill rate, label and corners of every box."""
     return [
         [number, round(mask.score, 3), round(mask.fill_rate, 3), result.names[label - 1], _line(box)]
@@ -263,7 +263,7 @@ def result_rows(result: DemoResult) -> list[list]:
     ]
 
 
-def write_files(result: DemoResult, folder: str | os.PathLike) -> tuple[Path, Path]:
+def _write_files(result: DemoResult, folder: str | os.PathLike) -> tuple[Path, Path]:
     """Writes a result as the files that `lpg-hf masks` writes for a dataset.
 
     Returns:
@@ -356,7 +356,7 @@ class Page:
         if corner is None:
             corner = list(event.index)
         else:
-            line = f"{_line(box_of_clicks(upload, corner, event.index))} {' '.join(label.split())}".strip()
+            line = f"{_line(_box_of_clicks(upload, corner, event.index))} {' '.join(label.split())}".strip()
             corner, text = None, "\n".join([*filter(str.strip, text.splitlines()), line])
         return corner, text, *self.redraw(upload, text, label, corner)
 
@@ -387,7 +387,7 @@ class Page:
         """The masks, or a message about what is missing."""
         start = time.perf_counter()
         try:
-            result = find_masks(
+            result = _find_masks(
                 upload,
                 text,
                 self.generator(name),
@@ -401,8 +401,8 @@ class Page:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         folder = tempfile.mkdtemp(prefix="lpg_hf_demo_")
-        png, coco = write_files(result, folder)
-        tinted, coloured, tiles = result_images(result)
+        png, coco = _write_files(result, folder)
+        tinted, coloured, tiles = _result_images(result)
         empty = [str(number) for number, mask in enumerate(result.masks.masks, start=1) if mask.area == 0]
         count = len(result.image.boxes)
         message = f"{count} mask{'s' * (count > 1)} by {name} in {time.perf_counter() - start:.2f} s." + (
@@ -412,7 +412,7 @@ class Page:
             f"<p>{html.escape(message)}</p>",
             gr.update(visible=True),
             tinted,
-            result_rows(result),
+            _result_rows(result),
             tiles,
             coloured,
             str(png),

@@ -27,7 +27,7 @@ from benchmarks.running import ROOT, Bench, Busy, Commands, commands, run_cell, 
 from lpg_hf.data.formats.voc import read_voc, write_voc
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Record
-from lpg_hf.data.synthetic import write_synthetic_dataset
+from lpg_hf.data.synthetic import _write_synthetic_dataset
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import COCO_CLASSES, VOC_CLASSES
 from training.parsing import settings_from_dict
@@ -246,7 +246,7 @@ def test_configurations_of_older_results_are_read_in_sections():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("bench_data") / "synthetic"
-    return write_synthetic_dataset(root, num_aux=4, num_target=4, num_eval=3, size=(64, 64), seed=0)
+    return _write_synthetic_dataset(root, num_aux=4, num_target=4, num_eval=3, size=(64, 64), seed=0)
 
 
 @pytest.fixture(scope="module")

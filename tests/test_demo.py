@@ -94,7 +94,7 @@ def run(
     ],
 )
 def test_a_line_is_four_numbers_and_perhaps_a_label(demo, line: str, box: list, label: str):
-    assert demo.parse_boxes(f"\n{line}\n\n", "thing") == [(2, box, label)]
+    assert demo._parse_boxes(f"\n{line}\n\n", "thing") == [(2, box, label)]
 
 
 @pytest.mark.parametrize("line", ["foo", "1 2 3", "1 2 3 nan", "1 2 3 4cat", "1 2 x 4 cat", "{1 2 3 4}", "1 2 3 inf"])
@@ -102,24 +102,24 @@ def test_a_line_that_is_no_box_is_named(demo, line: str):
     with pytest.raises(
         ValueError, match=rf"^Line 2 is not a box: {re.escape(repr(line))}.*x1 y1 x2 y2 label, for example"
     ):
-        demo.parse_boxes(f"1 2 3 4\n{line}\n5 6 7 8")
+        demo._parse_boxes(f"1 2 3 4\n{line}\n5 6 7 8")
 
 
 def test_too_many_boxes_and_too_long_labels_are_refused(demo):
     with pytest.raises(ValueError, match="101 boxes are more than the 100.*lpg-hf masks"):
-        demo.parse_boxes("1 2 3 4\n" * 101)
+        demo._parse_boxes("1 2 3 4\n" * 101)
     with pytest.raises(ValueError, match="label in line 1 has 61 characters; at most 60"):
-        demo.parse_boxes("1 2 3 4 " + "w" * 61)
+        demo._parse_boxes("1 2 3 4 " + "w" * 61)
 
 
 @pytest.mark.parametrize("box", ["200 5 300 50", "30 20 30 50", "30 20 10 40", "0 0 1e999 5"])
 def test_a_box_that_is_empty_or_outside_is_named(demo, upload, box: str):
     with pytest.raises(ValueError, match="box in line 2 is empty or outside the image of 120 x 90 pixels.*x1 < x2"):
-        demo.boxed_image(upload, demo.parse_boxes(f"1 2 3 4\n{box}"))
+        demo.boxed_image(upload, demo._parse_boxes(f"1 2 3 4\n{box}"))
 
 
 def test_boxes_are_clipped_and_labels_numbered_in_their_order(demo, upload):
-    image, names = demo.boxed_image(upload, demo.parse_boxes("-5 10 40 400 dog\n1 2 3 4 cat\n2 2 9 9 dog"))
+    image, names = demo.boxed_image(upload, demo._parse_boxes("-5 10 40 400 dog\n1 2 3 4 cat\n2 2 9 9 dog"))
     assert names == ["dog", "cat"] and image.labels.tolist() == [1, 2, 1]
     assert image.boxes[0].tolist() == [0, 10, 40, HEIGHT]
 
@@ -133,17 +133,17 @@ def test_two_clicks_make_the_box_that_holds_both_pixels(demo, size: tuple[int, i
     width, height = demo.shown(upload.pixels).size
     assert max(width, height) <= demo.SHOWN_SIDE
     last = [width - 1, height - 1]
-    assert demo.box_of_clicks(upload, [0, 0], last) == [0, 0, size[1], size[0]]
+    assert demo._box_of_clicks(upload, [0, 0], last) == [0, 0, size[1], size[0]]
     for first, second in (([0, height - 1], [width - 1, 0]), (last, [0, 0])):
-        assert demo.box_of_clicks(upload, first, second) == [0, 0, size[1], size[0]]
-    x1, y1, x2, y2 = demo.box_of_clicks(upload, *[[width // 2, height // 2]] * 2)
+        assert demo._box_of_clicks(upload, first, second) == [0, 0, size[1], size[0]]
+    x1, y1, x2, y2 = demo._box_of_clicks(upload, *[[width // 2, height // 2]] * 2)
     assert x1 < x2 and y1 < y2
 
 
 def test_a_click_on_an_enlarged_image_is_one_pixel(demo, upload):
     assert demo.shown(upload.pixels).size == (8 * WIDTH, 8 * HEIGHT)
-    assert demo.box_of_clicks(upload, [80, 16], [87, 23]) == [10, 2, 11, 3]
-    assert demo.box_of_clicks(upload, [80, 16], [88, 24]) == [10, 2, 12, 4]
+    assert demo._box_of_clicks(upload, [80, 16], [87, 23]) == [10, 2, 11, 3]
+    assert demo._box_of_clicks(upload, [80, 16], [88, 24]) == [10, 2, 12, 4]
 
 
 def test_clicks_undo_and_clear(demo, page, upload):
@@ -260,7 +260,7 @@ def test_files_hold_the_masks_that_are_shown(demo, page, upload, name: str):
     content = json.loads(Path(result["coco"]).read_text(encoding="utf-8"))
     assert [category["name"] for category in content["categories"]] == ["disc", "corner / odd"]
     assert content["images"] == [{"id": 1, "file_name": "street.jpg", "width": WIDTH, "height": HEIGHT}]
-    found = demo.find_masks(upload, text, page.generator(name))
+    found = demo._find_masks(upload, text, page.generator(name))
     for row, annotation, mask in zip(result["table"], content["annotations"], found.masks.masks, strict=True):
         assert annotation["segmentation"] == mask.rle and annotation["area"] == mask.area
         assert annotation["score"] == round(mask.score, 4) and annotation["fill_rate"] == round(mask.fill_rate, 4)

@@ -44,7 +44,7 @@ SIZE_CATEGORIES = [
 ]
 
 
-def write_shards(dataset: Dataset, folder: Path, split: str, rows_per_shard: int) -> None:
+def _write_shards(dataset: Dataset, folder: Path, split: str, rows_per_shard: int) -> None:
     """Write a dataset as Parquet files `SPLIT-00000-of-0000N.parquet`, images and masks embedded.
 
     Args:
@@ -193,7 +193,7 @@ def write_dataset(
         written = Path(unfinished) / target.name
         (written / "data").mkdir(parents=True)
         for name, dataset in loaded.items():
-            write_shards(dataset, written / "data", name, rows)
+            _write_shards(dataset, written / "data", name, rows)
         write_card(written, loaded, title, TITLES[export.format], export.repo_id)
         if target.is_dir():
             target.rmdir()

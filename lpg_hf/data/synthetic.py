@@ -362,7 +362,7 @@ def _finished(root: Path, settings: dict) -> bool:
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == settings
 
 
-def write_synthetic_dataset(
+def _write_synthetic_dataset(
     root: str | os.PathLike,
     *,
     num_aux: int = 200,
@@ -445,7 +445,7 @@ def main(
 ) -> None:
     """Write the procedural demo dataset."""
     try:
-        write_synthetic_dataset(
+        _write_synthetic_dataset(
             root, num_aux=num_aux, num_target=num_target, num_eval=num_eval, size=(height, width), seed=seed
         )
     except (ValueError, OSError) as error:

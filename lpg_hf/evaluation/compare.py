@@ -249,13 +249,13 @@ def _image_and_truth(
     if record is None or pixels is None:
         return None
     try:
-        return record, boxed_image(pixels, with_moved_boxes(record, box_offsets)), truth.of(record)
+        return record, boxed_image(pixels, _with_moved_boxes(record, box_offsets)), truth.of(record)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
         row.skipped.append(f"{record.file_name}: {error}")
         return None
 
 
-def with_moved_boxes(record: Record, offsets: tuple[float, float]) -> Record:
+def _with_moved_boxes(record: Record, offsets: tuple[float, float]) -> Record:
     """The record with every edge of its boxes moved outwards by a share of the box's size, cut to the image.
 
     The shares are drawn between the two `offsets`, for an image always the same; equal offsets move all edges alike.

@@ -79,7 +79,7 @@ class Truth(Protocol):
         ...
 
 
-class FolderTruth:
+class _FolderTruth:
     """Label maps (PNG) under the images' relative paths."""
 
     report: Report | None = None
@@ -105,7 +105,7 @@ class FolderTruth:
         return os.path.join(self.folder, mask_name(file_name))
 
 
-class CocoTruth:
+class _CocoTruth:
     """Masks of a COCO file; its images meet those of the source by file name, its classes by name."""
 
     def __init__(self, path: str, source: Source, images: str | None, options: ReadOptions) -> None:
@@ -151,7 +151,7 @@ def open_truth(path: str, source: Source, images: str | None, options: ReadOptio
         FileNotFoundError: it does not exist.
     """
     if os.path.isdir(fs_path(path)):
-        return FolderTruth(path)
+        return _FolderTruth(path)
     if not os.path.isfile(fs_path(path)):
         raise FileNotFoundError(f"ground truth {path} does not exist. Pass a folder of label maps or a COCO json.")
-    return CocoTruth(path, source, images, options)
+    return _CocoTruth(path, source, images, options)

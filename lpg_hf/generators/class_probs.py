@@ -25,7 +25,7 @@ from lpg_hf.weight_files import reading_weights
 CLASS_PROB_STRIDE = 8  # pixels per stored probability
 
 
-def padded_size(height: int, width: int) -> tuple[int, int]:
+def _padded_size(height: int, width: int) -> tuple[int, int]:
     """The size to which an image is padded for a segmenter: multiples of 32, right and bottom, after normalization."""
     return -(-height // PAD_MULTIPLE) * PAD_MULTIPLE, -(-width // PAD_MULTIPLE) * PAD_MULTIPLE
 
@@ -154,7 +154,7 @@ class SegmenterProbs:
         """(H, W, 3) uint8 RGB -> the segmenter's input; any thread may do it."""
         pixels, frame = self._processor(image, return_tensors="pt")["pixel_values"][0], image.shape[:2]
         if pixels.shape[1:] == frame:  # A processor that resizes makes the input cover the image, and nothing else.
-            frame = padded_size(*frame)
+            frame = _padded_size(*frame)
             pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))
         return SegmenterInput(pixels, frame)
 

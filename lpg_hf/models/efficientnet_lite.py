@@ -81,7 +81,7 @@ class EfficientNetLite0Encoder(nn.Module):
         return [at_4, at_8, at_16]
 
 
-class SamePad2d(nn.Module):
+class _SamePad2d(nn.Module):
     """TensorFlow's "same" padding of a convolution of stride 2, for even sizes: more at the right and the bottom."""
 
     def __init__(self, kernel_size: int):
@@ -97,7 +97,7 @@ def conv_norm(
 ) -> nn.Sequential:
     """A convolution without bias, its batch normalisation and, if wanted, ReLU6, at the padding "same"."""
     padding = kernel_size // 2 if stride == 1 else 0
-    layers: list[tuple[str, nn.Module]] = [] if stride == 1 else [("pad", SamePad2d(kernel_size))]
+    layers: list[tuple[str, nn.Module]] = [] if stride == 1 else [("pad", _SamePad2d(kernel_size))]
     layers += [
         (
             "conv",

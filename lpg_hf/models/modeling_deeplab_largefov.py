@@ -23,7 +23,7 @@ class Stage(GradientCheckpointingLayer, nn.Sequential):
     """Convolutions of one size, with what follows them; recomputed as a whole under activation checkpointing."""
 
 
-class LargeFOVFeatures(nn.Sequential):
+class _LargeFOVFeatures(nn.Sequential):
     """conv1..conv5, fc6 and fc7. Within them the layers are numbered through as in torchvision's VGG16.
 
     So `features.0.weight` of a VGG16 file is `features.conv1.0.weight` here, and fc6, fc7 are 32 and 35, as in the
@@ -91,12 +91,12 @@ class DeepLabLargeFOVForSemanticSegmentation(PreTrainedModel):
         super().__init__(config)
         if len(config.depths) != 5 or len(config.hidden_sizes) != 5:
             raise ValueError(f"depths={config.depths} and hidden_sizes={config.hidden_sizes} need 5 entries each.")
-        self.features = LargeFOVFeatures(config)
+        self.features = _LargeFOVFeatures(config)
         self.classifier = nn.Conv2d(config.fc_size, len(config.id2label or ()), kernel_size=1)
         self.post_init()
 
     @property
-    def backbone(self) -> LargeFOVFeatures:
+    def backbone(self) -> _LargeFOVFeatures:
         """Everything but the last layer."""
         return self.features
 

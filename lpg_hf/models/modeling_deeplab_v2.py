@@ -42,7 +42,7 @@ class DeepLabV2Output(ModelOutput):
     scale_logits: tuple[Tensor, ...] | None = None
 
 
-class ASPP(nn.Module):
+class _ASPP(nn.Module):
     """Atrous spatial pyramid pooling: the sum of dilated 3x3 classifiers (Chen et al. 2018, Fig. 7)."""
 
     def __init__(self, in_channels: int, num_labels: int, rates: Sequence[int]):
@@ -80,7 +80,7 @@ class DeepLabV2ForSemanticSegmentation(PreTrainedModel):
             output_stride=config.output_stride,
             stem_pool=config.stem_pool,
         )
-        self.classifier = ASPP(self.backbone.out_channels, len(config.id2label or ()), config.atrous_rates)
+        self.classifier = _ASPP(self.backbone.out_channels, len(config.id2label or ()), config.atrous_rates)
         self.post_init()
         self.train(self.training)  # freezes
 

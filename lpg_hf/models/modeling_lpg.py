@@ -47,16 +47,16 @@ def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int
     ]
 
 
-def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(*conv_norm(in_channels, out_channels, kernel_size, stride), nn.ReLU(inplace=True))
 
 
-class ResidualBlock(GradientCheckpointingLayer):
+class _ResidualBlock(GradientCheckpointingLayer):
     """conv3x3 - BN - ReLU - conv3x3 - BN, plus the skip (a projection where stride or width changes), ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
-        self.conv1 = conv_norm_relu(in_channels, out_channels, 3, stride)
+        self.conv1 = _conv_norm_relu(in_channels, out_channels, 3, stride)
         self.conv2 = nn.Sequential(*conv_norm(out_channels, out_channels, 3))
         changes = stride != 1 or in_channels != out_channels
         self.skip = nn.Sequential(*conv_norm(in_channels, out_channels, 1, stride)) if changes else nn.Identity()
@@ -65,22 +65,22 @@ class ResidualBlock(GradientCheckpointingLayer):
         return F.relu(self.conv2(self.conv1(x)) + self.skip(x))
 
 
-class HourglassLevel(nn.Module):
+class _HourglassLevel(nn.Module):
     """One level: a branch at this resolution plus one through half the resolution; innermost the next level."""
 
     def __init__(self, hidden_sizes: tuple[int, ...], depths: tuple[int, ...]):
         super().__init__()
         size, low_size, depth = hidden_sizes[0], hidden_sizes[1], depths[0]
-        self.up1 = nn.Sequential(*[ResidualBlock(size, size) for _ in range(depth)])
+        self.up1 = nn.Sequential(*[_ResidualBlock(size, size) for _ in range(depth)])
         self.low1 = nn.Sequential(
-            ResidualBlock(size, low_size, stride=2), *[ResidualBlock(low_size, low_size) for _ in range(depth - 1)]
+            _ResidualBlock(size, low_size, stride=2), *[_ResidualBlock(low_size, low_size) for _ in range(depth - 1)]
         )
         if len(hidden_sizes) > 2:
-            self.low2 = HourglassLevel(hidden_sizes[1:], depths[1:])
+            self.low2 = _HourglassLevel(hidden_sizes[1:], depths[1:])
         else:
-            self.low2 = nn.Sequential(*[ResidualBlock(low_size, low_size) for _ in range(depths[1])])
+            self.low2 = nn.Sequential(*[_ResidualBlock(low_size, low_size) for _ in range(depths[1])])
         self.low3 = nn.Sequential(
-            *[ResidualBlock(low_size, low_size) for _ in range(depth - 1)], ResidualBlock(low_size, size)
+            *[_ResidualBlock(low_size, low_size) for _ in range(depth - 1)], _ResidualBlock(low_size, size)
         )
 
     def forward(self, x: Tensor, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
@@ -89,18 +89,18 @@ class HourglassLevel(nn.Module):
         return self.up1(x[:, :, rows, columns]) + low[:, :, rows, columns]
 
 
-class Hourglass(nn.Module):
+class _Hourglass(nn.Module):
     """The paper's generator network: one hourglass without max-pooling at stride 4."""
 
     def __init__(self, config: LPGConfig):
         super().__init__()
         size = config.hidden_sizes[0]
         self.stem = nn.Sequential(
-            conv_norm_relu(config.in_channels, config.embedding_size, 7, stride=2),
-            ResidualBlock(config.embedding_size, size, stride=2),
+            _conv_norm_relu(config.in_channels, config.embedding_size, 7, stride=2),
+            _ResidualBlock(config.embedding_size, size, stride=2),
         )
-        self.hourglass = HourglassLevel(tuple(config.hidden_sizes), tuple(config.depths))
-        self.neck = conv_norm_relu(size, config.neck_size, 3)
+        self.hourglass = _HourglassLevel(tuple(config.hidden_sizes), tuple(config.depths))
+        self.neck = _conv_norm_relu(size, config.neck_size, 3)
         self.head = nn.Sequential(
             nn.Conv2d(config.neck_size, config.head_size, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -127,7 +127,7 @@ class Hourglass(nn.Module):
         return logits, (x,)
 
 
-class ResNetGenerator(nn.Module):
+class _ResNetGenerator(nn.Module):
     """A ResNet trunk with a 1x1 head (Table II of the paper); the extra channels enter through the stem."""
 
     def __init__(self, config: LPGConfig):
@@ -148,7 +148,7 @@ class ResNetGenerator(nn.Module):
         return F.interpolate(self.head(x), size=size, mode="bilinear", align_corners=False), (x,)
 
 
-class Fire(GradientCheckpointingLayer):
+class _Fire(GradientCheckpointingLayer):
     """SqueezeNet's block: a 1x1 squeeze, then 1x1 and 3x3 expansions side by side."""
 
     def __init__(self, in_channels: int, squeeze: int, expand: int):
@@ -162,7 +162,7 @@ class Fire(GradientCheckpointingLayer):
         return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1))
 
 
-class SqueezeNetEncoder(nn.Module):
+class _SqueezeNetEncoder(nn.Module):
     """SqueezeNet 1.1 with torchvision's names, so that its ImageNet weights load as they are.
 
     The first convolution and the poolings are padded by 1, so the strides align with the input: 4, 8 and 16.
@@ -178,9 +178,9 @@ class SqueezeNetEncoder(nn.Module):
 
         self.features = nn.Sequential(
             *(nn.Conv2d(3, 64, 3, stride=2, padding=1), nn.ReLU(inplace=True)),
-            *(pool(), Fire(64, 16, 64), Fire(128, 16, 64)),
-            *(pool(), Fire(128, 32, 128), Fire(256, 32, 128)),
-            *(pool(), Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
+            *(pool(), _Fire(64, 16, 64), _Fire(128, 16, 64)),
+            *(pool(), _Fire(128, 32, 128), _Fire(256, 32, 128)),
+            *(pool(), _Fire(256, 48, 192), _Fire(384, 48, 192), _Fire(384, 64, 256), _Fire(512, 64, 256)),
         )
 
     def stages(self) -> list[nn.Module]:
@@ -193,7 +193,7 @@ class SqueezeNetEncoder(nn.Module):
         return [at_4, at_8, at_16]
 
 
-class VGG16Encoder(nn.Module):
+class _VGG16Encoder(nn.Module):
     """VGG16 up to conv5_3, strides 4, 8 and 16; torchvision's names, so that its ImageNet weights load as they are."""
 
     hidden_sizes = (256, 512, 512)
@@ -291,7 +291,7 @@ def _feature_map_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     return {name: feature_map.shape for name, feature_map in zip(config.out_features, feature_maps)}
 
 
-class EncoderDecoder(nn.Module):
+class _EncoderDecoder(nn.Module):
     """Our generator for few auxiliary images: a pretrained encoder sees the image alone; every level of the decoder
     sees the boxes and the segmenter's class probability too.
 
@@ -309,22 +309,22 @@ class EncoderDecoder(nn.Module):
         self.context = nn.ModuleList()
         channels = list(self.encoder.hidden_sizes)
         while len(channels) < len(DECODER_STRIDES):
-            self.context.append(conv_norm_relu(channels[-1] + num_prompts, config.context_size, 3, stride=2))
+            self.context.append(_conv_norm_relu(channels[-1] + num_prompts, config.context_size, 3, stride=2))
             channels.append(config.context_size)
         self.stem = nn.Sequential(
-            conv_norm_relu(config.in_channels, config.stem_size, 3, stride=2),
-            conv_norm_relu(config.stem_size, config.stem_size, 3, stride=2),
+            _conv_norm_relu(config.in_channels, config.stem_size, 3, stride=2),
+            _conv_norm_relu(config.stem_size, config.stem_size, 3, stride=2),
         )
         channels[0] += config.stem_size
-        self.lateral = nn.ModuleList([conv_norm_relu(c + num_prompts, config.decoder_size, 1) for c in channels])
-        self.merge = nn.ModuleList([conv_norm_relu(config.decoder_size, config.decoder_size, 3) for _ in channels])
+        self.lateral = nn.ModuleList([_conv_norm_relu(c + num_prompts, config.decoder_size, 1) for c in channels])
+        self.merge = nn.ModuleList([_conv_norm_relu(config.decoder_size, config.decoder_size, 3) for _ in channels])
         self.head = nn.Sequential(
             nn.Conv2d(config.decoder_size, config.head_size, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(config.head_size, 2, 1),
         )
 
-    def train(self, mode: bool = True) -> "EncoderDecoder":
+    def train(self, mode: bool = True) -> "_EncoderDecoder":
         """Frozen stages stay in eval mode, and stay frozen where from_pretrained has put in new parameters."""
         super().train(mode)
         self._freeze()
@@ -361,13 +361,13 @@ class EncoderDecoder(nn.Module):
 
 def _encoder(
     config: LPGConfig,
-) -> SqueezeNetEncoder | VGG16Encoder | EfficientNetLite0Encoder | BackboneEncoder:
+) -> _SqueezeNetEncoder | _VGG16Encoder | EfficientNetLite0Encoder | BackboneEncoder:
     """A module of an image -> feature maps of the strides 4, 8, ...; `hidden_sizes` are their channels."""
     if isinstance(config.backbone_config, PreTrainedConfig):  # backbone="auto"
         return BackboneEncoder(config.backbone_config)
     encoders = {
-        "squeezenet": SqueezeNetEncoder,
-        "vgg16": VGG16Encoder,
+        "squeezenet": _SqueezeNetEncoder,
+        "vgg16": _VGG16Encoder,
         "efficientnet_lite0": EfficientNetLite0Encoder,
     }
     return encoders[config.backbone]()
@@ -379,7 +379,7 @@ class LPGPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ResidualBlock", "Fire", "InvertedBlock"]
+    _no_split_modules = ["_ResidualBlock", "_Fire", "InvertedBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -400,8 +400,8 @@ class LPGModel(LPGPreTrainedModel):
 
     def __init__(self, config: LPGConfig):
         super().__init__(config)
-        generators = {"hourglass": Hourglass} | dict.fromkeys(ENCODERS, EncoderDecoder)
-        self.generator = generators.get(config.backbone, ResNetGenerator)(config)
+        generators = {"hourglass": _Hourglass} | dict.fromkeys(ENCODERS, _EncoderDecoder)
+        self.generator = generators.get(config.backbone, _ResNetGenerator)(config)
         self.post_init()
 
     def forward(

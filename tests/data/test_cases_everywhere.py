@@ -13,7 +13,7 @@ from trees import HEIGHT, RED, WIDTH, add_everywhere, picture
 
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import WITH_MASKS
-from lpg_hf.data.export import write_shards
+from lpg_hf.data.export import _write_shards
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
@@ -237,7 +237,7 @@ def test_an_exported_data_set_gives_what_its_source_gives(tree, tmp_path):
     add_everywhere(tree, "données/图片 1.png")
     format = opened(tree)[0].format
     (tmp_path / "data").mkdir()
-    write_shards(load_boxes(format, root=tree.root), tmp_path / "data", "train", 100)
+    _write_shards(load_boxes(format, root=tree.root), tmp_path / "data", "train", 100)
     _, records, _ = opened(tree)
     report = Report()
     source = open_source(tmp_path / "data", report=report)

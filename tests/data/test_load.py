@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lpg_hf.data.export import Export, write_dataset, write_shards
+from lpg_hf.data.export import Export, _write_shards, write_dataset
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -66,7 +66,7 @@ def test_what_was_found_beside_a_parquet_folder_is_logged_too(coco_tree, tmp_pat
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2))
     coco_tree.write()
     (tmp_path / "data").mkdir()
-    write_shards(load_boxes("coco", root=coco_tree.root).remove_columns("image"), tmp_path / "data", "train", 100)
+    _write_shards(load_boxes("coco", root=coco_tree.root).remove_columns("image"), tmp_path / "data", "train", 100)
     with caplog.at_level(logging.INFO, logger="lpg_hf"):
         for level, text in (
             (logging.INFO, "2 images, 2 objects, 1 classes"),

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, RED, WIDTH, picture
 
-from lpg_hf.data.export import write_card, write_shards
+from lpg_hf.data.export import _write_shards, write_card
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import IMAGE_SKIPPED, PROBLEMS, Report
@@ -30,7 +30,7 @@ def exported(tree, out, format="coco", with_images=True, **options):
     dataset = load_boxes(format, root=tree.root, **options)
     dataset = dataset if with_images else dataset.remove_columns("image")
     (out / "data").mkdir(parents=True)
-    write_shards(dataset, out / "data", "train", 100)
+    _write_shards(dataset, out / "data", "train", 100)
     write_card(out, {"train": dataset}, "made by a test", "COCO")
     return out
 
@@ -243,7 +243,7 @@ def test_r_m2_file_names_of_a_data_set_that_lead_outside_are_refused(tmp_path):
         for name in ("../evil.png", "/etc/passwd", "fine/a..b.png")
     ]
     (tmp_path / "data").mkdir()
-    write_shards(datasets.Dataset.from_list(rows, features=features), tmp_path / "data", "train", 100)
+    _write_shards(datasets.Dataset.from_list(rows, features=features), tmp_path / "data", "train", 100)
     source, (record,), report = opened(tmp_path / "data")
     assert source.file_names == ["fine/a..b.png"] and report.counts == {"unsafe_path": 2}
     assert record.objects[0].box == BASE_BOX and source.image(record).shape == (HEIGHT, WIDTH, 3)
@@ -489,7 +489,7 @@ def test_ids_of_a_data_set_without_ids_are_unique(coco_tree, tmp_path):
     features = dataset.features.copy()
     features["objects"] = {name: value for name, value in features["objects"].items() if name != "id"}
     (tmp_path / "data").mkdir()
-    write_shards(datasets.Dataset.from_list(rows, features=features), tmp_path / "data", "train", 100)
+    _write_shards(datasets.Dataset.from_list(rows, features=features), tmp_path / "data", "train", 100)
     source, records, _ = opened(tmp_path / "data")
     assert [[item.id for item in record.objects] for record in records] == [[1, 2], [], [3, 4]]
     assert [item.id for item in source.record(2, Report()).objects] == [3, 4]  # in any order

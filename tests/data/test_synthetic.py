@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf.data import synthetic
-from lpg_hf.data.synthetic import AUX_CLASSES, TARGET_CLASSES, write_synthetic_dataset
+from lpg_hf.data.synthetic import AUX_CLASSES, TARGET_CLASSES, _write_synthetic_dataset
 
 
 COUNTS = {"num_aux": 12, "num_target": 8, "num_eval": 4}
@@ -29,18 +29,18 @@ def digests(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthetic_dataset(tmp_path_factory.mktemp("synthetic") / "data", **COUNTS)
+    return _write_synthetic_dataset(tmp_path_factory.mktemp("synthetic") / "data", **COUNTS)
 
 
 def test_same_seed_gives_byte_identical_files(root: Path, tmp_path: Path):
-    again = write_synthetic_dataset(tmp_path / "data", **COUNTS)
+    again = _write_synthetic_dataset(tmp_path / "data", **COUNTS)
     assert digests(again) == digests(root)
-    other = write_synthetic_dataset(tmp_path / "other", **COUNTS, seed=1)
+    other = _write_synthetic_dataset(tmp_path / "other", **COUNTS, seed=1)
     assert digests(other)["aux/images/000001.png"] != digests(root)["aux/images/000001.png"]
 
 
 def test_a_larger_dataset_begins_with_the_smaller_one(root: Path, tmp_path: Path):
-    larger = write_synthetic_dataset(tmp_path / "data", num_aux=13, num_target=9, num_eval=5)
+    larger = _write_synthetic_dataset(tmp_path / "data", num_aux=13, num_target=9, num_eval=5)
     for name in ("aux/images/000012.png", "target/JPEGImages/train_000008.jpg", "target/JPEGImages/val_000004.jpg"):
         assert (larger / name).read_bytes() == (root / name).read_bytes()
 
@@ -102,11 +102,11 @@ def test_every_object_shows_at_least_half_of_itself():
 
 def test_finished_folder_is_kept_and_other_settings_replace_it(tmp_path: Path):
     counts = {"num_aux": 1, "num_target": 1, "num_eval": 1}
-    root = write_synthetic_dataset(tmp_path / "data", **counts)
+    root = _write_synthetic_dataset(tmp_path / "data", **counts)
     stamp = (root / "synthetic.json").stat().st_mtime_ns
-    write_synthetic_dataset(root, **counts)
+    _write_synthetic_dataset(root, **counts)
     assert (root / "synthetic.json").stat().st_mtime_ns == stamp
-    write_synthetic_dataset(root, **counts, seed=5)
+    _write_synthetic_dataset(root, **counts, seed=5)
     assert json.loads((root / "synthetic.json").read_text())["seed"] == 5
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -117,14 +117,14 @@ def test_interrupted_writing_leaves_no_dataset(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(synthetic, "_write_voc", fail)
     with pytest.raises(KeyboardInterrupt):
-        write_synthetic_dataset(tmp_path / "data", num_aux=1, num_target=1, num_eval=1)
+        _write_synthetic_dataset(tmp_path / "data", num_aux=1, num_target=1, num_eval=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path):
     (tmp_path / "precious.txt").write_text("x")
     with pytest.raises(FileExistsError, match="left alone"):
-        write_synthetic_dataset(tmp_path, **COUNTS)
+        _write_synthetic_dataset(tmp_path, **COUNTS)
     result = CliRunner().invoke(_app(), [str(tmp_path)])
     assert result.exit_code == 1 and "left alone" in result.output
     assert (tmp_path / "precious.txt").read_text() == "x"
@@ -133,7 +133,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path):
 @pytest.mark.parametrize("wrong", [{"num_aux": 0}, {"num_eval": -1}, {"size": (32, 160)}])
 def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict):
     with pytest.raises(ValueError, match="Pass"):
-        write_synthetic_dataset(tmp_path / "data", **{**COUNTS, **wrong})
+        _write_synthetic_dataset(tmp_path / "data", **{**COUNTS, **wrong})
 
 
 def test_command_writes_the_dataset(tmp_path: Path):

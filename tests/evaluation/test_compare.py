@@ -21,11 +21,11 @@ from lpg_hf.evaluation.compare import (
     ComparedData,
     Comparison,
     Row,
+    _with_moved_boxes,
     compare,
     measure,
     peak_memory_mb,
     table,
-    with_moved_boxes,
     write,
 )
 from lpg_hf.generators.base import GeneratorOptions
@@ -115,15 +115,15 @@ def test_boxes_are_moved_for_the_generator_and_not_for_the_truth(tree):
 def test_moved_boxes_stay_in_the_image_and_are_the_same_again():
     objects = [BoxObject((10.0, 10.0, 30.0, 20.0), 0, 200.0), BoxObject((0.0, 0.0, 40.0, 40.0), 1, 1600.0)]
     record = Record(None, "a.png", "1", (40, 40), objects)
-    assert with_moved_boxes(record, (0.0, 0.0)) is record
-    assert with_moved_boxes(record, (-0.1, -0.1)).objects[0].box == pytest.approx((12, 11, 28, 19))
-    moved = with_moved_boxes(record, (-0.1, 0.25))
-    assert moved == with_moved_boxes(record, (-0.1, 0.25)) and record.objects is objects
+    assert _with_moved_boxes(record, (0.0, 0.0)) is record
+    assert _with_moved_boxes(record, (-0.1, -0.1)).objects[0].box == pytest.approx((12, 11, 28, 19))
+    moved = _with_moved_boxes(record, (-0.1, 0.25))
+    assert moved == _with_moved_boxes(record, (-0.1, 0.25)) and record.objects is objects
     assert moved.objects[0].box != pytest.approx(objects[0].box)
     for item in moved.objects:
         x1, y1, x2, y2 = item.box
         assert 0 <= x1 < x2 <= 40 and 0 <= y1 < y2 <= 40
-    other = with_moved_boxes(dataclasses.replace(record, file_name="b.png"), (-0.1, 0.25))
+    other = _with_moved_boxes(dataclasses.replace(record, file_name="b.png"), (-0.1, 0.25))
     assert other.objects[0].box != moved.objects[0].box
 
 

@@ -294,9 +294,9 @@ def test_deploy_takes_stages_from_the_hub(tmp_path: Path):
     sys.path.insert(0, str(ROOT / "tests" / "training"))
     from tiny_run import TINY, launch
 
-    from lpg_hf.data.synthetic import write_synthetic_dataset
+    from lpg_hf.data.synthetic import _write_synthetic_dataset
 
-    write_synthetic_dataset(tmp_path / "data", num_aux=8, num_target=6, num_eval=4, size=(64, 64), seed=0)
+    _write_synthetic_dataset(tmp_path / "data", num_aux=8, num_target=6, num_eval=4, size=(64, 64), seed=0)
     values = TINY | {
         "run.num_stages": 1,
         "aux.annotations": str(tmp_path / "data/aux/annotations.json"),

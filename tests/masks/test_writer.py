@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 import lpg_hf.masks.writer
 from lpg_hf import cli, load_generator
-from lpg_hf.data.export import write_shards
+from lpg_hf.data.export import _write_shards
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
@@ -445,7 +445,7 @@ def test_block_files_without_licences_are_joined_too(data: Path, licensed: dict,
 def test_licences_and_image_ids_of_a_data_set_are_listed(data: Path, licensed: dict):
     (data / "parquet/data").mkdir(parents=True)
     dataset = load_boxes("coco", annotations=data / "coco.json", images=data / "images", keep_empty=True)
-    write_shards(dataset, data / "parquet/data", "train", 100)
+    _write_shards(dataset, data / "parquet/data", "train", 100)
     assert run("masks", data / "parquet", "--out", data / "out", "--generator", "box", "--write", "coco") == 0
     written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
     assert written["licenses"] == [{"id": 1, "name": "BY http://example.org/by"}, {"id": 2, "name": "CC0"}]

@@ -15,7 +15,7 @@ from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.efficientnet_lite import EfficientNetLite0Encoder
 from lpg_hf.models.imagenet import (
-    efficientnet_lite0_file,
+    _efficientnet_lite0_file,
     load_backbone_weights,
     load_efficientnet_lite0_imagenet,
     load_encoder_imagenet,
@@ -25,7 +25,7 @@ from lpg_hf.models.imagenet import (
 )
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
-from lpg_hf.models.modeling_lpg import LPGModel, VGG16Encoder
+from lpg_hf.models.modeling_lpg import LPGModel, _VGG16Encoder
 from lpg_hf.models.resnet import ResNetTrunk
 
 
@@ -211,7 +211,7 @@ def test_real_vgg16_fits_the_full_size_model():
 
 
 def test_vgg16_encoder_gives_what_conv3_3_conv4_3_and_conv5_3_give_in_torchvisions_order():
-    encoder = VGG16Encoder()
+    encoder = _VGG16Encoder()
     for parameter in encoder.parameters():
         if parameter.dim() == 4:
             torch.nn.init.kaiming_normal_(parameter)
@@ -229,7 +229,7 @@ def test_vgg16_encoder_gives_what_conv3_3_conv4_3_and_conv5_3_give_in_torchvisio
 
 @pytest.mark.skipif(not VGG16_FILE.exists(), reason="the folder LPG_HF_WEIGHTS has no ImageNet VGG16 file")
 def test_real_vgg16_fits_the_encoder():
-    encoder, source = VGG16Encoder(), load_file(VGG16_FILE)
+    encoder, source = _VGG16Encoder(), load_file(VGG16_FILE)
     assert load_encoder_imagenet(encoder, VGG16_FILE) == []
     assert set(encoder.state_dict()) == set(source)
     assert all(torch.equal(value, source[name].float()) for name, value in encoder.state_dict().items())
@@ -237,7 +237,7 @@ def test_real_vgg16_fits_the_encoder():
 
 def test_vgg16_file_of_another_network_is_refused(vgg_source):
     with pytest.raises(ValueError, match="does not fit VGG16Encoder(.|\n)*missing features.2.weight"):
-        load_encoder_imagenet(VGG16Encoder(), vgg_source)
+        load_encoder_imagenet(_VGG16Encoder(), vgg_source)
 
 
 def efficientnet_lite0(image: torch.Tensor, weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -273,7 +273,7 @@ def efficientnet_lite0(image: torch.Tensor, weights: dict[str, torch.Tensor]) ->
 
 def efficientnet_file() -> Path | None:
     try:
-        return efficientnet_lite0_file()
+        return _efficientnet_lite0_file()
     except FileNotFoundError:
         return None
 
@@ -288,7 +288,7 @@ def test_efficientnet_lite0_gives_the_features_with_which_its_classifier_knows_a
     cat = Image.fromarray(data.chelsea()).crop((75, 0, 375, 300)).resize((224, 224), Image.Resampling.BICUBIC)
     image = (torch.from_numpy(np.array(cat)).permute(2, 0, 1)[None] - 127.0) / 128
     with torch.no_grad():
-        *features, logits = efficientnet_lite0(image, read_state_dict(efficientnet_lite0_file()))
+        *features, logits = efficientnet_lite0(image, read_state_dict(_efficientnet_lite0_file()))
         torch.testing.assert_close(encoder(image), features)
     assert set(logits[0].topk(3).indices.tolist()) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
 

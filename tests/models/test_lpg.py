@@ -17,7 +17,7 @@ from lpg_hf.models import auto
 from lpg_hf.models.configuration_lpg import BACKBONES, ENCODERS, LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.imagenet import load_encoder_imagenet
-from lpg_hf.models.modeling_lpg import LPGModel, SqueezeNetEncoder
+from lpg_hf.models.modeling_lpg import LPGModel, _SqueezeNetEncoder
 from training.models import widen_inputs
 
 
@@ -626,7 +626,7 @@ def test_widened_network_learns_to_use_the_class_prob(backbone):
 
 def test_squeezenet_weights_trained_on_bgr_see_the_same_image_in_rgb(tmp_path):
     torch.manual_seed(3)
-    bgr, encoder = SqueezeNetEncoder(), SqueezeNetEncoder()
+    bgr, encoder = _SqueezeNetEncoder(), _SqueezeNetEncoder()
     save_file({**bgr.state_dict(), "classifier.1.weight": torch.zeros(2)}, tmp_path / "squeezenet.safetensors")
     unused = load_encoder_imagenet(encoder, tmp_path / "squeezenet.safetensors", channel_order="bgr")
     assert unused == ["classifier.1.weight"]

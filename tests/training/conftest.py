@@ -5,7 +5,7 @@ import pytest
 from accelerate import Accelerator
 from tiny_run import TINY, run_script, settings_of
 
-from lpg_hf.data.synthetic import write_synthetic_dataset
+from lpg_hf.data.synthetic import _write_synthetic_dataset
 from training.run import Run
 
 
@@ -29,7 +29,7 @@ def datasets_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "synthetic"
-    write_synthetic_dataset(root, num_aux=8, num_target=6, num_eval=4, size=(64, 64), seed=0)
+    _write_synthetic_dataset(root, num_aux=8, num_target=6, num_eval=4, size=(64, 64), seed=0)
     return root
 
 

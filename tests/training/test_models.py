@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForSemanticSegmentation, ResNetConf
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf import LPGImageProcessor
-from lpg_hf.models.modeling_lpg import VGG16Encoder
+from lpg_hf.models.modeling_lpg import _VGG16Encoder
 from training import models as models_module
 from training.models import (
     Normalization,
@@ -154,7 +154,7 @@ def test_an_auto_backbone_without_weights_starts_from_its_config(settings, tmp_p
 
 
 def test_vgg16_starts_from_imagenet_with_its_early_stages_frozen(settings, tmp_path):
-    weights = {name: torch.randn_like(value) for name, value in VGG16Encoder().state_dict().items()}
+    weights = {name: torch.randn_like(value) for name, value in _VGG16Encoder().state_dict().items()}
     save_file(weights, tmp_path / "vgg16.safetensors")
     settings = changed(
         settings,

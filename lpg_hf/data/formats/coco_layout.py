@@ -34,7 +34,7 @@ _BOX_KEYS = (
 )
 
 
-def is_coco(path: str) -> bool:
+def _is_coco(path: str) -> bool:
     """Whether a json file holds a list of images and one of annotations that are not captions or panoptic segments."""
     content = json_sample(path) if path.lower().endswith(".json") else None
     if isinstance(content, dict):
@@ -70,7 +70,7 @@ def files_by_content(root: str, split: str | None) -> list[str]:
     if not found:
         for folder in _ANNOTATION_FOLDERS:
             names = walk_files(f"{root}/{folder}", (".json",), deep=False) if folder[:-1] in ["", *folders] else []
-            found = [f"{folder}{name}" for name in names if is_coco(f"{root}/{folder}{name}")]
+            found = [f"{folder}{name}" for name in names if _is_coco(f"{root}/{folder}{name}")]
             if found:
                 break
     if split is not None:

@@ -129,13 +129,13 @@ def check_archive(path: Path, archive: Archive) -> str:
     if archive.digest is None:
         return f"{archive.name}: {size:,} bytes; no checksum is published, so none was checked"
     kind, _, wanted = archive.digest.partition(":")
-    found = file_digest(path, kind)
+    found = _file_digest(path, kind)
     if not found.startswith(wanted):
         raise ValueError(f"{path} has the {kind} {found}, but {archive.source} states {wanted}. {remedy}")
     return f"{archive.name}: {size:,} bytes, {kind} {wanted} as {archive.source} states"
 
 
-def file_digest(path: Path, kind: str) -> str:
+def _file_digest(path: Path, kind: str) -> str:
     """The hexadecimal digest of a file, with a progress bar; `kind` is a name of hashlib."""
     digest = hashlib.new(kind, usedforsecurity=False)
     with open(fs_path(path), "rb") as file, _bar(f"checking {path.name}", os.path.getsize(file.name)) as bar:
@@ -177,7 +177,7 @@ def open_archive(path: Path) -> Iterator[Iterator[Entry]]:
 def _zip_entries(archive: zipfile.ZipFile, archive_name: str) -> Iterator[Entry]:
     infos = archive.infolist()
     names = [
-        safe_name(info.filename, archive_name, is_link=stat.S_ISLNK(info.external_attr >> 16)) for info in infos
+        _safe_name(info.filename, archive_name, is_link=stat.S_ISLNK(info.external_attr >> 16)) for info in infos
     ]  # all of them, before the first is written
     for info, name in zip(infos, names, strict=True):
         if not info.is_dir():
@@ -187,7 +187,7 @@ def _zip_entries(archive: zipfile.ZipFile, archive_name: str) -> Iterator[Entry]
 def _tar_entries(archive: tarfile.TarFile, archive_name: str) -> Iterator[Entry]:
     for member in archive:
         is_other = not (member.isfile() or member.isdir())
-        name = safe_name(member.name, archive_name, is_link=is_other)
+        name = _safe_name(member.name, archive_name, is_link=is_other)
         if member.isfile():
             yield Entry(name, member.size, lambda member=member: _opened(archive, member))
 
@@ -198,7 +198,7 @@ def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     return file
 
 
-def safe_name(name: str, archive_name: str, is_link: bool = False) -> str:
+def _safe_name(name: str, archive_name: str, is_link: bool = False) -> str:
     """The name of an entry as a relative path.
 
     Raises:

@@ -1,6 +1,6 @@
 """Smaller copies of images with all that is measured in their pixels: COCO annotations, VOC xml files, class masks.
 
-Images are never enlarged. All frames of an image (its pixels, boxes and masks) use `smaller_size`, so they stay one
+Images are never enlarged. All frames of an image (its pixels, boxes and masks) use `_smaller_size`, so they stay one
 frame.
 """
 
@@ -20,7 +20,7 @@ from lpg_hf.files import write_atomically
 JPEG_QUALITY = 95
 
 
-def smaller_size(height: int, width: int, long_side: int | None) -> tuple[int, int]:
+def _smaller_size(height: int, width: int, long_side: int | None) -> tuple[int, int]:
     """(height, width) with at most `long_side` pixels on the longer side; None: as it is."""
     if long_side is None or max(height, width) <= long_side:
         return height, width
@@ -35,7 +35,7 @@ def write_smaller_jpeg(path: Path, data: bytes, long_side: int | None) -> None:
         OSError: the image cannot be decoded.
     """
     with Image.open(io.BytesIO(data)) as image:
-        height, width = smaller_size(image.height, image.width, long_side)
+        height, width = _smaller_size(image.height, image.width, long_side)
         if (width, height) != image.size:
             buffer = io.BytesIO()
             smaller = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -46,7 +46,7 @@ def write_smaller_jpeg(path: Path, data: bytes, long_side: int | None) -> None:
 
 def smaller_mask(label_map: np.ndarray, long_side: int | None) -> np.ndarray:
     """A label map with a shorter long side, by the nearest pixel: (H, W) uint8 -> (h, w) uint8."""
-    height, width = smaller_size(label_map.shape[0], label_map.shape[1], long_side)
+    height, width = _smaller_size(label_map.shape[0], label_map.shape[1], long_side)
     if (height, width) == label_map.shape:
         return label_map
     return np.asarray(Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST))
@@ -58,13 +58,13 @@ def smaller_coco(content: dict, image_ids: set, long_side: int | None) -> dict:
     Args:
         content: the parsed json, unchanged by this.
         image_ids: of the images to keep.
-        long_side: see `smaller_size`.
+        long_side: see `_smaller_size`.
     """
     frames, images = {}, []
     for image in content["images"]:
         if image["id"] in image_ids:
             before = image["height"], image["width"]
-            after = smaller_size(*before, long_side)
+            after = _smaller_size(*before, long_side)
             frames[image["id"]] = before, after
             images.append(image | {"height": after[0], "width": after[1]})
     annotations = [
@@ -118,7 +118,7 @@ def smaller_xml(data: bytes, long_side: int | None) -> bytes:
     if width is None or height is None or not width.text or not height.text:
         raise ValueError("states no <size>")
     before = int(height.text), int(width.text)
-    after = smaller_size(*before, long_side)
+    after = _smaller_size(*before, long_side)
     if after == before:
         return data
     height.text, width.text = str(after[0]), str(after[1])

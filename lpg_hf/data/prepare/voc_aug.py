@@ -112,7 +112,7 @@ def _write_voc(voc: Path, progress: Progress, chosen: set[str] | None) -> None:
     writers = {
         "JPEGImages": lambda path, data: write_smaller_jpeg(path, data, long_side),
         "Annotations": lambda path, data: write_atomically(path, smaller_xml(data, long_side)),
-        "SegmentationClass": lambda path, data: write_label_map(path, smaller_mask(voc_mask(data), long_side)),
+        "SegmentationClass": lambda path, data: write_label_map(path, smaller_mask(_voc_mask(data), long_side)),
     }
     waiting = [piece for piece in writers if not progress.is_finished(piece)]
     if not waiting:
@@ -141,7 +141,7 @@ def _write_masks(sbd: Path, progress: Progress, lists: dict[str, list[str]]) -> 
             write_atomically(folder / source.name, source.read_bytes())
 
     def write(path: Path, data: bytes) -> None:
-        write_label_map(path, smaller_mask(sbd_mask(data), long_side))
+        write_label_map(path, smaller_mask(_sbd_mask(data), long_side))
 
     wanted = {f"{name}.mat" for name in lists["train_aug"]} - {f"{name}.mat" for name in lists["train"]}
     with open_archive(sbd) as entries:
@@ -168,7 +168,7 @@ def _drop_incomplete(progress: Progress, lists: dict[str, list[str]]) -> None:
             progress.options.log(f"{list_name}: skipped {len(skipped):,} names: {', '.join(skipped[:5])}{more}")
 
 
-def voc_mask(data: bytes) -> np.ndarray:
+def _voc_mask(data: bytes) -> np.ndarray:
     """A class mask of VOC, a palette PNG -> (H, W) uint8, 255 ignored."""
     with Image.open(io.BytesIO(data)) as image:
         if image.mode not in ("P", "L"):
@@ -176,7 +176,7 @@ def voc_mask(data: bytes) -> np.ndarray:
         return np.array(image, dtype=np.uint8)
 
 
-def sbd_mask(data: bytes) -> np.ndarray:
+def _sbd_mask(data: bytes) -> np.ndarray:
     """A class mask of SBD, `GTcls.Segmentation` of a .mat file -> (H, W) uint8; SBD marks no pixel as ignored.
 
     Raises:

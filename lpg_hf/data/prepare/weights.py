@@ -30,10 +30,10 @@ def prepare_weights(options: PrepareOptions) -> None:
             options.log(f"{target}: skipped, {path} is missing (from {WEIGHTS[name].page})")
         else:
             progress.check(path, WEIGHTS[name])
-            options.log(f"{target}: {convert_weights(path, target)} tensors")
+            options.log(f"{target}: {_convert_weights(path, target)} tensors")
 
 
-def convert_weights(source: Path, target: Path) -> int:
+def _convert_weights(source: Path, target: Path) -> int:
     """A .pth file of tensors as safetensors; returns how many tensors it holds.
 
     Raises:
