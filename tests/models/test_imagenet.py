@@ -236,7 +236,7 @@ def test_real_vgg16_fits_the_encoder():
 
 
 def test_vgg16_file_of_another_network_is_refused(vgg_source):
-    with pytest.raises(ValueError, match="does not fit VGG16Encoder(.|\n)*missing features.2.weight"):
+    with pytest.raises(ValueError, match="does not fit _VGG16Encoder(.|\n)*missing features.2.weight"):
         load_encoder_imagenet(_VGG16Encoder(), vgg_source)
 
 
