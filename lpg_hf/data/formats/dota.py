@@ -17,7 +17,7 @@ from lpg_hf.data.formats.tool_image import (
     ToolObject,
     as_numbers,
     names_of_split,
-    places_of_images,
+    read_label_files,
 )
 from lpg_hf.files import fs_path, read_text, walk_files
 
@@ -69,20 +69,10 @@ def read(path: str, split: str | None = None) -> ToolFile:
     Raises:
         FileNotFoundError: no label files there.
     """
-    if os.path.isfile(fs_path(path)):
-        folder, names = os.path.dirname(path), [os.path.basename(path)]
-    else:
-        found = _label_folder(path, split)
-        if found is None:
-            raise FileNotFoundError(f"no DOTA label files in {path}" + (f" of the split {split!r}" if split else ""))
-        folder, names = found, list(walk_files(found, (".txt",), deep=False))
-    images, problems = [], []
-    for name in names:
-        try:
-            images.append(_read_image(f"{folder}/{name}", name))
-        except ValueError as error:
-            problems.append(("unreadable_annotation", f"{name}: {error}"))
-    return ToolFile(images, None, [f"{folder}/{name}" for name in names], places_of_images(folder), problems)
+    found = None if os.path.isfile(fs_path(path)) else _label_folder(path, split)
+    missing = f"no DOTA label files in {path}" + (f" of the split {split!r}" if split else "")
+    _, content = read_label_files(path, found, missing, _read_image)
+    return content
 
 
 def _read_image(path: str, name: str) -> ToolImage:

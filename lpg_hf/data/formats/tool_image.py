@@ -242,6 +242,39 @@ def folder_below(path: str, file: str) -> str:
     return "" if path == file else os.path.dirname(file[len(path) + 1 :])
 
 
+def read_label_files(
+    path: str, found: str | None, missing: str, read_image: Callable[[str, str], ToolImage]
+) -> tuple[str, ToolFile]:
+    """The images of a folder with one txt file per image, or of one such file.
+
+    Args:
+        path: what was passed.
+        found: the folder of the txt files; None: there is none. Not needed if `path` is a file.
+        missing: the error where there is none.
+        read_image: of (path, name) of a txt file; raises ValueError if it cannot be read, which is counted.
+
+    Returns:
+        The folder of the files, and what was read.
+
+    Raises:
+        FileNotFoundError: no label files there.
+    """
+    if os.path.isfile(fs_path(path)):
+        folder, names = os.path.dirname(path), [os.path.basename(path)]
+    elif found is None:
+        raise FileNotFoundError(missing)
+    else:
+        folder, names = found, list(walk_files(found, (".txt",), deep=False))
+    images, problems = [], []
+    for name in names:
+        try:
+            images.append(read_image(f"{folder}/{name}", name))
+        except ValueError as error:
+            problems.append(("unreadable_annotation", f"{name}: {error}"))
+    files = [f"{folder}/{name}" for name in names]
+    return folder, ToolFile(images, None, files, places_of_images(folder), problems)
+
+
 def places_of_images(path: str) -> list[str]:
     """The folders where images of an annotation file or folder usually lie: beside it, or in one of a usual name."""
     base = path if os.path.isdir(fs_path(path)) else os.path.dirname(path)
