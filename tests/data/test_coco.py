@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.coco import header_with, id_of, make_record, read_coco, read_index, write_coco
+from lpg_hf.data.formats.coco_layout import image_folder
 from lpg_hf.data.formats.rle import segmentation_to_rle
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import Geometry
@@ -398,6 +400,7 @@ def test_two_polygons_are_one_object(coco_tree):
 LARGE_POLYGON_SCRIPT = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+from lpg_hf.data.formats.coco_layout import image_folder
 from lpg_hf.data.formats.rle import segmentation_to_rle
 from lpg_hf.data.records import Geometry
 from lpg_hf.data.report import Report
@@ -753,3 +756,18 @@ def test_a_category_that_only_groups_the_others_is_no_label(coco_tree):
     assert not report.needs_attention
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=0))
     assert len(read(coco_tree)[1].classes) == 2
+
+
+def test_an_image_that_ends_alike_in_a_folder_above_is_not_taken(tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 60, "height": 40}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 8, 20, 16]}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    for folder in ("labels_of_mine", "annotations"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "data" / "another_set").mkdir(parents=True)
+    Image.new("RGB", (60, 40)).save(tmp_path / "data" / "another_set" / "1.png")
+    assert image_folder(str(tmp_path / "labels_of_mine" / "file.json"), None, None, ["1.png"]) is None
+    assert image_folder(str(tmp_path / "annotations" / "file.json"), None, None, ["1.png"]) == str(tmp_path / "data")

@@ -108,9 +108,13 @@ def image_folder(file: str, root: str | None, split: str | None, names: Iterable
     for folder in folders:
         if any(ImageFinder(folder).exact(image) for image in tried):
             return folder
-    beside = [folder for folder in folders if folder != unicode_path(os.path.dirname(base))]
-    for folder in beside:  # By the end of the name; not in what lies above the file, which may be anything.
-        if num_found(folder, tried):
+    # By the end of the name. What lies above the file may be anything: it counts only beside a folder of annotations.
+    above = unicode_path(os.path.dirname(base))
+    is_apart = f"{os.path.basename(base).lower()}/" in _ANNOTATION_FOLDERS
+    near = [unicode_path(folder) for folder in (root, base) if folder]
+    for folder in folders:
+        is_near = any(folder == place or folder.startswith(f"{place}/") for place in near)
+        if folder != above and (is_near or is_apart) and num_found(folder, tried):
             return folder
     return None
 
