@@ -179,6 +179,9 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
     raise FileNotFoundError(f"image folder not found: {' or '.join(places)}. Pass images=... (a folder)")
 
 
+_IDS = (int, str, float)
+
+
 def id_text(value: Any) -> str | None:
     """One text for an id, so that 1, 1.0 and "1" meet; None if it is not an id."""
     if isinstance(value, float) and value.is_integer():
@@ -314,7 +317,9 @@ def _read_images(content: dict, file: str, root: str, report: Report) -> _Listin
         name = matched.names.get(stated)
         try:
             file_name = name or relative_name(stated.name)
-            path = resolve_inside(root, file_name)
+            path = f"{root}/{name}" if name is not None else None  # a matched name lies inside
+            if path is None:
+                resolve_inside(root, file_name)
         except ValueError as error:
             report.add("unsafe_path", f"{where} {error}", image=stated.name)
             listing.refused.add(key)
@@ -327,7 +332,7 @@ def _read_images(content: dict, file: str, root: str, report: Report) -> _Listin
             listing.entries[key] = by_name[file_name] = CocoEntry(
                 image_id=key,
                 file_name=file_name,
-                path=path if name is not None else None,
+                path=path,
                 size=stated_size(image.get("height"), image.get("width")),
                 license=licenses.get(license_key, license_key),
             )
@@ -338,7 +343,7 @@ def _slim(masks: bool) -> Callable[[dict], Any]:
     """What keeps of each dict of the file only what is used."""
 
     def slim(item: dict) -> Any:
-        if "image_id" in item and not {"category_id", "bbox", "segmentation"}.isdisjoint(item):
+        if "image_id" in item and ("bbox" in item or "category_id" in item or "segmentation" in item):
             bbox, segmentation = item.get("bbox"), item.get("segmentation")
             if isinstance(bbox, dict):
                 bbox = coco_layout.box_of_mapping(bbox) or bbox
@@ -448,7 +453,8 @@ def _image_folder(
 
 def _grouping_category(categories: list[dict], items: list) -> str | None:
     """The name of a category that no object has and that is the supercategory of all others; Roboflow writes one."""
-    used = {id_text(item.category_id) for item in items if isinstance(item, _CocoAnnotation)}
+    ids = {item.category_id for item in items if isinstance(item, _CocoAnnotation) and type(item.category_id) in _IDS}
+    used = {id_text(category_id) for category_id in ids}
     for category in categories:
         others = [other for other in categories if other is not category]
         if others and all(other.get("supercategory") == category["name"] for other in others):

@@ -85,7 +85,7 @@ class ImageFinder:
 
     def exact(self, image: StatedImage) -> str | None:
         """The relative name of the image of this very name, or None."""
-        for text in (f"{image.beside}/{image.name}" if image.beside else "", image.name):
+        for text in (f"{image.beside}/{image.name}", image.name) if image.beside else (image.name,):
             try:
                 name = relative_name(text.replace("\\", "/"))
                 if os.path.isfile(fs_path(resolve_inside(self.folder, name))):
