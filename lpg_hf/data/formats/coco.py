@@ -179,7 +179,7 @@ def find_images(root: str | None, images: str | os.PathLike | None, split: str |
     raise FileNotFoundError(f"image folder not found: {' or '.join(places)}. Pass images=... (a folder)")
 
 
-_IDS = (int, str, float)
+_ID_TYPES = (int, str, float)  # as json holds ids; only these can be compared in a set
 
 
 def id_text(value: Any) -> str | None:
@@ -453,7 +453,9 @@ def _image_folder(
 
 def _grouping_category(categories: list[dict], items: list) -> str | None:
     """The name of a category that no object has and that is the supercategory of all others; Roboflow writes one."""
-    ids = {item.category_id for item in items if isinstance(item, _CocoAnnotation) and type(item.category_id) in _IDS}
+    ids = {
+        item.category_id for item in items if isinstance(item, _CocoAnnotation) and type(item.category_id) in _ID_TYPES
+    }
     used = {id_text(category_id) for category_id in ids}
     for category in categories:
         others = [other for other in categories if other is not category]
