@@ -3,7 +3,7 @@
 `benchmarks/common.yaml` has `settings` and `target` that all protocols share. A protocol,
 `benchmarks/protocols/NAME.yaml`, says what all its rows share besides:
 
-    settings: {...}       sections of training.config.Settings: the auxiliary data and the generator
+    settings: {...}       sections of lpg_hf.training.config.Settings: the auxiliary data and the generator
     target: {...}         more of them, for the kinds that also train segmenters: the target data and the segmenter
     measure: {annotations, masks, images, split}      the boxes that `lpg-hf compare` measures on
     prepare: [...]        arguments of `python` that make data before anything else, if the protocol needs them
@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 
-from training.parsing import merged
+from lpg_hf.training.parsing import merged
 
 
 KINDS = {
@@ -46,7 +46,7 @@ _PROTOCOL_KEYS = {"settings", "target", "measure", "prepare"}
 _MEASURE_KEYS = {"annotations", "masks", "images", "split"}
 _SHARED_KEYS = {"label", "seeds", "minutes", "settings", "note"}
 _ROW_KEYS = _SHARED_KEYS | {"kind", "protocols", "by_protocol", "uses", "generators", "compare_options"}
-# A generator without a segmenter; see training.config.SegmenterSettings.model.
+# A generator without a segmenter; see lpg_hf.training.config.SegmenterSettings.model.
 _ONE_GENERATOR = {"run": {"num_stages": 1}, "lpg": {"stage1_class_prob": False}, "segmenter": {"model": None}}
 
 
@@ -62,7 +62,7 @@ class Cell:
         kind: one of `KINDS`.
         label: name of the row in the tables.
         minutes: expected.
-        settings: of training.config.Settings, with placeholders and without `run.dir`; empty for baselines.
+        settings: of lpg_hf.training.config.Settings, with placeholders and without `run.dir`; empty for baselines.
         measure: of the protocol, with placeholders.
         prepare: the same.
         num_threads: CPU threads of each command; None: all cores.

@@ -1,8 +1,8 @@
-"""Configurations of results that are older than the sections of `training/config.py`, in the names of today."""
+"""Configurations of results that are older than the sections of `lpg_hf/training/config.py`, in the names of today."""
 
 from typing import Any
 
-from training.parsing import merged
+from lpg_hf.training.parsing import merged
 
 
 _MOVED = {

@@ -29,7 +29,7 @@ _STAGE_ROWS = {
     "segmenter_miou": "segmenter",
     "segmenter_crf_miou": "segmenter + dense CRF",
 }
-# Of the settings of training, see training/config.py.
+# Of the settings of training, see lpg_hf/training/config.py.
 _SECTIONS = ("run", "aux", "target", "evaluation", "lpg", "segmenter")
 # Bookkeeping of transformers, and label lists, which the card shows elsewhere.
 _HIDDEN_CONFIG_KEYS = {"architectures", "auto_map", "id2label", "label2id", "transformers_version", "_name_or_path"}

@@ -30,7 +30,7 @@ from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.synthetic import _write_synthetic_dataset
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import COCO_CLASSES, VOC_CLASSES
-from training.parsing import settings_from_dict
+from lpg_hf.training.parsing import settings_from_dict
 
 
 TINY_LPG = {

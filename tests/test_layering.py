@@ -14,7 +14,7 @@ FLOORS = (
     ("lpg_hf.generators",),
     ("lpg_hf.masks",),
     ("lpg_hf.evaluation",),
-    ("lpg_hf.convert_official", "lpg_hf.export_onnx", "lpg_hf.demo"),
+    ("lpg_hf.convert_official", "lpg_hf.export_onnx", "lpg_hf.demo", "lpg_hf.training"),
     ("lpg_hf.cli",),
     ("training",),
     ("benchmarks",),

@@ -9,7 +9,7 @@ import typer.main
 
 from lpg_hf.cli import app
 from lpg_hf.data.prepare.weights import WEIGHTS
-from training.parsing import parse_settings
+from lpg_hf.training.parsing import parse_settings
 
 
 ROOT = Path(__file__).parents[1]

@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datasets import Dataset
 
 from lpg_hf.data.load import class_names
-from training.config import Settings
-from training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
-from training.labels import Labels, SemiLabels, box_labels, true_labels
-from training.masks import check_distinct
-from training.models import build_segmenter, load_lpg
-from training.parsing import parse_settings
-from training.report import DeployScores
-from training.run import Run, start_run
-from training.stages import Stage, mask_stage, segmenter_stage
+from lpg_hf.training.config import Settings
+from lpg_hf.training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
+from lpg_hf.training.labels import Labels, SemiLabels, box_labels, true_labels
+from lpg_hf.training.masks import check_distinct
+from lpg_hf.training.models import build_segmenter, load_lpg
+from lpg_hf.training.parsing import parse_settings
+from lpg_hf.training.report import DeployScores
+from lpg_hf.training.run import Run, start_run
+from lpg_hf.training.stages import Stage, mask_stage, segmenter_stage
 
 
 def run_deploy(settings: Settings) -> dict:

@@ -20,15 +20,15 @@ from datasets import Dataset
 
 from lpg_hf.data.load import class_names
 from lpg_hf.files import write_json
-from training.config import Settings
-from training.data import check_num_classes, load_aux
-from training.labels import box_labels
-from training.masks import check_distinct
-from training.measure import measure_label_maps
-from training.models import build_lpg, build_segmenter, load_lpg
-from training.parsing import parse_settings
-from training.run import Run, start_run
-from training.stages import Stage, add_metrics, lpg_stage, mask_stage, segmenter_stage
+from lpg_hf.training.config import Settings
+from lpg_hf.training.data import check_num_classes, load_aux
+from lpg_hf.training.labels import box_labels
+from lpg_hf.training.masks import check_distinct
+from lpg_hf.training.measure import measure_label_maps
+from lpg_hf.training.models import build_lpg, build_segmenter, load_lpg
+from lpg_hf.training.parsing import parse_settings
+from lpg_hf.training.run import Run, start_run
+from lpg_hf.training.stages import Stage, add_metrics, lpg_stage, mask_stage, segmenter_stage
 
 
 def run_em(settings: Settings) -> None:

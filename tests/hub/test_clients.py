@@ -40,7 +40,7 @@ from pathlib import Path
 from transformers import AutoModelForSemanticSegmentation
 from lpg_hf import LPGModel, load_generator
 from lpg_hf.hub import fetch_stage
-from training.models import load_lpg
+from lpg_hf.training.models import load_lpg
 
 lpg = LPGModel.from_pretrained("org/lpg-stage2", revision=sys.argv[2])
 segmenter = AutoModelForSemanticSegmentation.from_pretrained("org/lpg-segmenter-stage1", revision=sys.argv[2])

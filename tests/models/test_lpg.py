@@ -18,7 +18,7 @@ from lpg_hf.models.configuration_lpg import BACKBONES, ENCODERS, LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.imagenet import load_encoder_imagenet
 from lpg_hf.models.modeling_lpg import LPGModel, _SqueezeNetEncoder
-from training.models import widen_inputs
+from lpg_hf.training.models import widen_inputs
 
 
 auto.register()

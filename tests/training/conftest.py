@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from tiny_run import TINY, run_script, settings_of
 
 from lpg_hf.data.synthetic import _write_synthetic_dataset
-from training.run import Run
+from lpg_hf.training.run import Run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,12 +20,12 @@ def child(script: str, values: dict, run_dir: Path, fatal: int | str | None, whe
     import torch
     from tiny_run import run_script
 
-    import training.masks
+    import lpg_hf.training.masks
 
     if when == "checkpoint":
         torch.save = dying_write(torch.save, fatal, position=1)
     elif when == "mask":
-        training.masks.write_label_map = dying_write(training.masks.write_label_map, fatal, position=0)
+        lpg_hf.training.masks.write_label_map = dying_write(lpg_hf.training.masks.write_label_map, fatal, position=0)
     replace, count = os.replace, 0
 
     def dying_replace(source, target, **folders):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny_run import ROOT, nested
 
-from training.data import check_num_classes
+from lpg_hf.training.data import check_num_classes
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from tiny_run import ROOT, changed, nested, settings_of
 
-from training.config import Settings, check_same_run, flat
-from training.parsing import parse_settings, read_yaml, settings_from_dict
-from training.steps import Phase
+from lpg_hf.training.config import Settings, check_same_run, flat
+from lpg_hf.training.parsing import parse_settings, read_yaml, settings_from_dict
+from lpg_hf.training.steps import Phase
 
 
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.yaml"))
@@ -34,7 +34,7 @@ def test_every_configuration_of_the_repository_parses_and_its_batches_divide(fol
 
 def test_every_setting_is_read_by_something():
     read = set()
-    for path in (ROOT / "training").glob("*.py"):
+    for path in [*(ROOT / "training").glob("*.py"), *(ROOT / "lpg_hf" / "training").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "__post_init__":
                 read |= {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}

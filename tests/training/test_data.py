@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_run import changed
 
-from training.data import load_aux, load_eval, load_semi, load_target
-from training.run import Run
+from lpg_hf.training.data import load_aux, load_eval, load_semi, load_target
+from lpg_hf.training.run import Run
 
 
 LOADS = {"aux": [load_aux], "target": [lambda run: load_target(run, masks=False), load_eval, load_semi]}

@@ -22,13 +22,13 @@ from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.masks.assembly import assemble
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
-from training import masks as masks_module
-from training.config import flat
-from training.data import load_aux, load_eval, load_target
-from training.masks import cache_class_probs, check_distinct, size_batches, write_pseudo_masks
-from training.measure import measure_label_maps, measure_segmenter
-from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
-from training.run import Run
+from lpg_hf.training import masks as masks_module
+from lpg_hf.training.config import flat
+from lpg_hf.training.data import load_aux, load_eval, load_target
+from lpg_hf.training.masks import cache_class_probs, check_distinct, size_batches, write_pseudo_masks
+from lpg_hf.training.measure import measure_label_maps, measure_segmenter
+from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
+from lpg_hf.training.run import Run
 
 
 @pytest.fixture
@@ -182,10 +182,10 @@ import json, sys
 from pathlib import Path
 from accelerate import Accelerator
 from tiny_run import settings_of
-from training.data import load_aux
-from training.run import Run
-from training.masks import write_pseudo_masks
-from training.models import build_lpg, lpg_processor
+from lpg_hf.training.data import load_aux
+from lpg_hf.training.run import Run
+from lpg_hf.training.masks import write_pseudo_masks
+from lpg_hf.training.models import build_lpg, lpg_processor
 assert sys.getfilesystemencoding() == "ascii"
 settings, folder = settings_of(json.loads(sys.argv[1])), Path(sys.argv[2])
 accelerator, model = Accelerator(cpu=True), build_lpg(settings, False, None)

@@ -12,10 +12,10 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf.data.examples import decode_image, label_map
-from training.data import load_eval
-from training.measure import measure_label_maps, measure_segmenter
-from training.models import Normalization
-from training.run import Run
+from lpg_hf.training.data import load_eval
+from lpg_hf.training.measure import measure_label_maps, measure_segmenter
+from lpg_hf.training.models import Normalization
+from lpg_hf.training.run import Run
 
 
 class Threshold(nn.Module):

@@ -10,8 +10,8 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from lpg_hf import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import _VGG16Encoder
-from training import models as models_module
-from training.models import (
+from lpg_hf.training import models as models_module
+from lpg_hf.training.models import (
     Normalization,
     build_lpg,
     build_segmenter,

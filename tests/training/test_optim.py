@@ -14,8 +14,8 @@ from lpg_hf import (
     DeepLabV2Config,
     DeepLabV2ForSemanticSegmentation,
 )
-from training.config import SegmenterSettings
-from training.optim import (
+from lpg_hf.training.config import SegmenterSettings
+from lpg_hf.training.optim import (
     build_optimizer,
     check_complete,
     poly_factor,

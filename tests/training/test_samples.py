@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_run import changed
 
-from training.data import load_aux, load_target
-from training.labels import MaskLabels, SemiLabels, box_labels, true_labels
-from training.models import Normalization, lpg_processor
-from training.run import Run
-from training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
+from lpg_hf.training.data import load_aux, load_target
+from lpg_hf.training.labels import MaskLabels, SemiLabels, box_labels, true_labels
+from lpg_hf.training.models import Normalization, lpg_processor
+from lpg_hf.training.run import Run
+from lpg_hf.training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
 
 
 class Entries(Positions):

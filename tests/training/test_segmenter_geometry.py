@@ -20,7 +20,7 @@ from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
-from training.measure import measure_segmenter
+from lpg_hf.training.measure import measure_segmenter
 
 
 NUM_LABELS, SHADE = 5, 50  # the images show label k in grey 50 k

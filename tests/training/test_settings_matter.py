@@ -6,12 +6,12 @@ import pytest
 from accelerate import Accelerator
 from tiny_run import changed, settings_of
 
-from training.data import load_aux
-from training.labels import box_labels
-from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
-from training.run import Run
-from training.samples import LPGViews, SegmenterCrops
-from training.steps import train_lpg, train_segmenter, trains_in_channels_last
+from lpg_hf.training.data import load_aux
+from lpg_hf.training.labels import box_labels
+from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
+from lpg_hf.training.run import Run
+from lpg_hf.training.samples import LPGViews, SegmenterCrops
+from lpg_hf.training.steps import train_lpg, train_segmenter, trains_in_channels_last
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_networks_too_narrow_for_channels_last_on_a_cpu_train_without_it(base, r
         seen.append(trains_in_channels_last(model, device))
         return seen[-1]
 
-    monkeypatch.setattr("training.steps.trains_in_channels_last", spied)
+    monkeypatch.setattr("lpg_hf.training.steps.trains_in_channels_last", spied)
     lpg = base.lpg.config | {"embedding_size": 8, "hidden_sizes": [8, 8]}
     segmenter = base.segmenter.config | {"stem_size": 8, "hidden_sizes": [8, 8, 8, 8]}
     narrow = changed(base, {"lpg.config": lpg, "segmenter.config": segmenter})

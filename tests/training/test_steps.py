@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import LARGEFOV, changed, launch, run_script, settings_of, weights
 
-from training.checkpoint import Checkpoints, average_weights
-from training.data import load_aux, load_target
-from training.labels import box_labels
-from training.models import Normalization, build_lpg, build_segmenter, lpg_processor
-from training.run import Run, start_run, usable_precision
-from training.samples import LPGViews, SegmenterCrops
-from training.steps import train_lpg, train_segmenter
+from lpg_hf.training.checkpoint import Checkpoints, average_weights
+from lpg_hf.training.data import load_aux, load_target
+from lpg_hf.training.labels import box_labels
+from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
+from lpg_hf.training.run import Run, start_run, usable_precision
+from lpg_hf.training.samples import LPGViews, SegmenterCrops
+from lpg_hf.training.steps import train_lpg, train_segmenter
 
 
 def trained_segmenter(accelerator, settings, folder, num_steps=3, samples=None):
@@ -294,7 +294,7 @@ def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch, native):
-    monkeypatch.setattr("training.run.resolve_dtype", lambda *_: torch.bfloat16 if native else torch.float32)
+    monkeypatch.setattr("lpg_hf.training.run.resolve_dtype", lambda *_: torch.bfloat16 if native else torch.float32)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

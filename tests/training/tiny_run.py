@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from training.config import Settings, flat
-from training.parsing import merged, settings_from_dict
+from lpg_hf.training.config import Settings, flat
+from lpg_hf.training.parsing import merged, settings_from_dict
 
 
 ROOT = Path(__file__).parents[2]

@@ -22,9 +22,9 @@ from lpg_hf.data.examples import class_mask, decode_image, object_mask, row_boxe
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.views_lpg import Augmentation, View, image_to_view, random_window, visible_part
-from training.config import Settings
-from training.labels import Labels
-from training.models import Normalization
+from lpg_hf.training.config import Settings
+from lpg_hf.training.labels import Labels
+from lpg_hf.training.models import Normalization
 
 
 _NOISE_DEVIATIONS = (4, 24)  # of grey levels

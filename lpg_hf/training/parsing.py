@@ -1,4 +1,4 @@
-"""Settings from a YAML file, whose shape is that of `training/config.py`, and from flags `--section.name value`.
+"""Settings from a YAML file, shaped like the sections of `config.py`, and from flags `--section.name value`.
 
 jsonargparse comes near; tyro, draccus and HfArgumentParser know no `null`, or not a file and flags together. But its
 errors are several lines without a remedy, and it keeps what stands inside `lpg.config` as text.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from training.config import Settings, flat
+from lpg_hf.training.config import Settings, flat
 
 
 def parse_settings(argv: list[str] | None = None, description: str | None = None) -> Settings:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from training.config import LPGSettings, SegmenterSettings
+from lpg_hf.training.config import LPGSettings, SegmenterSettings
 
 
 POLY_POWER = 0.9

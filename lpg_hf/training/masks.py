@@ -22,8 +22,8 @@ from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.assembly import assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
-from training.run import Run
-from training.samples import BOX_COLUMNS
+from lpg_hf.training.run import Run
+from lpg_hf.training.samples import BOX_COLUMNS
 
 
 # The generator's weights have the type that autocast would compute in.

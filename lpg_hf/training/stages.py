@@ -13,10 +13,10 @@ from lpg_hf.hub import write_card
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
-from training.config import public_settings
-from training.labels import Labels, MaskLabels
-from training.masks import ClassProbs, cache_class_probs, write_pseudo_masks
-from training.models import (
+from lpg_hf.training.config import public_settings
+from lpg_hf.training.labels import Labels, MaskLabels
+from lpg_hf.training.masks import ClassProbs, cache_class_probs, write_pseudo_masks
+from lpg_hf.training.models import (
     Normalization,
     build_lpg,
     build_segmenter,
@@ -25,9 +25,9 @@ from training.models import (
     package_versions,
     save_stage,
 )
-from training.run import Run
-from training.samples import LPGViews, SegmenterCrops
-from training.steps import remove_checkpoints, train_lpg, train_segmenter
+from lpg_hf.training.run import Run
+from lpg_hf.training.samples import LPGViews, SegmenterCrops
+from lpg_hf.training.steps import remove_checkpoints, train_lpg, train_segmenter
 
 
 @dataclass(frozen=True)

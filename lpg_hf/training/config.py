@@ -1,4 +1,4 @@
-"""Every setting of a run, in sections: frozen dataclasses, filled by `training/parsing.py`."""
+"""Every setting of a run, in sections: frozen dataclasses, filled by `lpg_hf/training/parsing.py`."""
 
 import dataclasses
 import json

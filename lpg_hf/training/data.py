@@ -8,8 +8,8 @@ from datasets import Dataset, Image
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.report import KEPT, PROBLEMS, Report
 from lpg_hf.labels import IGNORE_INDEX
-from training.config import DataSettings
-from training.run import Run
+from lpg_hf.training.config import DataSettings
+from lpg_hf.training.run import Run
 
 
 def load_aux(run: Run, masks: bool = True) -> Dataset:

@@ -14,8 +14,8 @@ from accelerate.utils import parse_flag_from_env
 
 from lpg_hf.devices import resolve_dtype, usable_device
 from lpg_hf.files import write_json
-from training.config import Settings, check_same_run, flat
-from training.models import OWN_SEGMENTERS
+from lpg_hf.training.config import Settings, check_same_run, flat
+from lpg_hf.training.models import OWN_SEGMENTERS
 
 
 @dataclass(frozen=True)

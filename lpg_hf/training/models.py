@@ -35,9 +35,9 @@ from lpg_hf.models.imagenet import (
     load_vgg16_imagenet,
 )
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training.config import LPGSettings, SegmenterSettings, Settings
 from lpg_hf.version import __version__
 from lpg_hf.weight_files import reading_weights
-from training.config import LPGSettings, SegmenterSettings, Settings
 
 
 auto.register()

@@ -12,9 +12,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from lpg_hf.data.examples import label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
-from training.labels import Labels
-from training.masks import encoded_images, frozen_segmenter, prefetch
-from training.run import Run
+from lpg_hf.training.labels import Labels
+from lpg_hf.training.masks import encoded_images, frozen_segmenter, prefetch
+from lpg_hf.training.run import Run
 
 
 # Classes below it in the whole image do not enter the dense CRF. With 21 classes, 0.02 to 0.06 % of the pixels change,

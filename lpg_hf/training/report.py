@@ -9,13 +9,13 @@ from lpg_hf.data.examples import decode_image, label_map, row_boxes
 from lpg_hf.data.load import class_names
 from lpg_hf.files import write_json
 from lpg_hf.label_maps import mask_name, read_label_map
+from lpg_hf.training.config import public_settings
+from lpg_hf.training.labels import Labels, box_labels
+from lpg_hf.training.measure import measure_label_maps, measure_segmenter
+from lpg_hf.training.models import load_segmenter, package_versions
+from lpg_hf.training.run import Run
+from lpg_hf.training.stages import Stage, add_metrics
 from lpg_hf.visualize import draw_boxes, overlay, panel
-from training.config import public_settings
-from training.labels import Labels, box_labels
-from training.measure import measure_label_maps, measure_segmenter
-from training.models import load_segmenter, package_versions
-from training.run import Run
-from training.stages import Stage, add_metrics
 
 
 _PANEL_ROWS = 6
