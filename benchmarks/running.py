@@ -162,7 +162,7 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
     if cell.kind in ("stages", "deploy"):
         yield [*launch, "training/deploy.py", "--config", _shown(config)]
     measure = expand(cell.measure, places)
-    compare = ["lpg-hf", "compare", measure["annotations"], "--masks", measure["masks"], "--dtype", "float32"]
+    compare = ["lpg-hf", "compare", measure["annotations"], "--truth", measure["masks"], "--dtype", "float32"]
     compare += cell.compare_options
     for option in ("images", "split"):
         if option in measure:

@@ -4,6 +4,7 @@ Everything heavy is imported inside the commands, so that `lpg-hf --help` answer
 """
 
 import io
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ _SizeMismatch = Annotated[
     str, typer.Option(help="If the stated size of an image is not its own: skip, error, or rescale the boxes.")
 ]
 _MaxPixels = Annotated[int | None, typer.Option(help="Skip larger images; default: 178956970.", min=1)]
+_Limit = Annotated[int | None, typer.Option(help="At most this many images of each split, evenly over it.", min=1)]
 _ClassNames = Annotated[
     str | None,
     typer.Option(help="Class names in the order of the labels: a file with one per line, or a comma-separated list."),
@@ -61,11 +63,15 @@ _Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default:
 _Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware computes in it.")
 ]
+_NumWorkers = Annotated[int | None, typer.Option(help="Threads; default: by the number of cores.", min=1)]
 # What is written
 _JsonFile = Annotated[str | None, typer.Option("--json", help="Write the result to this file.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Send nothing; list what would be sent.")]
 _Private = Annotated[bool, typer.Option("--private", help="Make new repositories private.")]
 _PushRevision = Annotated[str | None, typer.Option(help="Branch to push to; default: main.")]
+_PlaceImages = Annotated[
+    str, typer.Option("--with-images", help="YOLO, LabelMe: link or copy each image into OUT, or none.")
+]
 # Of export-data and push-data
 _Format = Annotated[str, typer.Option(help="coco, voc or yolo.")]
 _Root = Annotated[Path | None, typer.Option(help="Folder of the dataset.")]
@@ -78,12 +84,11 @@ _Classes = Annotated[
     str | None, typer.Option(help="COCO: nonvoc60, voc20, all80. Every format: all, or comma-separated names.")
 ]
 _Masks = Annotated[bool, typer.Option("--masks", help="Write the masks too.")]
-_WithImages = Annotated[
-    bool, typer.Option("--with-images", help="Embed the image files. Publish them only if their licences allow it.")
+_EmbedImages = Annotated[
+    bool, typer.Option("--embed-images", help="Embed the image files. Publish them only if their licences allow it.")
 ]
 _KeepEmpty = Annotated[bool, typer.Option("--keep-empty", help="Keep images without an object of the classes.")]
 _AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Skip images that do not exist.")]
-_NumProc = Annotated[int, typer.Option(help="Processes that check the images.", min=1)]
 _Title = Annotated[str | None, typer.Option(help="Title of the card. Default: the name of the folder or repository.")]
 
 
@@ -123,9 +128,7 @@ def masks(
         str,
         typer.Option(help="What to write, comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme."),
     ] = "png",
-    with_images: Annotated[
-        str, typer.Option(help="YOLO and LabelMe: link or copy each image into OUT, or none.")
-    ] = "link",
+    with_images: _PlaceImages = "link",
     per: Annotated[
         str | None,
         typer.Option(help="class or instance. Default: class if only png is written, else instance."),
@@ -149,9 +152,7 @@ def masks(
     batch_size: Annotated[
         int, typer.Option(help="Images taken together; a forward pass has up to twice as many views.")
     ] = 8,
-    workers: Annotated[
-        int | None, typer.Option(help="Threads that decode and write; default: one per core, at most 8.", min=1)
-    ] = None,
+    num_workers: _NumWorkers = None,
     device: _Device = None,
     dtype: _Dtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
@@ -190,7 +191,7 @@ def masks(
         settings,
         report=report,
         overwrite=overwrite,
-        processes=Processes.of_launch(workers),
+        processes=Processes.of_launch(num_workers),
     )
     if written is not None:
         typer.echo(written.summary())
@@ -208,7 +209,7 @@ def check(
     decode: Annotated[bool, typer.Option(help="Decode every image, or read headers only.")] = True,
     zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
-    workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.", min=1)] = None,
+    num_workers: _NumWorkers = None,
     json_file: _JsonFile = None,
 ) -> None:
     """Look at every image and object of a dataset, and count the problems.
@@ -227,7 +228,7 @@ def check(
         _read_options(split, zero_based, max_pixels, masks=masks),
         format=format,
         decode=decode,
-        num_workers=workers,
+        num_workers=num_workers,
         progress=sys.stderr.isatty(),
     )
     typer.echo(checked.summary())
@@ -238,18 +239,16 @@ def check(
 
 @app.command("convert-labels")
 def convert_labels(
-    annotations: Annotated[str, typer.Argument(metavar="IN", help="Labels of any format, as for `lpg-hf check`.")],
+    annotations: _Source,
     out: Annotated[str, typer.Argument(help="New folder, or json file for COCO; it must not exist yet.")],
     to: Annotated[str, typer.Option(help="coco, voc or yolo.")],
-    format: Annotated[
-        str, typer.Option("--from", help="auto, coco, voc, yolo, dataset, or a tool's (docs/formats.md).")
-    ] = "auto",
+    format: _AnyFormat = "auto",
     images: _Images = None,
     split: _Split = None,
     masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,
     zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
-    with_images: Annotated[str, typer.Option(help="YOLO: link or copy each image into the result, or none.")] = "link",
+    with_images: _PlaceImages = "link",
 ) -> None:
     """Write labels in another format, and report what it cannot hold. YOLO output gets the images too.
 
@@ -265,8 +264,8 @@ def convert_labels(
     raise typer.Exit(1 if done.report.needs_attention else 0)
 
 
-@app.command("push")
-def push(
+@app.command("push-run")
+def _push_run(
     run_dir: Annotated[Path, typer.Argument(help="Run folder of training/em.py and training/deploy.py.")],
     org: Annotated[str, typer.Option(help="Organisation or user on the Hub.")],
     prefix: Annotated[
@@ -280,7 +279,7 @@ def push(
 
     Each repository gets one commit, or none if nothing changed.
 
-    Example: `lpg-hf push runs/demo --org my-name --dry-run`
+    Example: `lpg-hf push-run runs/demo --org my-name --dry-run`
     """
     from lpg_hf.hub import PushOptions, push_run
 
@@ -292,15 +291,15 @@ def push(
         typer.echo(f"collection {report.collection}" if report.collection else report.note)
 
 
-@app.command("pull")
-def pull(
+@app.command("pull-run")
+def _pull_run(
     run_id: Annotated[str, typer.Argument(metavar="ORG/PREFIX", help="Organisation and prefix of the stages.")],
     out: Annotated[Path, typer.Option(help="Run folder to fill; `training/deploy.py --run.stages OUT` takes it.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
 ) -> None:
     """Download all stages of a run from the Hub to a run folder.
 
-    Example: `lpg-hf pull my-name/lpg --out runs/pulled`
+    Example: `lpg-hf pull-run my-name/lpg --out runs/pulled`
     """
     from lpg_hf.hub import pull_run
 
@@ -317,11 +316,11 @@ def _export_data(
     split: _Splits = None,
     classes: _Classes = None,
     masks: _Masks = False,
-    with_images: _WithImages = False,
+    embed_images: _EmbedImages = False,
     keep_empty: _KeepEmpty = False,
     allow_missing: _AllowMissing = False,
     zero_based: _ZeroBased = False,
-    num_proc: _NumProc = 1,
+    num_workers: Annotated[int, typer.Option(help="Processes that check the images.", min=1)] = 1,
     title: _Title = None,
 ) -> None:
     """Write annotations as Parquet files with a card, which `load_dataset` reads without this package.
@@ -333,11 +332,11 @@ def _export_data(
     from lpg_hf.data.report import Report
 
     report = Report()
-    export = Export(format, root, annotations or (), images, split or (), with_images, title)
+    export = Export(format, root, annotations or (), images, split or (), embed_images, title)
     options = ReadOptions(
         classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
     )
-    num_rows = write_dataset(out, export, options, num_proc=num_proc, report=report)
+    num_rows = write_dataset(out, export, options, num_proc=num_workers, report=report)
     typer.echo(report.summary())
     typer.echo(f"wrote {num_rows} rows to {out}")
 
@@ -352,11 +351,11 @@ def push_data(
     split: _Splits = None,
     classes: _Classes = None,
     masks: _Masks = False,
-    with_images: _WithImages = False,
+    embed_images: _EmbedImages = False,
     keep_empty: _KeepEmpty = False,
     allow_missing: _AllowMissing = False,
     zero_based: _ZeroBased = False,
-    num_proc: _NumProc = 1,
+    num_workers: Annotated[int, typer.Option(help="Processes that check the images.", min=1)] = 1,
     title: _Title = None,
     private: _Private = False,
     revision: _PushRevision = None,
@@ -372,7 +371,7 @@ def push_data(
     from lpg_hf.hub import PushOptions, push_data
 
     report = Report()
-    export = Export(format, root, annotations or (), images, split or (), with_images, title)
+    export = Export(format, root, annotations or (), images, split or (), embed_images, title)
     options = ReadOptions(
         classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
     )
@@ -381,7 +380,7 @@ def push_data(
         export,
         PushOptions(private, revision, dry_run),
         options=options,
-        num_proc=num_proc,
+        num_proc=num_workers,
         report=report,
     )
     typer.echo(report.summary())
@@ -392,40 +391,36 @@ def push_data(
 @app.command("prepare-data")
 def _prepare_data(
     what: Annotated[str, typer.Argument(metavar="coco60|voc-aug|weights", help="What to prepare.")],
-    root: Annotated[Path, typer.Option(help="Folder to write to; the paper's configurations read `data`.")],
-    archives: Annotated[Path | None, typer.Option(help="Folder of the archives; default: ROOT/archives.")] = None,
-    subset: Annotated[
-        int | None, typer.Option(help="At most this many images per split, evenly over it.", min=1)
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to; the paper's configurations read `data`.")],
+    archives: Annotated[Path | None, typer.Option(help="Folder of the archives; default: OUT/archives.")] = None,
+    limit: _Limit = None,
     long_side: Annotated[
         int | None, typer.Option(help="Reduce larger images to this long side, with their boxes and masks.", min=1)
     ] = None,
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not compare the archives with the published sizes and checksums.")
-    ] = False,
+    check: Annotated[bool, typer.Option(help="Compare the archives with the published sizes and checksums.")] = True,
 ) -> None:
     """Turn the official archives of COCO, VOC and SBD into the folders that the paper's configurations read.
 
     Nothing is downloaded. What is finished is skipped, and an interrupted run resumes. `voc-aug` needs the extra
     `prepare`.
 
-    Example: `lpg-hf prepare-data voc-aug --root data --archives Downloads`
+    Example: `lpg-hf prepare-data voc-aug --out data --archives Downloads`
     """
     from lpg_hf.data.prepare import PrepareOptions, prepare
 
-    prepare(what, PrepareOptions(root, archives, subset, long_side, check=not no_check, log=typer.echo))
+    prepare(what, PrepareOptions(out, archives, limit, long_side, check=check, log=typer.echo))
 
 
 @app.command("eval")
 def _eval(
     prediction: Annotated[str, typer.Argument(help="Folder of label maps (PNG), or COCO json.")],
     truth: Annotated[str, typer.Argument(help="Ground truth of the same kind.")],
-    classes: _ClassNames = None,
+    class_names: _ClassNames = None,
     ignore: Annotated[
         int | None,
         typer.Option(help="Label of the ground truth that counts nowhere [default: 255; 65535 in 16-bit maps]."),
     ] = None,
-    num_workers: Annotated[int, typer.Option(help="Threads.")] = 4,
+    num_workers: _NumWorkers = None,
     max_pixels: _MaxPixels = None,
     json_file: _JsonFile = None,
 ) -> None:
@@ -433,7 +428,7 @@ def _eval(
 
     Exit status: 0 success; 1 some files or masks cannot be used, and the others are scored.
 
-    Example: `lpg-hf eval masks VOC2012/SegmentationClass --classes classes.txt --json scores.json`
+    Example: `lpg-hf eval masks VOC2012/SegmentationClass --class-names classes.txt --json scores.json`
     """
     from lpg_hf.evaluation.evaluate import evaluate
     from lpg_hf.files import write_json
@@ -442,7 +437,7 @@ def _eval(
     result = evaluate(
         prediction,
         truth,
-        classes=classes,
+        classes=class_names,
         ignore=ignore,
         num_workers=num_workers,
         max_pixels=max_pixels or MAX_PIXELS,
@@ -453,15 +448,15 @@ def _eval(
     raise typer.Exit(1 if result.bad else 0)
 
 
-@app.command("convert")
-def convert(
+@app.command("convert-checkpoint")
+def _convert_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="Official .pth or .safetensors; with --to-official, our folder.")],
     out: Annotated[Path, typer.Argument(help="The new folder; with --to-official, the new .pth or .safetensors.")],
     kind: Annotated[
         str | None, typer.Option(help="lpg, largefov or deeplab-v2; default: by the names of the weights.")
     ] = None,
     num_labels: Annotated[int | None, typer.Option(help="Checked against the weights.")] = None,
-    classes: _ClassNames = None,
+    class_names: _ClassNames = None,
     pad: Annotated[
         int, typer.Option(help="LPG: pad smaller images to this side (official: VOC 512, COCO 640); 0: no padding.")
     ] = 512,
@@ -469,7 +464,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint of the method's official code to this package, or back.
 
-    Example: `lpg-hf convert LPG_Round2.pth models/lpg-round2 --kind lpg`
+    Example: `lpg-hf convert-checkpoint LPG_Round2.pth models/lpg-round2 --kind lpg`
     """
     from lpg_hf import convert_official as converter
     from lpg_hf.evaluation.evaluate import class_list
@@ -477,17 +472,17 @@ def convert(
     if to_official:
         typer.echo(f"written to {converter.to_official(checkpoint, out)}")
         return
-    names = class_list(classes)
+    names = class_list(class_names)
     unused = converter.convert(checkpoint, out, kind, num_labels=num_labels, classes=names, view_min_size=pad or None)
     for name, reason in unused.items():
         typer.echo(f"not used: {name} ({reason})")
     typer.echo(f"written to {out}")
 
 
-@app.command("export")
-def export(
+@app.command("export-onnx")
+def _export_onnx(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of an LPG or of a segmenter.")],
-    onnx: Annotated[Path, typer.Option(help="The new file.")],
+    out: Annotated[Path, typer.Option(help="The new file.")],
     opset: Annotated[int, typer.Option(help="ONNX operator set, 13 to 20.")] = 17,
     size: Annotated[
         tuple[int, int] | None,
@@ -499,19 +494,19 @@ def export(
 ) -> None:
     """Write an LPG or a segmenter as one ONNX model for any batch and image size.
 
-    Example: `lpg-hf export runs/demo/aux/stage3/lpg --onnx lpg.onnx`
+    Example: `lpg-hf export-onnx runs/demo/aux/stage3/lpg --out lpg.onnx`
     """
     from lpg_hf.export_onnx import export_onnx
 
-    for (batch, height, width), difference in export_onnx(model, onnx, opset=opset, size=size, check=check).items():
+    for (batch, height, width), difference in export_onnx(model, out, opset=opset, size=size, check=check).items():
         typer.echo(f"batch {batch} of {height}x{width}: equal to PyTorch within {difference:.1e}")
-    typer.echo(f"written to {onnx}")
+    typer.echo(f"written to {out}")
 
 
 @app.command("compare")
 def _compare(
     annotations: _Source,
-    masks: Annotated[
+    truth: Annotated[
         str,
         typer.Option(help="Ground truth: folder of label maps, or COCO json with masks (may be ANNOTATIONS itself)."),
     ],
@@ -524,7 +519,7 @@ def _compare(
     ] = None,
     model: _Model = None,
     segmenter: _Segmenter = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many images, evenly over the data.", min=1)] = None,
+    limit: _Limit = None,
     per: Annotated[
         str, typer.Option(help="class or instance: whether boxes of a class share their foreground.")
     ] = "instance",
@@ -546,7 +541,7 @@ def _compare(
 
     Exit status: 0 success; 1 a generator did not run, and the table says why.
 
-    Example: `lpg-hf compare instances.json --images photos --masks instances.json --generators box --out compared`
+    Example: `lpg-hf compare instances.json --images photos --truth instances.json --generators box --out compared`
     """
     from lpg_hf.evaluation.compare import ComparedData, Comparison, as_dict, compare, table, write
     from lpg_hf.files import write_json
@@ -554,7 +549,7 @@ def _compare(
 
     names = None if generators is None else [name.strip() for name in generators.split(",") if name.strip()]
     options = _read_options(split, zero_based, max_pixels, size_mismatch)
-    data = ComparedData(annotations, None if images is None else str(images), masks, format, options)
+    data = ComparedData(annotations, None if images is None else str(images), truth, format, options)
     loaded = GeneratorOptions(model, segmenter, None, batch_size, flip, device, dtype)
     rows, chosen = compare(Comparison(data, loaded, per), names, limit=limit)
     typer.echo(table(rows))
@@ -593,6 +588,29 @@ def demo(
     )
 
 
+def _with_option_names(message: str, command: str = "") -> str:
+    """A message of the library in the names of the command line: max_pixels=9 becomes --max-pixels 9."""
+    group = typer.main.get_command(app)
+    chosen = getattr(group, "commands", {}).get(command)
+    options = {item.name: item for item in getattr(chosen, "params", ()) if item.param_type_name == "option"}
+
+    def replaced(found: re.Match) -> str:
+        option, value = options.get(found["name"]), found["value"]
+        if option is None or (value is None and "_" not in found["name"]):
+            return found[0]  # A word such as "split" may be just a word.
+        name = option.opts[0]
+        if value is None:
+            return name
+        if value == "None":
+            return f"no {name}"
+        if option.is_flag and value in ("True", "False"):
+            return name if value == "True" else next(iter(option.secondary_opts), f"no {name}")
+        return f"{name} {value.strip(chr(39))}"
+
+    value = r"=(?P<value>'[^']*'|-?\w+(?:\.\w+)*)"
+    return re.sub(rf"(?<![\w./-])(?P<name>[a-z_]+)(?:{value})?(?![\w/])( \(--[a-z-]+\))?", replaced, message)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; a user's mistake becomes one line and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -601,7 +619,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except (OSError, ValueError, ImportError) as error:
-        typer.echo(f"lpg-hf: {error}", err=True)
+        command = (sys.argv[1:] if arguments is None else arguments)[:1]
+        typer.echo(f"lpg-hf: {_with_option_names(str(error), *command)}", err=True)
         sys.exit(2)
 
 

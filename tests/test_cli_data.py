@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
-from lpg_hf.cli import main
+from lpg_hf.cli import app, main
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_convert_labels_says_what_is_lost_and_where_images_go(data, tmp_path, ca
     assert (tmp_path / "new" / "images" / "a.png").is_file()
     assert (tmp_path / "new" / "labels" / "a.txt").read_text().startswith("0 0.333333333333 0.4 ")
     status, out, _ = run(
-        capsys, "convert-labels", tmp_path / "new", tmp_path / "back.json", "--to", "coco", "--from", "yolo",
+        capsys, "convert-labels", tmp_path / "new", tmp_path / "back.json", "--to", "coco", "--format", "yolo",
         "--images", tmp_path,
     )  # fmt: skip
     assert status == 0
@@ -168,3 +169,31 @@ def test_file_names_that_are_no_utf8_and_letters_that_the_terminal_lacks(tmp_pat
     done = command("convert-labels", root, tmp_path / "voc", "--to", "voc", encoding="utf-8")
     assert done.returncode == 2 and b"VOC files cannot hold the name 'caf\\udce9'" in done.stderr
     assert not (tmp_path / "voc").exists()
+
+
+def test_one_thing_has_one_name_in_all_commands():
+    commands = typer.main.get_command(app).commands
+    assert {"masks", "convert-checkpoint", "export-onnx", "push-run", "pull-run"} <= commands.keys()
+    assert commands.keys().isdisjoint({"convert", "export", "push", "pull"})
+    options: dict[str, set[bool]] = {}
+    for item in (item for command in commands.values() for item in command.params if item.opts[0].startswith("--")):
+        options.setdefault(item.opts[0], set()).add(item.is_flag)
+    assert "--num-workers" in options and options.keys().isdisjoint(
+        {"--workers", "--num-proc", "--from", "--onnx", "--subset", "--image-folder"}
+    )
+    # `compare` has its ground truth in --truth, so that --masks and --with-images mean one thing each.
+    assert all(len(kinds) == 1 for kinds in options.values()), options
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--size-mismatch", "no"], "--size-mismatch must be one of skip, error, rescale, got 'no'"),
+        (["--threshold", "2"], "--threshold 2.0 is a probability"),
+        (["--per", "box"], "--per box is unknown"),
+        (["--with-images", "all"], "--with-images all must be one of"),
+    ],
+)
+def test_messages_use_the_names_of_the_command_line(data, tmp_path, capsys, arguments, text):
+    code, _, err = run(capsys, "masks", data([0, 0, 9, 9]), "--out", tmp_path / "out", *arguments)
+    assert code == 2 and text in err and "=" not in err and "(--" not in err, err

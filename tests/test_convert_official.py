@@ -526,8 +526,13 @@ def test_what_the_official_code_computes_differently_is_refused(tmp_path, conver
 def test_the_command_goes_there_and_back(tmp_path, capsys, monkeypatch):
     network = tiny("deeplab-v2")
     torch.save({"state_dict": network.state_dict(), "epoch": 3}, tmp_path / "o.pth")
-    assert command(monkeypatch, "convert", tmp_path / "o.pth", tmp_path / "ours", "--classes", "cat,dog,cow") == 0
-    assert command(monkeypatch, "convert", tmp_path / "ours", tmp_path / "back.pth", "--to-official") == 0
+    assert (
+        command(
+            monkeypatch, "convert-checkpoint", tmp_path / "o.pth", tmp_path / "ours", "--class-names", "cat,dog,cow"
+        )
+        == 0
+    )
+    assert command(monkeypatch, "convert-checkpoint", tmp_path / "ours", tmp_path / "back.pth", "--to-official") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "not used: epoch (beside the state dict, not a weight)"
     assert printed[1:] == [f"written to {tmp_path / 'ours'}", f"written to {tmp_path / 'back.pth'}"]
@@ -538,13 +543,15 @@ def test_the_command_goes_there_and_back(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("pad, stored", [("640", 640), ("0", None)])
 def test_the_command_stores_the_padding(pad, stored, tmp_path, monkeypatch):
     checkpoint = saved(tiny("lpg5"), tmp_path / "o.pth")
-    assert command(monkeypatch, "convert", checkpoint, tmp_path / "ours", "--kind", "lpg", "--pad", pad) == 0
+    assert (
+        command(monkeypatch, "convert-checkpoint", checkpoint, tmp_path / "ours", "--kind", "lpg", "--pad", pad) == 0
+    )
     assert LPGImageProcessor.from_pretrained(tmp_path / "ours").view_min_size == stored
 
 
 def test_the_command_fails_in_one_line(tmp_path, capsys, monkeypatch):
     torch.save(Bomb(tmp_path / "marker"), tmp_path / "o.pth")
-    assert command(monkeypatch, "convert", tmp_path / "o.pth", tmp_path / "ours", "--kind", "lpg") == 2
+    assert command(monkeypatch, "convert-checkpoint", tmp_path / "o.pth", tmp_path / "ours", "--kind", "lpg") == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and "nothing in it was executed" in captured.err
     assert nothing_written(tmp_path, "o.pth")

@@ -195,7 +195,7 @@ def test_the_published_hourglass_and_resnet101(tmp_path):
 
 def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     tiny_lpg().save_pretrained(tmp_path / "model")
-    arguments = ["lpg-hf", "export", str(tmp_path / "model"), "--onnx", str(tmp_path / "m.onnx")]
+    arguments = ["lpg-hf", "export-onnx", str(tmp_path / "model"), "--out", str(tmp_path / "m.onnx")]
     for more, lines in (([], 4), (["--size", "64", "80", "--opset", "16"], 3), (["--no-check"], 1)):
         monkeypatch.setattr(sys, "argv", arguments + more)
         with pytest.raises(SystemExit) as status:
@@ -205,7 +205,7 @@ def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
         assert len(printed) == lines and printed[-1] == f"written to {tmp_path / 'm.onnx'}"
         assert all("equal to PyTorch within" in line for line in printed[:-1])
     monkeypatch.setattr(
-        sys, "argv", ["lpg-hf", "export", str(tmp_path / "absent"), "--onnx", str(tmp_path / "x.onnx")]
+        sys, "argv", ["lpg-hf", "export-onnx", str(tmp_path / "absent"), "--out", str(tmp_path / "x.onnx")]
     )
     with pytest.raises(SystemExit) as status:
         main()

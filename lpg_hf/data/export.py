@@ -1,12 +1,12 @@
 """Write a dataset as Parquet with a card, so that ``load_dataset(FOLDER)`` reads it without this package.
 
-    lpg-hf export-data OUT --format voc --root VOC2012 --split train_aug --split val --masks --with-images
+    lpg-hf export-data OUT --format voc --root VOC2012 --split train_aug --split val --masks --embed-images
     lpg-hf export-data OUT --format coco --annotations instances_train2017.json --images train2017 --classes nonvoc60
 
     OUT/README.md                                the card: YAML `configs:`, counts, columns, classes
     OUT/data/SPLIT-00000-of-00001.parquet        rows as in `lpg_hf.data.builders`
 
-Without ``--with-images`` the column `image` is left out, and `file_name` says which image of your own copy belongs to
+Without ``--embed-images`` the column `image` is left out, and `file_name` says which image of your own copy belongs to
 a row: ``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together again. Class masks are always embedded. No
 path of this machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
 """

@@ -115,7 +115,7 @@ def evaluate(
     *,
     classes: str | os.PathLike | Sequence[str] | None = None,
     ignore: int | None = None,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Evaluation:
     """Compare two folders of label maps, or two COCO files.
@@ -127,7 +127,7 @@ def evaluate(
             categories of the ground truth. With COCO files, only these categories are compared.
         ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. In a prediction it
             counts as background. For label maps only.
-        num_workers: threads.
+        num_workers: threads; None: one per core, at most 8.
         max_pixels: larger label maps are skipped.
 
     Raises:
@@ -146,6 +146,7 @@ def evaluate(
             "Pass two folders of label maps, or two COCO json files."
         )
     names = class_list(classes)
+    num_workers = num_workers or min(8, os.cpu_count() or 1)
     if kinds[0] and names is not None and ignore is not None and 1 <= ignore <= len(names):
         raise ValueError(
             f"ignore={ignore} (--ignore) is the label of the class {names[ignore - 1]!r}, which would be in no "

@@ -80,7 +80,7 @@ def test_export_round_trip_without_importing_lpg_hf(run, voc_tree, tmp_path):
         "--split",
         "val",
         "--masks",
-        "--with-images",
+        "--embed-images",
     )
     assert result.exit_code == 0, result.output
     found = read_elsewhere(out, tmp_path)
@@ -118,7 +118,7 @@ def test_export_without_images_is_joined_with_a_folder_again(run, coco_tree, tmp
 def test_no_path_of_the_machine_is_written(run, coco_tree, voc_tree, tmp_path):
     coco_tree.write()
     voc_tree.add_mask("a")
-    for name, tree, options in (("coco", coco_tree, []), ("voc", voc_tree, ["--with-images", "--masks"])):
+    for name, tree, options in (("coco", coco_tree, []), ("voc", voc_tree, ["--embed-images", "--masks"])):
         result = run(tmp_path / f"out_{name}", "--format", name, "--root", tree.root, *options)
         assert result.exit_code == 0, result.output
         for path in (tmp_path / f"out_{name}").rglob("*"):
@@ -131,7 +131,7 @@ def test_large_splits_are_written_in_shards(run, coco_tree, tmp_path, monkeypatc
         coco_tree.content["annotations"].append(coco_tree.annotation(id=i, image_id=i))
     coco_tree.write()
     monkeypatch.setattr("lpg_hf.data.export.ROWS_PER_SHARD", 2)
-    result = run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root, "--with-images")
+    result = run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root, "--embed-images")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "out" / "data").glob("train-*-of-00003.parquet"))) == 3
     assert load_boxes("parquet", root=tmp_path / "out")["image_id"][:] == ["1", "2", "3", "4", "5"]
@@ -205,7 +205,7 @@ def test_images_without_objects_or_labels_are_told(voc_tree, yolo_tree, tmp_path
 
 
 def test_yolo_data_are_exported_too(run, yolo_tree, tmp_path):
-    result = run(tmp_path / "out", "--format", "yolo", "--root", yolo_tree.root, "--with-images")
+    result = run(tmp_path / "out", "--format", "yolo", "--root", yolo_tree.root, "--embed-images")
     assert result.exit_code == 0, result.output
     (row,) = load_boxes("parquet", root=tmp_path / "out")
     assert row["objects"]["bbox"][0] == pytest.approx([10, 8, 20, 16], abs=1e-3)
@@ -214,13 +214,13 @@ def test_yolo_data_are_exported_too(run, yolo_tree, tmp_path):
 
 def test_zero_based_corners_are_exported_as_they_are(run, voc_tree, coco_tree, tmp_path):
     voc_tree.add("a", voc_tree.xml(objects=[voc_tree.object(box=(10, 8, 30, 24))]))
-    result = run(tmp_path / "out", "--format", "voc", "--root", voc_tree.root, "--zero-based", "--with-images")
+    result = run(tmp_path / "out", "--format", "voc", "--root", voc_tree.root, "--zero-based", "--embed-images")
     assert result.exit_code == 0, result.output
     (row,) = load_boxes("parquet", root=tmp_path / "out")
     assert row["objects"]["bbox"] == [[10, 8, 20, 16]]
     coco_tree.write()
     result = run(tmp_path / "other", "--format", "coco", "--root", coco_tree.root, "--zero-based")
-    assert result.exit_code == 2 and "format 'coco' has no option zero_based" in result.output
+    assert result.exit_code == 2 and "format 'coco' has no option --zero-based" in result.output
 
 
 def test_command_line_runs_as_a_module(coco_tree, tmp_path):

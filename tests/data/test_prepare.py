@@ -170,7 +170,7 @@ def test_coco_is_written_as_published(run: Run):
 
 
 def test_a_coco_subset_scales_images_boxes_and_masks_together(run: Run):
-    run("coco60", subset=2, long_side=40)
+    run("coco60", limit=2, long_side=40)
     content = json.loads((run.root / "coco/annotations/instances_train2017.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 4]  # evenly over those with a class outside VOC
     assert run.names("coco/train2017") == ["000000000001.jpg", "000000000004.jpg"]
@@ -204,7 +204,7 @@ def test_voc_gets_the_masks_of_sbd_and_keeps_its_own(run: Run):
 
 
 def test_a_voc_subset_scales_images_boxes_and_masks_together(run: Run):
-    run("voc-aug", subset=2, long_side=40)
+    run("voc-aug", limit=2, long_side=40)
     train_aug = (run.root / "voc/ImageSets/Segmentation/train_aug.txt").read_text().split()
     train = (run.root / "voc/ImageSets/Segmentation/train.txt").read_text().split()
     assert len(train_aug) == 2 and set(train) < set(train_aug)
@@ -246,8 +246,8 @@ def test_finished_pieces_are_skipped_and_lost_files_come_again(run: Run):
     said = run("coco60")
     assert said.count("skipped") == 2 and "train2017: 5 files" in said
     assert kept.stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="prepared with .*'subset': None.* Pass the same options"):
-        run("coco60", subset=2)
+    with pytest.raises(ValueError, match="prepared with .*'limit': None.* Pass the same options"):
+        run("coco60", limit=2)
 
 
 def test_an_interrupted_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -372,18 +372,18 @@ def test_weights_become_safetensors_and_execute_nothing(run: Run):
 def test_unknown_data_and_options_are_one_line(run: Run):
     with pytest.raises(ValueError, match="unknown data 'ade20k'. Choose one of coco60, voc-aug, weights"):
         run("ade20k")
-    with pytest.raises(ValueError, match="subset=0 must be at least 1"):
-        run("coco60", subset=0)
+    with pytest.raises(ValueError, match="limit=0 must be at least 1"):
+        run("coco60", limit=0)
 
 
 def test_the_command_prepares_and_says_what_is_missing(run: Run, capsys: pytest.CaptureFixture[str]):
     def command(*arguments: str) -> tuple[object, str, str]:
         with pytest.raises(SystemExit) as end:
-            main(["prepare-data", *arguments, "--root", str(run.root)])
+            main(["prepare-data", *arguments, "--out", str(run.root)])
         return end.value.code, *capsys.readouterr()
 
     given = ("--archives", str(run.archives))
-    code, out, _ = command("voc-aug", *given, "--subset", "2", "--long-side", "40", "--no-check")
+    code, out, _ = command("voc-aug", *given, "--limit", "2", "--long-side", "40", "--no-check")
     assert code == 0 and "SegmentationClassAug: 3 files" in out and "not checked (--no-check)" in out
     code, _, err = command("coco60")
     assert code == 2 and "3 of 3 archives are not in" in err and "data/archives" in err

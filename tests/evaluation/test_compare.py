@@ -245,7 +245,7 @@ def test_sizes_are_compared_and_limited_as_asked_for(tree):
     rescaled = measure(comparison(tree, size_mismatch="rescale"), "box")
     assert rescaled.num_boxes == 3 and rescaled.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
     assert [report.counts["size_rescaled"] for report in rescaled.reports.values()] == [1, 1]
-    arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--masks", tree / "full.json"]
+    arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--truth", tree / "full.json"]
     arguments += ["--generators", "box", "--device", "cpu", "--size-mismatch", "rescale", "--max-pixels", "100"]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert "image_too_large: 3 (image with more pixels than max_pixels" in result.output
@@ -284,7 +284,7 @@ def test_one_that_cannot_run_leaves_the_others_alone(tree, monkeypatch, tmp_path
     (hidden / "__init__.py").write_text("raise ImportError('hidden')")
     monkeypatch.syspath_prepend(hidden.parent)  # the processes inherit sys.path
     out, numbers = tree / "out", tree / "numbers.json"
-    arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--masks", tree / "full.json"]
+    arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--truth", tree / "full.json"]
     arguments += [
         "--generators",
         "box,densecrf",

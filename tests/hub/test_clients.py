@@ -1,4 +1,4 @@
-"""Unmodified clients, each a process with a cache of its own, against a Hub that `lpg-hf push` has filled."""
+"""Unmodified clients, each a process with a cache of its own, against a Hub that `lpg-hf push-run` has filled."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(source: Path, annotations: Path, home: Path):
     """A Hub that two commands have filled, one by each kind of repository."""
     with HubServer() as server:
-        printed = lpg_hf(server, home, "push", source, "--org", "org")
+        printed = lpg_hf(server, home, "push-run", source, "--org", "org")
         assert [line.split()[0] for line in printed.splitlines()[:-1]] == [
             f"org/lpg-{name}"
             for name in ("stage1", "stage2", "segmenter-stage0", "segmenter-stage1", "segmenter-stage2")
@@ -152,7 +152,7 @@ def hub(source: Path, annotations: Path, home: Path):
         assert printed.splitlines()[-1] == "collection org/lpg-stages-0123"
         data = ["--format", "coco", "--annotations", annotations / "boxes.json", "--images", annotations]
         assert "pushed: README.md" in lpg_hf(server, home, "push-data", "org/boxes", *data)
-        lpg_hf(server, home, "push-data", "org/boxes", *data, "--with-images", "--revision", "with-images")
+        lpg_hf(server, home, "push-data", "org/boxes", *data, "--embed-images", "--revision", "with-images")
         HfApi(endpoint=server.endpoint, token=TOKEN).create_tag("org/lpg-stage2", tag="v1")
         HfApi(endpoint=server.endpoint, token=TOKEN).create_tag("org/lpg-segmenter-stage1", tag="v1")
         yield server
@@ -197,7 +197,7 @@ def test_models_and_data_load_where_the_package_is_not_installed(hub: HubServer,
 
 
 def test_pull_from_a_clean_cache(hub: HubServer, source: Path, tmp_path: Path):
-    printed = lpg_hf(hub, tmp_path, "pull", "org/lpg", "--out", tmp_path / "out")
+    printed = lpg_hf(hub, tmp_path, "pull-run", "org/lpg", "--out", tmp_path / "out")
     assert len(printed.splitlines()) == 5
     for path in source.rglob("model.safetensors"):
         assert (tmp_path / "out" / path.relative_to(source)).read_bytes() == path.read_bytes()
@@ -206,17 +206,17 @@ def test_pull_from_a_clean_cache(hub: HubServer, source: Path, tmp_path: Path):
 def test_a_second_push_changes_nothing(hub: HubServer, source: Path, tmp_path: Path):
     before = hub.content()
     commits = {key: len(repo.commits) for key, repo in hub.repos.items()}
-    assert lpg_hf(hub, tmp_path, "push", source, "--org", "org").count("unchanged") == 5
+    assert lpg_hf(hub, tmp_path, "push-run", source, "--org", "org").count("unchanged") == 5
     assert hub.content() == before and commits == {key: len(repo.commits) for key, repo in hub.repos.items()}
 
 
 @pytest.mark.parametrize(
     "arguments, token, message",
     [
-        (["push", "RUN", "--org", "org"], None, "There is no token for the Hub"),
-        (["push", "RUN", "--org", "org"], "hf_old", "the token is wrong or has expired"),
-        (["push", "none", "--org", "org"], TOKEN, "Run folder none does not exist"),
-        (["pull", "org/none", "--out", "out"], TOKEN, "The Hub has neither org/none-stage1"),
+        (["push-run", "RUN", "--org", "org"], None, "There is no token for the Hub"),
+        (["push-run", "RUN", "--org", "org"], "hf_old", "the token is wrong or has expired"),
+        (["push-run", "none", "--org", "org"], TOKEN, "Run folder none does not exist"),
+        (["pull-run", "org/none", "--out", "out"], TOKEN, "The Hub has neither org/none-stage1"),
         (["push-data", "org/x", "--format", "coco", "--annotations", "none.json"], TOKEN, "none.json"),
     ],
 )
@@ -306,7 +306,7 @@ def test_deploy_takes_stages_from_the_hub(tmp_path: Path):
     result = launch("em.py", values, tmp_path / "em")
     assert result.returncode == 0, result.stderr
     with HubServer() as hub:
-        lpg_hf(hub, tmp_path, "push", tmp_path / "em", "--org", "org", "--revision", "v1")
+        lpg_hf(hub, tmp_path, "push-run", tmp_path / "em", "--org", "org", "--revision", "v1")
         environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
         wrapper = f"import os\nos.environ.update({environment!r})"
         local = launch("deploy.py", values, tmp_path / "local", "--run.stages", str(tmp_path / "em"))

@@ -57,9 +57,9 @@ def _write_instances(entry: Entry, folder: Path, options: PrepareOptions) -> Non
     with entry.open() as file:
         content = json.load(file)
     ids = {item["image_id"] for item in content["annotations"] if item["category_id"] in COCO_NONVOC_IDS}
-    if options.subset is None:
+    if options.limit is None:
         ids = {image["id"] for image in content["images"]}
-    chosen = set(evenly(sorted(ids), options.subset))
+    chosen = set(evenly(sorted(ids), options.limit))
     write_json(destination(folder, entry.name), smaller_coco(content, chosen, options.long_side))
 
 

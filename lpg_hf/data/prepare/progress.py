@@ -25,7 +25,7 @@ class PrepareOptions:
     Attributes:
         root: the folder to write to (DATA).
         archives: folder of the archives; None: root/archives.
-        subset: images per split, evenly over the split; None: all.
+        limit: images per split, evenly over the split; None: all.
         long_side: larger images become smaller copies, with their boxes and masks; None: as they are.
         check: compare archives with the published sizes and checksums.
         log: called with each line for the user.
@@ -33,13 +33,13 @@ class PrepareOptions:
 
     root: Path
     archives: Path | None = None
-    subset: int | None = None
+    limit: int | None = None
     long_side: int | None = None
     check: bool = True
     log: Callable[[str], None] = field(default=logger.info, compare=False)
 
     def __post_init__(self):
-        for name in ("subset", "long_side"):
+        for name in ("limit", "long_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
@@ -51,7 +51,7 @@ class PrepareOptions:
     @property
     def is_copy(self) -> bool:
         """Whether images and annotations are written as they are in the archives."""
-        return self.subset is None and self.long_side is None
+        return self.limit is None and self.long_side is None
 
 
 class Progress:
@@ -60,14 +60,14 @@ class Progress:
     def __init__(self, folder: Path, options: PrepareOptions):
         self.folder, self.options = folder, options
         self.path = folder / STATE_FILE
-        asked = {"subset": options.subset, "long_side": options.long_side}
+        asked = {"limit": options.limit, "long_side": options.long_side}
         self.content = {"options": asked, "checked": {}, "finished": {}}
         if os.path.isfile(fs_path(self.path)):
             self.content = json.loads(read_text(self.path))
             if self.content["options"] != asked:
                 raise ValueError(
                     f"{folder} was prepared with {self.content['options']}, and {asked} is asked for now. "
-                    "Pass the same options, another --root, or delete the folder."
+                    "Pass the same options, another --out, or delete the folder."
                 )
 
     def check(self, path: Path, archive: Archive) -> None:

@@ -43,7 +43,7 @@ def prepare_voc_aug(options: PrepareOptions) -> None:
         progress.check(path, archive)
 
     lists = _voc_lists(voc, sbd, progress)
-    chosen = None if options.subset is None else set(lists["train_aug"]) | set(lists["val"])
+    chosen = None if options.limit is None else set(lists["train_aug"]) | set(lists["val"])
     _write_voc(voc, progress, chosen)
     if not progress.is_finished("SegmentationClassAug"):
         _write_masks(sbd, progress, lists)
@@ -75,8 +75,8 @@ def _voc_lists(voc: Path, sbd: Path, progress: Progress) -> dict[str, list[str]]
     if len(names) != NUM_TRAIN_AUG and options.check:
         options.log(f"warning: train_aug has {len(names):,} names, but the published list has {NUM_TRAIN_AUG:,}")
     lists["train_aug"] = names
-    if options.subset is not None:
-        lists = _smaller_lists(lists, options.subset)
+    if options.limit is not None:
+        lists = _smaller_lists(lists, options.limit)
     for name, members in lists.items():
         write_atomically(folder / f"{name}.txt", "".join(f"{member}\n" for member in members).encode())
     progress.finish(LISTS)
