@@ -1,7 +1,9 @@
 """The segmenter's part of the generator's input: the probability of every class that has boxes in an image.
 
-This module states how an image is padded for a segmenter, for training, measuring and use. Logits cover their image as
-transformers takes it: they lie at the centres of the cells of a grid (see `lpg_hf.models.logits`).
+This module states how an image is padded for a segmenter, for training, measuring and use, and where its logits lie:
+those of the DeepLabs on the pixels 0, stride, 2 x stride, ... (see `lpg_hf.models.logits`), all others at the centres
+of the cells of a grid, as transformers takes them. Softmax is taken there, and the generator reads the probabilities
+interpolated from there.
 """
 
 import copy
@@ -22,56 +24,71 @@ from lpg_hf.hub import fetch_stage
 from lpg_hf.weight_files import reading_weights
 
 
-CLASS_PROB_STRIDE = 8  # pixels per stored probability
+_CELL = 4  # pixels; logits that lie closer together are stored at the centres of cells of this side
 
 
-def _padded_size(height: int, width: int) -> tuple[int, int]:
-    """The size to which an image is padded for a segmenter: multiples of 32, right and bottom, after normalization."""
-    return -(-height // PAD_MULTIPLE) * PAD_MULTIPLE, -(-width // PAD_MULTIPLE) * PAD_MULTIPLE
+def _corner_stride(config: object) -> int | None:
+    """Pixels between the logits of a DeepLab that returns them interpolated to all pixels; None for all others."""
+    strides = {"deeplab_largefov": 8, "deeplab_v2": getattr(config, "output_stride", None)}
+    return strides.get(getattr(config, "model_type", "")) if getattr(config, "align_corners", False) else None
 
 
-def _stored_probs(logits: Tensor, frame: tuple[int, int]) -> Tensor:
-    """Class probabilities at the centres of cells of 8 x 8 pixels.
+def _padded_size(height: int, width: int, corner_stride: int | None) -> tuple[int, int]:
+    """The size to which an image is padded for a segmenter, right and bottom, after normalization.
+
+    Multiples of 32, and 1 more for a DeepLab, whose last logits then lie on the border.
+    """
+    more = 0 if corner_stride is None else 1
+    return -(-height // PAD_MULTIPLE) * PAD_MULTIPLE + more, -(-width // PAD_MULTIPLE) * PAD_MULTIPLE + more
+
+
+def _probs_at_logits(
+    logits: Tensor, frame: tuple[int, int], size: tuple[int, int], corner_stride: int | None
+) -> tuple[Tensor, tuple[float, float, float, float]]:
+    """Class probabilities at the logits' own positions.
 
     Args:
-        logits: (C, h, w) float32, at the centres of the cells of a grid.
-        frame: (height, width) in pixels that the grid covers.
+        logits: (C, h, w) float32 that cover the frame.
+        frame: (height, width) of the padded image in pixels.
+        size: (height, width) of the image at its top left.
+        corner_stride: see `_corner_stride`.
 
     Returns:
-        (C, ceil(height / 8), ceil(width / 8)) uint8, 255 times the probability. Bilinear; beyond the last logit, its
-        value.
+        probs: (C, h', w') float32 at the positions that the image's pixels are interpolated from.
+        covered: x1, y1, x2, y2 of the image, in cells of `probs`; a cell has its value in its middle.
     """
-
-    def positions(side: int) -> Tensor:  # from -1 to 1, as `grid_sample` counts them
-        centres = torch.arange(CLASS_PROB_STRIDE / 2 - 0.5, side + CLASS_PROB_STRIDE / 2 - 0.5, CLASS_PROB_STRIDE)
-        return (2 * centres + 1) / side - 1
-
-    rows, columns = (positions(side).to(logits.device) for side in frame)
-    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)[None]
-    sampled = F.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    return (sampled.softmax(dim=0) * 255).round().to(torch.uint8)
-
-
-def stored_size(height: int, width: int) -> tuple[int, int]:
-    """The size of the stored probabilities of an image."""
-    return -(-height // CLASS_PROB_STRIDE), -(-width // CLASS_PROB_STRIDE)
-
-
-def _at_image_size(stored: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(ceil(height / 8), ceil(width / 8)) uint8 of `_stored_probs` -> (height, width) uint8, bilinear."""
-    h, w = stored.shape
-    full = Image.fromarray(stored).resize((w * CLASS_PROB_STRIDE, h * CLASS_PROB_STRIDE), Image.Resampling.BILINEAR)
-    return np.asarray(full)[:height, :width]
+    if corner_stride is not None:
+        logits = logits[:, ::corner_stride, ::corner_stride]
+        first = 0.5 - 0.5 / corner_stride  # pixel 0 has its centre in the middle of the first cell
+        (y1, y2), (x1, x2) = ((first, first + side / corner_stride) for side in size)
+    else:
+        cells = [min(count, -(-side // _CELL)) for count, side in zip(logits.shape[1:], frame)]
+        if cells != list(logits.shape[1:]):
+            logits = F.interpolate(logits[None], size=cells, mode="bilinear", align_corners=False)[0]
+        (y1, y2), (x1, x2) = ((0.0, side * count / full) for side, count, full in zip(size, cells, frame))
+    return logits[:, : int(y2 + 0.5) + 1, : int(x2 + 0.5) + 1].softmax(dim=0), (x1, y1, x2, y2)
 
 
 class ImageProbs(Mapping[int, np.ndarray]):
-    """Class id -> (height, width) uint8, 255 times its probability; resized from `stored` at each access."""
+    """Class id -> (height, width) uint8, 255 times its probability, interpolated at each access.
 
-    def __init__(self, stored: Mapping[int, np.ndarray], height: int, width: int) -> None:
-        self.stored, self.size = stored, (height, width)
+    Args:
+        stored: class id -> (h, w) uint8 at the logits' positions.
+        covered: x1, y1, x2, y2 of the image, in cells of the stored maps, see `_probs_at_logits`.
+        size: (height, width) of the image.
+    """
+
+    def __init__(
+        self,
+        stored: Mapping[int, np.ndarray],
+        covered: tuple[float, float, float, float],
+        size: tuple[int, int],
+    ) -> None:
+        self.stored, self.covered, self.size = stored, covered, size
 
     def __getitem__(self, label: int) -> np.ndarray:
-        return _at_image_size(self.stored[label], *self.size)
+        cells = Image.fromarray(self.stored[label])
+        return np.asarray(cells.resize(self.size[::-1], Image.Resampling.BILINEAR, box=self.covered))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.stored)
@@ -116,6 +133,7 @@ class SegmenterProbs:
     ):
         nn.Module.to(model.eval(), device)
         self.model, self.device = model, torch.device(device)
+        self._corner_stride = _corner_stride(model.config)
         self._processor = copy.copy(processor)
         setattr(self._processor, "do_center_crop", False)  # of MobileNetV2's processor and others
         self._index_of = None
@@ -154,7 +172,7 @@ class SegmenterProbs:
         """(H, W, 3) uint8 RGB -> the segmenter's input; any thread may do it."""
         pixels, frame = self._processor(image, return_tensors="pt")["pixel_values"][0], image.shape[:2]
         if pixels.shape[1:] == frame:  # A processor that resizes makes the input cover the image, and nothing else.
-            frame = _padded_size(*frame)
+            frame = _padded_size(*frame, self._corner_stride)
             pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))
         return SegmenterInput(pixels, frame)
 
@@ -189,10 +207,11 @@ class SegmenterProbs:
         inputs = [self.encode(image) for image in images] if inputs is None else inputs
         probs = []
         for image, image_labels, item, logits in zip(images, labels, inputs, self.logits(inputs)):
-            stored = _stored_probs(logits, item.frame).cpu().numpy()
-            h, w = stored_size(*image.shape[:2])
-            maps = {label: stored[self._channel(label), :h, :w] for label in dict.fromkeys(image_labels.tolist())}
-            probs.append(ImageProbs(maps, *image.shape[:2]))
+            size = image.shape[0], image.shape[1]
+            at_logits, covered = _probs_at_logits(logits, item.frame, size, self._corner_stride)
+            classes = list(dict.fromkeys(image_labels.tolist()))
+            stored = at_logits[[self._channel(label) for label in classes]].mul(255).round().to(torch.uint8).cpu()
+            probs.append(ImageProbs(dict(zip(classes, stored.numpy())), covered, size))
         return probs
 
     def _channel(self, label: int) -> int:

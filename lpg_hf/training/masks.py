@@ -1,6 +1,8 @@
 """The LPG's inference between the E-step and the M-step: cached class probabilities in, pseudo masks out."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +16,15 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
 from lpg_hf.files import fs_path, write_json
-from lpg_hf.generators.base import BoxedImage, batches_of_one_size
-from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterProbs, stored_size
+from lpg_hf.generators.base import BoxedImage, batches_of_one_size, weights_digest
+from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.assembly import assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training.data import rows_digest
 from lpg_hf.training.run import Run
 from lpg_hf.training.samples import BOX_COLUMNS
 
@@ -81,21 +84,29 @@ def frozen_segmenter(run: Run, model: PreTrainedModel, processor: BaseImageProce
 class ClassProbs:
     """Class probabilities of a frozen segmenter, computed once per image.
 
-    One memory-mapped uint8 file at stride 8 holds the classes that have boxes in the image, and nothing else.
+    Memory-mapped uint8 files, one per process that wrote them, hold the classes that have boxes in an image, at the
+    logits' positions (see `ImageProbs`), and nothing else.
     """
 
     def __init__(self, folder: Path, rows: Dataset):
         self.sizes = list(zip(rows["height"][:], rows["width"][:]))
-        self.offsets, _ = _offsets(rows)
-        self.values = np.memmap(folder / "class_probs.uint8", dtype=np.uint8, mode="r")
+        self.values, self.covered = [], {}
+        self.maps: dict[int, dict[int, tuple[int, int, int, int]]] = {}  # row -> label -> part, start, h, w
+        for part, num_bytes in enumerate(_read_json(folder / "complete.json")["bytes"]):
+            path = folder / f"part{part}.uint8"
+            self.values.append(np.memmap(path, dtype=np.uint8, mode="r") if num_bytes else np.empty(0, np.uint8))
+            index = np.load(folder / f"part{part}.npz")
+            for (row, label, *where), covered in zip(index["maps"].tolist(), index["covered"].tolist()):
+                self.maps.setdefault(row, {})[label] = (part, *where)
+                self.covered[row] = tuple(covered)
 
     def of_row(self, index: int) -> ImageProbs:
         """Class id -> (H, W) uint8, 255 times the probability, at the image's size."""
-        height, width = self.sizes[index]
-        h, w = stored_size(height, width)
-        starts = self.offsets[index]
-        maps = {label: self.values[start : start + h * w].reshape(h, w) for label, start in starts.items()}
-        return ImageProbs(maps, height, width)
+        stored = {
+            label: self.values[part][start : start + h * w].reshape(h, w)
+            for label, (part, start, h, w) in self.maps.get(index, {}).items()
+        }
+        return ImageProbs(stored, self.covered.get(index, (0, 0, 1, 1)), self.sizes[index])
 
     def __call__(self, index: int, label: int) -> np.ndarray:
         """(H, W) uint8 of one class of a row."""
@@ -109,35 +120,74 @@ def cache_class_probs(
     folder: Path,
     description: str,
 ) -> ClassProbs:
-    """Runs the segmenter once over all images, or takes the file that an earlier run left in `folder`.
+    """Runs the segmenter once over all images, or takes what an earlier call left in `folder/class_probs`.
+
+    What was left by other rows or by another segmenter, or has lost a byte, is never taken, but made again.
 
     Args:
-        load_model: makes the frozen segmenter and its image processor; called only if it has to run.
+        load_model: makes the frozen segmenter and its image processor.
     """
-    accelerator = run.accelerator
-    done, temporary = folder / "class_probs.uint8", folder / "class_probs.tmp"
-    if not done.is_file():
-        offsets, num_bytes = _offsets(rows)
+    accelerator, done = run.accelerator, folder / "class_probs"
+    model, processor = load_model()
+    belongs_to = {"rows": rows_digest(rows), "segmenter": weights_digest(model), "processor": processor.to_dict()}
+    belongs_to = json.loads(json.dumps(belongs_to, default=str))
+    unusable = _why_unusable(done, belongs_to)
+    accelerator.wait_for_everyone()
+    if unusable is not None:
+        temporary = done.with_suffix(".tmp")
         if run.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(max(num_bytes, 1),)).flush()
+            if done.exists():
+                run.print(f"{done} {unusable}: it is made again.")
+            for path in (done, temporary):
+                shutil.rmtree(path, ignore_errors=True)
+            temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        values = np.memmap(temporary, dtype=np.uint8, mode="r+")
-        segmenter = frozen_segmenter(run, *load_model())
-        for indices, images, inputs in encoded_images(run, segmenter, rows, description):
-            labels = [np.array(list(offsets[index]), dtype=np.int64) for index in indices]
-            with accelerator.autocast():
-                probs = segmenter(images, labels, inputs)
-            for index, image_probs in zip(indices, probs):
-                for label, start in offsets[index].items():
-                    stored = image_probs.stored[label]
-                    values[start : start + stored.size] = stored.ravel()
-        values.flush()
+        _write_part(run, frozen_segmenter(run, model, processor), rows, temporary, description)
         accelerator.wait_for_everyone()
         if run.is_main:
+            parts = [temporary / f"part{part}.uint8" for part in range(accelerator.num_processes)]
+            num_bytes = [path.stat().st_size for path in parts]
+            write_json(temporary / "complete.json", {"belongs_to": belongs_to, "bytes": num_bytes})
             os.replace(temporary, done)
         accelerator.wait_for_everyone()
-    return ClassProbs(folder, rows)
+    return ClassProbs(done, rows)
+
+
+def _write_part(run: Run, segmenter: SegmenterProbs, rows: Dataset, folder: Path, description: str) -> None:
+    """The class probabilities of this process's share of the images, and where they lie in its file."""
+    part, labels_of = folder / f"part{run.accelerator.process_index}", _labels_of_rows(rows)
+    maps, covered, position = [], [], 0
+    with open(part.with_suffix(".uint8"), "wb") as file:
+        for indices, images, inputs in encoded_images(run, segmenter, rows, description):
+            with run.accelerator.autocast():
+                probs = segmenter(images, [labels_of[index] for index in indices], inputs)
+            for index, image_probs in zip(indices, probs):
+                for label, stored in image_probs.stored.items():
+                    maps.append((index, label, position, *stored.shape))
+                    covered.append(image_probs.covered)
+                    file.write(np.ascontiguousarray(stored).data)
+                    position += stored.size
+    np.savez(
+        part.with_suffix(".npz"),
+        maps=np.asarray(maps, dtype=np.int64).reshape(-1, 5),
+        covered=np.asarray(covered, dtype=np.float64).reshape(-1, 4),
+    )
+
+
+def _why_unusable(folder: Path, belongs_to: dict) -> str | None:
+    """Why a cache cannot be taken; None if it can."""
+    if not (folder / "complete.json").is_file():
+        return "is incomplete"
+    found = _read_json(folder / "complete.json")
+    paths = [folder / f"part{part}.uint8" for part in range(len(found["bytes"]))]
+    if [path.stat().st_size if path.is_file() else -1 for path in paths] != found["bytes"]:
+        return "has not the size that was written"
+    differing = [name for name, value in belongs_to.items() if found["belongs_to"].get(name) != value]
+    return f"belongs to other {' and '.join(differing)}" if differing else None
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_pseudo_masks(
@@ -155,8 +205,6 @@ def write_pseudo_masks(
     written again as a whole, so that a killed run ends with the same bytes as an undisturbed one.
     `folder/complete.json` appears at the end.
     """
-    if (folder / "complete.json").is_file():
-        return
     accelerator, settings = run.accelerator, run.settings.run
     generator = LPGGenerator(
         model,
@@ -209,15 +257,7 @@ def check_distinct(file_names: list[str]) -> None:
         taken[mask] = name
 
 
-def _offsets(rows: Dataset) -> tuple[list[dict[int, int]], int]:
-    """Start of every (row, class) map in the cache file, and the file's size in bytes."""
-    offsets, position = [], 0
-    for row in cast("Iterable[dict]", rows.select_columns(list(BOX_COLUMNS))):
-        h, w = stored_size(row["height"], row["width"])
-        _, labels = row_boxes(row)
-        starts = {}
-        for label in dict.fromkeys(labels.tolist()):
-            starts[label] = position
-            position += h * w
-        offsets.append(starts)
-    return offsets, position
+def _labels_of_rows(rows: Dataset) -> list[np.ndarray]:
+    """The classes that have boxes in each row."""
+    without_images = cast("Iterable[dict]", rows.select_columns(list(BOX_COLUMNS)))
+    return [np.unique(row_boxes(row)[1]) for row in without_images]

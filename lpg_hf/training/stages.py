@@ -111,8 +111,9 @@ def mask_stage(
     """
     model, processor = lpg
     folder = stage.folder / "pseudo_masks"
-    probs = _class_probs(run, stage, rows, segmenter) if model.config.use_class_prob else None
-    write_pseudo_masks(run, model, processor, rows, probs, folder, f"{stage.name} pseudo masks")
+    if not (folder / "complete.json").is_file():
+        probs = _class_probs(run, stage, rows, segmenter) if model.config.use_class_prob else None
+        write_pseudo_masks(run, model, processor, rows, probs, folder, f"{stage.name} pseudo masks")
     return MaskLabels(folder)
 
 

@@ -83,4 +83,4 @@ def test_a_resumed_e_step_does_not_run_the_segmenter_at_all(run, settings, tmp_p
     monkeypatch.setattr(type(segmenter), "forward", forbidden)
     lpg_stage(*step)
     assert (tmp_path / "stage1" / "lpg" / "model.safetensors").read_bytes() == before
-    assert np.fromfile(tmp_path / "stage1" / "class_probs.uint8", dtype=np.uint8).any()
+    assert np.fromfile(tmp_path / "stage1" / "class_probs" / "part0.uint8", dtype=np.uint8).any()

@@ -72,7 +72,7 @@ def test_box_views_and_a_first_stage_without_class_probability(values, tmp_path)
     configs = [json.loads((tmp_path / f"run/aux/stage{s}/lpg/config.json").read_text()) for s in (1, 2)]
     assert [config["use_class_prob"] for config in configs] == [False, True]
     assert [config["class_prob_optional"] for config in configs] == [False, True]
-    assert not (tmp_path / "run" / "aux" / "stage1" / "class_probs.uint8").exists()
+    assert not (tmp_path / "run" / "aux" / "stage1" / "class_probs").exists()
 
 
 def test_without_a_segmenter_one_generator_is_trained_and_nothing_else(values, tmp_path):

@@ -68,7 +68,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(runner, val
         ("stage0/segmenter", "after"),
         ("stage1/lpg", "before"),
         pytest.param("stage1/lpg", "after", marks=pytest.mark.slow),
-        pytest.param("class_probs.uint8", "before", marks=pytest.mark.slow),
+        pytest.param("class_probs", "before", marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_where_a_phase_ends_changes_nothing(runner, values, finished_run, tmp_path, fatal, when):

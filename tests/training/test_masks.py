@@ -67,28 +67,45 @@ class Local(nn.Module):
         return SemanticSegmenterOutput(logits=torch.einsum("lc,bchw->blhw", mixed, F.avg_pool2d(pixel_values, 8)))
 
 
-def test_cached_probabilities_are_those_of_the_segmenter(accelerator, settings, rows, segmenter, tmp_path):
+def cached_probs(run, segmenter, rows, folder):
+    return cache_class_probs(run, lambda: segmenter, rows, folder, "p")
+
+
+def test_cached_probabilities_are_those_of_the_segmenter(run, rows, segmenter, tmp_path):
     _, processor = segmenter
     model = Local()
-    probs = cache_class_probs(Run(accelerator, settings), lambda: (model, processor), rows, tmp_path, "p")
+    probs = cached_probs(run, (model, processor), rows, tmp_path)
     for index in range(len(rows)):
         image = decode_image(rows[index])
         height, width = image.shape[:2]
-        pixels = F.pad(torch.from_numpy(Normalization.of(processor)(image))[None], (0, -width % 8, 0, -height % 8))
+        pixels = F.pad(torch.from_numpy(Normalization.of(processor)(image))[None], (0, -width % 32, 0, -height % 32))
         at_8 = model(pixels).logits.softmax(dim=1)
         full = F.interpolate(at_8, size=pixels.shape[2:], mode="bilinear", align_corners=False)
         for label in set(row_boxes(rows[index])[1].tolist()):
             cached = probs(index, label)
             assert cached.shape == (height, width) and cached.dtype == np.uint8
-            difference = np.abs(cached / 255 - full[0, label, :height, :width].numpy())
-            # At the right and the bottom edge the padding's cells take part in the interpolation.
-            assert difference[: height // 8 * 8 - 8, : width // 8 * 8 - 8].max() < 3 / 255
+            assert np.abs(cached / 255 - full[0, label, :height, :width].numpy()).max() < 2 / 255
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 75), (65, 32)])
+def test_the_probabilities_of_a_deeplab_are_interpolated_from_every_eighth_pixel(segmenter, size):
+    """Softmax first, as at the logits of training; the last logits lie on the border of the padded image."""
+    model, processor = segmenter
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    [probs] = SegmenterProbs(model, processor)([image], [np.array([1, 3])])
+    pixels = torch.from_numpy(Normalization.of(processor)(image))[None]
+    pixels = F.pad(pixels, (0, -size[1] % 32 + 1, 0, -size[0] % 32 + 1))
+    with torch.no_grad():
+        at_8 = model.classifier(model.backbone(pixels)).softmax(dim=1)
+    full = F.interpolate(at_8, size=pixels.shape[2:], mode="bilinear", align_corners=True)[0]
+    assert set(probs) == {1, 3}
+    for label, prob in probs.items():
+        expected = full[label, : size[0], : size[1]].numpy()
+        assert expected.std() > 0.05 and np.abs(prob / 255 - expected).max() < 2 / 255
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_what_an_lpg_is_trained_with_is_what_it_gets_in_use(
-    accelerator, settings, rows, segmenter, segmenter_folder, tmp_path, aligned
-):
+def test_what_an_lpg_is_trained_with_is_what_it_gets_in_use(run, rows, segmenter, segmenter_folder, tmp_path, aligned):
     if aligned:
         model, processor = segmenter
     else:
@@ -98,7 +115,7 @@ def test_what_an_lpg_is_trained_with_is_what_it_gets_in_use(
         with torch.no_grad():
             model.decode_head.classifier.weight.mul_(5000)  # its logits differ by 1e-4 as they are drawn
         processor = AutoImageProcessor.from_pretrained(segmenter_folder)
-    cached = cache_class_probs(Run(accelerator, settings), lambda: (model, processor), rows, tmp_path, "p")
+    cached = cached_probs(run, (model, processor), rows, tmp_path)
     images, labels = [decode_image(row) for row in rows], [row_boxes(row)[1] for row in rows]
     for index, probs in enumerate(SegmenterProbs(model, processor)(images, labels)):
         assert set(probs) == set(labels[index].tolist())
@@ -106,12 +123,40 @@ def test_what_an_lpg_is_trained_with_is_what_it_gets_in_use(
             assert prob.std() > 0 and np.abs(prob - cached(index, label).astype(float)).max() <= 2
 
 
-def test_the_segmenter_runs_once_and_a_second_run_takes_the_file(accelerator, settings, rows, segmenter, tmp_path):
-    first = cache_class_probs(Run(accelerator, settings), lambda: segmenter, rows, tmp_path, "p")
-    again = cache_class_probs(Run(accelerator, settings), lambda: pytest.fail("ran again"), rows, tmp_path, "p")
-    assert np.array_equal(first.values, again.values)
-    sizes = [-(-r["height"] // 8) * -(-r["width"] // 8) * len(set(r["objects"]["category"])) for r in rows]
-    assert first.values.size == sum(sizes)
+def test_the_segmenter_runs_once_and_a_second_run_takes_the_files(run, rows, segmenter, tmp_path, monkeypatch):
+    first = cached_probs(run, segmenter, rows, tmp_path)
+    monkeypatch.setattr(type(segmenter[0]), "forward", lambda *a, **k: pytest.fail("ran again"))
+    again = cached_probs(run, segmenter, rows, tmp_path)
+    assert np.array_equal(first.values[0], again.values[0])
+    cells = [(-(-(r["height"] - 1) // 8) + 1) * (-(-(r["width"] - 1) // 8) + 1) for r in rows]
+    assert first.values[0].size == sum(n * len(set(r["objects"]["category"])) for n, r in zip(cells, rows))
+
+
+def test_probabilities_of_other_rows_or_another_segmenter_are_never_taken(run, rows, segmenter, tmp_path, capsys):
+    cached_probs(run, segmenter, rows, tmp_path)
+    other_order = rows.select(range(len(rows) - 1, -1, -1))
+    [expected] = SegmenterProbs(*segmenter)([decode_image(rows[-1])], [row_boxes(rows[-1])[1]])
+    other_boxes = other_order.map(
+        lambda row: {"objects": row["objects"] | {"category": [1] * len(row["objects"]["id"])}}
+    )
+    reversed_probs = cached_probs(run, segmenter, other_order, tmp_path).of_row(0)
+    assert all(np.array_equal(reversed_probs[label], expected[label]) for label in expected)
+    assert list(cached_probs(run, segmenter, other_boxes, tmp_path).of_row(0)) == [2]  # row values count from 0
+    said = capsys.readouterr().out
+    assert said.count("class_probs belongs to other rows: it is made again.") == 2
+    with torch.no_grad():
+        segmenter[0].classifier.convs[0].bias[2] += 1
+    raised = cached_probs(run, segmenter, other_boxes, tmp_path).of_row(0)[2]
+    assert raised.mean() > expected[2].mean() if 2 in expected else raised.any()
+    assert "belongs to other segmenter" in capsys.readouterr().out
+
+
+def test_a_damaged_cache_is_made_again(run, rows, segmenter, tmp_path, capsys):
+    whole = cached_probs(run, segmenter, rows, tmp_path).values[0].copy()
+    path = tmp_path / "class_probs" / "part0.uint8"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert np.array_equal(cached_probs(run, segmenter, rows, tmp_path).values[0], whole)
+    assert "has not the size that was written" in capsys.readouterr().out
 
 
 def write(accelerator, settings, rows, folder, view="image"):
