@@ -199,6 +199,36 @@ def masks(
         raise typer.Exit(1 if written.has_skipped_images or written.errors else 0)
 
 
+@app.command("finetune")
+def _finetune(
+    annotations: _Source,
+    out: Annotated[Path, typer.Option(help="New folder of the generator; the same command resumes.")],
+    images: _Images = None,
+    model: Annotated[str, typer.Option(help="LPG stage to start from: Hub id or folder.")] = "lpg-small",
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of 16 boxes; default: by the number of boxes.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the held-out images and of the training.", min=0)] = 0,
+    format: _AnyFormat = "auto",
+    split: _Split = None,
+    zero_based: _ZeroBased = False,
+    size_mismatch: _SizeMismatch = "skip",
+    max_pixels: _MaxPixels = None,
+) -> None:
+    """Train the mask generator on your own masks. It is kept only if it is better on masks that were held out.
+
+    Prints the IoU per box before and after on the held-out images; OUT/panel.png shows some of them. Afterwards use
+    `lpg-hf masks --model OUT`.
+
+    Example: `lpg-hf finetune my.json --images photos --out my-lpg`
+    """
+    from lpg_hf.training.finetune import finetune
+    from lpg_hf.training.own_data import OwnJob
+
+    options = _read_options(split, zero_based, max_pixels, size_mismatch, masks=True)
+    finetune(OwnJob(annotations, out, images, format, options, model, steps, seed), typer.echo)
+
+
 @app.command("check")
 def check(
     annotations: _Source,

@@ -15,6 +15,7 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
@@ -345,10 +346,19 @@ def write(out: str | os.PathLike, rows: Sequence[Row], comparison: Comparison) -
     """Writes comparison.md, comparison.json and, if there are images to show, panel.jpg into a folder."""
     write_atomically(Path(out, "comparison.md"), (table(rows) + "\n").encode("utf-8"))
     write_json(Path(out, "comparison.json"), as_dict(rows, comparison))
+    figure = comparison_panel(rows, comparison)
+    if figure is not None:
+        path = Path(fs_path(out), "panel.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.save(path, quality=90)
+
+
+def comparison_panel(rows: Sequence[Row], comparison: Comparison) -> Image.Image | None:
+    """Boxes, ground truth and the label map of every generator, for each shown image; None if none is shown."""
     ran = [row for row in rows if row.error is None]
     shown = [index for index in comparison.shown if all(index in row.label_maps for row in ran)]
     if not ran or not shown:
-        return
+        return None
     report = Report()
     source, truth = comparison.data.open(report)
     lines = []
@@ -363,10 +373,7 @@ def write(out: str | os.PathLike, rows: Sequence[Row], comparison: Comparison) -
             [draw_boxes(image.image, image.boxes, image.labels.tolist()), overlay(image.image, colours)]
             + [overlay(image.image, colour_index(row.label_maps[index])) for row in ran]
         )
-    figure = panel(["boxes", "ground truth", *(row.generator for row in ran)], lines)
-    path = Path(fs_path(out), "panel.jpg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.save(path, quality=90)
+    return panel(["boxes", "ground truth", *(row.generator for row in ran)], lines)
 
 
 def as_dict(rows: Sequence[Row], comparison: Comparison) -> dict:

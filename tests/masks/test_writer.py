@@ -327,7 +327,7 @@ def test_changed_labels_and_reading_options_do_not_mix_either(data: Path, capsys
     assert run(*command) == 2 and "the annotations or the images have changed" in capsys.readouterr().err
     command = ["masks", data / "voc", "--out", data / "voc_out", "--generator", "box"]
     assert run(*command) == 0
-    assert run(*command, "--zero-based") == 2 and "--zero-based was False" in capsys.readouterr().err
+    assert run(*command, "--zero-based") == 2 and "zero_based was False" in capsys.readouterr().err
 
 
 def test_a_missing_image_alone_is_told_by_the_exit_status(data: Path):
@@ -616,11 +616,11 @@ def test_very_many_boxes_in_one_image(data: Path, lpg_folder: Path):
         (["--write", "png,svg"], "choose one or more of png, coco, coco-polygons"),
         (["--generator", "mcg"], "generator 'mcg' is unknown"),
         (["--model", "no/such/model"], "no/such/model is neither a folder nor an id"),
-        (["--generator", "box", "--per", "image"], "--per image is unknown"),
-        (["--generator", "box", "--threshold", 1.5], "--threshold 1.5 is a probability"),
-        (["--generator", "box", "--overlap-rule", "top"], "--overlap-rule top is unknown"),
+        (["--generator", "box", "--per", "image"], "per='image' is unknown"),
+        (["--generator", "box", "--threshold", 1.5], "threshold=1.5 is a probability"),
+        (["--generator", "box", "--overlap-rule", "top"], "overlap_rule='top' is unknown"),
         (["--generator", "box", "--format", "xml"], "unknown format 'xml'"),
-        (["--generator", "box", "--batch-size", 0], "--batch-size 0 must be at least 1"),
+        (["--generator", "box", "--batch-size", 0], "batch_size=0 must be at least 1"),
         (["--generator", "box", "--images", "nowhere"], "image folder not found"),
     ],
 )
