@@ -184,6 +184,8 @@ _ID_TYPES = (int, str, float)  # as json holds ids; only these can be compared i
 
 def id_text(value: Any) -> str | None:
     """One text for an id, so that 1, 1.0 and "1" meet; None if it is not an id."""
+    if type(value) is int:  # Nearly every id.
+        return str(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -313,7 +315,6 @@ def _read_images(content: dict, file: str, root: str, report: Report) -> _Listin
         if stated in matched.ambiguous:  # Counted already.
             listing.refused.add(key)
             continue
-        where = f"{stated.name!r}: image {key}"
         name = matched.names.get(stated)
         try:
             file_name = name or relative_name(stated.name)
@@ -321,11 +322,11 @@ def _read_images(content: dict, file: str, root: str, report: Report) -> _Listin
             if path is None:
                 resolve_inside(root, file_name)
         except ValueError as error:
-            report.add("unsafe_path", f"{where} {error}", image=stated.name)
+            report.add("unsafe_path", f"{stated.name!r}: image {key} {error}", image=stated.name)
             listing.refused.add(key)
             continue
         if file_name in by_name:  # Their boxes belong to one image.
-            report.add("duplicate_file_name", where)
+            report.add("duplicate_file_name", f"{stated.name!r}: image {key}")
             listing.entries[key] = by_name[file_name]
         else:
             license_key = id_text(image.get("license")) or ""
@@ -357,14 +358,10 @@ def _slim(masks: bool) -> Callable[[dict], Any]:
                     finite_numbers(part, len(part)) if isinstance(part, list) else None for part in segmentation
                 ]
                 segmentation = [array("d", p) if p else part for p, part in zip(polygons, segmentation)]
+            get = item.get
+            box = array("d", numbers) if numbers else bbox
             return _CocoAnnotation(
-                id=item.get("id"),
-                image_id=item["image_id"],
-                category_id=item.get("category_id"),
-                bbox=array("d", numbers) if numbers else bbox,
-                area=item.get("area"),
-                iscrowd=item.get("iscrowd"),
-                segmentation=segmentation,
+                get("id"), item["image_id"], get("category_id"), box, get("area"), get("iscrowd"), segmentation
             )
         if "file_name" in item or "coco_url" in item:
             return {key: item[key] for key in IMAGE_KEYS if key in item}
@@ -545,8 +542,9 @@ def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, r
     next_id = max(max((item.id for item in annotations if _is_integer(item.id)), default=0), 0) + 1
     used_ids: set[int] = set()
     for number, item in enumerate(items, start=1):
-        image_key = id_text(item.image_id) if isinstance(item, _CocoAnnotation) else None
-        category_key = id_text(item.category_id) if isinstance(item, _CocoAnnotation) else None
+        image_key = category_key = None
+        if isinstance(item, _CocoAnnotation):
+            image_key, category_key = id_text(item.image_id), id_text(item.category_id)
         if image_key is None or (category_key is None and item.category_id is not None):
             report.add("invalid_annotation", f"{file_name}: annotation number {number}")
             continue

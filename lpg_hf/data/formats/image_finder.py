@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from lpg_hf.data.report import Report
@@ -11,8 +12,7 @@ from lpg_hf.files import fs_path, relative_name, resolve_inside, walk_files
 from lpg_hf.images import IMAGE_SUFFIXES
 
 
-@dataclass(frozen=True)
-class StatedImage:
+class StatedImage(NamedTuple):
     """How an annotation file names an image.
 
     Attributes:

@@ -1,10 +1,11 @@
 """Annotation files in json: read whole, with errors that name the byte; and enough of one to tell what it is."""
 
+import gc
 import json
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def read_json(
         raise ValueError(f"{path} is not valid json: not UTF-8 text at byte {error.start}") from error
     del data
     try:
-        content = json.loads(text, object_hook=object_hook)
+        with _collector_paused():
+            content = json.loads(text, object_hook=object_hook)
     except json.JSONDecodeError as error:
         position = len(text[: error.pos].encode("utf-8"))
         hint = " (it is an HTML page)" if text.lstrip()[:1] == "<" else ""
@@ -56,6 +58,18 @@ def read_json(
     if not isinstance(content, dict) and not (bare_list and isinstance(content, list)):
         raise ValueError(f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}")
     return content
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Parsing makes millions of objects without a cycle, and the collector would look through them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def json_content(path: str) -> dict | list:
