@@ -162,8 +162,8 @@ def masks(
 ) -> None:
     """Make a mask for every box of a dataset. Finished blocks of images are skipped.
 
-    Exit status: 0 success; 1 images were skipped (OUT/report.json names them) or labels cannot be read; 2 nothing
-    could be done. Under `accelerate launch` the processes share the images.
+    Exit status: 0 success; 1 images or objects were skipped (OUT/report.json names them): label maps ignore their
+    regions; 2 nothing could be done. Under `accelerate launch` the processes share the images.
 
     Example: `lpg-hf masks instances.json --images photos --out masks --write png,coco --overlay`
     """
@@ -196,7 +196,7 @@ def masks(
     if written is not None:
         typer.echo(written.summary())
         typer.echo(f"written to {out}")
-        raise typer.Exit(1 if written.has_skipped_images or written.errors else 0)
+        raise typer.Exit(1 if written.is_incomplete or written.errors else 0)
 
 
 @app.command("finetune")
@@ -355,6 +355,8 @@ def _export_data(
 ) -> None:
     """Write annotations as Parquet files with a card, which `load_dataset` reads without this package.
 
+    Exit status: 0 success; 1 images or objects were skipped; 2 nothing was written.
+
     Example: `lpg-hf export-data voc_boxes --format voc --root VOC2012 --split train --split val --masks`
     """
     from lpg_hf.data.export import Export, write_dataset
@@ -369,6 +371,7 @@ def _export_data(
     num_rows = write_dataset(out, export, options, num_proc=num_workers, report=report)
     typer.echo(report.summary())
     typer.echo(f"wrote {num_rows} rows to {out}")
+    raise typer.Exit(1 if report.is_incomplete else 0)
 
 
 @app.command("push-data")
@@ -416,6 +419,7 @@ def push_data(
     typer.echo(report.summary())
     done = "would hold" if dry_run else f"{(pushed.commit or '')[:7]} {'pushed' if pushed.is_new else 'unchanged'}:"
     typer.echo(f"{repo_id} {done} {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
+    raise typer.Exit(1 if report.is_incomplete else 0)
 
 
 @app.command("prepare-data")

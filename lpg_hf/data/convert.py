@@ -23,7 +23,7 @@ from lpg_hf.data.formats import coco, voc, yolo, yolo_dataset, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.painting import paint_label_map
-from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source, recognise_format, voc_folders
 from lpg_hf.files import fs_path, resolve_inside
@@ -161,8 +161,17 @@ class _Reading:
                 continue
             taken.add(stem)
             record = self.source.record(index, self.report)
-            if record is not None:
+            if record is not None and record.has_unusable and not self._marks_regions(record):
+                self.report.add("unmarked_region", name)
+                self.report.images -= 1
+                self.report.objects -= sum(item.category != NO_CLASS for item in record.objects)
+            elif record is not None:
                 yield self._adapted(record)
+
+    def _marks_regions(self, record: Record) -> bool:
+        """Whether the new files of an image say of a region that it is not background."""
+        has_mask = self.class_masks is not None or any(item.rle is not None for item in record.objects)
+        return self.to == "coco" or (self.to == "voc" and self.masks and has_mask)
 
     def _adapted(self, record: Record) -> Record:
         if self.class_masks is not None:

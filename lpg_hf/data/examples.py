@@ -14,7 +14,7 @@ from PIL import Image
 
 from lpg_hf.boxes import clip_boxes, convert_boxes
 from lpg_hf.data.painting import paint_boxes, paint_label_map
-from lpg_hf.data.records import BoxObject
+from lpg_hf.data.records import NO_CLASS, BoxObject
 from lpg_hf.images import MAX_PIXELS, open_image, read_rgb
 from lpg_hf.labels import IGNORE_INDEX
 
@@ -139,9 +139,9 @@ def class_mask(row: dict, label: int) -> np.ndarray:
         label: semantic label, 1-based.
 
     Returns:
-        (H, W) uint8: 1 the class, 0 not, 255 ignored. COCO: the union of the class's instances; its crowd regions, and
-        the boxes of its objects without a mask, are 255 where none of its instances lies. VOC: the class's pixels of
-        the PNG, whose 255 stays 255.
+        (H, W) uint8: 1 the class, 0 not, 255 ignored. COCO: the union of the class's instances; its crowd regions,
+        regions of no class, and the boxes of its objects without a mask, are 255 where none of its instances lies.
+        VOC: the class's pixels of the PNG, whose 255 stays 255.
 
     Raises:
         ValueError: the row has no masks, or the PNG does not fit the image.
@@ -149,7 +149,7 @@ def class_mask(row: dict, label: int) -> np.ndarray:
     if _has_class_png(row):
         labels = mask_column(row)
         return np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == label).astype(np.uint8)
-    of_class = [item for item in _row_objects(row) if item.category + 1 == label]
+    of_class = [item for item in _row_objects(row) if item.category + 1 == label or item.category == NO_CLASS]
     return paint_label_map(of_class, row["height"], row["width"], [1] * len(of_class))
 
 
@@ -173,7 +173,7 @@ def object_mask(row: dict, index: int) -> np.ndarray:
     chosen = [item for item in objects if not item.iscrowd][index]
     if chosen.rle is None:
         return np.full((row["height"], row["width"]), IGNORE_INDEX, dtype=np.uint8)
-    crowds = [item for item in objects if item.iscrowd and item.category == chosen.category]
+    crowds = [item for item in objects if item.iscrowd and item.category in (chosen.category, NO_CLASS)]
     return paint_label_map([chosen, *crowds], row["height"], row["width"], [1] * (1 + len(crowds)))
 
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 from datasets import Dataset, Image, load_dataset
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
+from lpg_hf.data.formats import tools
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.data.report import MissingFiles, Report, check_missing
+from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, relative_name, resolve_inside, unicode_path, walk_files
 
 
@@ -89,7 +90,10 @@ def load_boxes(
         images=_text(images),
         options=read,
     )
-    builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
+    try:
+        builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
+    except NothingUsable as error:
+        raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     _tell(root or annotations, builder.report, report)
     return builder.as_dataset(split=split_name(read.split))
 

@@ -14,6 +14,10 @@ from lpg_hf.rle import Rle
 CLIP_TOLERANCE_PIXELS = 0.5 + 1e-6
 MIN_BOX_SIDE = 1e-3
 _LARGEST_NUMBER = 1e12  # of pixels and fractions; not a number where a file holds a larger one, an infinity or a NaN
+# The category of a region that may hold an object of any class, or of none; always a crowd.
+NO_CLASS = -1
+# The class of objects that state none.
+UNNAMED = "object"
 Box = tuple[float, float, float, float]  # xyxy, pixels, 0-based, end exclusive
 
 
@@ -23,7 +27,8 @@ class BoxObject:
 
     Attributes:
         box: (x1, y1, x2, y2), pixels, 0-based, end exclusive, inside the upright image.
-        category: 0-based position in the class list (semantic label - 1).
+        category: 0-based position in the class list (semantic label - 1); `NO_CLASS`: a region that is ignored, as an
+            object that cannot be used lies in it.
         area: pixels; of the mask if there is one, else as stated, else of the box.
         iscrowd: a region of many objects (COCO), not a single object.
         difficult: VOC flag.
@@ -60,6 +65,7 @@ class Record:
         mask_path: VOC class mask (PNG of class indices), if asked for.
         license: name and address, if the file states them.
         row: number of the row that holds the image, in a dataset.
+        has_unusable: whether some of the regions of no class stand for objects that cannot be used.
     """
 
     path: str | None
@@ -70,6 +76,7 @@ class Record:
     mask_path: str | None = None
     license: str = ""
     row: int | None = None
+    has_unusable: bool = False
 
     @property
     def height(self) -> int:
@@ -198,6 +205,33 @@ def checked_box(box: Box, size: tuple[int, int] | None, where: str, report: Repo
     if min(x1, width - x2, y1, height - y2) < -CLIP_TOLERANCE_PIXELS:
         report.add("clipped_box", f"{where} {_text(box)}, image {width} x {height}")
     return clipped
+
+
+def finish_record(record: Record, where: str, num_lost: int, options: ReadOptions, report: Report) -> Record | None:
+    """Count a record and its objects.
+
+    Args:
+        record: with all objects and ignored regions.
+        where: the image, for the report.
+        num_lost: objects that cannot be used and whose place is not known: background could lie nowhere then.
+        options: keep_empty.
+        report: counts.
+
+    Returns:
+        The record, or None (and counted) if it has to be skipped.
+    """
+    if num_lost:
+        report.add("incomplete_image", f"{where}: {num_lost} objects")
+        return None
+    if all(item.iscrowd for item in record.objects):
+        report.add("empty_image" if options.keep_empty else "image_without_object", where)
+        if not options.keep_empty:
+            return None
+    num_regions = sum(item.category == NO_CLASS for item in record.objects)
+    record.has_unusable = num_regions > 0
+    report.images += 1
+    report.objects += len(record.objects) - num_regions
+    return record
 
 
 def box_area(box: Box) -> float:

@@ -18,6 +18,7 @@ MAX_ERRORS = 100
 # The outcomes that other code asks for; further ones are free text.
 IMAGE_SKIPPED = "image skipped"
 OBJECT_SKIPPED = "object skipped"
+REGION_IGNORED = "region ignored (255)"
 KEPT = "kept"
 
 
@@ -68,8 +69,14 @@ PROBLEMS = {
     "size_unknown": ProblemKind("right and lower border not checked", "neither an image nor a valid size stated"),
     "invalid_annotation": ProblemKind(OBJECT_SKIPPED, "annotation that is not an object with an image and a category"),
     "unknown_image": ProblemKind(OBJECT_SKIPPED, "annotation of an image that the file does not list"),
-    "unknown_category": ProblemKind(OBJECT_SKIPPED, "category that the file does not list"),
-    "unknown_class": ProblemKind(OBJECT_SKIPPED, "class that is not in the class list"),
+    "incomplete_image": ProblemKind(
+        IMAGE_SKIPPED, "image with an object that cannot be used and whose place is not known"
+    ),
+    "unmarked_region": ProblemKind(
+        IMAGE_SKIPPED, "image with an object that cannot be used, whose region this format cannot mark as ignored"
+    ),
+    "unknown_category": ProblemKind(REGION_IGNORED, "category that the file does not list"),
+    "unknown_class": ProblemKind(REGION_IGNORED, "class that is not in the class list"),
     "unlisted_class": ProblemKind(KEPT, "class that is in no class list, appended to it"),
     "other_class": ProblemKind(OBJECT_SKIPPED, "object of a class that was not asked for"),
     "id_type_differs": ProblemKind("matched", "ids that are text in one place and a number in another"),
@@ -81,10 +88,11 @@ PROBLEMS = {
     "invalid_line": ProblemKind(OBJECT_SKIPPED, "line that is neither class and box nor class and outline"),
     "pixel_values": ProblemKind(OBJECT_SKIPPED, "YOLO line with pixels in the place of fractions"),
     "duplicate_line": ProblemKind("used once", "line that the label file holds more than once"),
-    "centre_outside": ProblemKind(OBJECT_SKIPPED, "YOLO box with its centre outside the image"),
+    "centre_outside": ProblemKind(REGION_IGNORED, "YOLO box with its centre outside the image"),
     "invalid_box": ProblemKind(OBJECT_SKIPPED, "box that is not four finite numbers"),
     "unsupported_shape": ProblemKind(OBJECT_SKIPPED, "shape without an area, or of a kind that is not read"),
     "no_class_name": ProblemKind('class "object"', "object without a class name"),
+    "repeated_element": ProblemKind("used", "second box of one object, or second class name"),
     "other_annotation": ProblemKind("not used", "further annotation of a task that has one already"),
     "no_box": ProblemKind(OBJECT_SKIPPED, "object with neither a box nor a mask to take it from"),
     "box_from_polygon": ProblemKind(KEPT, "no box stated, taken from the polygon or mask"),
@@ -114,6 +122,9 @@ EXPECTED = {
     "size_from_image",
     "image_without_annotation",
 }
+
+
+_LOSSES = (IMAGE_SKIPPED, OBJECT_SKIPPED, REGION_IGNORED)
 
 
 @dataclass
@@ -196,13 +207,13 @@ class Report:
         return bool(self.errors) or any(kind not in EXPECTED for kind in self.counts)
 
     @property
-    def has_skipped_images(self) -> bool:
-        """Whether any image was skipped."""
-        return any(PROBLEMS[kind].outcome == IMAGE_SKIPPED for kind in self.counts)
+    def is_incomplete(self) -> bool:
+        """Whether an image was skipped, or an object of one that is used."""
+        return any(PROBLEMS[kind].outcome in _LOSSES for kind in self.counts.keys() - EXPECTED)
 
     def reasons(self) -> list[str]:
         """The images and objects that were skipped, each with the reason."""
-        kinds = [kind for kind in self.counts if PROBLEMS[kind].outcome in (IMAGE_SKIPPED, OBJECT_SKIPPED)]
+        kinds = [kind for kind in self.counts if PROBLEMS[kind].outcome in _LOSSES]
         return [f"{place} ({PROBLEMS[kind].meaning})" for kind in kinds for place in self.places[kind]]
 
     def summary(self, outcomes: dict[str, str] | None = None) -> str:
@@ -221,6 +232,14 @@ class Report:
                 line += ", ..." if len(values) > MAX_PLACES else ""
             lines.append(f"{line}, e.g. {'; '.join(self.places[kind][:3])}")
         return "\n".join([*lines, *self.errors[:MAX_PLACES]])
+
+
+class NothingUsable(ValueError):
+    """Annotations of which no object can be used; `path` is what was read."""
+
+    def __init__(self, path: str, report: Report):
+        super().__init__(f"no object of {path} can be used.\n{report.summary()}")
+        self.path = path
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,17 @@ from lpg_hf.data.formats.unsupported import describe
 from lpg_hf.data.formats.yolo_dataset import place_image
 from lpg_hf.data.load import class_names, load_parquet, objects_per_row
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
-from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_box, finite_numbers
-from lpg_hf.data.report import Report
+from lpg_hf.data.records import (
+    NO_CLASS,
+    BoxObject,
+    Geometry,
+    Record,
+    box_area,
+    checked_box,
+    finish_record,
+    finite_numbers,
+)
+from lpg_hf.data.report import NothingUsable, Report
 from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files, write_atomically
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, read_rgb
 
@@ -208,7 +217,10 @@ def open_source(
         raise FileNotFoundError(
             f"image folder not found: {images}. Pass the folder that the file names are relative to"
         )
-    source = _OPENERS[format](os.fspath(annotations), images, options, report)
+    try:
+        source = _OPENERS[format](os.fspath(annotations), images, options, report)
+    except NothingUsable as error:
+        raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     source.images = None if images is None else unicode_path(images)
     return source
 
@@ -435,8 +447,8 @@ def voc_folders(path: str, images: Folder = None) -> voc.VocFolders:
 def _open_yolo(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
     path = unicode_path(annotations)
     index = yolo.read_index(path, options, report, images)
-    if report.errors and not options.keep_missing and not any(entry.objects for entry in index.entries):
-        raise ValueError("\n".join([f"no object of {path} can be used:", *report.errors[:5]]))
+    if report.errors and not any(item.category != NO_CLASS for entry in index.entries for item in entry.objects):
+        raise NothingUsable(path, report)
     return Source(
         "yolo",
         path,
@@ -567,35 +579,38 @@ class _Rows:
             labels = None if row["mask"] is None else mask_column(row)
         if labels is not None:
             voc.check_mask_values(labels, f"of {file_name}", len(self.names))
-        made = [self._make_object(row, i, labels, file_name, report) for i in range(len(row["objects"]["bbox"]))]
-        objects = [item for item in made if item is not None]
-        if not objects:
-            report.add("empty_image" if self.options.keep_empty else "image_without_object", file_name)
         if size[0] * size[1] > self.options.max_pixels:
             report.add("image_too_large", f"{file_name}: {size[1]} x {size[0]}")
             return None
-        if not objects and not self.options.keep_empty:
-            return None
-        report.images += 1
-        report.objects += len(objects)
+        columns, objects, num_lost = row["objects"], [], 0
+        for i, category in enumerate(columns["category"]):
+            where = f"{file_name}: annotation {columns['id'][i]}"
+            if category is not None and category >= 0 and category not in self.position:
+                report.add("other_class", where, self.names[category])
+                continue
+            numbers = finite_numbers(columns["bbox"][i], 4)
+            if numbers is None:
+                report.add("invalid_box", f"{where} {columns['bbox'][i]}")
+                num_lost += 1
+                continue
+            made = self._make_object(row, i, numbers, labels, where, report)
+            if made is not None:
+                objects.append(made)
         image_id = row.get("image_id")
         image_id = Path(file_name).with_suffix("").as_posix() if image_id in (None, "") else str(image_id)
-        return Record(None, file_name, image_id, size, objects, license=row.get("license") or "", row=number)
+        record = Record(None, file_name, image_id, size, objects, license=row.get("license") or "", row=number)
+        return finish_record(record, file_name, num_lost, self.options, report)
 
     def _make_object(
-        self, row: dict, i: int, labels: np.ndarray | None, file_name: str, report: Report
+        self, row: dict, i: int, numbers: list[float], labels: np.ndarray | None, where: str, report: Report
     ) -> BoxObject | None:
-        """Object number `i` of a row; None (and counted) if it is skipped."""
+        """Object number `i` of a row, whose box is `numbers`; None (and counted) if it is skipped."""
         columns, size = row["objects"], (row["height"], row["width"])
         category = columns["category"][i]
-        where = f"{file_name}: annotation {columns['id'][i]}"
-        if category not in self.position:
-            report.add("other_class", where, self.names[category])
-            return None
-        numbers = finite_numbers(columns["bbox"][i], 4)
-        if numbers is None:
-            report.add("invalid_box", f"{where} {columns['bbox'][i]}")
-            return None
+        iscrowd, difficult = (name in columns and bool(columns[name][i]) for name in ("iscrowd", "difficult"))
+        if category is None or (category < 0 and not iscrowd):  # `datasets` writes -1 for no class.
+            report.add("unknown_class", where, "none")
+            category, iscrowd = NO_CLASS, True
         x, y, w, h = numbers
         box = checked_box((x, y, x + w, y + h), size, where, report)
         if box is None:
@@ -605,7 +620,7 @@ class _Rows:
         rle = None
         if "mask" in row:
             rle = None if labels is None else class_in_box_to_rle(labels, category + 1, box)
-            if rle is None:
+            if rle is None and category != NO_CLASS:
                 report.add("no_mask", where)
         elif segmentation and segmentation["counts"]:
             rle = segmentation_to_rle(segmentation, Geometry(size), where, report)
@@ -613,8 +628,8 @@ class _Rows:
             area = float(coco_mask.area(rle))
         else:
             area = columns["area"][i] if "area" in columns else box_area(box)
-        iscrowd, difficult = (name in columns and bool(columns[name][i]) for name in ("iscrowd", "difficult"))
-        return BoxObject(box, self.position[category], area, iscrowd, difficult, columns["id"][i], rle)
+        position = self.position.get(category, NO_CLASS)
+        return BoxObject(box, position, area, iscrowd, difficult, columns["id"][i], rle)
 
 
 def _first_ids(dataset: Dataset) -> list[int]:

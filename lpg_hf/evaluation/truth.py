@@ -9,7 +9,7 @@ import numpy as np
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.painting import crowd_pixels, paint_label_map
-from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation.evaluate import BOX_TOLERANCE, default_ignore
@@ -133,7 +133,8 @@ class _CocoTruth:
                 f"in the annotations"
             )
         names, label_of = self.names, self.label_of
-        objects = [(item, label_of[names[item.category]]) for item in true.objects if names[item.category] in label_of]
+        known = [item for item in true.objects if item.category == NO_CLASS or names[item.category] in label_of]
+        objects = [(item, 1 if item.category == NO_CLASS else label_of[names[item.category]]) for item in known]
         single = [pair for pair in objects if not pair[0].iscrowd]
         items, labels = [item for item, _ in objects], [label for _, label in objects]
         label_map = paint_label_map(items, true.height, true.width, labels, IGNORE_INDEX_16)

@@ -160,9 +160,9 @@ def test_without_images_yolo_labels_are_checked_as_fractions(yolo_tree):
     yolo_tree.add("sub.1/b", "0 0.5 0.5 1.2 0.2\n3 0.5 0.5 0.2 0.2\n0 320 240 10 10\n0 0.5 0.5 0.2 0\n")
     shutil.rmtree(yolo_tree.root / "images")
     checked = check_source(yolo_tree.root)
-    assert (checked.report.images, checked.report.objects) == (2, 3)
+    assert (checked.report.images, checked.report.objects) == (1, 1)
     assert checked.report.counts == {"missing_image": 2, "clipped_box": 1, "unlisted_class": 1, "pixel_values": 1,
-                                     "degenerate_box": 1}  # fmt: skip
+                                     "incomplete_image": 1, "degenerate_box": 1}  # fmt: skip
     assert checked.report.places["missing_image"] == ["a.*", "sub.1/b.*"] and "as fractions" in checked.summary()
     yolo_tree.write("train.txt", "images/a.png\nimages/gone.png\n")
     yolo_tree.write("data.yaml", "names: [thing]\ntrain: train.txt\n")

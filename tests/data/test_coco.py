@@ -14,7 +14,7 @@ from lpg_hf.data.formats.coco import header_with, id_of, make_record, read_coco,
 from lpg_hf.data.formats.coco_layout import image_folder
 from lpg_hf.data.formats.rle import segmentation_to_rle
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.data.records import Geometry
+from lpg_hf.data.records import NO_CLASS, Geometry
 from lpg_hf.data.report import Report
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
@@ -107,14 +107,15 @@ def test_images_without_annotations_are_an_explicit_option(coco_tree):
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_box_from_polygon_else_skipped(coco_tree, masks):
+    coco_tree.add_image("b.png", 2)
     coco_tree.content["annotations"] = [
         coco_tree.annotation(bbox=...),
-        coco_tree.annotation(id=2, bbox=..., segmentation=...),
-        coco_tree.annotation(id=3, bbox=[], segmentation=[]),
+        coco_tree.annotation(id=2, image_id=2, bbox=..., segmentation=...),
+        coco_tree.annotation(id=3, image_id=2, bbox=[], segmentation=[]),
     ]
     item, report = only_object(coco_tree, masks=masks)
-    assert item.box == BOX and report.counts == {"box_from_polygon": 1, "no_box": 2}
-    assert report.places["no_box"] == ["a.png: annotation 2", "a.png: annotation 3"]
+    assert item.box == BOX and report.counts == {"box_from_polygon": 1, "no_box": 2, "incomplete_image": 1}
+    assert report.places["no_box"] == ["b.png: annotation 2", "b.png: annotation 3"]
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -125,12 +126,13 @@ def test_box_from_rle_else_skipped(coco_tree, masks):
     rle["counts"] = rle["counts"].decode("ascii")
     coco_tree.content["annotations"] = [
         coco_tree.annotation(bbox=..., segmentation=rle),
-        coco_tree.annotation(id=2, bbox=..., segmentation={"size": [40, 60], "counts": [2400]}),
-        coco_tree.annotation(id=3, bbox=..., segmentation={"size": [4, 6], "counts": [0, 24]}),
-        coco_tree.annotation(id=4, bbox=..., segmentation={"size": [40, 60], "counts": "garbage"}),
+        coco_tree.annotation(id=2, image_id=2, bbox=..., segmentation={"size": [40, 60], "counts": [2400]}),
+        coco_tree.annotation(id=3, image_id=2, bbox=..., segmentation={"size": [4, 6], "counts": [0, 24]}),
+        coco_tree.annotation(id=4, image_id=2, bbox=..., segmentation={"size": [40, 60], "counts": "garbage"}),
     ]
+    coco_tree.add_image("b.png", 2)
     item, report = only_object(coco_tree, masks=masks)
-    assert item.box == BOX and report.counts == {"box_from_polygon": 1, "no_box": 3}
+    assert item.box == BOX and report.counts == {"box_from_polygon": 1, "no_box": 3, "incomplete_image": 1}
 
 
 def test_no_segmentation_is_the_normal_input(coco_tree):
@@ -316,9 +318,11 @@ def test_a_pixel_over_the_border_of_a_large_image_is_counted(coco_tree):
     ],
 )
 def test_boxes_that_are_no_four_numbers_are_skipped_and_counted(coco_tree, box):
-    coco_tree.content["annotations"] = [coco_tree.annotation(id=7, bbox=box), coco_tree.annotation(id=8)]
+    coco_tree.add_image("b.png", 2)
+    added = [coco_tree.annotation(id=7, image_id=2, bbox=box), coco_tree.annotation(id=8, image_id=2)]
+    coco_tree.content["annotations"] += added
     item, report = only_object(coco_tree)
-    assert item.id == 8 and report.counts == {"invalid_box": 1}
+    assert item.id == 1 and report.counts == {"invalid_box": 1, "incomplete_image": 1}
 
 
 def test_entries_that_cannot_be_used_are_counted_and_stop_nothing(coco_tree):
@@ -331,7 +335,8 @@ def test_entries_that_cannot_be_used_are_counted_and_stop_nothing(coco_tree):
         coco_tree.annotation(id="five"),
     ]
     records, report = read(coco_tree)
-    assert len(records) == 1 and [item.id for item in records[0].objects] == [1, 5]
+    assert len(records) == 1
+    assert [(item.id, item.category) for item in records[0].objects] == [(1, 0), (4, NO_CLASS), (5, 0)]
     assert report.counts == {
         "invalid_image_entry": 3,
         "duplicate_image_id": 1,
@@ -402,7 +407,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 from lpg_hf.data.formats.coco_layout import image_folder
 from lpg_hf.data.formats.rle import segmentation_to_rle
-from lpg_hf.data.records import Geometry
+from lpg_hf.data.records import NO_CLASS, Geometry
 from lpg_hf.data.report import Report
 report = Report()
 polygon = [[-164, -221, 208543216, 352186880, 226, 236, 272, 384]]
@@ -657,9 +662,11 @@ def test_a_box_may_be_a_mapping(coco_tree, bbox):
     "bbox", [{"x": 1}, {"x": "1", "y": 1, "width": 1, "height": 1}, {"a": 1, "b": 2, "c": 3, "d": 4}]
 )
 def test_a_mapping_that_is_no_box_is_counted(coco_tree, bbox):
-    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, bbox=bbox, segmentation=...))
+    coco_tree.add_image("b.png", 2)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2, bbox=bbox, segmentation=...))
     records, report = read(coco_tree)
-    assert len(records[0].objects) == 1 and report.counts == {"invalid_box": 1}
+    assert [record.file_name for record in records] == ["a.png"]
+    assert report.counts == {"invalid_box": 1, "incomplete_image": 1}
 
 
 def test_objects_without_a_category_are_of_the_class_object(coco_tree):

@@ -12,6 +12,7 @@ from trees import HEIGHT, RED, WIDTH, picture
 from lpg_hf.data.export import _write_shards, write_card
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import IMAGE_SKIPPED, PROBLEMS, Report
 from lpg_hf.data.sources import open_source, recognise_format
 
@@ -104,7 +105,7 @@ def test_r_d8_r_e3_objects_of_unlisted_classes_are_kept_and_counted(coco_tree, v
         assert source.classes == classes and [o.category for o in record.objects] == [0, 1]
         assert report.counts == {"unlisted_class": 1} and report.needs_attention and len(report.classes) == 2
         source, (record,), report = opened(path, classes=["thing"])
-        assert len(record.objects) == len(source.classes) == 1
+        assert [item.category for item in record.objects] == [0, NO_CLASS] and len(source.classes) == 1
         assert sum(report.counts.get(k, 0) for k in ("unknown_class", "unknown_category")) == 1
 
 

@@ -26,6 +26,7 @@ from trees import HEIGHT, WIDTH, picture
 from lpg_hf.data.formats import tools
 from lpg_hf.data.formats.unsupported import describe
 from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
 
 
@@ -156,15 +157,15 @@ def test_a_stated_size_that_is_not_the_image_s(tmp_path):
 
 def test_an_unreadable_object_is_counted_with_its_place(tmp_path):
     write(tmp_path, "a.png", None)
+    write(tmp_path, "b.png", None)
     head = "image_path,xmin,ymin,xmax,ymax,label"
-    path = write(
-        tmp_path, "t.csv", f"{head}\na.png,10,8,30,24,red\na.png,10,8,?,24,red\na.png,30,8,30,24,red\n,1,1,2,2,x\n"
-    )
+    lines = "b.png,10,8,30,24,red\na.png,10,8,30,24,red\na.png,10,8,?,24,red\na.png,30,8,30,24,red\n,1,1,2,2,x\n"
+    path = write(tmp_path, "t.csv", f"{head}\n{lines}")
     records, _, report = read(path)
-    assert boxes(records[0]) == [BOX]
-    assert report.places["invalid_box"] == ["t.csv: line 3 ['10', '8', '?', '24']"]
-    assert report.places["degenerate_box"] == ["t.csv: line 4 [30, 8, 30, 24]"]
-    assert report.places["invalid_annotation"] == ["t.csv: line 5 names no image"]
+    assert [record.file_name for record in records] == ["b.png"] and report.counts["incomplete_image"] == 1
+    assert report.places["invalid_box"] == ["t.csv: line 4 ['10', '8', '?', '24']"]
+    assert report.places["degenerate_box"] == ["t.csv: line 5 [30, 8, 30, 24]"]
+    assert report.places["invalid_annotation"] == ["t.csv: line 6 names no image"]
 
 
 @pytest.mark.parametrize("name", ["LabelMe", "CVAT for images 1.1", "Label Studio JSON", "CreateML", "KITTI", "DOTA"])
@@ -243,7 +244,11 @@ def test_labelme_circle_rotated_box_and_mask(tmp_path):
 def test_labelme_points_and_lines_have_no_area(tmp_path):
     shapes = [{}, {"shape_type": "point", "points": [[1, 1]]}, {"shape_type": "line", "points": [[1, 1], [5, 5]]}]
     objects, report = labelme_objects(tmp_path, *shapes)
-    assert len(objects) == 1
+    assert [(item.box, item.category) for item in objects] == [
+        ((1, 1, 2, 2), NO_CLASS),
+        ((1, 1, 5, 5), NO_CLASS),
+        (BOX, 0),
+    ]
     assert report.places["unsupported_shape"] == [
         "a.json: shape 2 is a point of 1 points",
         "a.json: shape 3 is a line of 2 points",
@@ -295,7 +300,8 @@ def test_cvat_shapes_without_an_area_are_counted_and_tags_are_not(tmp_path):
     objects, classes, report = cvat_objects(
         tmp_path, "<tag label='night'/>", box, '<points label="red" points="1,2;3,4"/>', labels="blue red"
     )
-    assert len(objects) == 1 and classes == ["blue", "red"] and objects[0].category == 1
+    assert [(item.box, item.category) for item in objects] == [((1, 2, 3, 4), NO_CLASS), (BOX, 1)]
+    assert classes == ["blue", "red"]
     assert report.counts == {"unsupported_shape": 1}
     assert report.places["unsupported_shape"] == ["annotations.xml: a.png: object 2 is a points"]
 
@@ -305,7 +311,7 @@ def test_cvat_mask_that_does_not_fit_keeps_its_box(tmp_path, rle):
     mask = f'<mask label="red" rle="{rle}" left="10" top="8" width="20" height="16"/>'
     box = '<box label="red" xtl="10" ytl="8" xbr="30" ybr="24"/>'
     objects, _, report = cvat_objects(tmp_path, box, mask, masks=True)
-    assert len(objects) == (1 if rle == "" else 2) and report.needs_attention
+    assert [item.box for item in objects] == [BOX, BOX] and report.counts["invalid_mask"] == 1
 
 
 def test_cvat_xml_with_entities_is_refused(tmp_path):
@@ -341,13 +347,17 @@ def test_label_studio_polygon_ellipse_brush_and_choices(tmp_path):
     task = label_studio_task(
         region("polygon", points=points),
         ellipse,
-        region("brush", format="rle", rle=[0, 1]),
         {"type": "choices", "value": {"choices": ["sharp"]}},
     )
     (polygon, oval), report = label_studio_objects(tmp_path, task, masks=True)
     assert polygon.box == pytest.approx(BOX) and polygon.area == 320
     assert oval.box == pytest.approx(BOX) and oval.area == pytest.approx(251, rel=0.05)
-    assert report.places["unsupported_shape"] == ["project.json: task 1: region 3 is a brushlabels"]
+    assert report.counts["box_from_polygon"] == 2
+    brush = region("brush", format="rle", rle=[0, 1])
+    path = write(tmp_path, "project.json", [label_studio_task(ellipse, brush)])
+    records, _, report = read(path)
+    assert records == [] and report.counts["incomplete_image"] == 1
+    assert report.places["unsupported_shape"] == ["project.json: task 1: region 2 is a brushlabels"]
 
 
 def test_label_studio_uses_one_annotation_of_a_task(tmp_path):
@@ -411,11 +421,12 @@ def test_bdd100k_outlines_lanes_and_crowds(tmp_path):
 
 def test_kitti_dont_care_is_a_region_of_no_class(tmp_path):
     TOOL_TREES["KITTI"][1](tmp_path)
-    line = "DontCare -1 -1 -10 40.0 20.0 52.0 34.0 -1 -1 -1 -1000 -1000 -1000 -10\nbad line\n"
+    line = "DontCare -1 -1 -10 40.0 20.0 52.0 34.0 -1 -1 -1 -1000 -1000 -1000 -10\n"
     write(tmp_path, "training/label_2/000000.txt", f"{KITTI_LINE}\n{line}")
     records, classes, report = read(tmp_path)
     assert classes == ["red"] and boxes(records[0]) == [BOX, OTHER]
-    assert [item.iscrowd for item in records[0].objects] == [False, True] and report.counts["invalid_line"] == 1
+    assert [item.category for item in records[0].objects] == [0, NO_CLASS] and records[0].objects[1].iscrowd
+    assert report.objects == 1 and not report.needs_attention
 
 
 def test_mot_frames_flags_and_sequences(tmp_path):
@@ -437,11 +448,11 @@ def test_mot_frames_flags_and_sequences(tmp_path):
 
 def test_dota_quadrilateral_is_the_box_around_it(tmp_path):
     TOOL_TREES["DOTA"][1](tmp_path)
-    write(tmp_path, "train/labelTxt/a.txt", "46 20 52 27 46 34 40 27 plane 1\n1 2 3 x\n")
+    write(tmp_path, "train/labelTxt/a.txt", "46 20 52 27 46 34 40 27 plane 1\n")
     records, _, report = read(tmp_path)
     assert boxes(records[0]) == [OTHER] and records[0].objects[0].difficult
     assert records[0].objects[0].region == [46, 20, 52, 27, 46, 34, 40, 27]
-    assert report.counts["rotated_box"] == 1 and report.counts["invalid_line"] == 1
+    assert report.counts["rotated_box"] == 1
 
 
 # What is known but not read

@@ -6,6 +6,7 @@ from PIL import Image
 
 from lpg_hf.data.formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
 from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
 from lpg_hf.labels import VOC_CLASSES
 
@@ -107,9 +108,9 @@ def test_floats_and_white_space_are_not_rounded(voc_tree):
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "inf"])
 def test_coordinates_that_are_no_numbers_are_skipped_and_counted(voc_tree, text):
-    replace(voc_tree, voc_tree.object(box=(text, 9, 30, 24)), voc_tree.object())
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(box=(text, 9, 30, 24)), voc_tree.object()]))
     item, report = only_object(voc_tree)
-    assert item.box == BOX and report.counts == {"invalid_box": 1}
+    assert item.box == BOX and report.counts == {"invalid_box": 1, "incomplete_image": 1}
 
 
 @pytest.mark.parametrize("size", [None, (60, 40), (0, 0, 3), ("", "", "")])
@@ -131,9 +132,30 @@ def test_part_boxes_are_not_objects(voc_tree, first):
 
 
 def test_object_without_a_box_is_counted(voc_tree):
-    replace(voc_tree, "<object><name>thing</name></object>", "<object><bndbox/></object>", voc_tree.object())
-    _, report = read(voc_tree)
-    assert report.counts == {"no_box": 1, "invalid_annotation": 1}
+    objects = ["<object><name>thing</name></object>", "<object><name>thing</name><bndbox/></object>"]
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[*objects, voc_tree.object()]))
+    records, report = read(voc_tree)
+    assert [record.file_name for record in records] == ["a.png"]
+    assert report.counts == {"no_box": 1, "invalid_box": 1, "incomplete_image": 1}
+
+
+def test_an_object_with_two_boxes_is_two_objects(voc_tree):
+    second = "<bndbox><xmin>41</xmin><ymin>21</ymin><xmax>52</xmax><ymax>34</ymax></bndbox></object>"
+    replace(voc_tree, voc_tree.object().replace("</object>", second))
+    records, report = read(voc_tree)
+    assert [item.box for item in records[0].objects] == [BOX, (40, 20, 52, 34)]
+    assert report.places == {"repeated_element": ["a.xml: object 1 2 <bndbox>"]}
+
+
+def test_an_object_without_a_name_is_an_object_or_a_region_of_no_class(voc_tree):
+    replace(voc_tree, voc_tree.object(), "<object><name> </name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax>"
+            "<ymax>5</ymax></bndbox></object>")  # fmt: skip
+    records, report = read(voc_tree, keep_unlisted=True)
+    assert [item.category for item in records[0].objects] == [0, 1] and report.classes == ["1 thing", "2 object"]
+    assert report.counts == {"no_class_name": 1, "unlisted_class": 1}
+    records, report = read(voc_tree)
+    assert [item.category for item in records[0].objects] == [0, NO_CLASS] and records[0].objects[1].iscrowd
+    assert report.counts == {"no_class_name": 1, "unknown_class": 1} and report.objects == 1
 
 
 def test_images_without_objects_are_counted(voc_tree):
@@ -180,7 +202,7 @@ def test_image_of_another_name_is_found_by_filename(voc_tree):
 def test_unknown_classes_are_counted_by_name_and_all_keeps_them(voc_tree):
     replace(voc_tree, voc_tree.object("cat"), voc_tree.object("foo"), voc_tree.object("foo"))
     records, report = read(voc_tree, classes=["cat"])
-    assert len(records[0].objects) == 1
+    assert [item.category for item in records[0].objects] == [0, NO_CLASS, NO_CLASS]
     assert report.counts == {"unknown_class": 2} and report.details["unknown_class"] == {"foo": 2}
     records, report = read(voc_tree, classes="all")
     assert report.classes == ["1 cat", "2 foo"] and [item.category for item in records[0].objects] == [0, 1, 1]

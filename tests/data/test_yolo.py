@@ -13,7 +13,7 @@ from lpg_hf.data.formats import yolo, yolo_layout
 from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 
 
@@ -216,12 +216,15 @@ def test_chosen_classes_keep_their_numbers(yolo_tree):
 
 
 def test_pixel_values_are_an_error_that_names_file_and_line(yolo_tree):
-    yolo_tree.add("a", f"{LINE}\n0 320 240 100 80\n0 1.07 1.06 0.2 0.2\n0 0.5 0.5 1.2 0.4\n")
+    yolo_tree.add("a", f"{LINE}\n0 1.07 1.06 0.2 0.2\n0 0.5 0.5 1.2 0.4\n")
+    yolo_tree.add("b", f"{LINE}\n0 320 240 100 80\n")
     record, report = only(yolo_tree.root)
-    assert boxes(record) == [BASE_BOX, (0, 12, 60, 28)]
-    assert report.counts == {"pixel_values": 1, "centre_outside": 1, "clipped_box": 1}
-    assert len(report.errors) == 1 and "labels/a.txt: line 2 holds pixels" in report.errors[0]
-    assert report.places["centre_outside"][0].startswith("a.txt: line 3")
+    assert boxes(record)[::2] == [BASE_BOX, (0, 12, 60, 28)]
+    assert record.objects[1].box == pytest.approx((58.2, 38.4, 60, 40))
+    assert [item.category for item in record.objects] == [0, NO_CLASS, 0] and record.objects[1].iscrowd
+    assert report.counts == {"pixel_values": 1, "incomplete_image": 1, "centre_outside": 1, "clipped_box": 1}
+    assert len(report.errors) == 1 and "labels/b.txt: line 2 holds pixels" in report.errors[0]
+    assert report.places["centre_outside"][0].startswith("a.txt: line 2")
 
 
 def test_duplicate_lines_are_used_once(yolo_tree):
@@ -315,10 +318,14 @@ def test_tiny_excess_is_clipped_without_a_word(yolo_tree, line):
     ],
 )
 def test_faulty_lines_are_counted_and_stop_nothing(yolo_tree, line, kind):
-    yolo_tree.add("a", f"{line}\n{LINE}\n")
-    record, report = only(yolo_tree.root)
-    assert boxes(record)[-1] == BASE_BOX and report.counts == {kind: 1}
-    assert report.places[kind][0].startswith("a.txt: line 1")
+    yolo_tree.add("b", f"{line}\n{LINE}\n")
+    found, report = records(yolo_tree.root)
+    assert report.places[kind][0].startswith("b.txt: line 1")
+    if kind == "invalid_line":  # Its object may lie anywhere in the image.
+        assert [record.file_name for record in found] == ["a.png"]
+        assert report.counts == {kind: 1, "incomplete_image": 1}
+    else:
+        assert boxes(found[1])[-1] == BASE_BOX and report.counts == {kind: 1}
 
 
 @pytest.mark.parametrize(

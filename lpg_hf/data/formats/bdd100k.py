@@ -111,7 +111,7 @@ def _read_frame(frame: dict, name: str, size: tuple[int, int] | None, folder: st
     for number, item in enumerate(objects, start=1):
         place = f"{name}: label {number}"
         if not isinstance(item, dict):
-            image.problems.append(("invalid_annotation", place))
+            image.lose("invalid_annotation", place)
             continue
         attributes = item.get("attributes")
         crowd = isinstance(attributes, dict) and attributes.get("crowd") is True
@@ -120,14 +120,12 @@ def _read_frame(frame: dict, name: str, size: tuple[int, int] | None, folder: st
         if isinstance(box, dict):
             made.box = finite_numbers([box.get(key) for key in ("x1", "y1", "x2", "y2")], 4)
             if made.box is None:
-                image.problems.append(("invalid_box", f"{place} {box}"[:200]))
+                image.lose("invalid_box", f"{place} {box}"[:200], made.name)
                 continue
         made.outlines = _outlines(item.get("poly2d"))
         made.rle = item["rle"] if isinstance(item.get("rle"), dict) else None
         if made.box is None and not made.outlines and made.rle is None:
-            image.problems.append(
-                ("unsupported_shape", f"{place} ({made.name}) has neither a box nor a closed outline")
-            )
+            image.lose("unsupported_shape", f"{place} ({made.name}) has neither a box nor a closed outline", made.name)
         else:
             image.objects.append(made)
     return image

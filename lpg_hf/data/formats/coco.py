@@ -17,7 +17,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,24 @@ from lpg_hf.data.formats.json_files import read_json
 from lpg_hf.data.formats.rle import checked_rle, fits, polygons_of, segmentation_to_rle
 from lpg_hf.data.options import Classes, ReadOptions
 from lpg_hf.data.records import (
+    NO_CLASS,
+    UNNAMED,
     Box,
     BoxObject,
     Geometry,
     Record,
     box_area,
     checked_box,
+    finish_record,
     finite_numbers,
     image_geometry,
     stated_size,
 )
-from lpg_hf.data.report import MissingFiles, Report, check_missing
+from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, json_text, relative_name, resolve_inside, unicode_path
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
 
 
-# The class of objects that state none.
-UNNAMED = "object"
 NAMED_CLASS_SETS = {
     "nonvoc60": COCO_NONVOC_IDS,
     "voc20": COCO_VOC_IDS,
@@ -55,6 +56,7 @@ NAMED_CLASS_SETS = {
 
 # What is used of an image entry.
 IMAGE_KEYS = ("id", "file_name", "coco_url", "width", "height", "license")
+_OBJECT_KEYS = {"bbox", "category_id", "segmentation"}
 HEADER_KEYS = ("info", "licenses", "categories")
 Category = tuple[int | str, str]  # (category id, name)
 
@@ -65,7 +67,7 @@ class _CocoAnnotation:
 
     Attributes:
         id: made unique by `read_index`.
-        category: 0-based class, set by `read_index`.
+        category: 0-based class, set by `read_index`; `NO_CLASS`: not one that is known.
         bbox: an array of four floats, or what the file holds if that is none.
         segmentation: None if masks are not wanted (and there is a box); polygons are arrays of floats where they can
             be.
@@ -108,6 +110,14 @@ class _Listing:
 
     entries: dict[str, CocoEntry] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+
+    def holds_a_box(self) -> bool:
+        """Whether an object of a known class has a box, or a segmentation in its place."""
+        items = (item for entry in self.entries.values() for item in entry.annotations)
+        return any(
+            item.category != NO_CLASS and (isinstance(item.bbox, array) or (not item.bbox and item.segmentation))
+            for item in items
+        )
 
 
 @dataclass
@@ -344,7 +354,7 @@ def _slim(masks: bool) -> Callable[[dict], Any]:
     """What keeps of each dict of the file only what is used."""
 
     def slim(item: dict) -> Any:
-        if "image_id" in item and ("bbox" in item or "category_id" in item or "segmentation" in item):
+        if "image_id" in item and not ({"file_name", "coco_url"} & item.keys() and _OBJECT_KEYS.isdisjoint(item)):
             bbox, segmentation = item.get("bbox"), item.get("segmentation")
             if isinstance(bbox, dict):
                 bbox = coco_layout.box_of_mapping(bbox) or bbox
@@ -415,9 +425,13 @@ def read_index(
         raise ValueError(f"{path} lists no annotations, so there is nothing to train on")
     _compare_id_types(content, items, file_name, report)
     _assign(items, listing, classes, file_name, report)
+    if items and not (listing.refused or "other_class" in report.counts) and not listing.holds_a_box():
+        raise NothingUsable(path, report)
     selected = classes.selected
     report.classes = [f"{label} {name} (category id {i})" for label, (i, name) in enumerate(selected, start=1)]
-    if not options.keep_empty and not any(entry.annotations for entry in listing.entries.values()):
+    if not options.keep_empty and not any(
+        item.category != NO_CLASS for entry in listing.entries.values() for item in entry.annotations
+    ):
         held = ", ".join(f"{name} ({i})" for i, name in categories[:20]) + (", ..." if len(categories) > 20 else "")
         chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
         raise ValueError(
@@ -494,7 +508,7 @@ class _Classes:
         )
 
     def find(self, key: str, where: str, report: Report) -> int | None:
-        """The position of a category; None (and counted) if its objects are skipped."""
+        """The position of a category; None (and counted) if it was not asked for, `NO_CLASS` if it is not known."""
         position = self.position.get(key)
         if key in self.names:
             if position is None:
@@ -502,15 +516,15 @@ class _Classes:
             return position
         if position is None and not self.keeps_unlisted:
             report.add("unknown_category", where, key)
-            return None
+            return NO_CLASS
         report.add("unlisted_class", where, key)
         if position is None:
             position = self.position[key] = len(self.selected)
             self.selected.append((id_of(key), f"category {key}"))
         return position
 
-    def find_unnamed(self, where: str, report: Report) -> int | None:
-        """The position of the class of objects that state no category; None (and counted) if it was not asked for."""
+    def find_unnamed(self, where: str, report: Report) -> int:
+        """The position of the class of objects that state no category; `NO_CLASS` (and counted) if there is none."""
         key = next((key for key, name in self.names.items() if name == UNNAMED), None)
         if key is None and self.keeps_unlisted:
             taken = [int(key) for key in (*self.position, *self.names) if isinstance(id_of(key), int)]
@@ -519,7 +533,7 @@ class _Classes:
             self.selected.append((id_of(key), UNNAMED))
         if key is None or key not in self.position:
             report.add("unknown_category", where, "none")
-            return None
+            return NO_CLASS
         report.add("no_class_name", where)
         return self.position[key]
 
@@ -545,7 +559,7 @@ def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, r
         image_key = category_key = None
         if isinstance(item, _CocoAnnotation):
             image_key, category_key = id_text(item.image_id), id_text(item.category_id)
-        if image_key is None or (category_key is None and item.category_id is not None):
+        if image_key is None:
             report.add("invalid_annotation", f"{file_name}: annotation number {number}")
             continue
         entry = listing.entries.get(image_key)
@@ -554,7 +568,10 @@ def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, r
                 report.add("unknown_image", f"{file_name}: annotation {item.id} of image {image_key}")
             continue
         where = f"{entry.file_name}: annotation {item.id}"
-        if category_key is None:
+        if category_key is None and item.category_id is not None:
+            position = NO_CLASS
+            report.add("unknown_category", where, str(item.category_id)[:20])
+        elif category_key is None:
             position = classes.find_unnamed(where, report)
         else:
             position = classes.find(category_key, where, report)
@@ -603,19 +620,15 @@ def make_record(entry: CocoEntry, options: ReadOptions, report: Report) -> Recor
     frame = image_geometry(entry.path, entry.file_name, entry.size, options, report)
     if frame is None:
         return None
-    objects = []
+    objects, num_lost = [], 0
     for annotation in entry.annotations:
         where = f"{entry.file_name}: annotation {annotation.id}"
-        made = _make_object(annotation, where, frame, options.masks, report)
+        corners = _corners(annotation, where, frame, report)
+        made = None if corners is None else _make_object(annotation, corners, where, frame, options.masks, report)
+        num_lost += corners is None
         if made is not None:
             objects.append(made)
-    if all(item.iscrowd for item in objects):
-        report.add("empty_image" if options.keep_empty else "image_without_object", entry.file_name)
-        if not options.keep_empty:
-            return None
-    report.images += 1
-    report.objects += len(objects)
-    return Record(
+    record = Record(
         path=entry.path,
         file_name=entry.file_name,
         image_id=entry.image_id,
@@ -623,14 +636,12 @@ def make_record(entry: CocoEntry, options: ReadOptions, report: Report) -> Recor
         objects=objects,
         license=entry.license,
     )
+    return finish_record(record, entry.file_name, num_lost, options, report)
 
 
 def _make_object(
-    annotation: _CocoAnnotation, where: str, frame: Geometry, masks: bool, report: Report
+    annotation: _CocoAnnotation, corners: Box, where: str, frame: Geometry, masks: bool, report: Report
 ) -> BoxObject | None:
-    corners = _corners(annotation, where, frame, report)
-    if corners is None:
-        return None
     x1, y1, x2, y2 = corners
     scaled = (x1 * frame.scale_x, y1 * frame.scale_y, x2 * frame.scale_x, y2 * frame.scale_y)
     box = checked_box(scaled, frame.size, where, report)
@@ -656,7 +667,7 @@ def _make_object(
         box=box,
         category=annotation.category,
         area=area,
-        iscrowd=annotation.iscrowd in (1, True, "1"),
+        iscrowd=annotation.category == NO_CLASS or annotation.iscrowd in (1, True, "1"),
         id=annotation.id,
         rle=rle,
         stated=stated,
@@ -732,6 +743,7 @@ def write_coco(
     Args:
         path: of the new file.
         records: boxes become xywh; masks are written as `BoxObject.stated` has them, else as RLE with text counts.
+            Regions of no class become crowd regions of every class.
         classes: (category id, name) in the order of the labels, as `CocoIndex.classes`.
         header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes and licences
             that it lacks are added.
@@ -749,7 +761,7 @@ def write_coco(
             size = {"width": record.width, "height": record.height}
             license = {"license": licences.find(record.license)} if record.license else {}
             images.append({"id": image_id, "file_name": record.file_name, **size, **license})
-            for item in record.objects:
+            for item in (part for item in record.objects for part in _per_class(item, len(classes))):
                 file.write(",\n" if number else "\n")
                 number += 1
                 item_id = item.id if keep_ids else number
@@ -759,6 +771,13 @@ def write_coco(
                     used_ids.add(item_id)
                 file.write(json.dumps(_annotation(item, item_id, image_id, classes[item.category][0])))
         file.write("],\n" + json_text({**header, **licences.header(), "images": images})[1:])
+
+
+def _per_class(item: BoxObject, num_classes: int) -> list[BoxObject]:
+    """A region of no class as a crowd region of every class, as COCO knows no other; any other object as it is."""
+    if item.category != NO_CLASS:
+        return [item]
+    return [replace(item, category=category) for category in range(num_classes)]
 
 
 class LicenceIds:

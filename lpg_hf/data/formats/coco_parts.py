@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lpg_hf.data.formats import coco, coco_layout
 from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
 
 
@@ -38,7 +39,9 @@ def read_parts(
             entry.file_name = entry.file_name if prefix == "." else f"{prefix}/{entry.file_name}"
             for annotation in entry.annotations:
                 number += 1
-                annotation.id, annotation.category = number, position[annotation.category]
+                annotation.id = number
+                if annotation.category != NO_CLASS:
+                    annotation.category = position[annotation.category]
             entries.append(entry)
     report.classes = [f"{label} {name} (category id {i})" for label, (i, name) in enumerate(classes, start=1)]
     return coco.CocoIndex(classes, entries, {}, root if images is None else parts[0].image_folder)

@@ -70,7 +70,8 @@ def _read_object(item: object, place: str, image: ToolImage) -> None:
     keys = ("x", "y", "width", "height")
     numbers = finite_numbers([box.get(key) for key in keys], 4) if isinstance(box, dict) else None
     if not isinstance(item, dict) or numbers is None:
-        image.problems.append(("invalid_box", f"{place} {box}"[:200]))
+        name = class_name(item.get("label")) if isinstance(item, dict) else None
+        image.lose("invalid_box", f"{place} {box}"[:200], name)
         return
     x, y, width, height = numbers
     corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)

@@ -142,7 +142,7 @@ def _read_file(file: str, folder: str, images: dict[str, ToolImage], problems: l
             continue
         numbers = as_numbers(cells[key] for key in keys)
         if numbers is None:
-            image.problems.append(("invalid_box", f"{place} {[cells[key] for key in keys]}"[:200]))
+            image.lose("invalid_box", f"{place} {[cells[key] for key in keys]}"[:200])
             continue
         if keys is _CORNER_AND_SIZE:
             numbers = [numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3]]

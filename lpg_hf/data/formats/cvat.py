@@ -24,6 +24,7 @@ from lpg_hf.data.formats.tool_image import (
     as_numbers,
     class_name,
     ellipse_outline,
+    extent,
     find_files,
     folder_below,
     parse_xml,
@@ -79,18 +80,20 @@ def _class_names(root: ElementTree.Element) -> list[str]:
 
 
 def _read_image(element: ElementTree.Element, base: str, folder: str) -> ToolImage:
-    name = element.get("name") or ""
-    image = ToolImage(name, base, stated_size(element.get("height"), element.get("width")), folder=folder)
+    file_name = element.get("name") or ""
+    image = ToolImage(file_name, base, stated_size(element.get("height"), element.get("width")), folder=folder)
     for number, shape in enumerate((child for child in element if child.tag != "tag"), start=1):
-        place = f"{base}: {name}: object {number}"
+        place, name = f"{base}: {file_name}: object {number}", class_name(shape.get("label"))
         if shape.tag not in _SHAPES:
-            image.problems.append(("unsupported_shape", f"{place} is a {shape.tag}"))
+            numbers = as_numbers((shape.get("points") or "").replace(";", ",").split(",")) or []
+            region = extent([numbers]) if len(numbers) % 2 == 0 else None
+            image.lose("unsupported_shape", f"{place} is a {shape.tag}", name, region)
             continue
-        made = ToolObject(class_name(shape.get("label")), place)
+        made = ToolObject(name, place)
         if _SHAPES[shape.tag](shape, made, image):
             image.objects.append(made)
         else:
-            image.problems.append(("invalid_annotation", f"{place} is a {shape.tag} whose numbers cannot be used"))
+            image.lose("invalid_annotation", f"{place} is a {shape.tag} whose numbers cannot be used", name)
     return image
 
 
@@ -137,11 +140,11 @@ def _mask(shape: ElementTree.Element, made: ToolObject, image: ToolImage) -> boo
         _numbers(shape, "left", "top", "width", "height"),
         as_numbers((shape.get("rle") or "").split(",")),
     )
-    if window is None or runs is None or min(window) < 0 or min(runs) < 0:
+    if window is None or min(window) < 0:
         return False
     left, top, width, height = (int(value) for value in window)
     made.box = (left, top, left + width, top + height)
-    if sum(runs) == width * height and width * height <= LARGEST_MASK:
+    if runs and min(runs) >= 0 and sum(runs) == width * height <= LARGEST_MASK:
         values = np.repeat(np.arange(len(runs)) % 2, np.asarray(runs, dtype=np.int64))
         made.rle = window_rle(values.reshape(height, width), left, top, image.size)
     if made.rle is None:

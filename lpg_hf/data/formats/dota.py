@@ -82,7 +82,7 @@ def _read_image(path: str, name: str) -> ToolImage:
             continue
         place = f"{name}: line {number}"
         if not _is_line(line):
-            image.problems.append(("invalid_line", f"{place} {line.strip()[:60]!r} ({len(line.split())} columns)"))
+            image.lose("invalid_line", f"{place} {line.strip()[:60]!r} ({len(line.split())} columns)")
             continue
         words = line.split()
         outline = as_numbers(words[:8]) or []

@@ -82,7 +82,7 @@ def _read_image(path: str, name: str) -> ToolImage:
             continue
         place = f"{name}: line {number}"
         if not _is_line(line):
-            image.problems.append(("invalid_line", f"{place} {line.strip()[:60]!r} ({len(words)} columns)"))
+            image.lose("invalid_line", f"{place} {line.strip()[:60]!r} ({len(words)} columns)")
             continue
         box = as_numbers(words[4:8])
         crowd = words[0] == _DONT_CARE

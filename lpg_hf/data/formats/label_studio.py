@@ -99,7 +99,7 @@ def _results(task: dict, image: ToolImage) -> list:
 def _read_region(item: object, place: str, image: ToolImage) -> None:
     value = item.get("value", item) if isinstance(item, dict) else None
     if not isinstance(item, dict) or not isinstance(value, dict):
-        image.problems.append(("invalid_annotation", place))
+        image.lose("invalid_annotation", place)
         return
     kind = str(item.get("type") or next((key for key in value if key.endswith("labels")), ""))
     if kind in _NO_REGIONS or (kind == "labels" and "x" not in value and "points" not in value):
@@ -113,11 +113,11 @@ def _read_region(item: object, place: str, image: ToolImage) -> None:
     if shape is None and "points" not in value and finite_numbers([value.get(key) for key in ("width", "height")], 2):
         shape = _rectangle  # JSON-MIN names no type, and labels may have any name.
     if shape is None:
-        image.problems.append(("unsupported_shape", f"{place} is a {kind or 'region of no known type'}"))
+        image.lose("unsupported_shape", f"{place} is a {kind or 'region of no known type'}", made.name)
     elif shape(value, size, made):
         image.objects.append(made)
     else:
-        image.problems.append(("invalid_box", f"{place} {value}"[:200]))
+        image.lose("invalid_box", f"{place} {value}"[:200], made.name)
 
 
 def _fractions(value: dict, *keys: str) -> list[float] | None:

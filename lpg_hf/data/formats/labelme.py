@@ -106,7 +106,7 @@ def _read_shape(shape: object, place: str, size: tuple[int, int] | None, image: 
     points = shape.get("points") if isinstance(shape, dict) else None
     pairs = [finite_numbers(point, 2) for point in points] if isinstance(points, list) else []
     if not isinstance(shape, dict) or not pairs or None in pairs:
-        image.problems.append(("invalid_annotation", f"{place} has no points"))
+        image.lose("invalid_annotation", f"{place} has no points")
         return None
     outline = [value for pair in pairs if pair for value in pair]
     kind = shape.get("shape_type") or "polygon"  # LabelMe before version 4 knew polygons only.
@@ -128,7 +128,7 @@ def _read_shape(shape: object, place: str, size: tuple[int, int] | None, image: 
     elif kind == "polygon" and len(pairs) >= 3:
         made.outlines = [outline]
     else:
-        image.problems.append(("unsupported_shape", f"{place} is a {kind} of {len(pairs)} points"))
+        image.lose("unsupported_shape", f"{place} is a {kind} of {len(pairs)} points", made.name, extent([outline]))
         return None
     return made
 

@@ -69,6 +69,7 @@ class ToolImage:
         size: (height, width) as stated, or None.
         objects: those that could be read.
         problems: (kind of `PROBLEMS`, place) of what could not.
+        lost: (class name, xyxy) of the objects that could not; None: not known.
         other_names: under which the image may lie too, such as the name before an upload.
         folder: of the annotation file below the folder that was opened, "" for itself.
         fractions: numbers are fractions of width and height, not pixels.
@@ -79,9 +80,15 @@ class ToolImage:
     size: tuple[int, int] | None = None
     objects: list[ToolObject] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    lost: list[tuple[str | None, Sequence[float] | None]] = field(default_factory=list)
     other_names: tuple[str, ...] = ()
     folder: str = ""
     fractions: bool = False
+
+    def lose(self, kind: str, place: str, name: str | None = None, region: Sequence[float] | None = None) -> None:
+        """Count an object that cannot be used; its class and the box around it, where they are known."""
+        self.problems.append((kind, place))
+        self.lost.append((name, region))
 
 
 @dataclass

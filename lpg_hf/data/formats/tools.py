@@ -5,6 +5,7 @@
 `looks_like(path)` and `read(path, split)`, and a line of `TOOL_FORMATS`.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,24 @@ from lpg_hf.data.formats import bdd100k, createml, csv_table, cvat, dota, kitti,
 from lpg_hf.data.formats.image_finder import ImageFinder, StatedImage, match_images, num_found
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
 from lpg_hf.data.formats.tool_image import ToolFile, ToolImage, ToolObject, extent
+from lpg_hf.data.formats.unsupported import describe
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.data.records import Box, BoxObject, Geometry, Record, box_area, checked_box, image_geometry
+from lpg_hf.data.records import (
+    NO_CLASS,
+    UNNAMED,
+    Box,
+    BoxObject,
+    Geometry,
+    Record,
+    box_area,
+    checked_box,
+    finish_record,
+    image_geometry,
+)
 from lpg_hf.data.report import MissingFiles, Report, check_missing
 from lpg_hf.files import fs_path, relative_name, unicode_path, walk_files
 
 
-# An object without a class name gets this one.
-_UNNAMED = "object"
 # Fractions without their image are checked as if it had this size, in pixels.
 _SIZE_WITHOUT_IMAGE = (640, 640)
 # Images of which one must be found in a folder for it to be the folder of the images.
@@ -80,6 +91,22 @@ def recognise(path: str) -> list[str]:
     return [name for name in TOOL_FORMATS if name in found]
 
 
+def likeness(path: str) -> str:
+    """What annotations that cannot be used look like, as a sentence after the error; "" if nothing is known.
+
+    Args:
+        path: file or folder.
+    """
+    known = describe(path)
+    if known is not None:
+        return known
+    found = recognise(path)
+    if not found and os.path.isdir(fs_path(path)):
+        files = (f"{path}/{name}" for _, name in zip(range(_NUM_LOOKS), walk_files(path, (".txt", ".json", ".xml"))))
+        found = [name for file in files for name in recognise(file)]
+    return f"It looks like {TOOL_FORMATS[found[0]].title} (--format {found[0]})" if found else ""
+
+
 @dataclass
 class ToolEntry:
     """One image that exists (or is kept without), not yet checked.
@@ -88,7 +115,7 @@ class ToolEntry:
         file_name: relative to the image folder, forward slashes.
         path: of the image; None: it does not exist.
         images: what the file states about it, in one place or in several.
-        categories: 0-based class of each object of `images`, in their order; None: not wanted.
+        categories: 0-based class of each object of `images`, in their order; None: not wanted, `NO_CLASS`: not known.
         first_id: id of the first object; the others follow.
     """
 
@@ -168,7 +195,10 @@ def read_index(format: str, path: str, images: str | None, options: ReadOptions,
         objects = [item for image in entry.images for item in image.objects]
         entry.categories = [_category(item, position, tool_file.classes, options, report) for item in objects]
         entry.first_id, next_id = next_id, next_id + len(objects)
-        if options.keep_empty or any(category is not None for category in entry.categories):
+        for image in entry.images:
+            image.lost = [pair for pair in image.lost if _may_be_wanted(pair[0], position, tool_file.classes)]
+        has_lost = any(image.lost for image in entry.images)
+        if options.keep_empty or has_lost or any(category is not None for category in entry.categories):
             wanted.append(entry)
         else:
             report.add("image_without_object", entry.file_name, image=entry.file_name)
@@ -182,7 +212,7 @@ def read_index(format: str, path: str, images: str | None, options: ReadOptions,
 def _select_classes(tool_file: ToolFile, options: ReadOptions, path: str) -> tuple[list[str], dict[str, int]]:
     """The wanted classes in the order of the labels, and the position of each."""
     objects = (item for image in tool_file.images for item in image.objects)
-    found = {item.name or _UNNAMED for item in objects if item.name or not item.iscrowd}
+    found = {item.name or UNNAMED for item in objects if item.name or not item.iscrowd}
     listed = list(dict.fromkeys(tool_file.classes or sorted(found)))
     if options.classes is None or options.classes == "all":
         unlisted = sorted(found - set(listed)) if options.keep_unlisted and options.classes is None else []
@@ -200,17 +230,23 @@ def _select_classes(tool_file: ToolFile, options: ReadOptions, path: str) -> tup
 def _category(
     item: ToolObject, position: dict[str, int], listed: Sequence[str] | None, options: ReadOptions, report: Report
 ) -> int | None:
-    """The 0-based class of an object, or None (and counted) if it is not wanted."""
-    if item.name is None and item.iscrowd:  # A region of no class; the first stands for any.
-        return 0
-    name = item.name or _UNNAMED
+    """The 0-based class of an object; None (and counted) if it is not wanted, `NO_CLASS` if it is not known."""
+    if item.name is None and item.iscrowd:  # A region of no class.
+        return NO_CLASS
+    name = item.name or UNNAMED
     if item.name is None:
         report.add("no_class_name", item.place)
     if listed is not None and name not in listed:
         report.add("unlisted_class" if name in position else "unknown_class", item.place, name)
-    elif name not in position:
+        return position.get(name, NO_CLASS)
+    if name not in position:
         report.add("other_class", item.place, name)
     return position.get(name)
+
+
+def _may_be_wanted(name: str | None, position: dict[str, int], listed: Sequence[str] | None) -> bool:
+    """Whether an object that cannot be used may be of a wanted class: one of these, or none that is known."""
+    return name is None or name in position or (listed is not None and name not in listed)
 
 
 def _make_entries(tool_file: ToolFile, folder: str, options: ReadOptions, report: Report) -> list[ToolEntry]:
@@ -259,29 +295,50 @@ def make_record(entry: ToolEntry, options: ReadOptions, report: Report) -> Recor
         return None
     if frame.size is None and any(image.fractions for image in entry.images):
         frame = Geometry(_SIZE_WITHOUT_IMAGE)
-    objects = []
+    objects, num_lost = _regions_of_lost(entry, frame, report)
     items = [(image, item) for image in entry.images for item in image.objects]
     for number, ((image, item), category) in enumerate(zip(items, entry.categories)):
         made = None if category is None else _make_object(item, category, image, frame, options, report)
         if made is not None:
             made.id = entry.first_id + number
             objects.append(made)
-    if all(item.iscrowd for item in objects):
-        report.add("empty_image" if options.keep_empty else "image_without_object", entry.file_name)
-        if not options.keep_empty:
-            return None
-    report.images += 1
-    report.objects += len(objects)
-    image_id = os.path.splitext(entry.file_name)[0]
-    return Record(entry.path, entry.file_name, image_id, frame.size, objects)
+    record = Record(entry.path, entry.file_name, os.path.splitext(entry.file_name)[0], frame.size, objects)
+    record = finish_record(record, entry.file_name, num_lost, options, report)
+    if record is not None:  # Regions that the tool itself marks as ignored are no loss.
+        named = (item.name for (_, item), category in zip(items, entry.categories) if category == NO_CLASS)
+        record.has_unusable = any(image.lost for image in entry.images) or any(name is not None for name in named)
+    return record
+
+
+def _regions_of_lost(entry: ToolEntry, frame: Geometry, report: Report) -> tuple[list[BoxObject], int]:
+    """The regions of the objects that cannot be used, and the number of those whose place is not known."""
+    regions, num_lost = [], 0
+    for image in entry.images:
+        for _, box in image.lost:
+            if box is None or (image.fractions and frame.size is None):
+                num_lost += 1
+                continue
+            scale = _scale(image, frame)
+            x1, y1, x2, y2 = (value * scale[i % 2] for i, value in enumerate(box))
+            height, width = frame.size or (math.inf, math.inf)
+            # A point or a line covers at least a pixel.
+            x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)
+            if x1 < x2 and y1 < y2:
+                regions.append(BoxObject((x1, y1, x2, y2), NO_CLASS, (x2 - x1) * (y2 - y1), True))
+    return regions, num_lost
+
+
+def _scale(image: ToolImage, frame: Geometry) -> tuple[float, float]:
+    """What the numbers of an image have to be multiplied with: (x, y)."""
+    if image.fractions and frame.size is not None:
+        return float(frame.size[1]), float(frame.size[0])
+    return frame.scale_x, frame.scale_y
 
 
 def _make_object(
     item: ToolObject, category: int, image: ToolImage, frame: Geometry, options: ReadOptions, report: Report
 ) -> BoxObject | None:
-    scale = (frame.scale_x, frame.scale_y)
-    if image.fractions and frame.size is not None:
-        scale = (float(frame.size[1]), float(frame.size[0]))
+    scale = _scale(image, frame)
     outlines = [[value * scale[i % 2] for i, value in enumerate(outline)] for outline in item.outlines]
     corners = _corners(item, outlines, scale, frame, report)
     box = None if corners is None else checked_box(corners, frame.size, item.place, report)
@@ -298,7 +355,8 @@ def _make_object(
     area = float(coco_mask.area(rle)) if rle is not None else box_area(box)
     is_turned = item.is_region and not _fills(outlines, box) and _is_near(outlines[0], frame)
     region = outlines[0] if is_turned else None
-    return BoxObject(box, category, area, item.iscrowd, item.difficult, rle=rle, stated=stated, region=region)
+    iscrowd = item.iscrowd or category == NO_CLASS
+    return BoxObject(box, category, area, iscrowd, item.difficult, rle=rle, stated=stated, region=region)
 
 
 def _corners(

@@ -26,16 +26,19 @@ from defusedxml.common import DefusedXmlException
 
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import (
+    NO_CLASS,
+    UNNAMED,
     BoxObject,
     Geometry,
     Record,
     box_area,
     checked_box,
+    finish_record,
     finite_numbers,
     image_geometry,
     stated_size,
 )
-from lpg_hf.data.report import MissingFiles, Report, check_missing
+from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, read_text, relative_name, resolve_inside, unicode_name, unicode_path, walk_files
 from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageProblem, open_image
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
@@ -97,19 +100,21 @@ class _VocObject:
 
     Attributes:
         number: its place in the file, from 1.
-        name: of its class; "" if the file states none.
+        name: of its class; "object" if the file states none.
         corners: xmin, ymin, xmax, ymax as written (a value that is not a number: None); None if there is no box.
         difficult: VOC flag.
-        category: 0-based position in the class list, set by `read_index`.
+        category: 0-based position in the class list, set by `read_index`; `NO_CLASS`: it is in no list.
         id: unique in the dataset, set by `read_index`.
+        problems: (kind of `PROBLEMS`, detail) of its element.
     """
 
     number: int
     name: str
     corners: list[float | None] | None
     difficult: bool
-    category: int = -1
+    category: int = NO_CLASS
     id: int = 0
+    problems: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -263,23 +268,34 @@ def parse_xml(path: str) -> _VocAnnotation:
     if root.tag != "annotation":
         raise ValueError(f"not a VOC annotation: its top element is <{root.tag}>")
     objects = []
-    for number, element in enumerate(root.findall("object"), start=1):
-        box = element.find("bndbox")  # A direct child only: <part> has boxes of its own.
-        keys = ("xmin", "ymin", "xmax", "ymax")
-        objects.append(
-            _VocObject(
-                number,
-                name=(element.findtext("name") or "").strip(),
-                corners=None if box is None else [_number(box.findtext(key)) for key in keys],
-                difficult=_number(element.findtext("difficult")) == 1,
-            )
-        )
+    for number, element in enumerate(root.iter("object"), start=1):
+        objects += _objects_of(element, number)
     size = root.find("size")
     return _VocAnnotation(
         filename=(root.findtext("filename") or "").strip() or None,
         size=None if size is None else stated_size(size.findtext("height"), size.findtext("width")),
         objects=objects,
     )
+
+
+def _objects_of(element: ElementTree.Element, number: int) -> list[_VocObject]:
+    """An `<object>` as one object for each of its boxes; nearly always that is one."""
+    boxes = element.findall("bndbox")  # A direct child only: <part> has boxes of its own.
+    names = [(name.text or "").strip() for name in element.findall("name")]
+    name = next(filter(None, names), None)
+    problems = []
+    if name is None:
+        problems.append(("no_class_name", ""))
+    if len(boxes) > 1:
+        problems.append(("repeated_element", f"{len(boxes)} <bndbox>"))
+    if len(names) > 1:
+        problems.append(("repeated_element", f"{len(names)} <name>: {', '.join(names)}"[:100]))
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    corners = [[_number(box.findtext(key)) for key in keys] for box in boxes]
+    difficult = _number(element.findtext("difficult")) == 1
+    made = [_VocObject(number, name or UNNAMED, box, difficult) for box in corners or [None]]
+    made[0].problems = tuple(problems)
+    return made
 
 
 def _number(text: str | None) -> float | None:
@@ -406,6 +422,9 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
     classes = _choose_classes(folders.root, parsed, options)
     report.classes = [f"{label} {name}" for label, name in enumerate(classes.selected, start=1)]
     _select_objects(parsed, classes, report)
+    is_faulty = "unreadable_annotation" in report.counts or any(content.objects for content in parsed.values())
+    if is_faulty and not any(map(_holds_a_box, parsed.values())):
+        raise NothingUsable(folders.annotations, report)
     if not options.keep_empty and not any(content.objects for content in parsed.values()):
         raise ValueError(
             f"no image of {folders.annotations} has an object of the classes {', '.join(classes.selected[:5])}"
@@ -470,23 +489,25 @@ def _choose_classes(root: str, parsed: dict[str, _VocAnnotation], options: ReadO
 
 
 def _select_objects(parsed: dict[str, _VocAnnotation], classes: _Classes, report: Report) -> None:
-    """Keep the objects of the selected classes, with ids from 1 in the order of reading; the others are counted."""
+    """Keep the objects of the selected classes and of unknown ones, with ids from 1 in the order of reading."""
     position = {name: index for index, name in enumerate(classes.selected)}
     next_id = 1
     for name, content in parsed.items():
         kept = []
         for item in content.objects:
             where = f"{name}.xml: object {item.number}"
-            if not item.name:
-                report.add("invalid_annotation", f"{where} has no <name>")
-            elif item.name not in position:
-                report.add("other_class" if item.name in classes.own else "unknown_class", where, item.name)
-            else:
-                if item.name in classes.unlisted:
-                    report.add("unlisted_class", where, item.name)
-                item.category, item.id = position[item.name], next_id
-                next_id += 1
-                kept.append(item)
+            if item.name not in position and item.name in classes.own:
+                report.add("other_class", where, item.name)
+                continue
+            for kind, detail in item.problems:
+                report.add(kind, f"{where} {detail}".rstrip())
+            if item.name not in position:
+                report.add("unknown_class", where, item.name)
+            elif item.name in classes.unlisted:
+                report.add("unlisted_class", where, item.name)
+            item.category, item.id = position.get(item.name, NO_CLASS), next_id
+            next_id += 1
+            kept.append(item)
         content.objects = kept
 
 
@@ -566,20 +587,17 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
     frame = image_geometry(entry.path, entry.file_name, entry.size, options, report)
     if frame is None:
         return None
-    objects = []
+    objects, num_lost = [], 0
     for item in entry.objects:
-        made = _make_object(item, f"{entry.name}.xml: object {item.number}", frame, options, report)
+        where = f"{entry.name}.xml: object {item.number}"
+        corners = _corners(item, where, report)
+        made = None if corners is None else _make_object(item, corners, where, frame, options, report)
+        num_lost += corners is None
         if made is not None:
             objects.append(made)
-    if not objects:
-        report.add("empty_image" if options.keep_empty else "image_without_object", f"{entry.name}.xml")
-        if not options.keep_empty:
-            return None
     if entry.mask_path is not None and options.verify_images and frame.size is not None:
         check_mask(entry.mask_path, entry.file_name, frame.size, entry.num_classes, options.max_pixels)
-    report.images += 1
-    report.objects += len(objects)
-    return Record(
+    record = Record(
         path=entry.path,
         file_name=entry.file_name,
         image_id=entry.name,
@@ -587,18 +605,26 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
         objects=objects,
         mask_path=entry.mask_path,
     )
+    return finish_record(record, f"{entry.name}.xml", num_lost, options, report)
+
+
+def _holds_a_box(content: _VocAnnotation) -> bool:
+    return any(item.category != NO_CLASS and finite_numbers(item.corners, 4) for item in content.objects)
+
+
+def _corners(item: _VocObject, where: str, report: Report) -> list[float] | None:
+    """The box as it is written; None (and counted) if there is none."""
+    corners = finite_numbers(item.corners, 4)
+    if item.corners is None:
+        report.add("no_box", where)
+    elif corners is None:
+        report.add("invalid_box", f"{where} {item.corners}")
+    return corners
 
 
 def _make_object(
-    item: _VocObject, where: str, frame: Geometry, options: ReadOptions, report: Report
+    item: _VocObject, corners: list[float], where: str, frame: Geometry, options: ReadOptions, report: Report
 ) -> BoxObject | None:
-    if item.corners is None:
-        report.add("no_box", where)
-        return None
-    corners = finite_numbers(item.corners, 4)
-    if corners is None:
-        report.add("invalid_box", f"{where} {item.corners}")
-        return None
     x1, y1, x2, y2 = corners
     if x2 < x1 or y2 < y1:
         report.add("corners_swapped", f"{where} {corners}")
@@ -613,7 +639,8 @@ def _make_object(
     box = checked_box(scaled, frame.size, where, report)
     if box is None:
         return None
-    return BoxObject(box, item.category, box_area(box), difficult=item.difficult, id=item.id)
+    is_region = item.category == NO_CLASS
+    return BoxObject(box, item.category, box_area(box), is_region, item.difficult, item.id)
 
 
 def check_mask(

@@ -36,8 +36,8 @@ from lpg_hf.data.formats.yolo_layout import (
     without_folders,
 )
 from lpg_hf.data.options import Classes, ReadOptions
-from lpg_hf.data.records import BoxObject, Geometry, Record, box_area, checked_box
-from lpg_hf.data.report import MissingFiles, Report, check_missing
+from lpg_hf.data.records import NO_CLASS, BoxObject, Geometry, Record, box_area, checked_box, finish_record
+from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
 from lpg_hf.images import ImageProblem, image_size
 from lpg_hf.rle import Rle
@@ -58,7 +58,7 @@ class _YoloObject:
 
     Attributes:
         line: its number, from 1.
-        category: 0-based position in the class list.
+        category: 0-based position in the class list; `NO_CLASS`: it is not one that is known.
         box: x1, y1, x2, y2 as fractions; not yet checked.
         polygon: x, y, x, y, ... as fractions, if the line is an outline and masks were asked for.
     """
@@ -79,7 +79,8 @@ class YoloEntry:
         label_path: of the label file, once it is found.
         label_name: the same for messages, relative to the folder of labels.
         first_id: id of the first object; the others follow.
-        objects: lines of the wanted classes.
+        objects: lines of the wanted classes, and of unknown ones.
+        num_lost: lines that cannot be used.
     """
 
     file_name: str
@@ -88,6 +89,7 @@ class YoloEntry:
     label_name: str = ""
     first_id: int = 1
     objects: list[_YoloObject] = field(default_factory=list)
+    num_lost: int = 0
 
 
 @dataclass
@@ -157,8 +159,8 @@ class _LabelFiles:
         return [p for p in sorted(paths - self.used) if without_folders(p).lower() not in OTHER_TXT_FILES]
 
 
-def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> list[_LabelLine]:
-    """The usable lines of a label file.
+def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> tuple[list[_LabelLine], int]:
+    """The usable lines of a label file, and the number of those that cannot be used.
 
     Args:
         path: of the txt file.
@@ -169,7 +171,7 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> l
     Raises:
         ValueError: no text.
     """
-    lines = []
+    lines, num_lost = [], 0
     seen: set[tuple] = set()
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.split()
@@ -185,9 +187,11 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> l
         valid = len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1)
         if not valid or not all(map(math.isfinite, values)) or values[0] < 0 or not values[0].is_integer():
             report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({len(words)} columns)")
+            num_lost += 1
             continue
         if values[0] >= LARGEST_CLASS:
             report.add("invalid_line", f"{place} {line.strip()[:60]!r} ({words[0][:30]} is not a class number)")
+            num_lost += 1
             continue
         if max(map(abs, values[1:])) > LARGEST_FRACTION:
             report.add("pixel_values", f"{place} {line.strip()[:60]!r}")
@@ -195,13 +199,14 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> l
                 f"{path}: line {number} holds pixels, not fractions of the image: {line.strip()[:60]!r}. "
                 "Divide x and width by the image's width, y and height by its height"
             )
+            num_lost += 1
             continue
         if tuple(values) in seen:
             report.add("duplicate_line", place)
             continue
         seen.add(tuple(values))
         lines.append((number, int(values[0]), values[1:]))
-    return lines
+    return lines, num_lost
 
 
 def _select_classes(layout: YoloLayout, classes: Classes, report: Report) -> tuple[list[Category], dict[int, str]]:
@@ -272,7 +277,11 @@ def read_index(
             labels.find(name)
     for path in labels.unused(everywhere=options.split is None):
         report.add("label_without_image", os.path.relpath(path, unicode_path(root)))
-    if not options.keep_empty and not any(entry.objects for entry in entries) and not report.errors:
+    holds_a_box = any(item.category != NO_CLASS for entry in entries for item in entry.objects)
+    is_faulty = "unreadable_annotation" in report.counts or any(item.objects or item.num_lost for item in entries)
+    if is_faulty and not holds_a_box and not report.errors:
+        raise NothingUsable(unicode_path(root), report)
+    if not options.keep_empty and not holds_a_box and not report.errors:
         chosen = ", ".join(name for _, name in selected[:5]) + (", ..." if len(selected) > 5 else "")
         raise ValueError(
             f"no image of {layout.image_folder} has an object of the classes {chosen}.\n{report.summary()}"
@@ -366,13 +375,13 @@ def _read_labels(labelled: list[YoloEntry], keypoints: int, classes: _ClassNumbe
     next_id = 1
     for entry in labelled:
         try:
-            lines = _read_label_lines(entry.label_path, entry.label_name, keypoints, report)
+            lines, entry.num_lost = _read_label_lines(entry.label_path, entry.label_name, keypoints, report)
         except ValueError as error:
             report.add("unreadable_annotation", f"{entry.label_name}: {error}", image=entry.file_name)
             continue
         entry.objects, entry.first_id = _select_objects(lines, classes, entry, report), next_id
         next_id += len(entry.objects)
-        if entry.objects or classes.options.keep_empty:
+        if entry.objects or entry.num_lost or classes.options.keep_empty:
             entries.append(entry)
         else:
             report.add("image_without_object", entry.file_name, image=entry.file_name)
@@ -382,7 +391,7 @@ def _read_labels(labelled: list[YoloEntry], keypoints: int, classes: _ClassNumbe
 def _select_objects(
     lines: list[_LabelLine], classes: _ClassNumbers, entry: YoloEntry, report: Report
 ) -> list[_YoloObject]:
-    """The lines of a label file whose class is wanted; the others are counted."""
+    """The lines of a label file whose class is wanted, or not known; the others are counted."""
     keeps_unlisted = classes.everything and classes.options.keep_unlisted
     objects = []
     for number, category, values in lines:
@@ -399,6 +408,7 @@ def _select_objects(
                     f"{len(classes.names)} names (numbers 0 to {len(classes.names) - 1}). "
                     "Correct the line or complete the list"
                 )
+            objects.append(_read_object(number, NO_CLASS, values, classes.options.masks))
             continue
         item = _read_object(number, position, values, classes.options.masks)
         if position < 0:
@@ -442,13 +452,8 @@ def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Recor
         if made is not None:
             made.id = entry.first_id + number
             objects.append(made)
-    if not objects:
-        report.add("empty_image" if options.keep_empty else "image_without_object", entry.file_name)
-        if not options.keep_empty:
-            return None
-    report.images += 1
-    report.objects += len(objects)
-    return Record(entry.path, entry.file_name, os.path.splitext(entry.file_name)[0], size, objects)
+    record = Record(entry.path, entry.file_name, os.path.splitext(entry.file_name)[0], size, objects)
+    return finish_record(record, entry.file_name, entry.num_lost, options, report)
 
 
 def _make_object(
@@ -459,19 +464,22 @@ def _make_object(
     centre = (x1 + x2) / 2, (y1 + y2) / 2
     if min(centre) < -CENTRE_TOLERANCE or max(centre) > 1 + CENTRE_TOLERANCE:
         report.add("centre_outside", f"{where}: centre ({centre[0]:g}, {centre[1]:g})")
-        return None
+        x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in item.box)
+        region = (x1 * width, y1 * height, x2 * width, y2 * height)
+        return BoxObject(region, NO_CLASS, box_area(region), True) if x1 < x2 and y1 < y2 else None
     box = checked_box((x1 * width, y1 * height, x2 * width, y2 * height), size, where, report)
     if box is None:
         return None
     rle, stated = None, {}
-    if masks and item.polygon is None:
+    is_region = item.category == NO_CLASS
+    if masks and item.polygon is None and not is_region:
         report.add("no_mask", where)
-    elif masks:
+    elif masks and item.polygon is not None:
         points = (np.asarray(item.polygon).reshape(-1, 2) * (width, height)).ravel().tolist()
         rle = segmentation_to_rle([points], Geometry(size), where, report)
         stated = {"segmentation": [points]} if rle is not None else {}
     area = float(coco_mask.area(rle)) if rle is not None else box_area(box)
-    return BoxObject(box, item.category, area, rle=rle, stated=stated)
+    return BoxObject(box, item.category, area, is_region, rle=rle, stated=stated)
 
 
 def read_yolo(

@@ -1,0 +1,210 @@
+"""An object that cannot be used is never background: its region is ignored, or its image is left out, in every use."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from tool_trees import labelme_json, write
+from trees import HEIGHT, WIDTH, voc_object
+
+from lpg_hf.cli import main
+from lpg_hf.data.examples import box_label_map, class_mask, label_map, object_mask
+from lpg_hf.data.load import load_boxes
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.data.report import Report
+from lpg_hf.data.sources import open_source
+
+
+REGION = (40, 20, 52, 34)  # xyxy
+XYWH = [40, 20, 12, 14]
+TEXT = "<object><name>thing</name><bndbox><xmin>?</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object>"
+
+
+def ended(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def with_region(tree, kind: str) -> tuple[str, dict]:
+    """A tree whose a.png holds a box at REGION of no class that is known; (format, options to load it)."""
+    if kind == "coco":
+        tree.content["annotations"].append(tree.annotation(id=2, category_id=[7], bbox=XYWH, segmentation=...))
+        tree.write()
+        return "coco", {"annotations": tree.root / "annotations.json"}
+    if kind == "voc":
+        tree.add("a", tree.xml(objects=[tree.object(), voc_object("slip", (41, 21, 52, 34))]))
+        return "voc", {}
+    x1, y1, x2, y2 = REGION
+    line = f"9 {(x1 + x2) / 2 / WIDTH} {(y1 + y2) / 2 / HEIGHT} {(x2 - x1) / WIDTH} {(y2 - y1) / HEIGHT}"
+    tree.add("a", f"{tree.LINE}\n{line}\n")
+    return "yolo", {"classes": ["thing"]}
+
+
+def with_lost(tree, kind: str) -> None:
+    """A second image b.png of whose two objects one cannot be placed."""
+    if kind == "coco":
+        tree.add_image("b.png", 2)
+        bad = {"image_id": 2, "bbox": None, "segmentation": ...}
+        tree.content["annotations"] += [tree.annotation(id=2, image_id=2), tree.annotation(id=3, **bad)]
+        tree.write()
+    elif kind == "voc":
+        tree.add("b", tree.xml("b.png", objects=[tree.object(), TEXT]))
+    elif kind == "yolo":
+        tree.add("b", f"{tree.LINE}\n0 0.5 0.5 0.2\n")
+    else:
+        for name in "ab":
+            write(tree, f"{name}.png", None)
+        write(tree, "a.json", labelme_json())
+        write(tree, "b.json", labelme_json("b.png", [{}, {"points": [["x", 1], [2, 3]]}]))
+
+
+def is_region_ignored(labels: np.ndarray) -> bool:
+    x1, y1, x2, y2 = REGION
+    outside = np.ones(labels.shape, dtype=bool)
+    outside[y1:y2, x1:x2] = False
+    return bool((labels[y1:y2, x1:x2] == 255).all() and not (labels[outside] == 255).any())
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo"])
+def test_the_region_of_an_unknown_class_is_ignored_in_training(request, kind):
+    tree = request.getfixturevalue(f"{kind}_tree")
+    format, options = with_region(tree, kind)
+    if kind == "yolo":  # The number 9 is in no list: refused where all classes are asked for.
+        with pytest.raises(ValueError, match="has the class number 9"):
+            load_boxes(format, root=tree.root)
+        (tree.root / "classes.txt").unlink()
+    if kind == "voc":
+        tree.add_mask("a")
+    report = Report()
+    rows = load_boxes(format, root=tree.root, report=report, **options)
+    assert is_region_ignored(box_label_map(rows[0])) and box_label_map(rows[0])[10, 15] == 1
+    assert report.is_incomplete and report.objects == 1
+    if kind != "voc":  # VOC's class masks are made by people, whatever the boxes say.
+        row = load_boxes(format, root=tree.root, masks=True, **options)[0]
+        if kind == "coco":
+            assert is_region_ignored(label_map(row)) and is_region_ignored(object_mask(row, 0))
+            assert is_region_ignored(class_mask(row, 1))
+        else:
+            assert is_region_ignored(np.where(box_label_map(row) == 1, 0, box_label_map(row)))
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme"])
+def test_an_image_with_an_object_of_unknown_place_is_left_out_of_masks(request, tmp_path, kind):
+    tree = tmp_path / "labelme" if kind == "labelme" else request.getfixturevalue(f"{kind}_tree")
+    with_lost(tree, kind)
+    root = tree if kind == "labelme" else tree.root
+    out = tmp_path / "masks"
+    assert ended("masks", root, "--generator", "box", "--out", out, "--write", "png,coco,yolo") == 1
+    assert os.listdir(out / "masks") == ["a.png"] and os.listdir(out / "labels") == ["a.txt"]
+    assert [image["file_name"] for image in json.loads((out / "instances.json").read_text())["images"]] == ["a.png"]
+    assert json.loads((out / "report.json").read_text())["report"]["counts"]["incomplete_image"] == 1
+    assert ended("check", root) == 1
+
+
+@pytest.mark.parametrize("target", ["coco", "voc", "yolo"])
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme"])
+def test_an_image_with_an_object_of_unknown_place_is_left_out_of_conversions(request, tmp_path, kind, target):
+    tree = tmp_path / "labelme" if kind == "labelme" else request.getfixturevalue(f"{kind}_tree")
+    with_lost(tree, kind)
+    root = tree if kind == "labelme" else tree.root
+    assert ended("convert-labels", root, tmp_path / "out", "--to", target) == 1
+    images = None if target == "yolo" else root if kind == "labelme" else root / "images"
+    images = root / "JPEGImages" if kind == "voc" and target != "yolo" else images
+    source = open_source(tmp_path / "out", images, SOURCE_OPTIONS, report=Report())
+    assert source.file_names == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_an_image_with_an_object_of_unknown_place_is_left_out_of_exports(request, tmp_path, kind):
+    tree = request.getfixturevalue(f"{kind}_tree")
+    with_lost(tree, kind)
+    assert ended("export-data", tmp_path / "out", "--format", kind, "--root", tree.root) == 1
+    assert load_boxes("parquet", root=tmp_path / "out", images=tree.root / "images" if kind == "coco" else
+                      tree.root / "JPEGImages")["file_name"] == ["a.png"]  # fmt: skip
+
+
+def test_the_region_of_an_unknown_class_is_ignored_in_masks(coco_tree, tmp_path):
+    with_region(coco_tree, "coco")
+    out = tmp_path / "masks"
+    path = coco_tree.root / "annotations.json"
+    assert ended("masks", path, "--generator", "box", "--out", out) == 1
+    labels = np.asarray(Image.open(out / "masks" / "a.png"))
+    assert is_region_ignored(labels) and (labels[8:24, 10:30] == 1).all()
+
+
+def test_a_conversion_marks_the_region_or_leaves_the_image_out(coco_tree, tmp_path):
+    coco_tree.add_image("b.png", 2)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=5, image_id=2))
+    with_region(coco_tree, "coco")
+    path = coco_tree.root / "annotations.json"
+    assert ended("convert-labels", path, tmp_path / "out.json", "--to", "coco") == 1
+    made = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert [(item["category_id"], item["iscrowd"], item["bbox"]) for item in made if item["iscrowd"]] == [(1, 1, XYWH)]
+    assert ended("convert-labels", path, tmp_path / "voc", "--to", "voc") == 1
+    assert is_region_ignored(np.asarray(Image.open(tmp_path / "voc" / "SegmentationClass" / "a.png")))
+    assert ended("convert-labels", path, tmp_path / "boxes", "--to", "voc", "--no-masks") == 1
+    assert os.listdir(tmp_path / "boxes" / "Annotations") == ["b.xml"]
+    assert ended("convert-labels", path, tmp_path / "yolo", "--to", "yolo") == 1
+    assert os.listdir(tmp_path / "yolo" / "labels") == ["b.txt"]
+
+
+def test_a_labelme_point_of_a_class_is_an_ignored_region(tmp_path):
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "a.json", labelme_json(shapes=[{}, {"shape_type": "line", "points": [[40, 20], [52, 34]]}]))
+    assert ended("masks", tmp_path, "--generator", "box", "--out", tmp_path / "masks") == 1
+    assert is_region_ignored(np.asarray(Image.open(tmp_path / "masks" / "masks" / "a.png")))
+    write(
+        tmp_path,
+        "a.json",
+        labelme_json(shapes=[{}, {"label": "lane", "shape_type": "line", "points": [[1, 1], [5, 5]]}]),
+    )
+    source = open_source(tmp_path, report=Report(), options=SOURCE_OPTIONS)
+    record = source.record(0, Report())
+    assert record is not None and len(record.objects) == 1  # No object of this class can be masked.
+
+
+CAPTIONS = {"annotations": [{"id": 1, "image_id": 1, "caption": "A red box."}]}
+PANOPTIC = {"annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": []}]}
+
+
+@pytest.mark.parametrize("command", ["check", "masks", "convert-labels", "load"])
+@pytest.mark.parametrize(
+    "kind, looks",
+    [("captions", "COCO captions"), ("panoptic", "COCO panoptic"), ("voc", "LabelMe xml"), ("dota", "DOTA"),
+     ("kitti", "KITTI")],
+)  # fmt: skip
+def test_a_set_without_a_readable_object_says_what_it_looks_like(
+    coco_tree, voc_tree, yolo_tree, tmp_path, capsys, command, kind, looks
+):
+    format = {"captions": "coco", "panoptic": "coco", "voc": "voc"}.get(kind, "yolo")
+    if format == "coco":
+        coco_tree.content |= CAPTIONS if kind == "captions" else PANOPTIC
+        path = coco_tree.write()
+    elif format == "voc":
+        polygon = "<object><name>x</name><polygon><pt><x>1</x><y>2</y></pt></polygon></object>"
+        voc_tree.add("a", voc_tree.xml(objects=[polygon]))
+        path = voc_tree.root
+    else:
+        dota = "46 20 52 27 46 34 40 27 plane 1\n"
+        kitti = "Car 0.00 0 -10 10.0 8.0 30.0 24.0 -1 -1 -1 -1000 -1000 -1000 -10\n"
+        yolo_tree.add("a", dota if kind == "dota" else kitti)
+        path = yolo_tree.root
+    if command == "load":
+        where = {"annotations": path, "images": coco_tree.images} if format == "coco" else {"root": path}
+        with pytest.raises(ValueError, match=f"(?s)no object of .* can be used.*{looks}"):
+            load_boxes(format, **where)
+        return
+    out = tmp_path / "out"
+    more = {"check": [path], "masks": [path, "--generator", "box", "--out", out]}
+    more["convert-labels"] = [path, out, "--to", "coco"]
+    assert ended(command, *more[command], "--format", format) == 2
+    assert looks in capsys.readouterr().err and not out.exists()
+
+
+def test_a_set_with_one_readable_object_is_used(voc_tree):
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[TEXT]))
+    source = open_source(voc_tree.root, report=Report(), options=ReadOptions())
+    assert len(source) == 2
