@@ -29,6 +29,7 @@ from lpg_hf.training.parsing import parse_settings
 from lpg_hf.training.report import DeployScores
 from lpg_hf.training.run import Run, start_run
 from lpg_hf.training.stages import Stage, mask_stage, segmenter_stage
+from lpg_hf.training.steps import check_batch
 
 
 def run_deploy(settings: Settings) -> dict:
@@ -97,7 +98,7 @@ def _check_before_training(run: Run, rows: Dataset, evaluation: Dataset | None) 
     names, measured_on = class_names(rows), "the segmenter is not measured"
     check_num_classes(names)
     check_distinct(rows["file_name"][:])
-    build_segmenter(run.settings, names)
+    check_batch(run, "segmenter", build_segmenter(run.settings, names)[0])
     if evaluation is not None:
         check_same_classes(rows, evaluation, "target set and evaluation set")
         measured_on = f"measured on {len(evaluation)} images that hold the classes"

@@ -29,6 +29,7 @@ from lpg_hf.training.models import build_lpg, build_segmenter, load_lpg
 from lpg_hf.training.parsing import parse_settings
 from lpg_hf.training.run import Run, start_run
 from lpg_hf.training.stages import Stage, add_metrics, lpg_stage, mask_stage, segmenter_stage
+from lpg_hf.training.steps import check_batch
 
 
 def run_em(settings: Settings) -> None:
@@ -89,8 +90,8 @@ def _check_before_training(run: Run, rows: Dataset) -> None:
     if settings.segmenter.model is not None:
         check_num_classes(names)
         check_distinct(rows["file_name"][:])
-        build_segmenter(settings, names)
-        build_lpg(settings, settings.lpg.stage1_class_prob, None)
+        check_batch(run, "segmenter", build_segmenter(settings, names)[0])
+    check_batch(run, "lpg", build_lpg(settings, settings.lpg.stage1_class_prob, None))
 
 
 if __name__ == "__main__":

@@ -87,8 +87,9 @@ class ImageProbs(Mapping[int, np.ndarray]):
         self.stored, self.covered, self.size = stored, covered, size
 
     def __getitem__(self, label: int) -> np.ndarray:
+        height, width = self.size
         cells = Image.fromarray(self.stored[label])
-        return np.asarray(cells.resize(self.size[::-1], Image.Resampling.BILINEAR, box=self.covered))
+        return np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR, box=self.covered))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.stored)
@@ -172,7 +173,7 @@ class SegmenterProbs:
         """(H, W, 3) uint8 RGB -> the segmenter's input; any thread may do it."""
         pixels, frame = self._processor(image, return_tensors="pt")["pixel_values"][0], image.shape[:2]
         if pixels.shape[1:] == frame:  # A processor that resizes makes the input cover the image, and nothing else.
-            frame = _padded_size(*frame, self._corner_stride)
+            frame = _padded_size(frame[0], frame[1], self._corner_stride)
             pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))
         return SegmenterInput(pixels, frame)
 

@@ -17,10 +17,12 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("poly", "cosine")
 MEASURES = ("masks", "segmenter", "crf")
 
-# A run may be resumed with other values of these: they change nothing in the result.
+# A run may be resumed with other values of these: they change nothing in the result, or (sync_batch_norm) no more than
+# another number of processes does.
 RESULT_NEUTRAL = {
     "run.dir",
     "run.num_workers",
+    "run.sync_batch_norm",
     "run.checkpoint_every",
     "run.log_every",
     "run.log_with",
@@ -44,7 +46,7 @@ class RunSettings:
     aux_fraction: float = 1.0  # share of the auxiliary images, drawn by the seed (Table VI)
     # no, bf16, fp16, or auto: bf16 where the hardware has it; softmax and losses stay float32
     mixed_precision: str = "no"
-    sync_batch_norm: bool = False  # batch statistics over all processes (GPUs only)
+    sync_batch_norm: bool = True  # batch statistics over all processes; False: each process has its own
     num_threads: int | None = None  # CPU threads of a process; None: the cores shared out among the processes
     num_workers: int = 2  # data loading processes; results do not depend on it
     inference_batch_size: int = 16  # views per forward pass of the LPG, images per forward pass of the segmenter

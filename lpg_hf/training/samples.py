@@ -7,7 +7,7 @@ nothing but its position: not on the number of workers, of processes, or of rest
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 from zlib import crc32
 
@@ -200,21 +200,31 @@ class StepBatches(Sampler[list[int]]):
 
     Step t of a run with a global batch of B covers the positions t * B ... (t + 1) * B - 1 whatever the number of
     processes; each takes its share, in micro-batches.
+
+    Args:
+        shares: sizes of the micro-batches of every process; their sum is B.
+        rank: number of this process.
+        start, stop: the steps, `stop` exclusive.
     """
 
-    def __init__(self, batch_size: int, micro_batch_size: int, start: int, stop: int, rank: int, num_processes: int):
-        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.start, self.stop, self.rank, self.num_processes = start, stop, rank, num_processes
+    def __init__(self, shares: Sequence[Sequence[int]], rank: int, start: int, stop: int):
+        self.shares, self.rank, self.start, self.stop = shares, rank, start, stop
+
+    @property
+    def num_micro(self) -> int:
+        """Micro-batches of this process in a step."""
+        return len(self.shares[self.rank])
 
     def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.num_processes
+        batch_size = sum(map(sum, self.shares))
         for step in range(self.start, self.stop):
-            first = step * self.batch_size + self.rank * share
-            for offset in range(0, share, self.micro_batch_size):
-                yield list(range(first + offset, first + offset + self.micro_batch_size))
+            first = step * batch_size + sum(map(sum, self.shares[: self.rank]))
+            for size in self.shares[self.rank]:
+                yield list(range(first, first + size))
+                first += size
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.batch_size // (self.num_processes * self.micro_batch_size)
+        return (self.stop - self.start) * self.num_micro
 
 
 def _collate(samples: list[dict]) -> dict:

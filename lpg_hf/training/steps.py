@@ -13,10 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpg_hf.models.losses import pixel_cross_entropy
+from lpg_hf.training.batch_norm import synchronize_batch_norms
 from lpg_hf.training.checkpoint import Checkpoints, TrainingState
 from lpg_hf.training.config import LPGSettings, SegmenterSettings
 from lpg_hf.training.optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
@@ -50,21 +52,46 @@ class Phase:
     ema: float = 0.0
     schedule: str = "poly"
 
-    def micro_batches(self, num_processes: int) -> tuple[int, int]:
-        """Number and size of the micro-batches of a process in one step.
 
-        Raises:
-            ValueError: the batch does not divide among processes and micro-batches.
-        """
-        batch_size = self.settings.batch_size
-        share, rest = divmod(batch_size, num_processes)
-        size = min(self.settings.micro_batch_size or share, share)
-        if rest or share % size:
-            raise ValueError(
-                f"a batch of {batch_size} does not divide into {num_processes} processes and micro-batches of {size}. "
-                f"Change {self.network}.batch_size or {self.network}.micro_batch_size."
-            )
-        return share // size, size
+def micro_batches(network: str, settings: LPGSettings | SegmenterSettings, num_processes: int) -> list[list[int]]:
+    """The sizes of each process's micro-batches in one step; shares and micro-batches differ by 1 image at most.
+
+    Args:
+        network: "lpg" or "segmenter", the section of the settings.
+
+    Raises:
+        ValueError: there are more processes than images in a batch.
+    """
+    if settings.batch_size < num_processes:
+        raise ValueError(
+            f"{network}.batch_size={settings.batch_size} is less than one image for each of the {num_processes} "
+            f"processes. Raise {network}.batch_size, or start fewer processes."
+        )
+    shares = _split(settings.batch_size, num_processes)
+    num_micro = math.ceil(shares[0] / (settings.micro_batch_size or shares[0]))
+    return [_split(share, min(num_micro, share)) for share in shares]
+
+
+def check_batch(run: Run, network: str, model: nn.Module) -> list[list[int]]:
+    """The `micro_batches` of a network in a run.
+
+    Raises:
+        ValueError: see there; or batch norms would wait for processes that have fewer micro-batches.
+    """
+    section = getattr(run.settings, network)
+    shares = micro_batches(network, section, run.accelerator.num_processes)
+    num_norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.train().modules())
+    if len(shares[0]) > len(shares[-1]) and run.settings.run.sync_batch_norm and num_norms:
+        raise ValueError(
+            f"{network}.micro_batch_size={section.micro_batch_size} gives {len(shares[0])} micro-batches to a process "
+            f"and {len(shares[-1])} to another, but {num_norms} batch norms compute over all processes at once. Set "
+            f"{network}.micro_batch_size to null, or run.sync_batch_norm to false."
+        )
+    return shares
+
+
+def _split(total: int, num_parts: int) -> list[int]:
+    return [total // num_parts + (part < total % num_parts) for part in range(num_parts)]
 
 
 def train_lpg(run: Run, model: nn.Module, samples: Positions, name: str, folder: Path) -> dict:
@@ -122,15 +149,16 @@ def train(
 ) -> dict:
     """The loop of both steps; resumes from the newest checkpoint of the phase, exactly.
 
-    Losses are means over images, so neither the micro-batch nor the number of processes changes the gradient.
+    Losses are means over images, each of the same weight in a step, so neither the micro-batches nor the number of
+    processes change the gradient.
 
     Raises:
-        ValueError: see `Phase.micro_batches`, `TrainingState.load` and `_explained`.
-        FloatingPointError: the loss is not finite; the message names the samples.
+        ValueError: see `check_batch`, `TrainingState.load` and `_explained`.
+        FloatingPointError: the loss (the message names the samples) or a weight is not finite.
     """
     accelerator, every = run.accelerator, run.settings.run.checkpoint_every
-    num_micro, micro_size = phase.micro_batches(accelerator.num_processes)
-    model = _prepare_network(run, model)
+    shares = check_batch(run, phase.network, model)
+    _prepare_network(run, model)
     state = TrainingState(model, optimizer, accelerator.mixed_precision, phase.ema)
     network, stepper = accelerator.prepare(model, optimizer)  # the same weights, synchronised and in the precision
     checkpoints = Checkpoints(phase.folder)
@@ -138,34 +166,28 @@ def train(
     groups = {g["name"]: sum(p.numel() for p in g["params"]) for g in stepper.param_groups}
     run.print(
         f"{phase.name}: {samples.num_entries} samples, batch {phase.settings.batch_size} = "
-        f"{accelerator.num_processes} processes x {num_micro} x {micro_size}, {phase.num_steps} steps, parameters "
-        f"{groups}"
+        f"{' + '.join(str(sizes[0]) if len(sizes) == 1 else str(sizes) for sizes in shares)} on "
+        f"{accelerator.num_processes} process(es), {phase.num_steps} steps, parameters {groups}"
     )
 
-    batches = StepBatches(
-        phase.settings.batch_size,
-        micro_size,
-        state.step,
-        phase.num_steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    batches = StepBatches(shares, accelerator.process_index, state.step, phase.num_steps)
     loader = iter(step_loader(samples, batches, run.settings.run.num_workers, accelerator.device.type == "cuda"))
     log = _StepLog(run, phase, state.step)
     for step in range(state.step, phase.num_steps):
         _seed_step(run, samples, step)
         set_learning_rate(stepper, rate_factor(state.updates, phase.num_steps, phase.schedule))
-        loss = torch.zeros((), device=accelerator.device)
-        for micro in range(num_micro):
-            is_last = micro == num_micro - 1
-            with nullcontext() if is_last else accelerator.no_sync(network), _explained(phase, step, micro_size):
-                loss += _backward(run, network, next(loader), loss_of, num_micro)
+        parts = []
+        for micro in range(batches.num_micro):
+            is_last = micro == batches.num_micro - 1
+            with nullcontext() if is_last else accelerator.no_sync(network), _explained(phase):
+                parts.append(_backward(run, phase, network, next(loader), loss_of))
+        loss = _step_loss(run, phase, step, parts)
         stepper.step()
         stepper.zero_grad()
-        mean_loss = cast(Tensor, accelerator.reduce(loss, reduction="mean"))
-        state.advance(mean_loss.item(), is_update=not stepper.step_was_skipped)
+        state.advance(loss, is_update=not stepper.step_was_skipped)
         log.add(state)
         if state.step % every == 0 or state.step == phase.num_steps:
+            _check_weights(phase, state)
             if run.is_main:
                 checkpoints.save(state.save(log.seconds))
             accelerator.wait_for_everyone()
@@ -178,16 +200,15 @@ def train(
     return {"loss": sum(tail) / len(tail), "seconds": state.seconds + seconds}
 
 
-def _prepare_network(run: Run, model: nn.Module) -> nn.Module:
-    """The network on the device, in training mode."""
+def _prepare_network(run: Run, model: nn.Module) -> None:
+    """Brings the network to the device, and into training mode."""
     device = run.accelerator.device
     model.to(device)
     if trains_in_channels_last(model, device):
         cast(Any, model).to(memory_format=torch.channels_last)
     model.train()
     if run.settings.run.sync_batch_norm and run.accelerator.num_processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the parameters, so the optimiser is still right
-    return model
+        synchronize_batch_norms(model)
 
 
 def trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
@@ -224,43 +245,69 @@ def _seed_step(run: Run, samples: Positions, step: int) -> None:
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
-def _backward(run: Run, model: nn.Module, batch: dict, loss_of: Loss, num_micro: int) -> Tensor:
-    """Adds the gradients of a micro-batch; returns its share of the loss of the step.
+def _backward(run: Run, phase: Phase, model: nn.Module, batch: dict, loss_of: Loss) -> tuple[list[str], Tensor]:
+    """Adds the gradients of a micro-batch.
 
-    Raises:
-        FloatingPointError: the loss is not finite.
+    Returns:
+        names: of the samples.
+        loss: its share of the step's loss, which is the mean over the processes of the sum of theirs.
     """
     names = batch.pop("names")
     device = run.accelerator.device
-    loss = loss_of(model, {k: to_device(v, device) for k, v in batch.items()}) / num_micro
-    if not math.isfinite(loss.item()):
-        raise FloatingPointError(
-            f"loss {loss.item()} on {', '.join(names)}. Lower the learning rate, or look at these images."
-        )
+    weight = len(names) * run.accelerator.num_processes / phase.settings.batch_size
+    loss = loss_of(model, {k: to_device(v, device) for k, v in batch.items()}) * weight
     run.accelerator.backward(loss)
-    return loss.detach()
+    return names, loss.detach()
+
+
+def _step_loss(run: Run, phase: Phase, step: int, parts: list[tuple[list[str], Tensor]]) -> float:
+    """The loss of a step, a mean over the images of all processes.
+
+    Args:
+        parts: what `_backward` returned for the micro-batches of this process.
+
+    Raises:
+        FloatingPointError: in all processes, if it is not finite.
+    """
+    total = torch.stack([loss for _, loss in parts]).sum()
+    loss = cast(Tensor, run.accelerator.reduce(total, reduction="mean")).item()
+    if math.isfinite(loss):
+        return loss
+    names = gather_object([name for names, part in parts if not math.isfinite(part.item()) for name in names])
+    raise FloatingPointError(
+        f"{phase.name}, step {step}: loss {loss} on {', '.join(names)}. Lower {phase.network}.learning_rate, or look "
+        "at these images."
+    )
+
+
+def _check_weights(phase: Phase, state: TrainingState) -> None:
+    """Raises FloatingPointError if a weight is not finite, so that no such network is ever saved."""
+    for network in (state.model, state.average):
+        broken = [] if network is None else [k for k, v in network.state_dict().items() if not v.isfinite().all()]
+        if broken:
+            raise FloatingPointError(
+                f"{phase.name}, step {state.step}: {len(broken)} weights are not finite, such as {broken[0]}, so they "
+                f"are not saved. Lower {phase.network}.learning_rate and give another run.dir."
+            )
 
 
 @contextmanager
-def _explained(phase: Phase, step: int, micro_batch_size: int) -> Iterator[None]:
-    """Adds where it happened to a loss that is not finite, and the remedy to a batch norm with one value per channel.
+def _explained(phase: Phase) -> Iterator[None]:
+    """Adds the remedy to the error of a batch norm with one value per channel.
 
     Raises:
-        FloatingPointError: with the phase and the step.
         ValueError: naming the settings; torch says it for a pooled image that is alone in its micro-batch.
     """
     try:
         yield
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{phase.name}, step {step}: {error}") from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         network = phase.network
         raise ValueError(
-            f"a batch norm of the {network} has one value per channel in micro-batches of {micro_batch_size} "
-            f"({error}). Set {network}.batch_size and {network}.micro_batch_size so that a process has at least 2 "
-            "images at a time, or take a network that trains on frozen batch norms."
+            f"a batch norm of the {network} has one value per channel, as of one pooled image ({error}). Set "
+            f"{network}.batch_size and {network}.micro_batch_size so that a process has at least 2 images at a time, "
+            "or take a network that trains on frozen batch norms."
         ) from error
 
 

@@ -11,7 +11,7 @@ from tiny_run import ROOT, changed, nested, settings_of
 
 from lpg_hf.training.config import Settings, check_same_run, flat
 from lpg_hf.training.parsing import parse_settings, read_yaml, settings_from_dict
-from lpg_hf.training.steps import Phase
+from lpg_hf.training.steps import micro_batches
 
 
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.yaml"))
@@ -24,12 +24,13 @@ def folders(monkeypatch):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_of_the_repository_parses_and_its_batches_divide(folders, tmp_path, path):
+def test_every_configuration_of_the_repository_parses_and_trains_on_1_to_8_processes(folders, path):
     settings = parse_settings(["--config", str(path)])
-    for processes in (1, 2):
+    for processes in range(1, 9):
         for network in ("lpg", "segmenter"):
             section = getattr(settings, network)
-            Phase("phase", network, section, section.steps, tmp_path).micro_batches(processes)
+            shares = micro_batches(network, section, processes)
+            assert sum(map(sum, shares)) == section.batch_size
 
 
 def test_every_setting_is_read_by_something():

@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_run import changed
 
+from lpg_hf.training.config import LPGSettings
 from lpg_hf.training.data import load_aux, load_target
 from lpg_hf.training.labels import MaskLabels, SemiLabels, box_labels, true_labels
 from lpg_hf.training.models import Normalization, lpg_processor
 from lpg_hf.training.run import Run
 from lpg_hf.training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
+from lpg_hf.training.steps import micro_batches
 
 
 class Entries(Positions):
@@ -26,8 +28,8 @@ NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def entries(samples, start, stop, batch_size=3, rank=0, processes=1, micro=None):
-    micro = micro or batch_size // processes
-    batches = StepBatches(batch_size, micro, start, stop, rank, processes)
+    section = LPGSettings(batch_size=batch_size, micro_batch_size=micro)
+    batches = StepBatches(micro_batches("lpg", section, processes), rank, start, stop)
     loader = step_loader(samples, batches, num_workers=0, pin_memory=False)
     return [value for batch in loader for value in zip(batch["entry"].tolist(), batch["draw"].tolist())]
 
@@ -41,13 +43,25 @@ def test_every_sample_comes_once_an_epoch_and_a_resumed_run_draws_the_rest():
     assert entries(samples, 0, 4, batch_size=2) + entries(Entries(20, 0, "phase"), 4, 20, batch_size=2) == whole
 
 
-def test_processes_share_the_global_batch_of_one():
+@pytest.mark.parametrize("processes", [2, 3, 7])
+@pytest.mark.parametrize("micro", [None, 1, 2])
+def test_processes_share_the_global_batch_of_one(processes, micro):
     samples = Entries(7, 0, "phase")
-    whole = entries(samples, 0, 3, batch_size=4)
-    ranks = [entries(samples, 0, 3, batch_size=4, rank=r, processes=2) for r in range(2)]
-    together = [v for step in range(3) for r in range(2) for v in ranks[r][2 * step : 2 * step + 2]]
+    whole = entries(samples, 0, 3, batch_size=7)
+    ranks = [entries(samples, 0, 3, 7, rank, processes, micro) for rank in range(processes)]
+    shares = [len(drawn) // 3 for drawn in ranks]
+    assert sum(shares) == 7 and max(shares) - min(shares) <= 1
+    together = [v for step in range(3) for r, n in enumerate(shares) for v in ranks[r][n * step : n * step + n]]
     assert together == whole
-    assert entries(samples, 0, 3, batch_size=4, micro=1) == whole
+    assert entries(samples, 0, 3, batch_size=7, micro=2) == whole
+
+
+def test_micro_batches_are_even_and_no_larger_than_asked():
+    assert micro_batches("lpg", LPGSettings(batch_size=10, micro_batch_size=3), 1) == [[3, 3, 2, 2]]
+    assert micro_batches("lpg", LPGSettings(batch_size=10, micro_batch_size=1), 3) == [[1] * 4, [1] * 3, [1] * 3]
+    assert micro_batches("lpg", LPGSettings(batch_size=30, micro_batch_size=8), 4) == [[8], [8], [7], [7]]
+    with pytest.raises(ValueError, match="lpg.batch_size=7 is less than one image for each of the 8 processes"):
+        micro_batches("lpg", LPGSettings(batch_size=7), 8)
 
 
 @pytest.mark.parametrize("num_entries", [1, 5])
@@ -75,7 +89,7 @@ def lpg_views(settings):
 @pytest.mark.parametrize("view", ["image", "box"])
 def test_samples_do_not_depend_on_the_number_of_workers(settings, view):
     samples = lpg_views(changed(settings, {"lpg.processor.view": view, "lpg.processor.view_size": 32}))
-    batches = StepBatches(4, 4, 0, 3, 0, 1)
+    batches = StepBatches([[4]], 0, 0, 3)
     alone = list(step_loader(samples, batches, 0, False))
     shared = list(step_loader(samples, batches, 2, False))
     for one, other in zip(alone, shared, strict=True):
@@ -91,7 +105,7 @@ def test_what_workers_need_can_be_sent_to_spawned_ones(settings, tmp_path):
     rows, truth = load_target(run, masks=False), load_target(run, masks=True)
     labels = SemiLabels(MaskLabels(tmp_path), truth, {name: i for i, name in enumerate(rows["file_name"])})
     samples = SegmenterCrops(rows, NORMALIZATION, settings, "phase", labels)
-    batches = StepBatches(2, 2, 0, 1, 0, 1)
+    batches = StepBatches([[2]], 0, 0, 1)
     (alone,) = step_loader(samples, batches, 0, False)
     loader = step_loader(samples, batches, 1, False)
     loader.multiprocessing_context = "spawn"

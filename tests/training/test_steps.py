@@ -1,6 +1,8 @@
 import json
 import math
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from lpg_hf.training.labels import box_labels
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run, start_run, usable_precision
 from lpg_hf.training.samples import LPGViews, SegmenterCrops
-from lpg_hf.training.steps import train_lpg, train_segmenter
+from lpg_hf.training.steps import check_batch, train_lpg, train_segmenter
 
 
 def trained_segmenter(accelerator, settings, folder, num_steps=3, samples=None):
@@ -67,9 +69,39 @@ def test_accumulated_micro_batches_equal_one_batch(accelerator, plain, tmp_path)
         torch.testing.assert_close(accumulated[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_that_does_not_divide_is_refused(accelerator, plain, tmp_path):
-    with pytest.raises(ValueError, match="batch of 4 does not divide .* segmenter.micro_batch_size"):
-        trained_segmenter(accelerator, changed(plain, {"segmenter.micro_batch_size": 3}), tmp_path / "a")
+def test_uneven_micro_batches_equal_one_batch(accelerator, plain, tmp_path):
+    """5 = 2 + 2 + 1; the loss of the log too."""
+    results = []
+    for size in (None, 2):
+        settings = changed(plain, {"segmenter.batch_size": 5, "segmenter.micro_batch_size": size})
+        Path(settings.run.dir, "log.jsonl").unlink(missing_ok=True)
+        state = trained_segmenter(accelerator, settings, tmp_path / str(size))
+        results.append((state, [line["loss"] for line in log(settings)]))
+    (whole, losses), (parts, losses_of_parts) = results
+    assert losses_of_parts == pytest.approx(losses, rel=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_that_are_not_finite_are_never_saved(accelerator, plain, tmp_path):
+    """A bias that takes no part in the loss: the loss stays finite."""
+    rows = load_target(Run(accelerator, plain), masks=False)
+    model, processor = build_segmenter(plain, ["a", "b", "c", "d"])
+    model.register_buffer("statistics", torch.tensor([float("inf")]))
+    samples = SegmenterCrops(rows, Normalization.of(processor), plain, "phase", box_labels)
+    with pytest.raises(FloatingPointError, match="phase, step 2: 1 weights are not finite, such as statistics"):
+        train_segmenter(Run(accelerator, plain), model, samples, "phase", tmp_path / "checkpoints", 3)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_norms_that_would_wait_for_an_absent_micro_batch_are_refused(settings):
+    """Three processes with 4 images: 2 micro-batches of one of them, 1 of the others."""
+    run = Run(SimpleNamespace(num_processes=3), changed(settings, {"lpg.micro_batch_size": 1}))
+    model = build_lpg(run.settings, False, None)
+    with pytest.raises(ValueError, match="lpg.micro_batch_size=1 gives 2 micro-batches to a process and 1 to another"):
+        check_batch(run, "lpg", model)
+    alone = Run(run.accelerator, changed(run.settings, {"run.sync_batch_norm": False}))
+    assert check_batch(alone, "lpg", model) == [[1, 1], [1], [1]]
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(accelerator, settings, tmp_path):
@@ -267,29 +299,36 @@ def test_a_batch_norm_over_one_pooled_image_is_an_error_that_names_the_setting(a
     (tmp_path / "run").mkdir()
     model = {"segmenter.model": str(tmp_path / "model" / "config.json"), "segmenter.config": {}}
     alone = changed(settings, model | {"segmenter.micro_batch_size": 1})
-    with pytest.raises(ValueError, match="micro-batches of 1 .*segmenter.micro_batch_size so that .* at least 2"):
+    with pytest.raises(ValueError, match="one pooled image .*segmenter.micro_batch_size so that .* at least 2"):
         trained_segmenter(accelerator, alone, tmp_path / "a", num_steps=1)
 
 
 def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
-    """Same global batch, same learning rates, weights without a wrapper's prefix."""
-    tiny = values | LARGEFOV | {"run.num_stages": 1, "segmenter.steps": 4, "lpg.steps": 2}
-    tiny |= {"lpg.stage1_class_prob": False}
+    """Shares of 4 and 3 images, and 2 and 1; batch norms over all of them; weights without a wrapper's prefix."""
+    tiny = values | LARGEFOV | {"run.num_stages": 1, "segmenter.steps": 3, "lpg.steps": 3, "segmenter.batch_size": 3}
+    flags = ["--lpg.batch_size", "7"]
     runs = {}
     for processes in (1, 2):
         run_dir = tmp_path / f"run{processes}"
         if processes == 1:
-            run_script("em.py", tiny, run_dir)
+            run_script("em.py", tiny | {"lpg.batch_size": 7}, run_dir)
         else:
-            result = launch("em.py", tiny, run_dir, processes=processes)
+            result = launch("em.py", tiny, run_dir, *flags, processes=processes)
             assert result.returncode == 0, result.stderr[-3000:]
         runs[processes] = [json.loads(line) for line in open(run_dir / "log.jsonl", encoding="utf-8")]
-        names = load_file(run_dir / "aux" / "stage0" / "segmenter" / "model.safetensors")
-        assert not any(name.startswith("module.") for name in names)
-    assert weights(tmp_path / "run1").keys() == weights(tmp_path / "run2").keys()
-    stage0 = [[line for line in lines if "stage 0" in line["phase"]] for lines in runs.values()]
-    assert [line["loss"] for line in stage0[0]] == pytest.approx([line["loss"] for line in stage0[1]], rel=1e-4)
-    assert [line["lr"] for line in stage0[0]] == [line["lr"] for line in stage0[1]]
+    one, two = (
+        {path: load_file(run_dir / path) for path in weights(run_dir) if path.endswith("model.safetensors")}
+        for run_dir in (tmp_path / "run1", tmp_path / "run2")
+    )
+    assert one.keys() == two.keys() and len(one) == 3
+    for path, tensors in one.items():
+        assert tensors.keys() == two[path].keys()
+        for name, value in tensors.items():
+            torch.testing.assert_close(two[path][name], value, rtol=1e-3, atol=1e-4)
+    assert [(line["phase"], line["step"], line["lr"]) for line in runs[1]] == [
+        (line["phase"], line["step"], line["lr"]) for line in runs[2]
+    ]
+    assert [line["loss"] for line in runs[2]] == pytest.approx([line["loss"] for line in runs[1]], rel=1e-4)
 
 
 @pytest.mark.parametrize("native", [True, False])
