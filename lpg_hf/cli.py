@@ -3,12 +3,15 @@
 Everything heavy is imported inside the commands, so that `lpg-hf --help` answers at once.
 """
 
+import functools
+import inspect
 import io
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +42,15 @@ _AnyFormat = Annotated[str, typer.Option(help="auto, coco, voc, yolo, dataset, o
 _Split = Annotated[str | None, typer.Option(help="VOC list, YOLO split, or split of a dataset.")]
 _ZeroBased = Annotated[
     bool, typer.Option("--zero-based", help="VOC corners are 0-based and end exclusive, as some tools write them.")
+]
+_ObjectValue = Annotated[
+    int | None,
+    typer.Option(
+        help="Class masks mark the object with this value, e.g. 255: it becomes the label 1.", min=1, max=65535
+    ),
+]
+_SkipAmbiguous = Annotated[
+    bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, in place of an error.")
 ]
 _SizeMismatch = Annotated[
     str, typer.Option(help="If the stated size of an image is not its own: skip, error, or rescale the boxes.")
@@ -92,8 +104,36 @@ _AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Skip image
 _Title = Annotated[str | None, typer.Option(help="Title of the card. Default: the name of the folder or repository.")]
 
 
+# Options of `ReadOptions` that every command which reads annotations has: name -> (type, default).
+_READ_FLAGS: dict[str, tuple[Any, Any]] = {
+    "zero_based": (_ZeroBased, False),
+    "object_value": (_ObjectValue, None),
+    "skip_ambiguous": (_SkipAmbiguous, False),
+}
+
+
+def _reads(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_READ_FLAGS`, which it gets as one dict, `read_flags`."""
+    own = inspect.signature(command)
+    kept = [parameter for name, parameter in own.parameters.items() if name != "read_flags"]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _READ_FLAGS.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        read_flags = {name: given.pop(name) for name in _READ_FLAGS}
+        command(**given, read_flags=read_flags)
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in kept]
+    vars(run)["__signature__"] = own.replace(parameters=[*parameters, *added])
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
+    return run
+
+
 def _read_options(
-    split: str | None, zero_based: bool, max_pixels: int | None, size_mismatch: str = "skip", masks: bool = False
+    split: str | None, read_flags: dict, max_pixels: int | None, size_mismatch: str = "skip", masks: bool = False
 ) -> "ReadOptions":
     """How a command that takes `_Source` reads it."""
     from lpg_hf.data.options import SOURCE_OPTIONS
@@ -105,7 +145,7 @@ def _read_options(
         masks=masks,
         size_mismatch=size_mismatch,
         max_pixels=max_pixels or MAX_PIXELS,
-        zero_based=zero_based,
+        **read_flags,
     )
 
 
@@ -115,6 +155,7 @@ def _root() -> None:
 
 
 @app.command("masks")
+@_reads
 def masks(
     annotations: _Source,
     out: Annotated[Path, typer.Option(help="Folder for the masks; an interrupted run resumes there.")],
@@ -145,7 +186,6 @@ def masks(
     ] = "rate",
     threshold: Annotated[float, typer.Option(help="Foreground probability above which a pixel is in the mask.")] = 0.5,
     split: _Split = None,
-    zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
     flip: _Flip = False,
@@ -159,6 +199,8 @@ def masks(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier run wrote to OUT, and start again.")
     ] = False,
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Make a mask for every box of a dataset. Finished blocks of images are skipped.
 
@@ -180,7 +222,7 @@ def masks(
     if generator == "lpg" and model is None:
         typer.echo("no --model: using lpg-small, which comes with the package")
     report = Report()
-    options = _read_options(split, zero_based, max_pixels, size_mismatch)
+    options = _read_options(split, read_flags, max_pixels, size_mismatch)
     source = open_source(annotations, images, options, format=format, report=report)
     names = tuple(name for _, name in source.classes)
     loaded = GeneratorOptions(model, segmenter, names, 2 * batch_size, flip, device, dtype, revision)
@@ -200,6 +242,7 @@ def masks(
 
 
 @app.command("finetune")
+@_reads
 def _finetune(
     annotations: _Source,
     out: Annotated[Path, typer.Option(help="New folder of the generator; the same command resumes.")],
@@ -211,9 +254,10 @@ def _finetune(
     seed: Annotated[int, typer.Option(help="Of the held-out images and of the training.", min=0)] = 0,
     format: _AnyFormat = "auto",
     split: _Split = None,
-    zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Train the mask generator on your own masks. It is kept only if it is better on masks that were held out.
 
@@ -225,11 +269,12 @@ def _finetune(
     from lpg_hf.training.finetune import finetune
     from lpg_hf.training.own_data import OwnJob
 
-    options = _read_options(split, zero_based, max_pixels, size_mismatch, masks=True)
+    options = _read_options(split, read_flags, max_pixels, size_mismatch, masks=True)
     finetune(OwnJob(annotations, out, images, format, options, model, steps, seed), typer.echo)
 
 
 @app.command("check")
+@_reads
 def check(
     annotations: _Source,
     images: _Images = None,
@@ -237,10 +282,11 @@ def check(
     split: _Split = None,
     masks: Annotated[bool, typer.Option("--masks", help="Check the masks too.")] = False,
     decode: Annotated[bool, typer.Option(help="Decode every image, or read headers only.")] = True,
-    zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
     num_workers: _NumWorkers = None,
     json_file: _JsonFile = None,
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Look at every image and object of a dataset, and count the problems.
 
@@ -255,7 +301,7 @@ def check(
     checked = check_source(
         annotations,
         images,
-        _read_options(split, zero_based, max_pixels, masks=masks),
+        _read_options(split, read_flags, max_pixels, masks=masks),
         format=format,
         decode=decode,
         num_workers=num_workers,
@@ -268,6 +314,7 @@ def check(
 
 
 @app.command("convert-labels")
+@_reads
 def convert_labels(
     annotations: _Source,
     out: Annotated[str, typer.Argument(help="New folder, or json file for COCO; it must not exist yet.")],
@@ -276,9 +323,10 @@ def convert_labels(
     images: _Images = None,
     split: _Split = None,
     masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,
-    zero_based: _ZeroBased = False,
     max_pixels: _MaxPixels = None,
     with_images: _PlaceImages = "link",
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Write labels in another format, and report what it cannot hold. YOLO output gets the images too.
 
@@ -288,7 +336,7 @@ def convert_labels(
     """
     from lpg_hf.data.convert import convert_labels as convert_all
 
-    options = _read_options(split, zero_based, max_pixels, masks=masks)
+    options = _read_options(split, read_flags, max_pixels, masks=masks)
     done = convert_all(annotations, out, to, images=images, options=options, format=format, with_images=with_images)
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)
@@ -337,6 +385,7 @@ def _pull_run(
 
 
 @app.command("export-data")
+@_reads
 def _export_data(
     out: Annotated[Path, typer.Argument(help="New folder; it must not exist, or be empty.")],
     format: _Format,
@@ -349,9 +398,10 @@ def _export_data(
     embed_images: _EmbedImages = False,
     keep_empty: _KeepEmpty = False,
     allow_missing: _AllowMissing = False,
-    zero_based: _ZeroBased = False,
     num_workers: Annotated[int, typer.Option(help="Processes that check the images.", min=1)] = 1,
     title: _Title = None,
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Write annotations as Parquet files with a card, which `load_dataset` reads without this package.
 
@@ -366,7 +416,7 @@ def _export_data(
     report = Report()
     export = Export(format, root, annotations or (), images, split or (), embed_images, title)
     options = ReadOptions(
-        classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
+        classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, **read_flags
     )
     num_rows = write_dataset(out, export, options, num_proc=num_workers, report=report)
     typer.echo(report.summary())
@@ -375,6 +425,7 @@ def _export_data(
 
 
 @app.command("push-data")
+@_reads
 def push_data(
     repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The dataset on the Hub.")],
     format: _Format,
@@ -387,12 +438,13 @@ def push_data(
     embed_images: _EmbedImages = False,
     keep_empty: _KeepEmpty = False,
     allow_missing: _AllowMissing = False,
-    zero_based: _ZeroBased = False,
     num_workers: Annotated[int, typer.Option(help="Processes that check the images.", min=1)] = 1,
     title: _Title = None,
     private: _Private = False,
     revision: _PushRevision = None,
     dry_run: _DryRun = False,
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Push COCO, VOC or YOLO annotations as the dataset that `lpg-hf export-data` writes.
 
@@ -406,7 +458,7 @@ def push_data(
     report = Report()
     export = Export(format, root, annotations or (), images, split or (), embed_images, title)
     options = ReadOptions(
-        classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, zero_based=zero_based
+        classes=classes, masks=masks, keep_empty=keep_empty, allow_missing=allow_missing, **read_flags
     )
     pushed = push_data(
         repo_id,
@@ -456,6 +508,7 @@ def _eval(
     ] = None,
     num_workers: _NumWorkers = None,
     max_pixels: _MaxPixels = None,
+    object_value: _ObjectValue = None,
     json_file: _JsonFile = None,
 ) -> None:
     """Compare masks with ground truth: mIoU of label maps, or IoU per box of COCO masks.
@@ -475,6 +528,7 @@ def _eval(
         ignore=ignore,
         num_workers=num_workers,
         max_pixels=max_pixels or MAX_PIXELS,
+        object_value=object_value,
     )
     typer.echo(result.text())
     if json_file is not None:
@@ -538,6 +592,7 @@ def _export_onnx(
 
 
 @app.command("compare")
+@_reads
 def _compare(
     annotations: _Source,
     truth: Annotated[
@@ -561,13 +616,14 @@ def _compare(
     json_file: _JsonFile = None,
     format: _AnyFormat = "auto",
     split: _Split = None,
-    zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
     flip: _Flip = False,
     batch_size: Annotated[int, typer.Option(help="Views or boxes per forward pass.", min=1)] = 16,
     device: _Device = None,
     dtype: _Dtype = "auto",
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Run several generators on the same boxes: scores, time and memory in a table, masks in a panel.
 
@@ -582,8 +638,10 @@ def _compare(
     from lpg_hf.generators.base import GeneratorOptions
 
     names = None if generators is None else [name.strip() for name in generators.split(",") if name.strip()]
-    options = _read_options(split, zero_based, max_pixels, size_mismatch)
-    data = ComparedData(annotations, None if images is None else str(images), truth, format, options)
+    object_value = read_flags.pop("object_value")
+    options = _read_options(split, read_flags, max_pixels, size_mismatch)
+    place = None if images is None else str(images)
+    data = ComparedData(annotations, place, truth, format, options, object_value)
     loaded = GeneratorOptions(model, segmenter, None, batch_size, flip, device, dtype)
     rows, chosen = compare(Comparison(data, loaded, per), names, limit=limit)
     typer.echo(table(rows))

@@ -65,12 +65,38 @@ def mask_name(file_name: str) -> str:
     return str(PurePosixPath(file_name).with_suffix(".png"))
 
 
-def read_label_map(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def check_lossless(image: Image.Image, name: str) -> None:
+    """Raises ValueError if an opened image is of a kind that changes values a little when it is saved."""
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(
+            f"{name} is a JPEG, which cannot hold labels exactly: neighbouring values are mixed when it is saved. "
+            "Make the label map again as PNG"
+        )
+
+
+def object_labels(image: Image.Image, object_value: int) -> np.ndarray:
+    """(H, W) uint8: 1 where an opened image of any mode has this value (of the grey image), 0 elsewhere."""
+    grey = image if image.mode in ("P", "L", "I;16") else image.convert("L")
+    return (np.asarray(grey) == object_value).astype(np.uint8)
+
+
+def no_class_message(place: object) -> str:
+    """The error for ground truth in which no pixel has a label."""
+    return (
+        f"no pixel of {place} has the label of a class: every one is background (0) or ignored (255). If a value such "
+        "as 255 marks the object, say so: object_value=255 (--object-value 255)"
+    )
+
+
+def read_label_map(
+    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, object_value: int | None = None
+) -> np.ndarray:
     """Labels of a palette (P) or grey (L) PNG, as stored.
 
     Args:
         path: file to read.
         max_pixels: a larger map is refused before it takes memory.
+        object_value: the file marks one class with this value: it becomes the label 1, all else background.
 
     Returns:
         (H, W) uint8, 0 background, 255 ignored; of a 16-bit file uint16, 65535 ignored.
@@ -78,9 +104,12 @@ def read_label_map(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.
     Raises:
         ImageProblem: it cannot be opened, or is too large.
         OSError: it is cut off.
-        ValueError: the file is a colour image, whose values are not labels.
+        ValueError: the file is a colour image, whose values are not labels, or a JPEG, which does not keep them.
     """
     with open_image(path, os.fspath(path), max_pixels) as image:
+        check_lossless(image, os.fspath(path))
+        if object_value is not None:
+            return object_labels(image, object_value)
         if image.mode == "I;16":
             return np.array(image, dtype=np.uint16)
         if image.mode not in ("P", "L"):

@@ -42,7 +42,11 @@ def run(capsys, *arguments):
 
 def test_check_exit_status_and_json(data, tmp_path, capsys):
     path = data([10, 8, 20, 16])
-    assert run(capsys, "check", path) == (0, f"{path} (coco): 1 images, 1 objects, 1 classes\n", "")
+    assert run(capsys, "check", path) == (
+        0,
+        f"{path} (coco): 1 images, 1 objects, 1 classes\nobjects per class: thing 1\n",
+        "",
+    )
     path = data([10, 8, 20, 16], [5, 5, 0, 0])
     status, out, err = run(capsys, "check", path, "--json", tmp_path / "report.json")
     assert status == 1 and err == "" and "degenerate_box: 1" in out and "a.png: annotation 2" in out

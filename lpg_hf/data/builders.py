@@ -34,6 +34,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,14 @@ from datasets import (
     Value,
     Version,
 )
+from PIL import Image as PILImage
 
 from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, json_text, unicode_path, write_atomically
+from lpg_hf.label_maps import no_class_message, read_label_map
 
 
 # Part of the cache path, which holds no hash of the code: raise it when the same files give other rows.
@@ -211,8 +214,8 @@ def _features(class_names: list[str], segmentation: bool = False, extra: dict[st
     )
 
 
-def _record_to_row(record: Record, features: Features) -> dict:
-    """A record as a row with the columns of `features`."""
+def _record_to_row(record: Record, features: Features, object_value: int | None) -> dict:
+    """A record as a row with the columns of `features`; with `object_value` its class mask is embedded as labels."""
     objects = record.objects
     row = {
         "image": record.path,
@@ -236,6 +239,11 @@ def _record_to_row(record: Record, features: Features) -> dict:
         row["license"] = record.license
     if "mask" in features:
         row["mask"] = record.mask_path
+        if object_value is not None and record.mask_path is not None:
+            buffer = BytesIO()
+            labels = read_label_map(record.mask_path, object_value=object_value)
+            PILImage.fromarray(labels).save(buffer, format="PNG")
+            row["mask"] = {"path": None, "bytes": buffer.getvalue()}
     return row
 
 
@@ -319,7 +327,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
                 if record is None:
                     skipped.append(entry.path)
                 else:
-                    yield record.image_id, _record_to_row(record, features)
+                    yield record.image_id, _record_to_row(record, features, self.config.options.object_value)
             self._keep(report, skipped, report_folder, f"{number:03d}")
 
     def _keep(self, report: Report, images: list[str], folder: str | None, name: str) -> None:
@@ -340,6 +348,14 @@ class _BoxesBuilder(GeneratorBasedBuilder):
             raise ValueError("\n".join(report.errors[:5]) + more)
         if report.images == 0:
             raise ValueError(f"no image can be used:\n{report.summary()}")
+        counts, place = report.counts, self.config.data_dir or self.config.annotations
+        if self.config.options.masks and counts.get("mask_without_object") == report.images:
+            raise ValueError(no_class_message(f"the class masks of {place}"))
+        if self.config.options.masks and 0 < report.objects <= counts.get("no_mask", 0):
+            raise ValueError(
+                f"no object of {place} has a mask, so there is nothing to learn or to measure from. Pass annotations "
+                f"with masks, or leave them out (masks=False).\n{report.summary()}"
+            )
 
 
 class CocoBoxes(_BoxesBuilder):

@@ -1,19 +1,22 @@
 """Look at every image and every object of a source before it is used: `lpg-hf check`."""
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
+from lpg_hf.label_maps import no_class_message
 
 
 # Images per task: the report of a task is merged when its turn comes, so that places keep the order of the file.
 TASK_SIZE = 16
+# Classes that the summary names, those with the most objects first.
+_MAX_CLASSES = 100
 
 
 @dataclass
@@ -40,7 +43,11 @@ class Checked:
     def summary(self) -> str:
         """The lines for a person: the file, the counts, and what must be corrected."""
         outcomes = {"missing_mask": "boxes checked"} | ({"missing_image": "annotations checked"} if self.note else {})
-        lines = [f"{self.path} ({self.format}): {self.report.summary(outcomes)}", self.note]
+        counted = sorted(self.report.objects_per_class.items(), key=lambda pair: (-pair[1], pair[0]))
+        shown = ", ".join(f"{name} {number}" for name, number in counted[:_MAX_CLASSES])
+        more = f", and {len(counted) - _MAX_CLASSES} more" if len(counted) > _MAX_CLASSES else ""
+        classes = f"objects per class: {shown}{more}" if counted else ""
+        lines = [f"{self.path} ({self.format}): {self.report.summary(outcomes)}", classes, self.note]
         return "\n".join(line for line in lines if line)
 
 
@@ -79,9 +86,15 @@ def check_source(
         ThreadPoolExecutor(num_workers or os.cpu_count()) as pool,
         tqdm(total=len(source), unit=" images", disable=not progress) as bar,
     ):
-        for found in pool.map(lambda start: _check_some(source, start, decode), starts):
+        num_masks = 0
+        for found, found_masks in pool.map(lambda start: _check_some(source, start, decode), starts):
             report.merge(found)
+            num_masks += found_masks
             bar.update(min(TASK_SIZE, len(source) - bar.n))
+    if num_masks and report.counts.get("mask_without_object") == num_masks:
+        report.add_error(no_class_message(f"the class masks of {source.path}"))
+    if options.masks and source.format == "coco" and 0 < report.objects <= report.counts.get("no_mask", 0):
+        report.add_error(f"no object of {source.path} has a mask. Pass annotations with masks, or leave out --masks")
     return Checked(source.format, source.path, report, _note(source, report))
 
 
@@ -96,15 +109,18 @@ def _note(source: Source, report: Report) -> str:
     )
 
 
-def _check_some(source: Source, start: int, decode: bool) -> Report:
-    total = Report(max_places=None)
+def _check_some(source: Source, start: int, decode: bool) -> tuple[Report, int]:
+    """What was found in some images, and the number of their class masks."""
+    total, num_masks = Report(max_places=None), 0
     for index in range(start, min(start + TASK_SIZE, len(source))):
-        for report in _check_one(source, index, decode):
+        reports, has_mask = _check_one(source, index, decode)
+        num_masks += has_mask
+        for report in reports:
             total.merge(report)
-    return total
+    return total, num_masks
 
 
-def _check_one(source: Source, index: int, decode: bool) -> Iterator[Report]:
+def _check_one(source: Source, index: int, decode: bool) -> tuple[list[Report], bool]:
     report = Report(max_places=None)
     name = source.file_names[index]
     try:
@@ -113,9 +129,13 @@ def _check_one(source: Source, index: int, decode: bool) -> Iterator[Report]:
         report.add("invalid_class_mask", f"{name}: {error}")
         report.add_error(str(error))
         record = None
-    yield report
+    has_mask = record is not None and record.mask_path is not None
+    for item in () if record is None else record.objects:
+        if item.category != NO_CLASS:
+            class_name = source.classes[item.category][1]
+            report.objects_per_class[class_name] = report.objects_per_class.get(class_name, 0) + 1
     if record is None or not record.has_image or not decode:
-        return
+        return [report], has_mask
     damage = Report()
     source.decode(record, damage)
-    yield damage
+    return [report, damage], has_mask

@@ -214,14 +214,16 @@ class _Reading:
         if not os.path.isfile(fs_path(path)):
             return
         try:
-            voc.check_mask(path, record.file_name, (record.height, record.width), len(self.names))
+            size = record.height, record.width
+            voc.check_mask(path, record.file_name, size, len(self.names), self.source.options)
         except ValueError as error:
             self.report.add("invalid_class_mask", f"{record.file_name}: {error}")
             return
         record.mask_path = path
-        labels = read_label_map(path)
+        labels = read_label_map(path, object_value=self.source.options.object_value)
         for item in record.objects:
-            rle = class_in_box_to_rle(labels, item.category + 1, item.box)
+            is_object = item.category != NO_CLASS
+            rle = class_in_box_to_rle(labels, item.category + 1, item.box) if is_object else None
             if rle is not None:
                 item.rle, item.area = rle, float(coco_mask.area(rle))
 
@@ -321,7 +323,8 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
         if reading.masks and not record.objects and record.mask_path is None:
             empty.append((stem, record.height, record.width))
         elif record.mask_path is not None or any(item.rle is not None for item in record.objects):
-            _write_class_mask(_place(out, voc.MASKS_FOLDER, f"{stem}.png"), record)
+            place = _place(out, voc.MASKS_FOLDER, f"{stem}.png")
+            _write_class_mask(place, record, reading.source.options.object_value)
             num_masks += 1
         kept = replace(record, objects=record.single_objects)
         voc.write_voc(_place(out, voc.ANNOTATIONS_FOLDER, f"{stem}.xml"), kept, reading.names)
@@ -333,7 +336,10 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
     _write_lines(out / voc.CLASSES_FILE, reading.names)
 
 
-def _write_class_mask(path: Path, record: Record) -> None:
+def _write_class_mask(path: Path, record: Record, object_value: int | None) -> None:
+    if record.mask_path is not None and object_value is not None:
+        write_label_map(path, read_label_map(record.mask_path, object_value=object_value))
+        return
     if record.mask_path is not None:
         shutil.copyfile(fs_path(record.mask_path), path)
         return

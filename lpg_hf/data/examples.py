@@ -16,6 +16,7 @@ from lpg_hf.boxes import clip_boxes, convert_boxes
 from lpg_hf.data.painting import paint_boxes, paint_label_map
 from lpg_hf.data.records import NO_CLASS, BoxObject
 from lpg_hf.images import MAX_PIXELS, open_image, read_rgb
+from lpg_hf.label_maps import check_lossless
 from lpg_hf.labels import IGNORE_INDEX
 
 
@@ -112,6 +113,7 @@ def row_boxes(row: dict) -> tuple[np.ndarray, np.ndarray]:
 def mask_column(row: dict) -> np.ndarray:
     source, name = column_source(row, "mask")
     mask = open_image(source, name)
+    check_lossless(mask, f"the class mask {name}")
     if mask.mode not in ("P", "L"):
         raise ValueError(f"the class mask {name} has mode {mask.mode}; it must be a palette or grey PNG of indices")
     try:

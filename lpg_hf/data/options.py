@@ -27,6 +27,7 @@ _SIZED_FORMATS = (
 # Options that only some formats have: (formats, reason why the others have none).
 _FORMATS_OF_OPTION = {
     "zero_based": (("voc",), "it is for VOC xml files"),
+    "object_value": (("voc",), "it is for class masks"),
     "size_mismatch": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
     "verify_images": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
 }
@@ -54,6 +55,8 @@ class ReadOptions:
             "error", or "rescale" its boxes.
         max_pixels: skip images with more pixels.
         zero_based: VOC corners are 0-based and end exclusive, as some tools write them.
+        object_value: value of the class masks (VOC) that marks the object of the only class; None: values are labels.
+        skip_ambiguous: leave out, and count, all images that share an id; off, they are an error (COCO).
 
     Raises:
         ValueError: a value is not one of the choices.
@@ -70,6 +73,8 @@ class ReadOptions:
     size_mismatch: str = "skip"
     max_pixels: int = MAX_PIXELS
     zero_based: bool = False
+    object_value: int | None = None
+    skip_ambiguous: bool = False
 
     def __post_init__(self):
         if self.size_mismatch not in SIZE_MISMATCH_CHOICES:

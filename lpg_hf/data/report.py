@@ -32,12 +32,13 @@ class ProblemKind:
 
 PROBLEMS = {
     "invalid_image_entry": ProblemKind(IMAGE_SKIPPED, "image entry without a usable id and file name"),
-    "duplicate_image_id": ProblemKind(IMAGE_SKIPPED, "image id that an earlier image has already"),
+    "duplicate_image_id": ProblemKind(IMAGE_SKIPPED, "image id that another image has too"),
     "unsafe_path": ProblemKind(IMAGE_SKIPPED, "file name that leads outside the image folder"),
     "missing_image": ProblemKind(IMAGE_SKIPPED, "image that does not exist"),
     "missing_annotation": ProblemKind(IMAGE_SKIPPED, "name in the split list without an annotation file"),
     "invalid_class_mask": ProblemKind("mask not used", "class mask that fits neither its image nor the classes"),
     "label_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose label file an earlier image has already"),
+    "mask_without_object": ProblemKind(KEPT, "class mask without a pixel of any class"),
     "missing_mask": ProblemKind(IMAGE_SKIPPED, "image without a class mask"),
     "unreadable_annotation": ProblemKind(IMAGE_SKIPPED, "annotation file that is not valid"),
     "unreadable_image": ProblemKind(IMAGE_SKIPPED, "image that cannot be opened"),
@@ -119,6 +120,7 @@ EXPECTED = {
     "other_class",
     "image_without_object",
     "empty_image",
+    "mask_without_object",
     "size_from_image",
     "image_without_annotation",
 }
@@ -137,6 +139,7 @@ class Report:
         counts: kind (key of `PROBLEMS`) -> number.
         places: kind -> the first `max_places` of them, "file: object (detail)".
         classes: one line per class, "label name" (COCO: "label name (category id N)").
+        objects_per_class: class name -> objects in the records; only `check` counts them.
         details: kind -> value (a class name, a category id) -> number, where the value matters.
         errors: messages of faults that a dataset must not be built with (a mask that does not fit its image), the
             first `MAX_ERRORS` of them.
@@ -153,6 +156,7 @@ class Report:
     classes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    objects_per_class: dict[str, int] = field(default_factory=dict)
     max_places: int | None = field(default=MAX_PLACES, compare=False)
 
     def add(self, kind: str, place: str, value: str | None = None, *, image: str | None = None) -> None:
@@ -186,8 +190,9 @@ class Report:
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             self._add_places(kind, other.places.get(kind, []))
-        for kind, values in other.details.items():
-            mine = self.details.setdefault(kind, {})
+        pairs = [(self.objects_per_class, other.objects_per_class)]
+        pairs += [(self.details.setdefault(kind, {}), values) for kind, values in other.details.items()]
+        for mine, values in pairs:
             for value, count in values.items():
                 mine[value] = mine.get(value, 0) + count
 

@@ -619,7 +619,8 @@ class _Rows:
         segmentation = columns["segmentation"][i] if has_segmentation else None
         rle = None
         if "mask" in row:
-            rle = None if labels is None else class_in_box_to_rle(labels, category + 1, box)
+            has_pixels = labels is not None and category != NO_CLASS
+            rle = class_in_box_to_rle(labels, category + 1, box) if has_pixels else None
             if rle is None and category != NO_CLASS:
                 report.add("no_mask", where)
         elif segmentation and segmentation["counts"]:

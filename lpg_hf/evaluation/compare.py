@@ -27,6 +27,7 @@ from lpg_hf.evaluation.truth import ImageTruth, Truth, open_truth
 from lpg_hf.files import fs_path, write_atomically, write_json
 from lpg_hf.generators import check_generator, generator_of
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, GeneratorOptions, check_choice
+from lpg_hf.label_maps import no_class_message
 from lpg_hf.masks.assembly import assemble, boxed_image
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
@@ -56,6 +57,7 @@ class ComparedData:
             masks.
         format: see `open_source`.
         options: how the annotations and a COCO json of the truth are read.
+        object_value: of a folder of label maps: the value that marks the object of the only class.
     """
 
     annotations: str
@@ -63,11 +65,12 @@ class ComparedData:
     truth: str
     format: str = "auto"
     options: ReadOptions = SOURCE_OPTIONS
+    object_value: int | None = None
 
     def open(self, report: Report) -> tuple[Source, Truth]:
         """The source, whose problems go into `report`, and its ground truth."""
         source = open_source(self.annotations, self.images, self.options, format=self.format, report=report)
-        return source, open_truth(self.truth, source, self.images, self.options)
+        return source, open_truth(self.truth, source, self.images, self.options, self.object_value)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ def compare(
             f"path, with .png."
         )
     indices = evenly(with_truth, limit or len(with_truth))
+    if not any(_holds_a_class(source, truth, index) for index in indices):
+        raise ValueError(no_class_message(f"the ground truth {data.truth} of the {len(indices)} images"))
     chosen = replace(comparison, indices=indices, shown=evenly(indices, num_shown))
     context = multiprocessing.get_context("spawn")
     rows = []
@@ -189,6 +194,16 @@ def compare(
                 reason = str(error).splitlines()[0] if str(error) else ""
                 rows.append(Row(name, error=": ".join(filter(None, (type(error).__name__, reason)))))
     return rows, chosen
+
+
+def _holds_a_class(source: Source, truth: Truth, index: int) -> bool:
+    """Whether a pixel of an image's ground truth has the label of a class; faults are counted where it is measured."""
+    try:
+        record = source.record(index, Report())
+        true = None if record is None else truth.of(record)
+    except (OSError, ValueError, SyntaxError):
+        true = None
+    return true is None or bool(((true.label_map != 0) & (true.label_map != true.ignored)).any())
 
 
 def measure(comparison: Comparison, name: str) -> Row:

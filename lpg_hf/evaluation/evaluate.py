@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
@@ -24,7 +24,7 @@ from lpg_hf.data.records import BoxObject, Geometry, finite_numbers, stated_size
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path
 from lpg_hf.images import MAX_PIXELS
-from lpg_hf.label_maps import IGNORE_INDEX_16, read_label_map
+from lpg_hf.label_maps import IGNORE_INDEX_16, no_class_message, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
 from lpg_hf.rle import Rle, encode_mask
@@ -117,6 +117,7 @@ def evaluate(
     ignore: int | None = None,
     num_workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    object_value: int | None = None,
 ) -> Evaluation:
     """Compare two folders of label maps, or two COCO files.
 
@@ -129,10 +130,13 @@ def evaluate(
             counts as background. For label maps only.
         num_workers: threads; None: one per core, at most 8.
         max_pixels: larger label maps are skipped.
+        object_value: the label maps of the ground truth mark one class with this value: it becomes the label 1. The
+            predictions' too, if none of them holds a label.
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: two kinds, no pair at all, unknown classes, or `ignore` that is the label of one of `classes`.
+        ValueError: two kinds, no pair at all, unknown classes, `ignore` that is the label of one of `classes`, or
+            ground truth without a pixel of any class.
     """
     kinds = []
     for path in (prediction, truth):
@@ -154,7 +158,10 @@ def evaluate(
             f"a value above {len(names)}, which is no class."
         )
     if kinds[0]:
-        return _evaluate_label_maps(prediction, truth, names, ignore, num_workers, max_pixels)
+        limits = _LabelMapOptions(names, ignore, max_pixels, object_value)
+        return _evaluate_label_maps(prediction, truth, limits, num_workers)
+    if object_value is not None:
+        raise ValueError(f"object_value={object_value} (--object-value) is for folders of label maps. Leave it out")
     return _evaluate_coco(prediction, truth, names, num_workers)
 
 
@@ -218,6 +225,11 @@ class LabelPairs:
         for code, pixels in zip(*(array.tolist() for array in counts)):
             self._pixels[code] += pixels
 
+    @property
+    def labels(self) -> tuple[set[int], set[int]]:
+        """(predicted labels, true labels) that occur."""
+        return {code & 0xFFFF for code in self._pixels}, {code >> 16 for code in self._pixels}
+
     def compute(self) -> tuple[dict[str, float | None], dict[int, float | None]]:
         """(`mean_iou` with background and `foreground_mean_iou` without, label -> IoU of the labels that occur).
 
@@ -237,19 +249,26 @@ class LabelPairs:
         return scores | {"foreground_mean_iou": mean(foreground) if foreground else None}, iou
 
 
+@dataclass(frozen=True)
+class _LabelMapOptions:
+    """Arguments of `evaluate`; `of_prediction` is the `object_value` of the predictions."""
+
+    classes: Sequence[str] | None = None
+    ignore: int | None = None
+    max_pixels: int = MAX_PIXELS
+    object_value: int | None = None
+    of_prediction: int | None = None
+
+
 def _evaluate_label_maps(
-    prediction: str | os.PathLike,
-    truth: str | os.PathLike,
-    classes: Sequence[str] | None = None,
-    ignore: int | None = None,
-    num_workers: int = 4,
-    max_pixels: int = MAX_PIXELS,
+    prediction: str | os.PathLike, truth: str | os.PathLike, options: _LabelMapOptions, num_workers: int = 4
 ) -> Evaluation:
-    """mIoU over label maps (PNG) with the same relative path in two folders; arguments as of `evaluate`.
+    """mIoU over label maps (PNG) with the same relative path in two folders.
 
     Raises:
-        ValueError: a folder without label maps, or no path in both.
+        ValueError: a folder without label maps, no path in both, or ground truth without a pixel of any class.
     """
+    classes = options.classes
     predicted, true = _label_map_names(prediction), _label_map_names(truth)
     both = sorted(predicted & true)
     if not both:
@@ -262,7 +281,7 @@ def _evaluate_label_maps(
     def count(name: str) -> tuple[tuple[np.ndarray, np.ndarray], int] | str:
         try:
             predicted_path, true_path = (os.path.join(os.fspath(folder), name) for folder in (prediction, truth))
-            return _count_pairs(predicted_path, true_path, classes, ignore, max_pixels)
+            return _count_pairs(predicted_path, true_path, options)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
             return f"{name}: {error}"
 
@@ -273,6 +292,12 @@ def _evaluate_label_maps(
         num_scored += 1
         num_void += counted[1] > 0
         pairs.add(counted[0])
+    predicted_labels, true_labels = pairs.labels
+    if num_scored and not true_labels - {0}:
+        raise ValueError(no_class_message(f"the ground truth {truth}"))
+    if options.object_value is not None and num_void and not predicted_labels - {0}:
+        both_sides = replace(options, of_prediction=options.object_value)
+        return _evaluate_label_maps(prediction, truth, both_sides, num_workers)
     scores, ious = pairs.compute()
     if classes is None:
         per_class = {"background" if label == 0 else str(label): iou for label, iou in ious.items()}
@@ -296,15 +321,17 @@ def _label_map_names(folder: str | os.PathLike) -> set[str]:
     root = Path(fs_path(folder))
     names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() == ".png"}
     if not names:
-        raise ValueError(f"{folder} holds no label map (.png).")
+        jpegs = any(path.suffix.lower() in (".jpg", ".jpeg") for path in root.rglob("*"))
+        reason = "; its JPEG files cannot hold labels exactly. Make them again as PNG" if jpegs else ""
+        raise ValueError(f"{folder} holds no label map (.png){reason}.")
     return names
 
 
-def _count_pairs(
-    prediction: str, truth: str, classes: Sequence[str] | None, ignore: int | None, max_pixels: int
-) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+def _count_pairs(prediction: str, truth: str, options: _LabelMapOptions) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     """(counts of `LabelPairs`, predicted pixels of the ignored value) of one pair of files."""
-    predicted, true = read_label_map(prediction, max_pixels), read_label_map(truth, max_pixels)
+    classes, ignore = options.classes, options.ignore
+    predicted = read_label_map(prediction, options.max_pixels, options.of_prediction)
+    true = read_label_map(truth, options.max_pixels, options.object_value)
     if predicted.shape != true.shape:
         sizes = [
             f"{path} is {shape[1]} x {shape[0]}"
@@ -401,6 +428,8 @@ def _evaluate_coco(
             "Both files must be of the same images."
         )
     scores, bad = _score_pairs(files, pairs, num_workers)
+    if len(bad) == len(pairs):
+        raise ValueError(f"no pair of {prediction} and {truth} has masks that can be compared, for example: {bad[0]}.")
     computed, matched = scores.compute(), {id(instance) for pair in pairs for instance in pair}
     num_crowds = len(files.true.crowds) + len(files.predicted.crowds)
     return Evaluation(
@@ -495,7 +524,12 @@ def _read_instances(path: str | os.PathLike, content: dict, names: dict[str, str
     for image in content.get("images") or []:
         key = id_text(image.get("id")) if isinstance(image, dict) else None
         if key is not None:
-            images[key] = str(image.get("file_name") or key).replace("\\", "/")
+            name = str(image.get("file_name") or key).replace("\\", "/")
+            if images.get(key, name) != name:
+                raise ValueError(
+                    f"{path}: the images {images[key]!r} and {name!r} have one id, {key}. Correct the file"
+                )
+            images[key] = name
             size = stated_size(image.get("height"), image.get("width"))
             if size is not None:
                 sizes[images[key]] = size

@@ -84,8 +84,8 @@ class _FolderTruth:
 
     report: Report | None = None
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, object_value: int | None) -> None:
+        self.folder, self.object_value = folder, object_value
 
     def has(self, file_name: str) -> bool:
         return os.path.isfile(fs_path(self._path(file_name)))
@@ -93,7 +93,7 @@ class _FolderTruth:
     def of(self, record: Record) -> ImageTruth:
         """See `Truth.of`."""
         path = self._path(record.file_name)
-        label_map = read_label_map(path)
+        label_map = read_label_map(path, object_value=self.object_value)
         if label_map.shape != (record.height, record.width):
             raise ValueError(
                 f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x "
@@ -111,7 +111,13 @@ class _CocoTruth:
     def __init__(self, path: str, source: Source, images: str | None, options: ReadOptions) -> None:
         self.report = Report()
         # Split, classes and corners are those of the annotations, not of this file.
-        own = replace(SOURCE_OPTIONS, masks=True, size_mismatch=options.size_mismatch, max_pixels=options.max_pixels)
+        own = replace(
+            SOURCE_OPTIONS,
+            masks=True,
+            size_mismatch=options.size_mismatch,
+            max_pixels=options.max_pixels,
+            skip_ambiguous=options.skip_ambiguous,
+        )
         self.source = open_source(path, images, own, format="coco", report=self.report)
         self.index = {name: index for index, name in enumerate(self.source.file_names)}
         self.names = [name for _, name in self.source.classes]
@@ -141,18 +147,21 @@ class _CocoTruth:
         return ImageTruth(label_map, IGNORE_INDEX_16, single, crowd_pixels(items, true.height, true.width))
 
 
-def open_truth(path: str, source: Source, images: str | None, options: ReadOptions) -> Truth:
+def open_truth(
+    path: str, source: Source, images: str | None, options: ReadOptions, object_value: int | None = None
+) -> Truth:
     """The ground truth of a source: a folder of label maps, or a COCO json.
 
     Args:
         images: folder of the source's images.
         options: how the source is read; a COCO json is read with the same limits.
+        object_value: of a folder: see `label_maps.read_label_map`.
 
     Raises:
         FileNotFoundError: it does not exist.
     """
     if os.path.isdir(fs_path(path)):
-        return _FolderTruth(path)
+        return _FolderTruth(path, object_value)
     if not os.path.isfile(fs_path(path)):
         raise FileNotFoundError(f"ground truth {path} does not exist. Pass a folder of label maps or a COCO json.")
     return _CocoTruth(path, source, images, options)

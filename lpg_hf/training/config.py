@@ -92,6 +92,8 @@ class DataSettings:
     split: str | None = None
     classes: str | tuple[str, ...] | None = None  # None: all
     zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
+    object_value: int | None = None  # value of VOC class masks that marks the object of the only class, e.g. 255
+    skip_ambiguous: bool = False  # COCO: leave out all images that share an id, in place of an error
     allow_missing: bool = False  # skip images, masks or annotation files that do not exist
     size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
     drop_difficult: bool = False  # VOC objects flagged difficult
@@ -106,6 +108,8 @@ class DataSettings:
             classes=self.classes,
             masks=masks,
             zero_based=self.zero_based,
+            object_value=self.object_value,
+            skip_ambiguous=self.skip_ambiguous,
             allow_missing=self.allow_missing,
             size_mismatch=self.size_mismatch,
         )

@@ -22,7 +22,7 @@ def test_good_data_pass(coco_tree, voc_tree, yolo_tree):
     for path, format in ((coco_tree.write(), "coco"), (voc_tree.root, "voc"), (yolo_tree.root, "yolo")):
         checked = check_source(path, options=replace(SOURCE_OPTIONS, masks=format != "yolo"))
         assert checked.passed and checked.format == format and checked.report.counts == {}
-        assert checked.summary() == f"{path} ({format}): 1 images, 1 objects, 1 classes"
+        assert checked.summary() == f"{path} ({format}): 1 images, 1 objects, 1 classes\nobjects per class: thing 1"
 
 
 def cut(path):

@@ -326,7 +326,7 @@ def test_boxes_that_are_no_four_numbers_are_skipped_and_counted(coco_tree, box):
 
 
 def test_entries_that_cannot_be_used_are_counted_and_stop_nothing(coco_tree):
-    coco_tree.content["images"] += [{"id": 5}, "text", {"id": 1, "file_name": "other.png"}, {"file_name": "x.png"}]
+    coco_tree.content["images"] += [{"id": 5}, "text", {"id": 1, "file_name": "a.png"}, {"file_name": "x.png"}]
     coco_tree.content["annotations"] += [
         "text",
         coco_tree.annotation(id=2, image_id=...),
@@ -339,13 +339,24 @@ def test_entries_that_cannot_be_used_are_counted_and_stop_nothing(coco_tree):
     assert [(item.id, item.category) for item in records[0].objects] == [(1, 0), (4, NO_CLASS), (5, 0)]
     assert report.counts == {
         "invalid_image_entry": 3,
-        "duplicate_image_id": 1,
+        "duplicate_file_name": 1,
         "invalid_annotation": 2,
         "unknown_image": 1,
         "unknown_category": 1,
         "duplicate_annotation_id": 1,
     }
     assert report.details["unknown_category"] == {"9": 1}
+
+
+def test_two_images_of_one_id_are_an_error_or_both_left_out(coco_tree):
+    for name, image_id in (("b.png", 1), ("c.png", 3)):
+        coco_tree.add_image(name, image_id)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=3))
+    with pytest.raises(ValueError, match="annotations.json: the images 'a.png' and 'b.png' have one id, 1, "):
+        read(coco_tree)
+    records, report = read(coco_tree, skip_ambiguous=True)
+    assert [record.file_name for record in records] == ["c.png"] and report.counts == {"duplicate_image_id": 2}
+    assert report.skipped == [("a.png", "duplicate_image_id"), ("b.png", "duplicate_image_id")]
 
 
 @pytest.mark.parametrize("iscrowd", [0, 1])

@@ -76,19 +76,14 @@ def test_the_region_of_an_unknown_class_is_ignored_in_training(request, kind):
         with pytest.raises(ValueError, match="has the class number 9"):
             load_boxes(format, root=tree.root)
         (tree.root / "classes.txt").unlink()
-    if kind == "voc":
-        tree.add_mask("a")
     report = Report()
     rows = load_boxes(format, root=tree.root, report=report, **options)
     assert is_region_ignored(box_label_map(rows[0])) and box_label_map(rows[0])[10, 15] == 1
     assert report.is_incomplete and report.objects == 1
-    if kind != "voc":  # VOC's class masks are made by people, whatever the boxes say.
+    if kind == "coco":
         row = load_boxes(format, root=tree.root, masks=True, **options)[0]
-        if kind == "coco":
-            assert is_region_ignored(label_map(row)) and is_region_ignored(object_mask(row, 0))
-            assert is_region_ignored(class_mask(row, 1))
-        else:
-            assert is_region_ignored(np.where(box_label_map(row) == 1, 0, box_label_map(row)))
+        assert is_region_ignored(label_map(row)) and is_region_ignored(object_mask(row, 0))
+        assert is_region_ignored(class_mask(row, 1))
 
 
 @pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme"])
@@ -208,3 +203,107 @@ def test_a_set_with_one_readable_object_is_used(voc_tree):
     voc_tree.add("b", voc_tree.xml("b.png", objects=[TEXT]))
     source = open_source(voc_tree.root, report=Report(), options=ReadOptions())
     assert len(source) == 2
+
+
+# Ground truth in which no pixel has a label.
+
+
+def binary_masks(tree, value: int = 255, suffix: str = ".png") -> None:
+    """Class masks of 0 and one value, grey."""
+    for name in ("a", "b"):
+        tree.add(name, tree.xml(f"{name}.png"))
+        values = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        values[8:24, 10:30] = value
+        Image.fromarray(values).save(tree.root / "SegmentationClass" / f"{name}{suffix}")
+
+
+def test_class_masks_of_0_and_255_are_refused_and_read_with_the_object_value(voc_tree, capsys, tmp_path):
+    binary_masks(voc_tree)
+    assert ended("check", voc_tree.root, "--masks") == 1
+    assert "--object-value 255" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no pixel of the class masks of .* has the label of a class.*object-value"):
+        load_boxes("voc", root=voc_tree.root, masks=True)
+    assert ended("check", voc_tree.root, "--masks", "--object-value", 255) == 0
+    rows = load_boxes("voc", root=voc_tree.root, masks=True, object_value=255)
+    expected = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    expected[8:24, 10:30] = 1
+    assert (label_map(rows[0]) == expected).all() and (class_mask(rows[1], 1) == expected).all()
+    for target in ("coco", "voc"):
+        out = tmp_path / f"made_{target}"
+        assert ended("convert-labels", voc_tree.root, out, "--to", target, "--object-value", 255) == 0
+    made = json.loads((tmp_path / "made_coco" / "annotations.json").read_text())["annotations"]
+    assert [item["area"] for item in made] == [320, 320]
+    assert (np.asarray(Image.open(tmp_path / "made_voc" / "SegmentationClass" / "a.png")) == expected).all()
+
+
+def test_a_class_mask_with_another_single_value_names_the_remedy(voc_tree):
+    binary_masks(voc_tree, 128)
+    with pytest.raises(ValueError, match="holds the value 128.*--object-value 128"):
+        load_boxes("voc", root=voc_tree.root, masks=True)
+
+
+def test_eval_refuses_truth_without_a_class_and_takes_the_object_value(voc_tree, tmp_path, capsys):
+    binary_masks(voc_tree)
+    truth = voc_tree.root / "SegmentationClass"
+    labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    labels[8:24, 10:20] = 1
+    (tmp_path / "predicted").mkdir()
+    for name in "ab":
+        Image.fromarray(labels).save(tmp_path / "predicted" / f"{name}.png")
+    assert ended("eval", tmp_path / "predicted", truth) == 2
+    assert "no pixel of the ground truth" in capsys.readouterr().err
+    for predicted, iou in (
+        (tmp_path / "predicted", 0.5),
+        (truth, 1.0),
+    ):
+        scores = tmp_path / "scores.json"
+        assert ended("eval", predicted, truth, "--object-value", 255, "--json", scores) == 0
+        assert json.loads(scores.read_text())["per_class_iou"]["1"] == pytest.approx(iou)
+
+
+def test_compare_refuses_truth_without_a_class_and_takes_the_object_value(voc_tree, tmp_path, capsys):
+    binary_masks(voc_tree)
+    truth = voc_tree.root / "SegmentationClass"
+    arguments = ["compare", voc_tree.root, "--truth", truth, "--generators", "box", "--json", tmp_path / "x.json"]
+    assert ended(*arguments) == 2
+    assert "--object-value 255" in capsys.readouterr().err
+    assert ended(*arguments, "--object-value", 255) == 0
+    (row,) = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert row["scores"]["mean_box_iou"] == 1.0
+
+
+def test_objects_without_masks_are_no_ground_truth(coco_tree, capsys):
+    coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=...)]
+    path = coco_tree.write()
+    with pytest.raises(ValueError, match="no object of .* has a mask"):
+        load_boxes("coco", annotations=path, images=coco_tree.images, masks=True)
+    assert ended("check", path, "--masks") == 1 and "no object of" in capsys.readouterr().out
+    assert ended("compare", path, "--truth", path, "--generators", "box") == 2
+    assert ended("eval", path, path) == 2
+
+
+def test_label_maps_as_jpeg_are_refused_as_such(voc_tree, tmp_path, capsys):
+    binary_masks(voc_tree, 1, ".jpg")
+    folder = voc_tree.root / "SegmentationClass"
+    with pytest.raises(ValueError, match="as JPEG.*cannot hold labels exactly"):
+        load_boxes("voc", root=voc_tree.root, masks=True)
+    assert ended("eval", folder, folder) == 2 and "JPEG" in capsys.readouterr().err
+    for path in folder.glob("*.jpg"):  # Some tools keep the suffix, others do not.
+        path.rename(path.with_suffix(".png"))
+    with pytest.raises(ValueError, match="is a JPEG, which cannot hold labels exactly"):
+        load_boxes("voc", root=voc_tree.root, masks=True)
+    assert ended("eval", folder, folder) in (1, 2) and "is a JPEG" in "".join(capsys.readouterr())
+
+
+def test_check_counts_the_objects_of_each_class(voc_tree, capsys, tmp_path):
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(), voc_tree.object("thign")]))
+    assert ended("check", voc_tree.root, "--json", tmp_path / "report.json") == 1
+    assert "objects per class: thing 2, thign 1" in capsys.readouterr().out
+    assert Report.load(tmp_path / "report.json").objects_per_class == {"thing": 2, "thign": 1}
+
+
+def test_eval_refuses_two_images_of_one_id(coco_tree, capsys):
+    coco_tree.add_image("b.png", 1)
+    path = coco_tree.write()
+    assert ended("eval", path, path) == 2
+    assert "the images 'a.png' and 'b.png' have one id, 1" in capsys.readouterr().err

@@ -305,10 +305,39 @@ def _licenses(content: dict) -> dict[str, str]:
     return licenses
 
 
-def _read_images(content: dict, file: str, root: str, report: Report) -> _Listing:
+def _without_ambiguous(
+    usable: dict[str, tuple[StatedImage, dict]],
+    twice: dict[str, list[str]],
+    file: str,
+    options: ReadOptions,
+    report: Report,
+) -> None:
+    """Take out all images that share an id with another one.
+
+    Args:
+        usable: the first image of each id.
+        twice: id -> the names of the further images.
+
+    Raises:
+        ValueError: there are some, and they are not to be left out.
+    """
+    for key, others in twice.items():
+        names = [usable.pop(key)[0].name, *others]
+        if not options.skip_ambiguous and not options.keep_missing:
+            raise ValueError(
+                f"{file}: the images {' and '.join(map(repr, names[:3]))} have one id, {key}, so it is not known "
+                "whose the objects of this id are. Correct the file, or leave them all out: skip_ambiguous=True "
+                "(--skip-ambiguous)"
+            )
+        for name in names:
+            report.add("duplicate_image_id", f"{name!r}: image {key}", image=name)
+
+
+def _read_images(content: dict, file: str, root: str, options: ReadOptions, report: Report) -> _Listing:
     licenses = _licenses(content)
     listing = _Listing()
     usable: dict[str, tuple[StatedImage, dict]] = {}
+    twice: dict[str, list[str]] = {}
     for number, image in enumerate(_list_of(content, "images", file), start=1):
         key = id_text(image.get("id")) if isinstance(image, dict) else None
         name = coco_layout.image_name(image) if isinstance(image, dict) else None
@@ -316,9 +345,14 @@ def _read_images(content: dict, file: str, root: str, report: Report) -> _Listin
             where = f"{file}: image number {number}"
             report.add("invalid_image_entry", where, image=where)
         elif key in usable:
-            report.add("duplicate_image_id", f"{name!r}: image {key}", image=name)
+            if usable[key][0].name == name:
+                report.add("duplicate_file_name", f"{name!r}: image {key}")
+            else:
+                twice.setdefault(key, []).append(name)
         else:
             usable[key] = StatedImage(name, (name_in_address(name),)), image
+    _without_ambiguous(usable, twice, file, options, report)
+    listing.refused.update(twice)
     matched = match_images(root, [stated for stated, _ in usable.values()], report)
     by_name: dict[str, CocoEntry] = {}
     for key, (stated, image) in usable.items():
@@ -420,7 +454,7 @@ def read_index(
     if group is not None:
         report.add("grouping_category", f"{file_name}: {group}")
     classes = _Classes.choose([pair for pair in categories if pair[1] != group], options, path)
-    listing = _read_images(content, file_name, folder, report)
+    listing = _read_images(content, file_name, folder, options, report)
     if not items and not options.keep_empty:
         raise ValueError(f"{path} lists no annotations, so there is nothing to train on")
     _compare_id_types(content, items, file_name, report)
@@ -650,7 +684,8 @@ def _make_object(
     segmentation = annotation.segmentation
     num_invalid = report.counts.get("invalid_mask", 0)
     # A mask has as many pixels as its image, so none can be made where the size is not known.
-    rle = segmentation_to_rle(segmentation, frame, where, report) if masks and frame.size is not None else None
+    wants_mask = masks and frame.size is not None and (annotation.category != NO_CLASS or segmentation)
+    rle = segmentation_to_rle(segmentation, frame, where, report) if wants_mask else None
     is_whole = report.counts.get("invalid_mask", 0) == num_invalid
     numbers = finite_numbers([annotation.area], 1)
     stated_area = numbers[0] if numbers and numbers[0] > 0 else None

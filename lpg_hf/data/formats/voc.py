@@ -40,7 +40,8 @@ from lpg_hf.data.records import (
 )
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, read_text, relative_name, resolve_inside, unicode_name, unicode_path, walk_files
-from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageProblem, open_image
+from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, open_image
+from lpg_hf.label_maps import check_lossless, object_labels
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
 
 
@@ -565,6 +566,12 @@ def _with_masks(entries: list[VocEntry], root: str, options: ReadOptions, report
             missing.append(entry)
     names, images = [f"{entry.name}.png" for entry in missing], [entry.file_name for entry in missing]
     folder = f"{root}/{MASKS_FOLDER}"
+    jpegs = [name[:-4] for name in names if os.path.isfile(fs_path(f"{folder}/{name[:-4]}.jpg"))]
+    if jpegs:
+        raise ValueError(
+            f"{folder} holds class masks as JPEG, for example {jpegs[0]}.jpg, which cannot hold labels exactly. "
+            "Make them again as PNG"
+        )
     check_missing(MissingFiles("missing_mask", "class masks", names, len(entries), folder, images), options, report)
     return safe if options.keep_missing else [entry for entry in safe if entry.mask_path is not None]
 
@@ -596,7 +603,8 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
         if made is not None:
             objects.append(made)
     if entry.mask_path is not None and options.verify_images and frame.size is not None:
-        check_mask(entry.mask_path, entry.file_name, frame.size, entry.num_classes, options.max_pixels)
+        if not check_mask(entry.mask_path, entry.file_name, frame.size, entry.num_classes, options):
+            report.add("mask_without_object", f"{entry.name}.png")
     record = Record(
         path=entry.path,
         file_name=entry.file_name,
@@ -644,21 +652,30 @@ def _make_object(
 
 
 def check_mask(
-    path: str, image_name: str, size: tuple[int, int], num_classes: int, max_pixels: int = MAX_PIXELS
-) -> None:
+    path: str, image_name: str, size: tuple[int, int], num_classes: int, options: ReadOptions = ReadOptions()
+) -> bool:
     """Check a class mask against the (height, width) of its image and the class list.
 
+    Args:
+        options: max_pixels and object_value.
+
+    Returns:
+        Whether a pixel has the label of a class.
+
     Raises:
-        ValueError: another size, a value that is neither a label nor 255, not an index image, or unreadable.
+        ValueError: another size, a value that is neither a label nor 255, not an index image, a JPEG, or unreadable.
     """
     height, width = size
     try:
-        with open_image(path, path, max_pixels) as mask:
+        with open_image(path, path, options.max_pixels) as mask:
+            check_lossless(mask, f"the class mask {path}")
             if mask.size != (width, height):
                 raise ValueError(
                     f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, "
                     f"its image {image_name} {width} x {height}; masks are never resized, correct the file"
                 )
+            if options.object_value is not None:
+                return bool(object_labels(mask, options.object_value).any())
             if mask.mode not in ("P", "L"):
                 raise ValueError(
                     f"the class mask {path} has mode {mask.mode}; it must be a palette or grey PNG of indices"
@@ -667,6 +684,7 @@ def check_mask(
     except (ImageProblem, OSError) as error:
         raise ValueError(f"cannot read the class mask {path}: {error}") from error
     check_mask_values(labels, path, num_classes)
+    return bool(((labels > 0) & (labels != IGNORE_INDEX)).any())
 
 
 def check_mask_values(labels: np.ndarray, name: str, num_classes: int) -> None:
@@ -676,7 +694,8 @@ def check_mask_values(labels: np.ndarray, name: str, num_classes: int) -> None:
     if wrong:
         raise ValueError(
             f"the class mask {name} holds the value {wrong[0]}, but there are {num_classes} classes "
-            f"(0 background, 1..{num_classes}, {IGNORE_INDEX} ignored); correct the mask or the class list"
+            f"(0 background, 1..{num_classes}, {IGNORE_INDEX} ignored); correct the mask or the class list, or, if "
+            f"the value marks the object of the only class, pass object_value={wrong[0]} (--object-value {wrong[0]})"
         )
 
 
