@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tiny_run import TINY, run_script, settings_of
 
 from lpg_hf.data.synthetic import _write_synthetic_dataset
@@ -46,6 +47,14 @@ def values(data):
 @pytest.fixture
 def settings(values, tmp_path):
     return settings_of(values | {"run.dir": str(tmp_path / "run")})
+
+
+@pytest.fixture(scope="module")
+def own_precision():
+    """Commands choose the precision by the machine; accelerate keeps that of the first run of a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture

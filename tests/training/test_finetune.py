@@ -17,6 +17,9 @@ from lpg_hf.training.finetune import finetune
 from lpg_hf.training.own_data import OwnJob
 
 
+pytestmark = pytest.mark.usefixtures("own_precision")
+
+
 @pytest.fixture(scope="module")
 def blank(tmp_path_factory) -> Path:
     """A small generator that finds nothing."""
@@ -52,23 +55,37 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize("helps", [True, False])
-def test_the_generator_that_is_better_on_the_held_out_part_is_kept(job, blank, monkeypatch, helps):
+def test_the_generator_that_is_best_on_the_held_out_part_is_kept(job, blank, monkeypatch, helps):
     start, trained = (blank, bundled()) if helps else (bundled(), blank)
     monkeypatch.setattr(module, "_train", lambda *arguments: trained)
+    monkeypatch.setattr(module, "_mixed", lambda first, last, name, folder: first if name == "before" else last)
     said = []
     result = finetune(replaced(job, model=str(start)), said.append)
-    scores = result["before"]["mean_box_iou"], result["after"]["mean_box_iou"]
-    assert (scores[1] > scores[0]) == helps and min(scores) == 0
-    assert result["kept"] == ("fine-tuned" if helps else "start")
+    scores = [result["scores"][name]["mean_box_iou"] for name in ("before", "half way", "after")]
+    assert (scores[2] > scores[0]) == helps and min(scores) == 0
+    assert result["kept"] == ("half way" if helps else "before")  # the first of equal ones
     assert result["num_images"] == 8 and result["held_out_images"] == 2
     assert same_weights(job.out, bundled())
     metrics = json.loads((job.out / "metrics.json").read_text())
     assert metrics["mean_box_iou"] == max(scores) and metrics["finetune"] == result
-    assert Image.open(job.out / "panel.png").width > 4 * 200  # boxes, truth, before, after
+    assert Image.open(job.out / "panel.png").width > 5 * 200  # boxes, truth, and three masks
     assert "panel.png" in (job.out / "README.md").read_text()
     assert str(job.out.parent) not in (job.out / "README.md").read_text()
-    assert f"| after fine-tuning | {100 * scores[1]:.1f} |" in said[-1]
+    assert f"| after fine-tuning | {100 * scores[2]:.1f} |" in said[-1]
+    assert ("did not help" in said[-1]) != helps
     assert not job.unfinished.exists()
+
+
+def test_half_way_is_the_mean_of_the_weights(blank, tmp_path):
+    model = LPGModel.from_pretrained(blank)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(2)
+    model.save_pretrained(tmp_path / "trained")
+    LPGImageProcessor.from_pretrained(blank).save_pretrained(tmp_path / "trained")
+    half = weights(module._mixed(blank, tmp_path / "trained", "half way", tmp_path))
+    for name, _ in model.named_parameters():
+        assert torch.allclose(half[name], weights(blank)[name] + 1, atol=1e-6)
 
 
 def test_few_images_are_held_out_in_turns_and_the_command_resumes(job, blank, tmp_path, monkeypatch, capsys):
@@ -113,7 +130,7 @@ def test_the_command_writes_a_generator_for_the_other_commands(data, blank, tmp_
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--out", str(tmp_path / "mine")])
     assert end.value.code == 0
-    assert "| held-out part | IoU per box | boundary IoU |" in capsys.readouterr().out
+    assert "| held-out part | IoU per box | boundary IoU | |" in capsys.readouterr().out
     masks = ["masks", str(data / "target"), "--model", str(tmp_path / "mine"), "--out", str(tmp_path / "masks")]
     with pytest.raises(SystemExit) as end:
         main(masks)
