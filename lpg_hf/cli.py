@@ -49,9 +49,6 @@ _ObjectValue = Annotated[
         help="Class masks mark the object with this value, e.g. 255: it becomes the label 1.", min=1, max=65535
     ),
 ]
-_BoxFormat = Annotated[
-    str | None, typer.Option(help="Boxes of a dataset or COCO file: xywh, xyxy, cxcywh, yolo or voc. Default: xywh.")
-]
 _SkipAmbiguous = Annotated[
     bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, in place of an error.")
 ]
@@ -112,7 +109,6 @@ _READ_FLAGS: dict[str, tuple[Any, Any]] = {
     "zero_based": (_ZeroBased, False),
     "object_value": (_ObjectValue, None),
     "skip_ambiguous": (_SkipAmbiguous, False),
-    "box_format": (_BoxFormat, None),
 }
 
 
@@ -275,6 +271,91 @@ def _finetune(
 
     options = _read_options(split, read_flags, max_pixels, size_mismatch, masks=True)
     finetune(OwnJob(annotations, out, images, format, options, model, steps, seed), typer.echo)
+
+
+@app.command("train")
+def _train(
+    annotations: _Source,
+    out: Annotated[Path, typer.Option(help="New folder of the segmenter; the same command resumes.")],
+    images: _Images = None,
+    segmenter: Annotated[
+        str,
+        typer.Option(
+            help="small (random weights, any machine), largefov, deeplab-v2, or a Hub id, folder or config.json."
+        ),
+    ] = "small",
+    weights: Annotated[str | None, typer.Option(help="ImageNet weights of largefov or deeplab-v2.")] = None,
+    model: Annotated[str, typer.Option(help="LPG stage that makes the masks: Hub id or folder.")] = "lpg-small",
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of 8 images; default: by the number of images.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the held-out images and of the training.", min=0)] = 0,
+    format: _AnyFormat = "auto",
+    split: _Split = None,
+    zero_based: _ZeroBased = False,
+    size_mismatch: _SizeMismatch = "skip",
+    max_pixels: _MaxPixels = None,
+) -> None:
+    """Train a segmenter on boxes: masks by an LPG, and the segmenter on these masks.
+
+    Where ANNOTATIONS has true masks too, they are not trained on: the segmenter is measured on those of a part that is
+    held out. The folder loads with `AutoModelForSemanticSegmentation`; `lpg-hf segment` uses it.
+
+    Example: `lpg-hf train boxes.json --images photos --segmenter nvidia/mit-b0 --out my-segmenter`
+    """
+    from lpg_hf.training.own_data import OwnJob
+    from lpg_hf.training.train_on_boxes import train_on_boxes
+
+    options = _read_options(split, zero_based, max_pixels, size_mismatch, masks=True)
+    job = OwnJob(annotations, out, images, format, options, model, steps, seed)
+    train_on_boxes(job, segmenter, weights, typer.echo)
+
+
+@app.command("segment")
+def _segment(
+    model: Annotated[str, typer.Argument(help="Segmenter: folder or Hub id.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images; with --split: annotations of any format.")],
+    out: Annotated[Path, typer.Option(help="Folder for the label maps; an interrupted run resumes there.")],
+    split: _Split = None,
+    scales: Annotated[
+        str, typer.Option(help="Sizes of each image to average over, such as 0.5,0.75,1,1.25,1.5.")
+    ] = "1",
+    crf: Annotated[bool, typer.Option("--crf", help="Refine with a dense CRF. Needs the extra `crf`.")] = False,
+    truth: Annotated[Path | None, typer.Option(help="Folder of true label maps: also print the mIoU.")] = None,
+    device: _Device = None,
+    dtype: _Dtype = "auto",
+    max_pixels: _MaxPixels = None,
+    json_file: _JsonFile = None,
+) -> None:
+    """Predict label maps with a trained segmenter: OUT/masks/NAME.png, and the classes in OUT/classes.txt.
+
+    Exit status: 0 success; 1 some images cannot be used, and the others are done.
+
+    Example: `lpg-hf segment my-segmenter VOC2012 --split val --crf --out predicted --truth VOC2012/SegmentationClass`
+    """
+    from lpg_hf.evaluation.evaluate import evaluate
+    from lpg_hf.files import write_json
+    from lpg_hf.images import MAX_PIXELS
+    from lpg_hf.training.segment import SegmentJob, segment
+
+    numbers = tuple(_number(text) for text in scales.split(","))
+    bad = segment(SegmentJob(model, images, out, split, numbers, crf, device, dtype, max_pixels or MAX_PIXELS))
+    for line in bad:
+        typer.echo(f"skipped: {line}")
+    typer.echo(f"written to {out}")
+    if truth is not None:
+        result = evaluate(out / "masks", truth, classes=out / "classes.txt")
+        typer.echo(result.text())
+        if json_file is not None:
+            write_json(json_file, result.as_dict())
+    raise typer.Exit(1 if bad else 0)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"scales={text!r} is not a number. Pass numbers with commas, such as 0.5,1,1.5.") from None
 
 
 @app.command("check")

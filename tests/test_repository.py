@@ -83,6 +83,12 @@ def test_no_file_names_data_beside_the_repository():
     assert not naming
 
 
+def anchors(page: Path) -> set[str]:
+    """The links to the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_pages_lead_to_committed_files():
     tracked = set(tracked_files())
     folders = {str(parent) for name in tracked for parent in Path(name).parents}
@@ -94,6 +100,9 @@ def test_links_between_pages_lead_to_committed_files():
                 continue
             path = (ROOT / page).parent / target.partition("#")[0]
             relative = str(path.resolve().relative_to(ROOT)) if path.resolve().is_relative_to(ROOT) else None
+            anchor = target.partition("#")[2]
             if relative not in tracked and relative not in folders:
+                broken.append(f"{page}: {target}")
+            elif anchor and relative.endswith(".md") and anchor not in anchors(ROOT / relative):
                 broken.append(f"{page}: {target}")
     assert not broken

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datasets import Dataset
 
 from lpg_hf.data.load import class_names
+from lpg_hf.generators.bundle import named_stage
 from lpg_hf.training.config import Settings
 from lpg_hf.training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
 from lpg_hf.training.labels import Labels, SemiLabels, box_labels, true_labels
@@ -78,9 +79,15 @@ def run_deploy(settings: Settings) -> dict:
 
 
 def _stage_source(settings: Settings, number: int) -> tuple[str, str | None]:
-    """Folder of a round's LPG in a run, or its id and revision on the Hub: ORG/PREFIX-stageK."""
+    """Folder of a round's LPG in a run, or its id and revision on the Hub: ORG/PREFIX-stageK.
+
+    A bundled generator, or the folder of a single one, is that of every round.
+    """
     run = settings.run
     stages, number = run.stages or run.dir, run.fixed_stage or number
+    single = Path(named_stage(stages)).expanduser()
+    if (single / "config.json").is_file():
+        return str(single), None
     folder = Path(stages).expanduser() / "aux" / f"stage{number}" / "lpg"
     if folder.is_dir():
         return str(folder), None
@@ -88,7 +95,7 @@ def _stage_source(settings: Settings, number: int) -> tuple[str, str | None]:
     if run.stages is None or Path(stages).expanduser().exists() or prefix.count("/") != 1:
         raise FileNotFoundError(
             f"There is no LPG of stage {number} in {folder}. Run training/em.py with the same run.dir first, or give "
-            "--run.stages a run folder or a Hub prefix like org/lpg."
+            "--run.stages a run folder, lpg-small, or a Hub prefix like org/lpg."
         )
     return f"{prefix}-stage{number}", revision or None
 

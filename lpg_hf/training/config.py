@@ -54,7 +54,8 @@ class RunSettings:
     log_every: int = 50  # steps per line of log.jsonl
     log_with: str | None = None  # a tracker of accelerate: tensorboard, trackio, ...
     overlap_rule: str = "rate"  # of pseudo masks (Eq. (7)): rate (Sec. III-D), first, prob or smallest_box
-    # the LPG stages of deploy.py: a run folder, or a Hub prefix org/name, also org/name@revision; None: this run's own
+    # the LPG stages of deploy.py: a run folder, or a Hub prefix org/name, also org/name@revision; lpg-small, or the
+    # folder of one LPG, is that of every round; None: this run's own
     stages: str | None = None
     fixed_stage: int | None = None  # the LPG of this stage in every round (Table II); None: each round its own
     mode: str = "weak"  # weak; semi: images of semi_split keep their ground truth; full: all do
@@ -93,7 +94,6 @@ class DataSettings:
     classes: str | tuple[str, ...] | None = None  # None: all
     zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
     object_value: int | None = None  # value of VOC class masks that marks the object of the only class, e.g. 255
-    box_format: str | None = None  # of a dataset or COCO file: xywh (where it is null), xyxy, cxcywh, yolo or voc
     skip_ambiguous: bool = False  # COCO: leave out all images that share an id, in place of an error
     allow_missing: bool = False  # skip images, masks or annotation files that do not exist
     size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
@@ -111,7 +111,6 @@ class DataSettings:
             zero_based=self.zero_based,
             object_value=self.object_value,
             skip_ambiguous=self.skip_ambiguous,
-            box_format=self.box_format,
             allow_missing=self.allow_missing,
             size_mismatch=self.size_mismatch,
         )

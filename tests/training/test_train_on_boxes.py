@@ -1,0 +1,124 @@
+"""`lpg-hf train` and `lpg-hf segment`: from boxes to a segmenter that transformers loads, and to its label maps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import run_script
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
+from lpg_hf.cli import main
+from lpg_hf.data.convert import convert_labels
+from lpg_hf.generators.class_probs import SegmenterProbs
+from lpg_hf.images import read_rgb
+from lpg_hf.label_maps import read_label_map
+from lpg_hf.training.own_data import OwnJob
+from lpg_hf.training.segment import SegmentJob, class_probabilities, segment
+from lpg_hf.training.train_on_boxes import train_on_boxes
+
+
+pytestmark = pytest.mark.usefixtures("own_precision")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> tuple[Path, dict]:
+    """A segmenter of a few steps on the boxes of ten images, and what the command said of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    job = OwnJob(str(data / "target"), folder / "segmenter", steps=2)
+    return job.out, train_on_boxes(job)
+
+
+def test_the_segmenter_loads_in_transformers_and_knows_its_numbers(trained, data):
+    folder, result = trained
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    AutoImageProcessor.from_pretrained(folder)
+    names = (data / "target" / "classes.txt").read_text().split()
+    assert list(model.config.id2label.values()) == ["background", *names]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["training"] == result and metrics["segmenter_miou"] == result["segmenter_miou"]
+    assert result["num_images"] == 8 and result["held_out_images"] == 2
+    assert result["pseudo_mask_miou"] > 0.3  # filled boxes have less
+    assert not folder.with_name("segmenter.unfinished").exists()
+
+
+def test_the_true_masks_change_nothing_but_the_numbers(data, trained, tmp_path):
+    """Without masks there is no held-out part; the masks that a segmenter learns are the same for an image."""
+    convert_labels(data / "target", tmp_path / "boxes.json", "coco", images=data / "target" / "JPEGImages")
+    content = json.loads((tmp_path / "boxes.json").read_text())
+    for item in content["annotations"]:
+        item.pop("segmentation", None)
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    job = OwnJob(str(tmp_path / "boxes.json"), tmp_path / "out", data / "target" / "JPEGImages", steps=2)
+    said = []
+    result = train_on_boxes(job, log=said.append)
+    assert result["num_images"] == 10 and result["held_out_images"] == 0 and "segmenter_miou" not in result
+    assert "fewer than 10 have true masks to measure on" in said[-1]
+    assert train_on_boxes(job) == result
+
+
+def test_generators_with_class_probability_and_data_without_boxes_are_refused(data, tmp_path):
+    LPGModel(LPGConfig(embedding_size=16, hidden_sizes=[16, 16], depths=[1, 1])).save_pretrained(tmp_path / "lpg")
+    LPGImageProcessor().save_pretrained(tmp_path / "lpg")
+    with pytest.raises(ValueError, match="class probability"):
+        train_on_boxes(OwnJob(str(data / "target"), tmp_path / "out", model=str(tmp_path / "lpg")))
+    content = json.loads((data / "aux" / "annotations.json").read_text())
+    (tmp_path / "none.json").write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(ValueError, match="no box to train on"):
+        train_on_boxes(OwnJob(str(tmp_path / "none.json"), tmp_path / "none", data / "aux" / "images"))
+
+
+def test_segment_writes_the_argmax_and_resumes(trained, data, tmp_path, capsys):
+    images = data / "target" / "JPEGImages"
+    arguments = ["segment", str(trained[0]), str(data / "target"), "--split", "val", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--truth", str(data / "target" / "SegmentationClass"), "--json", str(tmp_path / "s.json")])
+    assert end.value.code == 0 and "mIoU" in capsys.readouterr().out
+    written = sorted((tmp_path / "out" / "masks").glob("*.png"))
+    assert [path.stem for path in written] == [f"val_{n:06d}" for n in (1, 2, 3, 4)]
+    assert json.loads((tmp_path / "s.json").read_text())["num_scored"] == 4
+    segmenter = SegmenterProbs.from_pretrained(trained[0])
+    model, processor = segmenter.model, AutoImageProcessor.from_pretrained(trained[0])
+    image = read_rgb(images / "val_000001.jpg")
+    inputs = processor(image, return_tensors="pt")
+    (expected,) = processor.post_process_semantic_segmentation(model(**inputs), target_sizes=[image.shape[:2]])
+    agreeing = (read_label_map(written[0]) == expected.numpy()).mean()
+    assert agreeing > 0.95 and Image.open(written[0]).mode == "P"
+    written[1].unlink()
+    kept = written[0].stat().st_mtime_ns
+    assert segment(SegmentJob(str(trained[0]), data / "target", tmp_path / "out", "val")) == []
+    assert written[1].is_file() and written[0].stat().st_mtime_ns == kept
+    with pytest.raises(ValueError, match="written with another model"):
+        segment(SegmentJob(str(trained[0]), data / "target", tmp_path / "out", "val", scales=(1.0, 1.5)))
+
+
+def test_scales_are_averaged(trained):
+    segmenter = SegmenterProbs.from_pretrained(trained[0])
+    image = np.random.default_rng(0).integers(0, 255, (48, 70, 3), dtype=np.uint8)
+    each = [class_probabilities(segmenter, image, (scale,)) for scale in (0.5, 1.0, 1.5)]
+    together = class_probabilities(segmenter, image, (0.5, 1.0, 1.5))
+    assert together.shape == (5, 48, 70) and not np.allclose(each[0], each[1])
+    assert np.allclose(together, sum(each) / 3, atol=1e-6) and np.allclose(together.sum(axis=0), 1, atol=1e-5)
+
+
+def test_images_that_cannot_be_used_are_named(trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "images" / "good.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"no image")
+    bad = segment(SegmentJob(str(trained[0]), tmp_path / "images", tmp_path / "out"))
+    assert len(bad) == 1 and bad[0].startswith("bad.png")
+    assert (tmp_path / "out" / "masks" / "good.png").is_file()
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0)])
+def test_scales_are_positive(scales):
+    with pytest.raises(ValueError, match="positive numbers"):
+        SegmentJob("model", Path("images"), Path("out"), scales=scales)
+
+
+def test_deploy_takes_a_bundled_generator_in_every_round(values, tmp_path):
+    changes = {"run.stages": "lpg-small", "run.num_stages": 1, "segmenter.steps": 2, "run.mixed_precision": "auto"}
+    run_script("deploy.py", values | changes, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "target" / "stage1" / "pseudo_masks").glob("*.png"))) == 6
