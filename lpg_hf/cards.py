@@ -181,14 +181,17 @@ def read_json(path: Path) -> dict:
     """Content of a JSON file, {} if there is no such file.
 
     Raises:
-        ValueError: the file is not JSON.
+        ValueError: the file is not JSON, or holds something else than an object.
     """
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Save the stage again.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object. Save the stage again.")
+    return content
 
 
 def _target_results(kind: str, metrics: dict) -> list[tuple[str, float]]:

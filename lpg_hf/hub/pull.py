@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,18 @@ def fetch_stage(
         raise ValueError(
             f"{source} holds a {model_type!r} model, not {wanted}. Give the folder or Hub id of {wanted}."
         )
+    _check_shards(folder)
     return folder
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse weights in several files whose index names a file elsewhere, which a loader would open."""
+    for index in folder.glob("*.index.json"):
+        shards = read_json(index).get("weight_map")
+        names = shards.values() if isinstance(shards, dict) else [shards]
+        for name in names:
+            if not isinstance(name, str) or not name or re.search(r"[/\\:\0]", name) or name == "..":
+                raise ValueError(f"{index}: {name!r} is not the name of a file beside it. Save the stage again.")
 
 
 def pull_run(
@@ -113,9 +125,8 @@ def pull_run(
                 ) from error
             fetch_stage(snapshot, kind=kind)
             metrics = read_json(snapshot / "metrics.json")
-            expected = (metrics.get("settings") or {}).get("run", {}).get("num_stages", expected)
-            part = "aux" if kind == "lpg" else metrics.get("part", "target")
-            folder = out / part / f"stage{number}" / kind
+            expected = _num_stages(metrics, expected)
+            folder = out / _part(kind, metrics, repo_id) / f"stage{number}" / kind
             _copy_complete(snapshot, folder)
             log(f"{repo_id} {snapshot.name[:7]} -> {folder}")
             folders.append(folder)
@@ -126,6 +137,25 @@ def pull_run(
             "your token may not see them."
         )
     return folders
+
+
+def _num_stages(metrics: dict, known: int | None) -> int | None:
+    """The stages of the run as a stage's metrics state them; else what is known."""
+    settings = metrics.get("settings")
+    run = settings.get("run") if isinstance(settings, dict) else None
+    stated = run.get("num_stages") if isinstance(run, dict) else None
+    return stated if type(stated) is int else known
+
+
+def _part(kind: str, metrics: dict, repo_id: str) -> str:
+    """The part of the run folder that a stage belongs to: a folder's name, so nothing but the two known ones."""
+    part = "aux" if kind == "lpg" else metrics.get("part", "target")
+    if part not in ("aux", "target"):
+        raise ValueError(
+            f"{repo_id}: metrics.json states the part {part!r}, but a segmenter belongs to 'aux' or 'target'. "
+            "Ask its owner to push the run again."
+        )
+    return part
 
 
 def _why(error: Exception, repo_id: str, revision: str | None) -> str:

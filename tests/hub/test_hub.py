@@ -226,6 +226,33 @@ def test_weights_of_other_frameworks_stay_on_the_hub(hub: HubServer, run: Path, 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("part", ["../../x", "/tmp", "aux/..", "", None, 3, ["target"]])
+def test_no_value_of_a_pulled_file_is_a_path(hub: HubServer, run: Path, tmp_path: Path, part: object):
+    push_run(run, "org", api=client(hub))
+    metrics = json.loads(hub.files(REPOS[1])["metrics.json"]) | {"part": part, "settings": {"run": ["x"]}}
+    client(hub).upload_file(
+        path_or_fileobj=json.dumps(metrics).encode(), path_in_repo="metrics.json", repo_id=REPOS[1]
+    )
+    with pytest.raises(ValueError, match="segmenter-stage0: metrics.json states the part .* 'aux' or 'target'"):
+        pull_run("org/lpg", tmp_path / "deep" / "out", api=client(hub))
+    assert {path.name for path in tmp_path.iterdir()} <= {"deep", "cache"}
+    assert not list((tmp_path / "deep").rglob("segmenter"))
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", 3, None])
+def test_a_weight_index_names_only_files_beside_it(run: Path, tmp_path: Path, shard: object):
+    folder = tmp_path / "stage"
+    shutil.copytree(run / "aux/stage1/lpg", folder)
+    assert fetch_stage(folder) == folder
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(ValueError, match="is not the name of a file beside it"):
+        fetch_stage(folder)
+    for text in ("[]", '{"weight_map": []}', "[" * 100_000):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match="model.safetensors.index.json"):
+            fetch_stage(folder)
+
+
 def test_an_unfinished_push_is_pulled_as_far_as_it_goes_and_said_to_be_unfinished(hub: HubServer, tmp_path: Path):
     push_run(write_small_run(tmp_path / "run"), "org", api=client(hub))
     del hub.repos["model", "org/lpg-segmenter-stage2"]
