@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
+from lpg_hf.files import check_replaceable
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.modeling_lpg import LPGModel
@@ -83,6 +84,7 @@ def export_onnx(
     out = Path(out)
     if out.suffix != ".onnx":
         raise ValueError(f"{out} has the type {out.suffix!r}; an ONNX file ends in .onnx.")
+    check_replaceable(out)
     if opset not in OPSETS:
         raise ValueError(f"opset={opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}.")
     title = type(model).__name__ if isinstance(model, PreTrainedModel) else str(model)
@@ -105,14 +107,15 @@ def export_onnx(
 
 def _load(source: str | os.PathLike) -> PreTrainedModel:
     folder = fetch_stage(named_stage(source))
-    config = AutoConfig.from_pretrained(folder)
+    with reading_weights(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type == "lpg":
         with reading_weights(folder):
             return LPGModel.from_pretrained(folder)
     if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
         raise ValueError(f"{source} holds a {config.model_type!r} model: neither an LPG nor a semantic segmenter.")
     with reading_weights(folder):
-        return AutoModelForSemanticSegmentation.from_pretrained(folder)
+        return AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=False)
 
 
 def _inputs(names: Sequence[str], batch: int, height: int, width: int, num_channels: int) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,28 @@ def unicode_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Refuse an output that would be renamed over something else than a regular file.
+
+    Raises:
+        ValueError: there is a folder, a device, a pipe or a socket.
+    """
+    path = Path(fs_path(path))
+    if path.exists() and (not path.is_file() or _is_stream(path)):
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"{path} is {what}, which no file may replace. Choose another name.")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether writing means sending: a terminal, /dev/null, a pipe, and the file that /dev/stdout leads to."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    is_standard = path.is_symlink() and os.path.realpath(path.parent).split(os.sep)[1] in ("dev", "proc")
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or (is_standard and stat.S_ISREG(mode))
+
+
 def write_atomically(path: str | os.PathLike, content: bytes, scratch: str | os.PathLike | None = None) -> None:
     """Write a file that is complete or absent at every moment; folders are created.
 
@@ -45,8 +68,22 @@ def write_atomically(path: str | os.PathLike, content: bytes, scratch: str | os.
 
 @contextmanager
 def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = None) -> Iterator[BinaryIO]:
-    """A binary file to write to; it gets its name when the block ends without an error; see `write_atomically`."""
+    """A binary file to write to; it gets its name when the block ends without an error; see `write_atomically`.
+
+    A terminal, /dev/stdout, /dev/null or a pipe receives the bytes.
+
+    Raises:
+        ValueError: the name is that of a folder, a disk or a socket.
+    """
     path = Path(fs_path(path))
+    if _is_stream(path):
+        # Without O_NONBLOCK, a pipe that nobody reads would wait for ever.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0))
+        os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        return
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".unfinished.", dir=scratch or path.parent)
     try:
@@ -87,13 +124,36 @@ def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Itera
                 yield unicode_name(relative).replace(os.sep, "/")
 
 
+def read_bytes(path: str | os.PathLike, size: int = -1) -> bytes:
+    """The content of a file, or its first `size` bytes.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is a pipe or a device, which might never end.
+    """
+    # Opening a pipe that nobody writes to would wait for ever; a regular file knows no O_NONBLOCK.
+    descriptor = os.open(fs_path(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{path} is a pipe or a device, not a file")
+        return file.read(size)
+
+
+def read_head(path: str | os.PathLike, size: int = 100_000) -> str:
+    """The first bytes of a file as text, whatever they are, to tell what it is; "" if it cannot be read."""
+    try:
+        return read_bytes(path, size).decode("utf-8-sig", "replace")
+    except (OSError, ValueError):
+        return ""
+
+
 def read_text(path: str | os.PathLike) -> str:
     """A text file: UTF-8, or UTF-16 with its mark.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or no file.
     """
-    data = Path(fs_path(path)).read_bytes()
+    data = read_bytes(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)

@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
 EXIF_ORIENTATION = 0x0112
 PNG_START = b"\x89PNG\r\n\x1a\n"
+# Pillow's names of what is opened, by content. Its other formats are rare, and one starts a program (PostScript).
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 FORMATS_WITH_AN_END = ("JPEG", "MPO", "PNG", "WEBP")  # Pillow's names
 
 # What an image can be read from.
@@ -72,11 +74,13 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
     if isinstance(source, (str, os.PathLike)):
         source = fs_path(source)
     try:
+        if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
+            raise OSError("it is not a file")
         with _without_pixel_limit():
-            image = Image.open(source)
+            image = Image.open(source, formats=FORMATS)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is not an image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+        reason = "it is not an image of a known format" if unknown else getattr(error, "strerror", None) or str(error)
         is_cut_file = isinstance(source, str) and os.path.isfile(source) and _ends_early(source)
         if is_cut_file or "truncated" in reason.lower():
             raise ImageProblem("truncated_image", f"the image {name} is cut off: {reason}") from error

@@ -1,8 +1,17 @@
 """Paths and atomic files."""
 
 import json
+import os
+import socket
+import stat
+import subprocess
+import sys
 
-from lpg_hf.files import json_text, unicode_path
+import pytest
+
+from lpg_hf.data.formats.json_files import read_json
+from lpg_hf.files import json_text, read_bytes, read_head, read_text, unicode_path, write_json
+from lpg_hf.images import open_image
 
 
 def test_json_is_readable_and_holds_names_that_are_no_unicode():
@@ -14,3 +23,49 @@ def test_json_is_readable_and_holds_names_that_are_no_unicode():
 def test_paths_have_forward_slashes_whatever_the_system_says(monkeypatch):
     monkeypatch.setattr("os.sep", "\\")
     assert unicode_path("/data\\images") == "/data/images"
+
+
+def test_a_stream_receives_the_bytes_and_is_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"a": 1})
+    assert os.read(reader, 100) == b'{\n  "a": 1\n}\n' and stat.S_ISFIFO(pipe.stat().st_mode)
+    os.close(reader)
+    with pytest.raises(OSError):  # nobody reads
+        write_json(pipe, {})
+    (tmp_path / "null").symlink_to(os.devnull)
+    write_json(tmp_path / "null", {})
+    write_json(os.devnull, {})
+    assert (tmp_path / "null").is_symlink() and stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
+
+
+def test_standard_output_in_a_file_is_appended_to(tmp_path):
+    code = "from lpg_hf.files import write_json\nprint('first', flush=True)\nwrite_json('/dev/stdout', [1])"
+    with open(tmp_path / "out.txt", "w") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert (tmp_path / "out.txt").read_text() == "first\n[\n  1\n]\n"
+
+
+def test_no_file_takes_the_name_of_a_folder_or_a_socket(tmp_path):
+    server = socket.socket(socket.AF_UNIX)
+    (tmp_path / "folder").mkdir()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        server.bind(f"/proc/self/fd/{folder}/socket")  # a socket's path may not be long
+        for name in ("folder", "socket"):
+            with pytest.raises(ValueError, match=f"{name} is a .*which no file may replace. Choose another name"):
+                write_json(tmp_path / name, {})
+    finally:
+        server.close()
+        os.close(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "socket"]
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_text, read_json, lambda path: open_image(path, "a")])
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises((ValueError, OSError), match="not a file"):
+        read(tmp_path / "a.json")
+    assert read_head(tmp_path / "a.json") == ""

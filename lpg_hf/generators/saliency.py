@@ -10,13 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.files import fs_path
+from lpg_hf.files import read_bytes
 from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
 
 
@@ -63,7 +62,7 @@ class SaliencyGenerator(MaskGenerator):
             raise ImportError(
                 f"the generator saliency needs {error.name}, which is not installed: pip install 'lpg_hf[onnx]'."
             ) from None
-        content = Path(fs_path(file)).read_bytes()
+        content = read_bytes(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = _num_threads()
         try:

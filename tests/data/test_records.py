@@ -9,7 +9,7 @@ from PIL import Image
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import image_geometry
 from lpg_hf.data.report import MAX_PLACES, PROBLEMS, Report
-from lpg_hf.images import _exif_orientation, image_size
+from lpg_hf.images import ImageProblem, _exif_orientation, image_size, read_rgb
 
 
 def check(path, **options):
@@ -25,6 +25,18 @@ def test_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
     Image.new("RGB", (60, 40)).save(tmp_path / f"a.{suffix}", exif=exif)
     size = image_size(str(tmp_path / f"a.{suffix}"), "a")
     assert size == ((60, 40) if orientation >= 5 else (40, 60))
+
+
+@pytest.mark.parametrize(
+    "data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"P7 332\n9 9\n"]
+)
+def test_the_content_of_an_image_is_of_a_listed_format(tmp_path, data):
+    """Pillow hands PostScript to another program."""
+    (tmp_path / "a.jpg").write_bytes(data)
+    frame, report = check(tmp_path / "a.jpg")
+    assert frame is None and report.counts == {"unreadable_image": 1}
+    with pytest.raises(ImageProblem, match="not an image of a known format"):
+        read_rgb(tmp_path / "a.jpg")
 
 
 def test_cut_images_are_named_by_the_check(tmp_path):

@@ -15,7 +15,7 @@ from lpg_hf.data.formats.image_finder import ImageFinder, StatedImage, num_found
 from lpg_hf.data.formats.json_files import json_sample
 from lpg_hf.data.formats.tool_image import is_of_split, names_of_split
 from lpg_hf.data.records import finite_numbers
-from lpg_hf.files import fs_path, unicode_name, unicode_path, walk_files
+from lpg_hf.files import fs_path, read_head, unicode_name, unicode_path, walk_files
 
 
 _ROBOFLOW_FILE = "_annotations.coco.json"
@@ -44,11 +44,7 @@ def _is_coco(path: str) -> bool:
         return isinstance(images, list) and isinstance(annotations, list) and not is_other
     if content is not None:
         return False
-    try:
-        with open(fs_path(path), encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(_HEAD)
-    except OSError:
-        return False
+    head = read_head(path, _HEAD)
     found = {key for key in ("images", "annotations", "categories") if re.search(rf'"{key}"\s*:\s*\[', head)}
     return head.lstrip()[:1] == "{" and bool(found) and not re.search(r'"(caption|segments_info)"\s*:', head)
 

@@ -29,7 +29,7 @@ from lpg_hf.data.formats.tool_image import (
     places_of_images,
 )
 from lpg_hf.data.records import stated_size
-from lpg_hf.files import fs_path, read_text, walk_files
+from lpg_hf.files import fs_path, read_head, read_text, walk_files
 
 
 _SUFFIXES = (".csv", ".tsv")
@@ -94,11 +94,7 @@ def looks_like(path: str) -> bool:
     """Whether the first line of a file names the columns of images and boxes, or is a line of RetinaNet."""
     if not path.lower().endswith(_SUFFIXES):
         return False
-    try:
-        with open(fs_path(path), encoding="utf-8-sig", errors="replace", newline="") as file:
-            return _columns(file.readline(10_000).strip()) is not None
-    except OSError:
-        return False
+    return _columns(read_head(path, 10_000).partition("\n")[0].strip()) is not None
 
 
 def read(path: str, split: str | None = None) -> ToolFile:

@@ -33,18 +33,14 @@ from lpg_hf.data.formats.tool_image import (
     window_rle,
 )
 from lpg_hf.data.records import stated_size
-from lpg_hf.files import fs_path
+from lpg_hf.files import read_head
 
 
 def looks_like(path: str) -> bool:
     """Whether the top element of an xml file is `<annotations>` and it lists images."""
     if not path.lower().endswith(".xml"):
         return False
-    try:
-        with open(fs_path(path), encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(100_000)
-    except OSError:
-        return False
+    head = read_head(path)
     return "<annotations" in head and ("<image " in head or "<version>1.1" in head) and "<track " not in head
 
 

@@ -19,7 +19,7 @@ from lpg_hf.data.formats.tool_image import (
     names_of_split,
     read_label_files,
 )
-from lpg_hf.files import fs_path, read_text, walk_files
+from lpg_hf.files import fs_path, read_head, read_text, walk_files
 
 
 _HEADERS = ("imagesource", "gsd", "acquisition dates")
@@ -39,12 +39,7 @@ def looks_like(path: str) -> bool:
 
 
 def _has_lines(path: str) -> bool:
-    try:
-        with open(fs_path(path), encoding="utf-8", errors="replace") as file:
-            lines = [file.readline(2000) for _ in range(4)]
-    except OSError:
-        return False
-    return any(_is_line(line) for line in lines)
+    return any(_is_line(line) for line in read_head(path, 8000).split("\n")[:4])
 
 
 def _label_folder(path: str, split: str | None) -> str | None:

@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from lpg_hf.files import fs_path
+from lpg_hf.files import fs_path, read_bytes, read_head
 
 
 # A json file up to this size is read whole to tell what it is; of a larger one only the head.
@@ -34,7 +33,7 @@ def read_json(
         ValueError: empty, not valid or not complete (with the byte position), or not an object.
     """
     try:
-        data = Path(fs_path(path)).read_bytes()
+        data = read_bytes(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"annotation file not found: {path}") from error
     if not data.strip():
@@ -96,10 +95,9 @@ def _json_sample(path: str, size: int, time: int) -> dict | list | None:
     try:
         if size <= _LARGEST_SAMPLE:
             return json_content(path)
-        with open(fs_path(path), encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(_LARGEST_SAMPLE).lstrip()
     except (OSError, ValueError):
         return None
+    head = read_head(path, _LARGEST_SAMPLE).lstrip()
     if head[:1] == "[":
         return _first_items(head[1:])
     for key, others in (("shapes", ("imagePath",)), ("frames", ())):

@@ -17,7 +17,7 @@ from lpg_hf.data.formats.tool_image import (
     names_of_split,
     read_label_files,
 )
-from lpg_hf.files import fs_path, read_text, walk_files
+from lpg_hf.files import fs_path, read_head, read_text, walk_files
 
 
 _LABEL_FOLDERS = ("label_2", "label_02")
@@ -38,11 +38,7 @@ def looks_like(path: str) -> bool:
 
 
 def _has_lines(path: str) -> bool:
-    try:
-        with open(fs_path(path), encoding="utf-8", errors="replace") as file:
-            return _is_line(file.readline(2000))
-    except OSError:
-        return False
+    return _is_line(read_head(path, 2000).partition("\n")[0])
 
 
 def _label_folder(path: str, split: str | None) -> str | None:

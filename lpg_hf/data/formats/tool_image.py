@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +17,7 @@ from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
 from pycocotools import mask as coco_mask
 
-from lpg_hf.files import fs_path, walk_files
+from lpg_hf.files import fs_path, read_bytes, walk_files
 
 
 # Pixels of an image with a mask: its file states the size, and nothing that a file states must be allocated unseen.
@@ -191,7 +190,7 @@ def parse_xml(path: str) -> ElementTree.Element:
     Raises:
         ValueError: not xml, not complete, or with entities.
     """
-    data = Path(fs_path(path)).read_bytes()
+    data = read_bytes(path)
     try:
         root = SafeElementTree.parse(BytesIO(data)).getroot()
     except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError) as error:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from lpg_hf.data.formats.json_files import json_sample
-from lpg_hf.files import fs_path, walk_files
+from lpg_hf.files import fs_path, read_head, walk_files
 
 
 _EXPORT = "export the boxes as COCO, VOC or YOLO"
@@ -84,14 +84,6 @@ def describe(path: str) -> str | None:
         content = json_sample(path)
         found = next(((what, remedy) for what, fits, remedy in _JSON if fits(content)), None)
     else:
-        head = _head(path)
+        head = read_head(path)
         found = next(((what, remedy) for what, texts, remedy in _TEXTS if all(t in head for t in texts)), None)
     return f"{name} is {found[0]}: {found[1]}" if found else None
-
-
-def _head(path: str) -> str:
-    try:
-        with open(fs_path(path), encoding="utf-8-sig", errors="replace") as file:
-            return file.read(100_000)
-    except OSError:
-        return ""

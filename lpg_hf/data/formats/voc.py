@@ -39,7 +39,16 @@ from lpg_hf.data.records import (
     stated_size,
 )
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
-from lpg_hf.files import fs_path, read_text, relative_name, resolve_inside, unicode_name, unicode_path, walk_files
+from lpg_hf.files import (
+    fs_path,
+    read_bytes,
+    read_text,
+    relative_name,
+    resolve_inside,
+    unicode_name,
+    unicode_path,
+    walk_files,
+)
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, open_image
 from lpg_hf.label_maps import check_lossless, object_labels
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
@@ -261,7 +270,7 @@ def parse_xml(path: str) -> _VocAnnotation:
     Raises:
         ValueError: not xml, not complete, with entities, or no `<annotation>`.
     """
-    data = Path(fs_path(path)).read_bytes()
+    data = read_bytes(path)
     try:
         root = SafeElementTree.fromstring(data)
     except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError) as error:

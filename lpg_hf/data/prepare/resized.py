@@ -34,7 +34,7 @@ def write_smaller_jpeg(path: Path, data: bytes, long_side: int | None) -> None:
     Raises:
         OSError: the image cannot be decoded.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         height, width = _smaller_size(image.height, image.width, long_side)
         if (width, height) != image.size:
             buffer = io.BytesIO()

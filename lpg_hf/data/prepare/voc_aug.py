@@ -170,7 +170,7 @@ def _drop_incomplete(progress: Progress, lists: dict[str, list[str]]) -> None:
 
 def _voc_mask(data: bytes) -> np.ndarray:
     """A class mask of VOC, a palette PNG -> (H, W) uint8, 255 ignored."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"a class mask of mode {image.mode}")
         return np.array(image, dtype=np.uint8)
