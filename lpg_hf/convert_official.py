@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Pre
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf.cards import write_card
+from lpg_hf.files import check_replaceable
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
@@ -143,17 +144,20 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
     folder, out = Path(folder), Path(out)
     if out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"{out} has the type {out.suffix!r}; use .pth or .safetensors.")
+    check_replaceable(out)
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} holds no {name}: give the folder of a saved model with its image processor."
             )
-    config = AutoConfig.from_pretrained(folder)
+    with reading_weights(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     kinds = [kind for kind, model_class in MODELS.items() if model_class.config_class is type(config)]
     if not kinds:
         raise ValueError(f"{folder} holds a {config.model_type!r} model; the official code knows {', '.join(MODELS)}.")
     kind = kinds[0]
-    _check_official_behaviour(config, AutoImageProcessor.from_pretrained(folder), kind, folder)
+    _check_official_behaviour(config, processor, kind, folder)
 
     with reading_weights(folder):
         model = MODELS[kind].from_pretrained(folder, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Errors of unreadable weight files, in one line. Loaders execute nothing that a file holds."""
+"""Errors of saved models that cannot be loaded, in one line. Loaders execute nothing that a file holds."""
 
 import errno
 import os
@@ -13,23 +13,42 @@ from safetensors import SafetensorError
 
 @contextmanager
 def reading_weights(folder: str | os.PathLike) -> Iterator[None]:
-    """Around `from_pretrained`: damaged weights, and a pickle of more than tensors, raise an error with the remedy.
+    """Around `from_pretrained(..., trust_remote_code=False)`: what the files hold that cannot be loaded is an error.
 
     Args:
         folder: folder or Hub id, for the message.
 
     Raises:
-        ValueError: the weights cannot be read.
+        ValueError: the weights are damaged or more than tensors, the model needs code of its own, or a file holds
+            values that make no model; one line with the remedy.
     """
     try:
         yield
     except Exception as error:
         if not _is_damage(error):
-            raise
+            raise _of_config(error, folder) from error
         raise ValueError(
             f"the weights in {folder} cannot be read ({why_unreadable(error)}); nothing in them was executed. "
             "Copy or download them again, or save the model again with save_pretrained, which writes safetensors."
         ) from None  # torch's text recommends to execute the file
+
+
+def _of_config(error: Exception, folder: str | os.PathLike) -> Exception:
+    """The error in one line if the files of a model caused it; else as it is."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return ValueError(
+            f"{folder} holds a model or an image processor with Python code of its own, which is not executed. "
+            "Choose a model of an architecture that transformers has."
+        )
+    is_of_machine = "out of memory" in text.lower() or "not enough memory" in text.lower()
+    if isinstance(error, (OSError, ImportError, MemoryError)) or is_of_machine:
+        return error
+    lines = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return ValueError(
+        f"{folder} cannot be loaded ({type(error).__name__}: {lines[:300]}). Correct config.json or "
+        "preprocessor_config.json, or save the model again with save_pretrained."
+    )
 
 
 def _is_damage(error: Exception) -> bool:

@@ -166,8 +166,9 @@ class SegmenterProbs:
         """
         folder = fetch_stage(source, kind="segmenter")
         with reading_weights(folder):
-            model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype)
-        return cls(model, AutoImageProcessor.from_pretrained(folder), class_names, device)
+            model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        return cls(model, processor, class_names, device)
 
     def encode(self, image: np.ndarray) -> SegmenterInput:
         """(H, W, 3) uint8 RGB -> the segmenter's input; any thread may do it."""

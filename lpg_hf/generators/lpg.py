@@ -74,12 +74,13 @@ class LPGGenerator(MaskGenerator):
         folder = fetch_stage(source, options.revision, kind="lpg")
         with reading_weights(folder):
             network = LPGModel.from_pretrained(folder, dtype=torch.float32)
+            processor = LPGImageProcessor.from_pretrained(folder)
         segmenter = None
         if options.segmenter is not None:
             segmenter = SegmenterProbs.from_pretrained(options.segmenter, options.class_names, device, dtype)
         return cls(
             network,
-            LPGImageProcessor.from_pretrained(folder),
+            processor,
             segmenter,
             batch_size=options.batch_size,
             flip=options.flip,

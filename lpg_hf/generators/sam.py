@@ -59,18 +59,19 @@ class SAMGenerator(MaskGenerator):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but a pass takes at least one box.")
-        kind = AutoConfig.from_pretrained(model, revision=revision).model_type
+        with reading_weights(model):
+            kind = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type
         if kind not in MODELS:
             raise ValueError(f"{model} is a {kind!r}, not of the SAM family ({', '.join(MODELS)}).")
         with reading_weights(model):
             network = MODELS[kind].from_pretrained(model, revision=revision, dtype=dtype)
+            self.processor = (
+                _Sam2Images(model, revision)
+                if MODELS[kind] is Sam2Model
+                else _SamImages(AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=False))
+            )
         nn.Module.to(network.eval().requires_grad_(False), device)
         self.network: SamModel | SamHQModel | Sam2Model = network
-        self.processor = (
-            _Sam2Images(model, revision)
-            if MODELS[kind] is Sam2Model
-            else _SamImages(AutoImageProcessor.from_pretrained(model, revision=revision))
-        )
         self.batch_size = batch_size
         self.multimask_output = multimask_output
         self._one_at_a_time = threading.Lock()

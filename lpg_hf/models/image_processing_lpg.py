@@ -1,5 +1,6 @@
 """Images and boxes to the generator's inputs, and its logits back to foreground maps of the image's own size."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ from .views_lpg import (
 
 
 VIEWS = ("image", "box")
+LARGEST_VIEW = 8192  # pixels of its side
 BOX_ENCODINGS = ("filled", "distance")
 # What a generator was trained with: a call with boxes cannot change it.
 VIEW_SETTINGS = (
@@ -103,8 +105,31 @@ class LPGImageProcessor(PilBackend):
                 f"box_encoding={self.box_encoding!r} is unknown to LPGImageProcessor. Choose one of "
                 f"{', '.join(BOX_ENCODINGS)}."
             )
+        self._check_types()
         if self.edge_radius < 0:
             raise ValueError(f"edge_radius={self.edge_radius} of LPGImageProcessor must be at least 0 (no edges).")
+
+    def _check_types(self) -> None:
+        """The json file of a checkpoint is edited by hand: "1" is not 1, and a view has to fit into memory."""
+        size = int, lambda value: 1 <= value <= LARGEST_VIEW, f"a whole number from 1 to {LARGEST_VIEW}"
+        allowed: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
+            "view_size": size,
+            "view_context": ((int, float), lambda value: 0 <= value <= 10, "a number from 0 to 10"),
+            "align_corners": (bool, lambda value: True, "true or false"),
+            "edge_radius": (int, lambda value: value <= LARGEST_VIEW, "a whole number"),
+            "rescale_factor": ((int, float), lambda value: 0 < value < math.inf, "a number above 0"),
+        }
+        if self.view_min_size is not None:
+            allowed["view_min_size"] = size
+        for name, (kind, fits, what) in allowed.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits(value):
+                raise ValueError(f"{name}={value!r} of LPGImageProcessor must be {what}.")
+        for name, smallest in (("image_mean", -math.inf), ("image_std", 0.0)):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, (list, tuple)) and len(value) == 3 else [None]
+            if not all(type(v) in (int, float) and smallest < v < math.inf for v in numbers):
+                raise ValueError(f"{name}={value!r} of LPGImageProcessor must be three numbers, RGB, in 0..1.")
 
     # One image at a time: what the training loop, the mask writer and the pipeline use.
 

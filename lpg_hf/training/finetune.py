@@ -29,6 +29,7 @@ from lpg_hf.training.models import load_lpg, save_stage
 from lpg_hf.training.own_data import OwnData, OwnJob
 from lpg_hf.training.run import start_run
 from lpg_hf.training.stages import Stage, lpg_stage
+from lpg_hf.weight_files import reading_weights
 
 
 _HELD_OUT = 0.25  # share of the images
@@ -83,7 +84,9 @@ def _start(model: str) -> Path:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("lpg-hf finetune runs in one process. Start it without accelerate launch.")
     start = Path(fetch_stage(named_stage(model), kind="lpg"))
-    if LPGConfig.from_pretrained(start).use_class_prob:
+    with reading_weights(start):
+        config = LPGConfig.from_pretrained(start)
+    if config.use_class_prob:
         raise ValueError(
             f"{model} takes a segmenter's class probability. Fine-tune a generator without one, such as lpg-small."
         )

@@ -228,12 +228,13 @@ def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tup
         )
     config = _read_config(name, "segmenter.model")
     _check_fields(type(config), settings.config, "segmenter.config")
-    config = AutoConfig.from_pretrained(name, **settings.config, **labels)
+    with reading_weights(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **settings.config, **labels)
     if not _has_weights(name):
         return AutoModelForSemanticSegmentation.from_config(config), _segmenter_processor(name)
     with reading_weights(name):
         model = AutoModelForSemanticSegmentation.from_pretrained(
-            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     return model, _segmenter_processor(name)
 
@@ -260,7 +261,8 @@ def _check_crop_size(model: PreTrainedModel, settings: SegmenterSettings) -> Non
 def _read_config(source: str | Path, what: str) -> PreTrainedConfig:
     """The config in a folder, a file or a Hub repository; an error that names it and is one line long."""
     try:
-        return AutoConfig.from_pretrained(source)
+        with reading_weights(source):
+            return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OSError(
             f"{what} {source} cannot be loaded from a folder or the Hub: {str(error).splitlines()[0]}"
@@ -270,8 +272,8 @@ def _read_config(source: str | Path, what: str) -> PreTrainedConfig:
 def load_segmenter(folder: Path) -> tuple[PreTrainedModel, typing.Any]:
     """A segmenter stage, in eval mode, with its image processor."""
     with reading_weights(folder):
-        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
-    return model, AutoImageProcessor.from_pretrained(folder)
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel, LPGImageProcessor]:
@@ -288,7 +290,7 @@ def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel,
     folder = fetch_stage(named_stage(source), revision, kind="lpg")
     with reading_weights(folder):
         model = LPGModel.from_pretrained(folder, dtype=torch.float32)
-    return model, LPGImageProcessor.from_pretrained(folder)
+        return model, LPGImageProcessor.from_pretrained(folder)
 
 
 def save_stage(folder: Path, model: PreTrainedModel, processor: typing.Any, metrics: dict) -> None:
@@ -316,7 +318,8 @@ def _segmenter_processor(name: str) -> typing.Any:
         Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file()
     ):
         return SegformerImageProcessorPil(do_resize=False)
-    processor = AutoImageProcessor.from_pretrained(name)
+    with reading_weights(name):
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     for option in ("do_resize", "do_center_crop", "do_reduce_labels"):
         if hasattr(processor, option):
             setattr(processor, option, False)

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,8 @@ from lpg_hf.generators.base import BoxedImage
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.generators.grabcut import GrabCutGenerator
 from lpg_hf.generators.lpg import LPGGenerator, _inference_copy
+from lpg_hf.generators.sam import SAMGenerator
+from lpg_hf.training.models import load_segmenter
 from tests.conftest import tiny_lpg
 
 
@@ -290,6 +293,48 @@ def test_weights_that_run_code_or_are_damaged_are_refused_in_one_line(tmp_path, 
                 load(folder)
             assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(segmenter_folder, tmp_path, monkeypatch, file):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
+    folder, ran = tmp_path / "segmenter", tmp_path / "ran"
+    shutil.copytree(segmenter_folder, folder)
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Mine: pass\n")
+    names = {
+        "AutoConfig": "mine.Mine",
+        "AutoModelForSemanticSegmentation": "mine.Mine",
+        "AutoImageProcessor": "mine.Mine",
+    }
+    changed = {"auto_map": names, "model_type": "mine", "image_processor_type": "Mine"}
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changed))
+    for load in (SegmenterProbs.from_pretrained, load_segmenter, SAMGenerator):
+        with pytest.raises(ValueError) as error:
+            load(folder)
+        assert "\n" not in str(error.value) and str(folder) in str(error.value)
+        if load is not SAMGenerator or file == "config.json":
+            assert re.search("Python code of its own, which is not executed. Choose", str(error.value))
+    assert not ran.exists() and not asked
+
+
+@pytest.mark.parametrize(
+    "file, field, value",
+    [
+        ("config.json", "hidden_sizes", ["8"]),
+        ("config.json", "head_size", "x"),
+        ("config.json", "head_size", -1),
+        ("config.json", "backbone_config", {"model_type": []}),
+        ("preprocessor_config.json", "view_size", "32"),
+    ],
+)
+def test_a_stage_with_a_bad_field_is_one_line_that_names_it(lpg_folder, tmp_path, file, field, value):
+    folder = tmp_path / "lpg"
+    shutil.copytree(lpg_folder, folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=f"^{folder} cannot be loaded .* save the model again") as error:
+        load_generator("lpg", model=folder)
+    assert "\n" not in str(error.value)
 
 
 def test_settings_tell_apart_what_the_masks_depend_on(lpg_folder):

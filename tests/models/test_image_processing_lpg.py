@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -549,3 +550,28 @@ def test_edge_radius_without_the_images_or_below_zero_is_an_error():
         processor.post_process_foreground(pooled(batch), batch["views"], [(40, 60)], images=picture(30, 60))
     with pytest.raises(ValueError, match="edge_radius=-1 of LPGImageProcessor must be at least 0"):
         LPGImageProcessor(edge_radius=-1)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("edge_radius", "1"),
+        ("edge_radius", True),
+        ("view_size", 32.5),
+        ("view_size", 10**9),
+        ("view_min_size", "512"),
+        ("view_context", float("nan")),
+        ("align_corners", "false"),
+        ("rescale_factor", 0),
+        ("image_mean", [0.5, 0.5]),
+        ("image_std", [0.2, 0.2, 0]),
+        ("image_std", None),
+    ],
+)
+def test_fields_of_another_type_or_size_are_named_when_the_checkpoint_is_read(tmp_path, field, value):
+    """People edit the json file by hand."""
+    LPGImageProcessor(view="box", view_size=32).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=f"{field}=.* of LPGImageProcessor must be"):
+        LPGImageProcessor.from_pretrained(tmp_path)
