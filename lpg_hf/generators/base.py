@@ -114,7 +114,7 @@ class MaskGenerator(ABC):
             images: what one forward pass may combine; the result depends on no other image.
             per: "instance": one patch per box, which knows nothing of the other boxes of its class. "class": patches
                 that may stand for all boxes of a class together, whichever the method does best. Patches of a class
-                are merged by their maximum.
+                are merged by their maximum. Each box belongs to one patch.
 
         Yields:
             (position in `images`, patch), images in their order.

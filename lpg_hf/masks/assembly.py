@@ -1,6 +1,6 @@
 """Patches of foreground -> what users get of an image: one mask per box, with its scores, and one label map."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.records import Record
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
-from lpg_hf.masks.fusion import fuse_classes, smallest_box_areas
+from lpg_hf.masks.fusion import Fusion, Window, smallest_box_areas, window_around
 from lpg_hf.metrics.box_masks import as_mask
 from lpg_hf.rle import Rle
 
@@ -76,7 +76,7 @@ def assemble(
         patches: from a generator called with the same `per`; taken one at a time.
         per: "class": a box's mask is the foreground of its class inside the box. "instance": it is the box's own
             patch, so that overlapping boxes of one class have separate masks.
-        overlap_rule: which class keeps a pixel that several claim, see `fuse_classes`.
+        overlap_rule: which class keeps a pixel that several claim, see `Fusion`.
         threshold: foreground probability above which a pixel belongs to the object.
         min_score: masks with a lower score are not in the label map.
 
@@ -86,35 +86,105 @@ def assemble(
         ValueError: unknown `per` or `overlap_rule`.
     """
     check_choice("per", per, GRANULARITIES)
-    height, width = image.image.shape[:2]
+    size = image.image.shape[0], image.image.shape[1]
     classes = list(dict.fromkeys(image.labels.tolist()))
-    position = {label: k for k, label in enumerate(classes)}
-    foreground = np.zeros((len(classes), height, width), dtype=np.float32)
+    smallest = smallest_box_areas(image.boxes, image.labels, classes)
+    fusion = Fusion(classes, size, smallest, overlap_rule, threshold)
     by_box: dict[int, BoxMask] = {}
+    # A class is needed as a whole where its boxes share their foreground, or where masks may be rejected.
+    waits = per == "class" or min_score > 0
+    unfinished = {label: _UnfinishedClass(k, image, label) for k, label in enumerate(classes)} if waits else {}
+    position = {label: k for k, label in enumerate(classes)}
+
+    def finish(label: int) -> None:
+        one = unfinished.pop(label)
+        window, foreground = one.merged()
+        if per == "class":
+            by_box.update(one.box_masks(window, foreground, threshold))
+        if min_score > 0:
+            foreground = one.without_rejected(window, foreground, by_box, min_score)
+        fusion.add(one.position, window, foreground)
+
     for patch in (_cut_to_regions(patch, image) for patch in patches):
-        merged = foreground[position[patch.label], patch.rows, patch.columns]
-        np.maximum(merged, patch.foreground, out=merged)
         if per == "instance":
             index = patch.boxes[0]
-            rows, columns = box_slices(image.boxes[index], height, width)
-            inside = patch.foreground[
-                rows.start - patch.rows.start : rows.stop - patch.rows.start,
-                columns.start - patch.columns.start : columns.stop - patch.columns.start,
-            ]
-            by_box[index] = _box_mask(inside, rows, columns, height, width, threshold)
-    if per == "class":
-        for index, (box, label) in enumerate(zip(image.boxes, image.labels.tolist())):
-            rows, columns = box_slices(box, height, width)
-            inside = foreground[position[label], rows, columns]
-            if index in image.regions:
-                inside = inside * _region_mask(image.regions[index], rows, columns)
-            by_box[index] = _box_mask(inside, rows, columns, height, width, threshold)
-    masks = [by_box[index] for index in range(len(image.boxes))]
-    if min_score > 0:
-        _erase_rejected(foreground, position, image, masks, min_score)
-    smallest = smallest_box_areas(image.boxes, image.labels, classes)
-    labels = np.asarray(classes, dtype=np.int64)
-    return ImageMasks(masks, fuse_classes(labels, foreground, smallest, overlap_rule, threshold))
+            rows, columns = box_slices(image.boxes[index], *size)
+            inside = patch.foreground[_inner((patch.rows, patch.columns), (rows, columns))]
+            by_box[index] = _box_mask(inside, rows, columns, *size, threshold)
+        if not waits:
+            fusion.add(position[patch.label], (patch.rows, patch.columns), patch.foreground)
+        elif unfinished[patch.label].add(patch):
+            finish(patch.label)
+    for label in list(unfinished):
+        finish(label)
+    return ImageMasks([by_box[index] for index in range(len(image.boxes))], fusion.label_map())
+
+
+def _inner(outer: Window, inner: Window) -> Window:
+    """A window of the image as one of a window that holds it."""
+    (rows, columns), (top, left) = inner, (outer[0].start, outer[1].start)
+    return slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+
+
+class _UnfinishedClass:
+    """The patches of one class until all its boxes have one, in little more memory than the window around them."""
+
+    def __init__(self, position: int, image: BoxedImage, label: int):
+        self.position, self.image = position, image
+        self.size = image.image.shape[0], image.image.shape[1]
+        self.boxes = np.flatnonzero(image.labels == label).tolist()
+        self.missing = set(self.boxes)
+        self.parts: list[tuple[Window, np.ndarray]] = []
+
+    def add(self, patch: Patch) -> bool:
+        """Add a patch; returns whether it was the last one."""
+        self.parts.append(((patch.rows, patch.columns), patch.foreground))
+        self.missing -= set(patch.boxes)
+        rows, columns = window_around([window for window, _ in self.parts])
+        window_pixels = (rows.stop - rows.start) * (columns.stop - columns.start)
+        if len(self.parts) > 1 and sum(part.size for _, part in self.parts) > 2 * window_pixels:
+            self.parts = [_merge(self.parts)]
+        return not self.missing
+
+    def merged(self) -> tuple[Window, np.ndarray]:
+        """(window, float32 foreground) of the class; the window holds all its boxes."""
+        empty = [(box_slices(self.image.boxes[index], *self.size), None) for index in self.boxes]
+        return _merge([*self.parts, *empty])
+
+    def box_masks(self, window: Window, foreground: np.ndarray, threshold: float) -> dict[int, BoxMask]:
+        """The mask of each box: the foreground of the class inside it, and inside its region."""
+        masks = {}
+        for index in self.boxes:
+            rows, columns = box_slices(self.image.boxes[index], *self.size)
+            inside = foreground[_inner(window, (rows, columns))]
+            if index in self.image.regions:
+                inside = inside * _region_mask(self.image.regions[index], rows, columns)
+            masks[index] = _box_mask(inside, rows, columns, *self.size, threshold)
+        return masks
+
+    def without_rejected(
+        self, window: Window, foreground: np.ndarray, masks: Mapping[int, BoxMask], min_score: float
+    ) -> np.ndarray:
+        """The foreground without the boxes of rejected masks, except where other masks of the class lie."""
+        claimed, doubtful = np.zeros(foreground.shape, dtype=bool), np.zeros(foreground.shape, dtype=bool)
+        for index in self.boxes:
+            box = box_slices(self.image.boxes[index], *self.size)
+            if masks[index].score < min_score:
+                doubtful[_inner(window, box)] = True
+            else:
+                claimed[_inner(window, box)] |= masks[index].decode()[box]
+        return np.where(doubtful & ~claimed, np.float32(0), foreground)
+
+
+def _merge(parts: Sequence[tuple[Window, np.ndarray | None]]) -> tuple[Window, np.ndarray]:
+    """The maximum of some windows, in the window around them; None stands for an empty one."""
+    window = window_around([part for part, _ in parts])
+    foreground = np.zeros([item.stop - item.start for item in window], dtype=np.float32)
+    for part, values in parts:
+        if values is not None:
+            inner = foreground[_inner(window, part)]
+            np.maximum(inner, values, out=inner)
+    return window, foreground
 
 
 def _cut_to_regions(patch: Patch, image: BoxedImage) -> Patch:
@@ -135,22 +205,6 @@ def _region_mask(region: Sequence[float], rows: slice, columns: slice) -> np.nda
     points = [value - (columns.start, rows.start)[i % 2] for i, value in enumerate(region)]
     rle = coco_mask.merge(coco_mask.frPyObjects([points], height, width))
     return coco_mask.decode(rle).astype(bool)
-
-
-def _erase_rejected(
-    foreground: np.ndarray, position: dict[int, int], image: BoxedImage, masks: list[BoxMask], min_score: float
-) -> None:
-    """Clears the boxes of rejected masks in the maps of their classes, except where other masks of the class lie."""
-    size = foreground.shape[1:]
-    labels = image.labels.tolist()
-    for label in {label for label, mask in zip(labels, masks) if mask.score < min_score}:
-        claimed, doubtful = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
-        for box, mask in ((box, mask) for box, other, mask in zip(image.boxes, labels, masks) if other == label):
-            if mask.score < min_score:
-                doubtful[box_slices(box, *size)] = True
-            else:
-                claimed |= mask.decode()
-        foreground[position[label], doubtful & ~claimed] = 0
 
 
 def by_position(patches: Iterator[tuple[int, Patch]], count: int) -> Iterator[Iterator[Patch]]:

@@ -1,4 +1,4 @@
-"""Class-wise foreground maps of one image to one label map: Eq. (7) and the overlap rule of Sec. III-D."""
+"""Foreground maps of one image to one label map: Eq. (7) and the overlap rule of Sec. III-D."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 
 
 OVERLAP_RULES = ("rate", "first", "prob", "smallest_box")
+Window = tuple[slice, slice]  # rows, columns
 
 
 def smallest_box_areas(boxes: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
@@ -14,18 +15,24 @@ def smallest_box_areas(boxes: np.ndarray, labels: np.ndarray, classes: Sequence[
     return np.array([areas[labels == label].min() for label in classes])
 
 
-def fuse_classes(
-    labels: np.ndarray,
-    foreground: np.ndarray,
-    box_areas: np.ndarray,
-    rule: str = "rate",
-    threshold: float = 0.5,
-) -> np.ndarray:
-    """One label per pixel.
+def window_around(windows: Sequence[Window]) -> Window:
+    """The smallest window that holds all of these, of which there is at least one."""
+    rows, columns = zip(*windows)
+    return (
+        slice(min(item.start for item in rows), max(item.stop for item in rows)),
+        slice(min(item.start for item in columns), max(item.stop for item in columns)),
+    )
+
+
+class Fusion:
+    """One label per pixel, from pieces of the foreground maps of the classes.
+
+    A piece takes a bit per pixel of its window, and with the rule `prob` nothing: memory does not grow with the number
+    of classes times the pixels in floats.
 
     Args:
         labels: (K,) class ids, in order of first appearance in the annotation.
-        foreground: (K, H, W) float probability, 0 outside the boxes of the class.
+        size: (height, width) of the image.
         box_areas: (K,) area of the smallest box of each class in pixels; used by `smallest_box`.
         rule: which class keeps a pixel that several claim.
             `rate` (Sec. III-D): the class of which the larger share of its own mask is overlapped, so that the smaller
@@ -35,30 +42,86 @@ def fuse_classes(
             `smallest_box`: the class with the smallest box.
         threshold: foreground probability above which a pixel is claimed; 0.5 is the argmax of two logits.
 
-    Returns:
-        (H, W) uint8, or uint16 where a class id is above 254; 0 where no class claims the pixel.
-
     Raises:
         ValueError: unknown rule.
     """
-    if rule not in OVERLAP_RULES:
-        raise ValueError(f"overlap rule {rule!r} is unknown. Choose one of {', '.join(OVERLAP_RULES)}.")
-    dtype = np.uint8 if len(labels) == 0 or labels.max() <= 254 else np.uint16
-    label_map = np.zeros(foreground.shape[1:], dtype=dtype)
-    claimed = foreground > threshold
-    if rule == "prob":
-        best = np.where(claimed, foreground, 0).argmax(axis=0) if len(labels) else label_map
-        return np.where(claimed.any(axis=0), labels.astype(dtype)[best], 0).astype(dtype) if len(labels) else label_map
 
-    areas = claimed.sum(axis=(1, 2))
-    if rule == "rate":
-        contested = claimed.sum(axis=0) > 1
-        rates = (claimed & contested).sum(axis=(1, 2)) / np.maximum(areas, 1)
-        top_first = np.lexsort((labels, areas, -rates))
-    elif rule == "smallest_box":
-        top_first = np.lexsort((labels, areas, box_areas))
-    else:
-        top_first = np.arange(len(labels))
-    for k in reversed(top_first):
-        label_map[claimed[k]] = labels[k]
-    return label_map
+    def __init__(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        size: tuple[int, int],
+        box_areas: np.ndarray,
+        rule: str = "rate",
+        threshold: float = 0.5,
+    ):
+        if rule not in OVERLAP_RULES:
+            raise ValueError(f"overlap rule {rule!r} is unknown. Choose one of {', '.join(OVERLAP_RULES)}.")
+        self.labels, self.box_areas = np.asarray(labels, dtype=np.int64), box_areas
+        self.size, self.rule, self.threshold = size, rule, threshold
+        self._pieces: list[list[tuple[Window, np.ndarray]]] = [[] for _ in self.labels]
+        if rule == "prob":
+            self._highest = np.zeros(size, dtype=np.float32)
+            self._best = np.full(size, len(self.labels), dtype=np.int32)
+
+    def add(self, k: int, window: Window, foreground: np.ndarray) -> None:
+        """Add a piece of the foreground of a class; where its pieces overlap, the higher probability counts.
+
+        Args:
+            k: position of the class in `labels`.
+            window: rows and columns of the image.
+            foreground: (rows, columns) float probability, 0 outside the boxes of the class.
+        """
+        foreground = np.asarray(foreground, dtype=np.float32)
+        claimed = foreground > self.threshold
+        if self.rule != "prob":
+            self._pieces[k].append((window, np.packbits(claimed, axis=1)))
+            return
+        highest, best = self._highest[window], self._best[window]
+        # Of equal probabilities, the class that comes first has the pixel.
+        wins = claimed & ((foreground > highest) | ((foreground == highest) & (k < best)))
+        highest[wins] = foreground[wins]
+        best[wins] = k
+
+    def label_map(self) -> np.ndarray:
+        """(H, W) uint8, or uint16 where a class id is above 254; 0 where no class claims the pixel."""
+        dtype = np.uint8 if len(self.labels) == 0 or self.labels.max() <= 254 else np.uint16
+        if self.rule == "prob":
+            return np.append(self.labels, 0).astype(dtype)[self._best]
+        label_map = np.zeros(self.size, dtype=dtype)
+        present = [k for k, pieces in enumerate(self._pieces) if pieces]
+        for k in reversed(self._top_first(present)):
+            window, claimed = self._claimed(k)
+            label_map[window][claimed] = self.labels[k]
+        return label_map
+
+    def _claimed(self, k: int) -> tuple[Window, np.ndarray]:
+        """(window, bool) of the pixels that a class claims."""
+        pieces = self._pieces[k]
+        around = window_around([window for window, _ in pieces])
+        claimed = np.zeros((around[0].stop - around[0].start, around[1].stop - around[1].start), dtype=bool)
+        for (rows, columns), bits in pieces:
+            piece = np.unpackbits(bits, axis=1, count=columns.stop - columns.start).view(bool)
+            top, left, width = rows.start - around[0].start, columns.start - around[1].start, piece.shape[1]
+            claimed[top : top + len(piece), left : left + width] |= piece
+        return around, claimed
+
+    def _top_first(self, present: list[int]) -> list[int]:
+        """The positions of some classes in the order in which they lie on each other."""
+        if self.rule == "first":
+            return present
+        areas, labels = np.zeros(len(present), dtype=np.int64), self.labels[present]
+        seen, contested = np.zeros(self.size, dtype=bool), np.zeros(self.size, dtype=bool)
+        for i, k in enumerate(present):
+            window, claimed = self._claimed(k)
+            areas[i] = claimed.sum()
+            contested[window] |= seen[window] & claimed
+            seen[window] |= claimed
+        if self.rule == "smallest_box":
+            order = np.lexsort((labels, areas, self.box_areas[present]))
+        else:
+            overlapped = np.zeros(len(present), dtype=np.int64)
+            for i, k in enumerate(present):
+                window, claimed = self._claimed(k)
+                overlapped[i] = (claimed & contested[window]).sum()
+            order = np.lexsort((labels, areas, -(overlapped / np.maximum(areas, 1))))
+        return [present[i] for i in order]

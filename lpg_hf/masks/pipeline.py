@@ -103,7 +103,7 @@ class BoxToMaskPipeline(Pipeline):
             box_format (`str`): "xyxy" (default), "xywh", "cxcywh", "yolo" or "voc", see `lpg_hf.boxes`.
             per (`str`): "instance" (default), one mask per box on its own; or "class": the boxes of a class are seen
                 together, and a box's mask is its class's mask inside the box.
-            overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fuse_classes`.
+            overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fusion.Fusion`.
             threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
             max_pixels (`int`): an image of a path or URL with more is refused before it takes memory (default
                 178956970).

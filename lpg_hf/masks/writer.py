@@ -70,7 +70,7 @@ class MaskSettings:
     Attributes:
         write: any of `OUTPUTS`.
         per: "class" or "instance", see `assemble`; None: "class" if only label maps are written, else "instance".
-        overlap_rule: see `fuse_classes`.
+        overlap_rule: see `fusion.Fusion`.
         threshold: foreground probability above which a pixel is in the mask.
         overlay: also write images for people.
         min_score: masks with a lower score are neither in COCO and YOLO files nor in the label map, where their boxes

@@ -1,10 +1,15 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from lpg_hf.boxes import box_slices
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage, Patch
 from lpg_hf.masks.assembly import _window_to_rle, assemble, by_position
+from lpg_hf.masks.fusion import OVERLAP_RULES
 
 
 def boxed(boxes: list, labels: list, height: int = 20, width: int = 30) -> BoxedImage:
@@ -95,3 +100,102 @@ def test_masks_are_cut_to_the_region_of_their_box(per):
     assert plain.masks[0].area == 100 and 40 <= square.sum() <= 60 and not square[2, 2] and square[7, 7]
     assert masks.masks[1].rle == plain.masks[1].rle and other.sum() == 60
     assert np.array_equal(masks.label_map == 1, square | other)
+
+
+def assembled_at_once(image: BoxedImage, patches: list[Patch], per: str, rule: str, min_score: float) -> tuple:
+    """(scores of the boxes, label map) with the maps of all classes in memory, as Eq. (7) and Sec. III-D read."""
+    size, classes = image.image.shape[:2], list(dict.fromkeys(image.labels.tolist()))
+    maps = np.zeros((len(classes), *size), dtype=np.float32)
+    for one in patches:
+        inner = maps[classes.index(one.label), one.rows, one.columns]
+        np.maximum(inner, one.foreground, out=inner)
+    scores, masks = [], []
+    for index, (box, label) in enumerate(zip(image.boxes, image.labels.tolist())):
+        full = np.zeros(size, dtype=np.float32)
+        for one in patches:
+            if index in one.boxes:
+                full[one.rows, one.columns] = one.foreground
+        window = box_slices(box, *size)
+        inside = (maps[classes.index(label)] if per == "class" else full)[window]
+        scores.append(float(inside[inside > 0.5].mean(dtype=np.float64)) if (inside > 0.5).any() else 0.0)
+        masks.append(np.zeros(size, dtype=bool))
+        masks[-1][window] = inside > 0.5
+    for k, label in enumerate(classes):
+        of_class = np.flatnonzero(image.labels == label).tolist()
+        kept = [masks[i] for i in of_class if scores[i] >= min_score]
+        for i in of_class:
+            if scores[i] < min_score:
+                doubtful = np.zeros(size, dtype=bool)
+                doubtful[box_slices(image.boxes[i], *size)] = True
+                maps[k, doubtful & ~np.any([*kept, np.zeros(size, dtype=bool)], axis=0)] = 0
+    claimed, labels = maps > 0.5, np.array(classes)
+    areas = claimed.sum(axis=(1, 2))
+    rates = (claimed & (claimed.sum(axis=0) > 1)).sum(axis=(1, 2)) / np.maximum(areas, 1)
+    sides = image.boxes[:, 2:] - image.boxes[:, :2]
+    smallest = [(sides[:, 0] * sides[:, 1])[image.labels == label].min() for label in classes]
+    top_first = {
+        "rate": np.lexsort((labels, areas, -rates)),
+        "smallest_box": np.lexsort((labels, areas, smallest)),
+        "first": np.arange(len(classes)),
+    }
+    label_map = np.zeros(size, dtype=np.uint8)
+    if rule == "prob":
+        return scores, np.where(claimed.any(axis=0), labels[np.where(claimed, maps, 0).argmax(axis=0)], 0)
+    for k in reversed(top_first[rule]):
+        label_map[claimed[k]] = labels[k]
+    return scores, label_map
+
+
+@pytest.mark.parametrize("min_score", [0.0, 0.74])
+@pytest.mark.parametrize("rule", OVERLAP_RULES)
+@pytest.mark.parametrize("per", ["class", "instance"])
+def test_class_by_class_is_equal_to_all_classes_at_once(per: str, rule: str, min_score: float):
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        count = int(rng.integers(1, 14))
+        corners = np.sort(rng.integers(0, 21, (count, 2, 2)), axis=1)
+        boxes = np.concatenate([corners[:, 0], corners[:, 1] + 1], axis=1) - rng.random((count, 4)) * 0.4
+        image = boxed(np.maximum(boxes, 0).tolist(), rng.integers(1, 6, count).tolist(), 22, 22)
+        patches = []
+        for index, (box, label) in enumerate(zip(image.boxes, image.labels.tolist())):
+            rows, columns = box_slices(box, 22, 22)
+            values = np.round(rng.random((rows.stop - rows.start, columns.stop - columns.start)), 1)
+            patches.append(Patch(label, (index,), rows, columns, values.astype(np.float32)))
+        scores, label_map = assembled_at_once(image, patches, per, rule, min_score)
+        found = assemble(image, iter(patches), per, overlap_rule=rule, min_score=min_score)
+        assert [mask.score for mask in found.masks] == scores and (found.label_map == label_map).all()
+
+
+PEAK = r"""
+import re, sys
+import numpy as np
+from lpg_hf.boxes import box_slices
+from lpg_hf.generators.base import BoxedImage, Patch
+from lpg_hf.masks.assembly import assemble
+
+height, width, classes, per = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+rng = np.random.default_rng(0)
+low = rng.random((classes, 2)) * (width / 2, height / 2)
+boxes = np.concatenate([low, low + rng.random((classes, 2)) * (width / 2, height / 2) + 1], axis=1).astype(np.float32)
+image = BoxedImage(np.zeros((height, width, 3), np.uint8), boxes, np.arange(1, classes + 1))
+
+
+def patches():
+    for index, box in enumerate(boxes):
+        rows, columns = box_slices(box, height, width)
+        foreground = np.full((rows.stop - rows.start, columns.stop - columns.start), 0.9, np.float32)
+        yield Patch(index + 1, (index,), rows, columns, foreground)
+
+
+assemble(image, patches(), per)
+print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])  # ru_maxrss is the parent's at first
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("per", ["class", "instance"])
+@pytest.mark.parametrize("size, classes, megabytes", [((480, 640), 2000, 300), ((3000, 4000), 40, 600)])
+def test_memory_does_not_grow_with_classes_times_pixels(size, classes, megabytes, per):
+    command = [sys.executable, "-c", PEAK, *map(str, size), str(classes), per]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert peak < megabytes * 1000

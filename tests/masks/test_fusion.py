@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lpg_hf.masks.fusion import OVERLAP_RULES, fuse_classes
+from lpg_hf.masks.fusion import OVERLAP_RULES, Fusion
 
 
 every_rule = pytest.mark.parametrize("rule", OVERLAP_RULES)
@@ -17,7 +17,13 @@ def strips(*spans, length=10):
 
 def fuse(labels, foreground, box_areas=None, **kwargs):
     box_areas = np.ones(len(labels)) if box_areas is None else np.asarray(box_areas)
-    return fuse_classes(np.asarray(labels, dtype=np.int64), foreground, box_areas, **kwargs)
+    height, width = foreground.shape[1:]
+    fusion = Fusion(labels, (height, width), box_areas, **kwargs)
+    for k in np.random.default_rng(0).permutation(len(labels)).tolist():  # no rule asks for the order of the pieces
+        fusion.add(k, (slice(0, height), slice(0, width // 2)), foreground[k, :, : width // 2])
+        fusion.add(k, (slice(0, height), slice(width // 2, width)), foreground[k, :, width // 2 :])
+        fusion.add(k, (slice(0, 1), slice(0, width)), foreground[k, :1] * np.float32(0.9))
+    return fusion.label_map()
 
 
 # Class 5 covers columns 0..7, class 3 columns 6..9: they share 6 and 7, a quarter of one and half of the other.
