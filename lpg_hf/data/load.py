@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,6 +13,10 @@ import datasets.config
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Image, load_dataset
+from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub.errors import (
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever HTTP library the client uses
+)
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
 from lpg_hf.data.formats import tools
@@ -25,6 +31,8 @@ BUILDERS = {"coco": CocoBoxes, "voc": VocBoxes, "yolo": YoloBoxes}
 FORMATS = (*BUILDERS, "parquet")
 # A row has an image, and the class lists of the formats hold for training: two options are for sources alone.
 BUILDER_OPTIONS = {item.name for item in fields(ReadOptions)} - {"keep_missing", "keep_unlisted"}
+# Of a row of a dataset; no other column is read.
+_COLUMNS = ("image", "mask", "image_id", "file_name", "height", "width", "license", "objects")
 PARQUET_OPTIONS = {"split", "masks", "allow_missing"}
 
 
@@ -140,7 +148,14 @@ def load_parquet(
     if root is None:
         raise ValueError("format 'parquet' needs root=... (a folder or a Hub id)")
     split = options.split
-    splits = load_dataset(os.fspath(root), cache_dir=_cache_of_folder(root, cache_dir))
+    _check_card(root)
+    try:
+        splits = load_dataset(os.fspath(root), cache_dir=_cache_of_folder(root, cache_dir))
+    except OSError:
+        raise
+    except Exception as error:  # `datasets` raises many types on odd cards and files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{root} cannot be read by datasets.load_dataset: {reason}") from error
     if split is None and len(splits) > 1:
         raise ValueError(f"{root} holds several splits ({', '.join(map(str, splits))}); pass split=...")
     name = next(iter(splits)) if split is None else split_name(split)
@@ -151,6 +166,7 @@ def load_parquet(
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
     if options.masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
         raise ValueError(f"{root} was exported without masks; export it again from a dataset with masks=True")
+    dataset = _known_columns(dataset, root)
     columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]
     dataset = _without_foreign_paths(dataset, columns, root, report)
     if images is not None:
@@ -160,6 +176,72 @@ def load_parquet(
             f"{root} was exported without images; pass images=... (the folder that the file names are in)"
         )
     return dataset
+
+
+def _check_card(root: str | os.PathLike) -> None:
+    """Refuse a folder or Hub id whose card names data files elsewhere, which `datasets` would open or request.
+
+    Raises:
+        ValueError: a pattern of "data_files" is absolute, climbs or is an address.
+    """
+    if os.path.isdir(fs_path(root)):
+        card = os.path.join(fs_path(root), "README.md")
+    else:
+        try:
+            card = hf_hub_download(os.fspath(root), "README.md", repo_type="dataset")
+        except (OSError, ValueError, HTTPError):  # no card, repository or network: `load_dataset` tells which
+            return
+    try:
+        known = metadata_load(card) if os.path.isfile(card) else None
+    except Exception as error:  # PyYAML raises many types on odd scalars
+        raise ValueError(f"the front matter of {card} is not valid yaml: {' '.join(str(error).split())}") from error
+    configs = known.get("configs") if isinstance(known, dict) else None
+    for config in configs if isinstance(configs, list) else [configs]:
+        stated = config if isinstance(config, dict) else {}
+        for pattern in [*_texts(stated.get("data_files")), *_texts(stated.get("data_dir"))]:
+            parts = pattern.replace("\\", "/").split("/")
+            if ".." in parts or not parts[0] or "::" in pattern or re.match(r"[A-Za-z][\w+.-]*:", pattern):
+                raise ValueError(
+                    f"the card of {root} names data files outside it, which are not opened: {pattern!r}. "
+                    "Remove them from README.md, or pass the folder of the Parquet files"
+                )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts in the values of nested lists and mappings, as far as "data_files" may be nested."""
+    inner = [value]
+    for _ in range(4):
+        yield from (item for item in inner if isinstance(item, str))
+        inner = [
+            part
+            for item in inner
+            for part in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        ]
+
+
+def _known_columns(dataset: Dataset, root: str | os.PathLike) -> Dataset:
+    """The rows without the columns that are not used; `datasets` opens what an image column of any name points to.
+
+    Raises:
+        ValueError: a column that is used holds files where it has to hold numbers or texts.
+    """
+    dataset = dataset.select_columns([name for name in dataset.features if name in _COLUMNS])
+    for name, feature in dataset.features.items():
+        if name not in ("image", "mask") and _decodes(feature):
+            raise ValueError(f"the column {name!r} of {root} holds files (images, sounds), not numbers or texts")
+        if name in ("image", "mask") and not isinstance(feature, Image):
+            try:
+                dataset = dataset.cast_column(name, Image())
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                raise ValueError(f"the column {name!r} of {root} holds no images: {error}") from error
+    return dataset
+
+
+def _decodes(feature: Any) -> bool:
+    """Whether a feature, or one inside it, opens files when a row is read."""
+    inner = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list) else ()
+    inner = [*inner, *([feature.feature] if hasattr(feature, "feature") else ())]
+    return hasattr(feature, "decode_example") or any(map(_decodes, inner))
 
 
 def _with_images(dataset: Dataset, folder: str, options: ReadOptions, report: Report) -> Dataset:

@@ -6,7 +6,9 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, Image
 
+from lpg_hf.data.check import check_source
 from lpg_hf.data.export import Export, _write_shards, write_dataset
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
@@ -149,3 +151,55 @@ def test_exported_folders_of_one_name_do_not_share_a_cache(coco_tree, tmp_path):
         write_dataset(out, Export("coco", coco_tree.root, with_images=True))
         (row,) = load_boxes("parquet", root=out)
         assert row["objects"]["bbox"] == [[x, 8, 20, 16]]
+
+
+@pytest.fixture
+def exported(coco_tree, tmp_path):
+    coco_tree.write()
+    write_dataset(tmp_path / "exported", Export("coco", coco_tree.root, with_images=True))
+    return tmp_path / "exported"
+
+
+@pytest.mark.parametrize("photo", ["http://127.0.0.1:9/a.jpg", "/etc/passwd", "../../gone.jpg"])
+def test_an_image_column_that_is_not_wanted_is_never_opened(exported, photo):
+    (file,) = exported.rglob("*.parquet")
+    rows = Dataset.from_parquet(str(file)).add_column("photo", [photo]).cast_column("photo", Image())
+    pq.write_table(rows.data.table.cast(rows.features.arrow_schema), file)  # to_parquet would open the photo
+    (exported / "README.md").unlink()
+    found = load_boxes("parquet", root=exported)
+    assert "photo" not in found.features and found[0]["image"].size == (60, 40)
+    assert check_source(exported).passed
+    rows = rows.remove_columns("file_name").rename_column("photo", "file_name")
+    pq.write_table(rows.data.table.cast(rows.features.arrow_schema), file)
+    with pytest.raises(ValueError, match="the column 'file_name' of .* holds files"):
+        load_boxes("parquet", root=exported)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "../other/*.parquet",
+        "/etc/*.parquet",
+        "data/../../other/*.parquet",
+        "https://example.org/a.parquet",
+        "hf://datasets/org/other/a.parquet",
+        "zip://a.parquet::https://example.org/a.zip",
+        "C:\\\\other\\\\a.parquet",
+    ],
+)
+@pytest.mark.parametrize("form", ['data_files: "{}"', 'data_files: ["{}"]', 'data_dir: "{}"', "split"])
+def test_a_card_that_names_data_files_elsewhere_is_refused(exported, form, value):
+    form = 'data_files: [{{split: train, path: ["{}"]}}]' if form == "split" else form
+    card = exported / "README.md"
+    card.write_text(f"---\nconfigs:\n- config_name: default\n  {form.format(value)}\n---\n")
+    with pytest.raises(ValueError, match="names data files outside it, which are not opened"):
+        load_boxes("parquet", root=exported)
+
+
+@pytest.mark.parametrize("text", ["[", "configs: [1, [2]]", "configs: {a: 1}", "!!int ''", "- 1"])
+def test_an_odd_card_is_an_error_or_nothing(exported, text):
+    (exported / "README.md").write_text(f"---\n{text}\n---\n")
+    try:
+        assert len(load_boxes("parquet", root=exported)) == 1
+    except (ValueError, OSError) as error:
+        assert "README.md" in str(error) or "cannot be read by datasets.load_dataset" in str(error)
