@@ -116,8 +116,7 @@ def convert(
     if num_labels is not None and num_labels != config.num_labels:
         raise ValueError(f"{checkpoint} has {config.num_labels} labels, not num_labels={num_labels}.")
 
-    with torch.device("meta"):
-        model = MODELS[official.kind](config).eval()
+    model = _empty_model(official, config)
     names = _official_names(model)
     _check_tensors(official, {names[name]: tensor for name, tensor in model.state_dict().items()})
     model.load_state_dict({name: _own_tensor(official, names[name]) for name in names}, assign=True)
@@ -177,6 +176,18 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
     return out
 
 
+def _empty_model(official: "_Official", config: PreTrainedConfig) -> PreTrainedModel:
+    """The network without memory for its weights; ValueError if their sizes make none."""
+    try:
+        with torch.device("meta"):
+            return MODELS[official.kind](config).eval()
+    except Exception as error:  # torch raises many types for sizes that make no layer
+        raise ValueError(
+            f"{official.checkpoint} does not fit the official {official.kind!r} network: the sizes of its tensors "
+            f"make none ({str(error).splitlines()[0]})."
+        ) from error
+
+
 def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The named tensors of a file, without executing anything in it.
 
@@ -221,6 +232,12 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(
             f"{checkpoint} holds no state dict (name -> tensor). Save it with torch.save(model.state_dict(), ...)."
         )
+    odd = next((name for name, tensor in content.items() if not _holds_its_values(tensor)), None)
+    if odd is not None:
+        raise ValueError(
+            f"{checkpoint} cannot be read as plain tensors ({odd} is sparse, quantized or repeats values). "
+            "Save it with torch.save(model.state_dict(), ...)."
+        )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}, unused
 
@@ -228,6 +245,13 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _swap_red_and_blue(weight: Tensor) -> Tensor:
     """(O, I, k, k) weights of a first convolution with the last three of its input channels in the opposite order."""
     return torch.cat([weight[:, :-3], weight[:, -3:].flip(1)], dim=1)
+
+
+def _holds_its_values(tensor: Tensor) -> bool:
+    """Whether a tensor is an ordinary one with a number in the file for each of its values."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _is_state_dict(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
@@ -278,9 +302,9 @@ class _Official:
         return tensor.shape[dim] if tensor is not None and tensor.dim() > dim else default
 
     def count(self, prefix: str) -> int:
-        """1 + the highest number that follows the prefix in a name."""
-        numbers = (re.match(re.escape(prefix) + r"(\d+)\.", name) for name in self.tensors)
-        return max((int(match[1]) + 1 for match in numbers if match), default=0)
+        """How many numbers follow the prefix in names; a gap is then a missing tensor, however large the numbers."""
+        matches = (re.match(re.escape(prefix) + r"(\d+)\.", name) for name in self.tensors)
+        return len({match[1] for match in matches if match})
 
 
 def _config_of(official: _Official) -> PreTrainedConfig:
@@ -322,7 +346,7 @@ def _largefov_config(official: _Official) -> DeepLabLargeFOVConfig:
     matches = (re.match(r"features\.(\d+)\.", name) for name in official.tensors)
     stages: list[list[int]] = []
     # Within a stage every other layer is a convolution; a pool or dropout makes the gap wider.
-    for number in sorted({int(match[1]) for match in matches if match}):
+    for number in sorted({int(match[1][:9]) for match in matches if match}):
         if stages and number - stages[-1][-1] == 2:
             stages[-1].append(number)
         else:

@@ -54,8 +54,9 @@ DEFAULT_LABEL = "object"
 LAUNCH = {"max_file_size": "100mb", "state_session_capacity": 20, "ssr_mode": False, "footer_links": []}
 BOX_FORMAT = "x1 y1 x2 y2 label"
 
-_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-_LINE = re.compile(r"[\[(]?\s*" + r"[\s,;]+".join([_NUMBER] * 4) + r"(?:\s*[\])])?(?:[\s,;]+(.*))?")
+# One pattern for a whole line would try every way to share out its blanks: seconds for 200 of them.
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_BETWEEN = re.compile(r"[\s,;]+")
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,39 @@ def _parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        match = _LINE.fullmatch(line.strip())
-        if match is None:
+        words = _split_line(line.strip())
+        if words is None:
             raise ValueError(
                 f"Line {number} is not a box: {_shortened(line, 80)!r}. Write four numbers and, if you like, a label: "
                 f"{BOX_FORMAT}, for example 10 20 110 140 cat."
             )
-        *corners, own = match.groups()
+        corners, own = words
         own = " ".join((own or label).split()) or DEFAULT_LABEL
         if len(own) > MAX_LABEL:
             raise ValueError(f"The label in line {number} has {len(own)} characters; at most {MAX_LABEL} are allowed.")
-        parsed.append((number, [float(value) for value in corners], own))
+        parsed.append((number, corners, own))
     if len(parsed) > MAX_BOXES:
         raise ValueError(
             f"{len(parsed)} boxes are more than the {MAX_BOXES} of this page; lpg-hf masks takes any number."
         )
     return parsed
+
+
+def _split_line(line: str) -> tuple[list[float], str | None] | None:
+    """The four numbers of a line and its label, which may be absent; None if it is not a box."""
+    corners, position = [], len(line) - len(line[1:].lstrip() if line[:1] in ("[", "(") else line)
+    for side in range(4):
+        gap = _BETWEEN.match(line, position) if side else None
+        number = _NUMBER.match(line, gap.end() if gap else position)
+        if number is None or (side and gap is None):
+            return None
+        corners.append(float(number[0]))
+        position = number.end()
+    rest = line[position:]
+    if rest.lstrip()[:1] in ("]", ")"):
+        rest = rest.lstrip()[1:]
+    gap = _BETWEEN.match(rest)
+    return None if rest and gap is None else (corners, rest[gap.end() :] if gap else None)
 
 
 def boxed_image(

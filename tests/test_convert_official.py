@@ -432,6 +432,35 @@ def test_damaged_files_are_one_clear_line(damage, suffix, tmp_path):
     assert nothing_written(tmp_path, path.name)
 
 
+@pytest.mark.parametrize("name", ["kps.0.up1.99999999.conv1.weight", "kps.0.up1." + "9" * 5000 + ".conv1.weight"])
+def test_no_number_in_a_name_decides_the_work(name, tmp_path):
+    path = tmp_path / "o.pth"
+    torch.save(tiny("lpg4").state_dict() | {name: torch.zeros(1)}, path)
+    with pytest.raises(
+        ValueError, match="does not fit the official 'lpg' network.*missing.*up1.*unknown: kps.0.up1.9"
+    ):
+        convert(path, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre.0.conv.weight": torch.zeros(1).expand(10**6, 4, 10**6, 7)},
+        {"cnvs.0.conv.weight": torch.zeros(2, 2).to_sparse()},
+        {"cnvs.0.conv.weight": torch.zeros(0, 4, 3, 3)},
+        {"fm.0.0.conv.weight": torch.zeros(())},
+        {"kps.0.up1.0.conv1.weight": torch.zeros(0)},
+        {"kps.0.up1.0.bn1.weight": torch.zeros(3, dtype=torch.complex64)},
+    ],
+)
+def test_tensors_of_another_kind_are_refused_in_one_line(change, tmp_path):
+    path = tmp_path / "o.pth"
+    torch.save(tiny("lpg4").state_dict() | change, path)
+    with pytest.raises(ValueError, match="o.pth (cannot be read as plain tensors|does not fit the official)") as error:
+        convert(path, tmp_path / "ours")
+    assert "\n" not in str(error.value) and nothing_written(tmp_path, "o.pth")
+
+
 def test_files_without_a_state_dict_are_refused(tmp_path):
     path = tmp_path / "o.pth"
     for content in ([torch.zeros(1)], {}, {"lr": 0.1}, torch.zeros(2)):

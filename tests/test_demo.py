@@ -1,6 +1,7 @@
 """The demo page: its functions, and the page itself in a headless chromium."""
 
 import base64
+import contextlib
 import importlib
 import io
 import json
@@ -10,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +105,14 @@ def test_a_line_that_is_no_box_is_named(demo, line: str):
         ValueError, match=rf"^Line 2 is not a box: {re.escape(repr(line))}.*x1 y1 x2 y2 label, for example"
     ):
         demo._parse_boxes(f"1 2 3 4\n{line}\n5 6 7 8")
+
+
+@pytest.mark.parametrize("line", [" " * 400, "1" * 400, "1 " * 3 + " " * 400 + "x", "[1,1,1,1" + " ]" * 200])
+def test_a_long_line_takes_no_time(demo, line: str):
+    start = time.perf_counter()
+    with contextlib.suppress(ValueError):
+        demo._parse_boxes(f"{line}1 1 1 1{line}x\n{line}")
+    assert time.perf_counter() - start < 0.5
 
 
 def test_too_many_boxes_and_too_long_labels_are_refused(demo):

@@ -111,7 +111,7 @@ def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
         size = int(float(height)), int(float(width))
     except (TypeError, ValueError, OverflowError):
         return None
-    return size if min(size) > 0 else None
+    return size if 0 < min(size) and max(size) <= _LARGEST_NUMBER else None
 
 
 @dataclass
@@ -150,6 +150,10 @@ def image_geometry(
     Raises:
         ValueError: the sizes differ and `size_mismatch` is "error".
     """
+    is_believed = path is None or not options.verify_images or options.size_mismatch == "rescale"
+    if stated and is_believed and stated[0] * stated[1] > options.max_pixels:
+        report.add("image_too_large", f"{name}: stated {stated[1]} x {stated[0]}, max_pixels={options.max_pixels}")
+        return None
     if stated and not options.verify_images:
         return Geometry(stated)
     if path is None:

@@ -33,6 +33,9 @@ from lpg_hf.rle import Rle, encode_mask
 MAX_NAMED = 10
 # Two boxes are the same object's if no side differs by more pixels than this.
 BOX_TOLERANCE = 1.0
+# Pairs of boxes that are compared at a time, and that may lie at one place: 32 and 240 MB.
+_PAIRS_AT_ONCE = 4_000_000
+_MOST_CLOSE_PAIRS = 10_000_000
 
 
 @dataclass
@@ -129,7 +132,7 @@ def evaluate(
         ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. In a prediction it
             counts as background. For label maps only.
         num_workers: threads; None: one per core, at most 8.
-        max_pixels: larger label maps are skipped.
+        max_pixels: larger label maps, and masks of images that a file states to be larger, are skipped.
         object_value: the label maps of the ground truth mark one class with this value: it becomes the label 1. The
             predictions' too, if none of them holds a label.
 
@@ -162,7 +165,7 @@ def evaluate(
         return _evaluate_label_maps(prediction, truth, limits, num_workers)
     if object_value is not None:
         raise ValueError(f"object_value={object_value} (--object-value) is for folders of label maps. Leave it out")
-    return _evaluate_coco(prediction, truth, names, num_workers)
+    return _evaluate_coco(prediction, truth, names, num_workers, max_pixels)
 
 
 def class_list(classes: str | os.PathLike | Sequence[str] | None) -> list[str] | None:
@@ -389,6 +392,7 @@ class _CocoFile:
     instances: list[_Instance]
     sizes: dict[str, tuple[int, int]]  # image -> (height, width)
     crowds: list[_Instance]
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass
@@ -409,7 +413,11 @@ class _CocoPair:
 
 
 def _evaluate_coco(
-    prediction: str | os.PathLike, truth: str | os.PathLike, classes: Sequence[str] | None, num_workers: int
+    prediction: str | os.PathLike,
+    truth: str | os.PathLike,
+    classes: Sequence[str] | None,
+    num_workers: int,
+    max_pixels: int,
 ) -> Evaluation:
     """Masks of two COCO files, box by box; arguments as of `evaluate`.
 
@@ -421,6 +429,7 @@ def _evaluate_coco(
         ValueError: a file that is not a COCO file, unknown classes, or no pair at all.
     """
     files = _read_pair(prediction, truth, classes)
+    files.true.max_pixels = files.predicted.max_pixels = max_pixels
     pairs, matched_by = _match(files.predicted.instances, files.true.instances)
     if not pairs:
         raise ValueError(
@@ -482,12 +491,12 @@ def _score_pairs(
     def score(image: str) -> tuple[BoxMaskScores, list[str]]:
         scores, bad = BoxMaskScores(), []
         size = true.sizes.get(image)
-        void = _void(crowds[image], objects[image], size, true.path) if image in crowds else None
+        void = _void(crowds[image], objects[image], size, true) if image in crowds else None
         for instance, target in by_image[image]:
             try:
-                target_rle = _mask_of(target, size, true.path)
+                target_rle = _mask_of(target, size, true)
                 height, width = target_rle["size"]
-                predicted_rle = _mask_of(instance, (height, width), predicted.path, may_be_empty=True)
+                predicted_rle = _mask_of(instance, (height, width), predicted, may_be_empty=True)
                 scores.update(predicted_rle, target_rle, label_of[target.category], void)
             except ValueError as error:
                 bad.append(str(error))
@@ -560,13 +569,9 @@ def _match(predicted: list[_Instance], true: list[_Instance]) -> tuple[list[tupl
     pairs = []
     for key in here.keys() & there.keys():
         boxes, targets = (np.array([instance.box for instance in group[key]]) for group in (here, there))
-        corners = [np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1) for array in (boxes, targets)]
-        distance = np.zeros((len(boxes), len(targets)))
-        for side in range(4):
-            np.maximum(distance, np.abs(np.subtract.outer(corners[0][:, side], corners[1][:, side])), out=distance)
-        close_here, close_there = np.nonzero(distance <= BOX_TOLERANCE)
+        close_here, close_there, distance = _close_boxes(boxes, targets, f"image {key[0]}, category {key[1]}")
         free_here, free_there = set(range(len(boxes))), set(range(len(targets)))
-        for number in np.argsort(distance[close_here, close_there], kind="stable"):
+        for number in np.argsort(distance, kind="stable"):
             i, j = int(close_here[number]), int(close_there[number])
             if i in free_here and j in free_there:
                 pairs.append((here[key][i], there[key][j]))
@@ -574,6 +579,34 @@ def _match(predicted: list[_Instance], true: list[_Instance]) -> tuple[list[tupl
                 free_there.remove(j)
     order = {id(instance): i for i, instance in enumerate(true)}
     return sorted(pairs, key=lambda pair: order[id(pair[1])]), "image and box (the annotation ids differ)"
+
+
+def _close_boxes(boxes: np.ndarray, targets: np.ndarray, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(positions in `boxes`, positions in `targets`, distance) of all pairs within the tolerance, by position.
+
+    Args:
+        boxes: (N, 4) xywh; targets: (M, 4). The table of all pairs is never in memory.
+
+    Raises:
+        ValueError: more boxes lie at one place than can be told apart.
+    """
+    corners = [np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1) for array in (boxes, targets)]
+    step, found, total = max(1, _PAIRS_AT_ONCE // len(targets)), [], 0
+    for start in range(0, len(boxes), step):
+        part = corners[0][start : start + step]
+        distance = np.zeros((len(part), len(targets)))
+        for side in range(4):
+            np.maximum(distance, np.abs(np.subtract.outer(part[:, side], corners[1][:, side])), out=distance)
+        rows, columns = np.nonzero(distance <= BOX_TOLERANCE)
+        found.append((rows + start, columns, distance[rows, columns]))
+        total += len(rows)
+        if total > _MOST_CLOSE_PAIRS:
+            raise ValueError(
+                f"{place}: {len(boxes)} boxes of the predictions and {len(targets)} of the ground truth lie at one "
+                "place, so that they cannot be matched by their boxes. Give both files the same annotation ids."
+            )
+    here, there, distances = (np.concatenate(arrays) for arrays in zip(*found))
+    return here, there, distances
 
 
 def _by_image(instances: Iterable[_Instance]) -> dict[str, list[_Instance]]:
@@ -584,16 +617,16 @@ def _by_image(instances: Iterable[_Instance]) -> dict[str, list[_Instance]]:
 
 
 def _void(
-    crowds: list[_Instance], objects: list[_Instance], size: tuple[int, int] | None, path: str
+    crowds: list[_Instance], objects: list[_Instance], size: tuple[int, int] | None, file: _CocoFile
 ) -> np.ndarray | None:
     """(H, W) bool: the crowd pixels of an image that no object covers; None if nothing in it has a mask."""
     painted = []
     for instance in [*crowds, *objects]:
         with suppress(ValueError):  # Objects whose mask cannot be used are reported where they are scored.
-            rle = _mask_of(instance, size, path)
+            rle = _mask_of(instance, size, file)
             size = rle["size"][0], rle["size"][1]
             painted.append(BoxObject((0, 0, 0, 0), 0, 0, iscrowd=instance.is_crowd, rle=rle))
-    return None if size is None else crowd_pixels(painted, *size)
+    return crowd_pixels(painted, *size) if painted and size is not None else None
 
 
 def _by_image_and_category(instances: Iterable[_Instance]) -> dict[tuple[str, str], list[_Instance]]:
@@ -604,9 +637,7 @@ def _by_image_and_category(instances: Iterable[_Instance]) -> dict[tuple[str, st
     return groups
 
 
-def _mask_of(
-    instance: _Instance, size: tuple[int, int] | None, path: str | os.PathLike, may_be_empty: bool = False
-) -> Rle:
+def _mask_of(instance: _Instance, size: tuple[int, int] | None, file: _CocoFile, may_be_empty: bool = False) -> Rle:
     """RLE of an annotation.
 
     Args:
@@ -615,7 +646,7 @@ def _mask_of(
     Raises:
         ValueError: no mask that can be used, or one of another size.
     """
-    segmentation = instance.content.get("segmentation")
+    segmentation, path = instance.content.get("segmentation"), file.path
     own = checked_rle(segmentation) if isinstance(segmentation, dict) else None
     if own is not None and size is not None and tuple(own["size"]) != size:
         raise ValueError(
@@ -626,6 +657,11 @@ def _mask_of(
         size = own["size"][0], own["size"][1]
     if size is None:
         raise ValueError(f"{path}: {instance.place}: the file does not state the image's height and width")
+    if size[0] * size[1] > file.max_pixels:
+        raise ValueError(
+            f"{path}: {instance.place}: the image is stated to have {size[1]} x {size[0]} pixels, more than "
+            f"max_pixels={file.max_pixels}"
+        )
     if may_be_empty and (segmentation in (None, [], {}) or (own is not None and not as_mask(own).any())):
         return encode_mask(np.zeros(size, dtype=bool))
     report = Report()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -253,3 +254,58 @@ def test_a_class_mask_of_a_data_set_with_a_value_that_is_no_class_is_an_error(vo
     checked = check_source(tmp_path / "exported", options=WITH_MASKS)
     assert not checked.passed and checked.report.counts == {"invalid_class_mask": 1} and checked.report.images == 1
     assert "the class mask of b.png holds the value 7, but there are 1 classes" in checked.summary()
+
+
+# Sizes that a file states bound no memory: each of these took gigabytes, or ended in the C code of pycocotools.
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_image_that_does_not_exist_is_not_as_large_as_its_file_says(coco_tree, masks):
+    coco_tree.content["images"][0].update(file_name="gone.png", width=10**9, height=10**9)
+    coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=[[0, 0, 10**9, 0, 10**9, 10**9]])]
+    report = check_source(coco_tree.write(), options=replace(SOURCE_OPTIONS, masks=masks)).report
+    assert report.counts == {"missing_image": 1, "image_too_large": 1} and report.objects == 0
+
+
+def test_a_stated_size_that_is_believed_keeps_the_limit(coco_tree):
+    coco_tree.content["images"][0].update(width=60_000, height=60_000)
+    for options in ({"size_mismatch": "rescale"}, {"verify_images": False}):
+        report = check_source(coco_tree.write(), options=replace(SOURCE_OPTIONS, **options)).report
+        assert report.counts == {"image_too_large": 1}
+    assert check_source(coco_tree.write()).report.counts == {"size_mismatch": 1}
+
+
+def test_outlines_are_as_long_as_their_image_allows(coco_tree):
+    zigzag = [value for number in range(50_000) for value in (0, 0, WIDTH, HEIGHT - number % 2)]
+    outline = [10, 8, 30, 8, 30, 24, 10, 24]
+    many = [outline] * 2000
+    for segmentation, invalid in (([zigzag], 1), ([outline], 0), (many, 1)):
+        coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=segmentation)]
+        report = check_source(coco_tree.write(), options=replace(SOURCE_OPTIONS, masks=True)).report
+        assert report.objects == 1 and bool(report.counts.get("invalid_mask")) == bool(invalid)
+
+
+ODD_COUNTS = [3, True, 2.5, None, "", [2**40], ["9"], [-1, 41], {"a": 1}, [[1]], "o" * 99]
+ODD_SIZES = [[HEIGHT, WIDTH], [65536, 65536], [2**40, 2**40], [1, 2400], "40 60", None, [HEIGHT, WIDTH, 1]]
+
+
+def test_run_lengths_of_any_type_are_counted_or_skipped(coco_tree):
+    pairs = [{"size": size, "counts": counts} for size in ODD_SIZES for counts in ODD_COUNTS]
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(id=number, segmentation=rle) for number, rle in enumerate(pairs, start=1)
+    ]
+    report = check_source(coco_tree.write(), options=replace(SOURCE_OPTIONS, masks=True)).report
+    assert report.counts == {"invalid_mask": len(pairs)} and report.objects == len(pairs)
+    for annotation in coco_tree.content["annotations"]:
+        del annotation["bbox"]
+    assert check_source(coco_tree.write()).report.counts["no_box"] == len(pairs)
+
+
+def test_many_class_names_take_no_time(coco_tree, yolo_tree):
+    names = [f"thing {number // 2}" for number in range(60_000)]
+    coco_tree.content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
+    yolo_tree.write("data.yaml", f"names: {json.dumps(names)}\n")
+    start = time.process_time()
+    for path in (coco_tree.write(), yolo_tree.root):
+        assert check_source(path).report.counts["duplicate_category_name"] == 60_000
+    assert time.process_time() - start < 40

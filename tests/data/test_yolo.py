@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH, picture
 
+from lpg_hf.data.check import check_source
 from lpg_hf.data.examples import label_map
 from lpg_hf.data.formats import yolo, yolo_layout
 from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
@@ -547,3 +548,30 @@ def test_splits_of_data_yaml_are_splits_of_the_data_set(yolo_tree):
     yolo_tree.write("data.yaml", "train: images\nval: images/val\nnames: [thing]\n")
     dataset = load_boxes("yolo", root=yolo_tree.root, split="val")
     assert str(dataset.split) == "val" and dataset["file_name"][:] == ["val/b.png"]
+
+
+@pytest.mark.parametrize("key", ["train", "names", "path", "nc", "kpt_shape"])
+def test_aliases_make_no_file_larger_than_it_is(yolo_tree, key):
+    """515 bytes of them took 1.7 GB and more than a minute."""
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 30)]
+    yolo_tree.write("data.yaml", "\n".join(["l0: &l0 [images]", *levels, f"{key}: *l29", ""]))
+    with pytest.raises(ValueError, match="data.yaml is not valid yaml: its aliases .* repeat too much"):
+        check_source(yolo_tree.root / "data.yaml")
+    yolo_tree.write("data.yaml", "a: &a {x: 1}\nb: &b {<<: [*a, *a]}\ntrain: images\nnames: [thing]\n")
+    with pytest.raises(ValueError, match="merge keys .* are not read"):
+        check_source(yolo_tree.root / "data.yaml")
+    yolo_tree.write("data.yaml", "train: &a images\nval: *a\nnames: [thing]\n")
+    assert check_source(yolo_tree.root / "data.yaml").passed
+
+
+ODD = ["!!float ''", "!!int ''", "!!bool x", "!!timestamp x", "!!binary é", "{[a]: 1}", "{? [a] : b}", ".inf", "-1"]
+
+
+@pytest.mark.parametrize("key", ["train", "names", "path", "nc", "kpt_shape"])
+def test_odd_scalars_of_data_yaml_are_an_error_in_one_line_or_passed_over(yolo_tree, key):
+    for value in (*ODD, "~", "&a [*a]", "{~: a}", "{.inf: a}", "{1e999: a}", "!!set {a}", "2026-01-01"):
+        yolo_tree.write("data.yaml", f"names: [thing]\n{key}: {value}\n" if key != "names" else f"names: {value}\n")
+        try:
+            check_source(yolo_tree.root / "data.yaml")
+        except (ValueError, OSError) as error:
+            assert "data.yaml" in str(error) or "class" in str(error)

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -380,3 +381,26 @@ def test_partners_of_many_boxes_in_one_image_are_found_in_the_time_of_one_compar
     start = time.thread_time()
     assert len(_match(here, there)[0]) == len(boxes)
     assert time.thread_time() - start < 4 * one_comparison
+
+
+def test_the_size_that_a_file_states_bounds_no_memory(files):
+    """700 bytes took 13 GB."""
+    content = coco(annotations(PREDICTED))
+    for image in content["images"]:
+        image.update(width=60_000, height=60_000)
+    for number, annotation in enumerate(content["annotations"]):
+        annotation.update(segmentation=[[0, 0, 60_000, 0, 60_000, 60_000]], iscrowd=int(number == 3))
+    for path in files:
+        write(path, content)
+    with pytest.raises(ValueError, match="no pair .* 60000 x 60000 pixels, more than max_pixels="):
+        evaluate(*files)
+
+
+def test_boxes_by_the_thousand_are_matched_in_little_memory():
+    boxes = np.random.default_rng(0).uniform(0, 5000, (6000, 4))
+    tracemalloc.start()
+    pairs, _ = _match(instances(boxes), instances(boxes + 0.25))
+    assert len(pairs) > 5990 and tracemalloc.get_traced_memory()[1] < 150e6  # 288 MB for a table of all
+    tracemalloc.stop()
+    with pytest.raises(ValueError, match="image .*: 4000 boxes of the predictions and 4000 .* lie at one place"):
+        _match(instances(np.ones((4000, 4))), instances(np.ones((4000, 4)) + 0.5))

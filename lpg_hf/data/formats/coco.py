@@ -16,6 +16,7 @@ import json
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -234,10 +235,10 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
     if not categories:
         raise ValueError(f"{path} lists no categories")
     pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
-    names = [name for _, name in pairs]
+    used = Counter(name for _, name in pairs)
     unique = []
     for category_id, name in pairs:
-        if names.count(name) > 1:
+        if used[name] > 1:
             report.add("duplicate_category_name", f"{os.path.basename(str(path))}: {name} (category id {category_id})")
             name = f"{name} ({category_id})"
         unique.append((category_id, name))
@@ -502,10 +503,13 @@ def _grouping_category(categories: list[dict], items: list) -> str | None:
         item.category_id for item in items if isinstance(item, _CocoAnnotation) and type(item.category_id) in _ID_TYPES
     }
     used = {id_text(category_id) for category_id in ids}
+    above = Counter(
+        text for text in (category.get("supercategory") for category in categories) if isinstance(text, str)
+    )
     for category in categories:
-        others = [other for other in categories if other is not category]
-        if others and all(other.get("supercategory") == category["name"] for other in others):
-            return str(category["name"]) if id_text(category["id"]) not in used else None
+        name = category["name"]
+        if len(categories) > 1 and above[str(name)] - (category.get("supercategory") == name) == len(categories) - 1:
+            return str(name) if id_text(category["id"]) not in used else None
     return None
 
 

@@ -141,7 +141,7 @@ def _mask(shape: ElementTree.Element, made: ToolObject, image: ToolImage) -> boo
     left, top, width, height = (int(value) for value in window)
     made.box = (left, top, left + width, top + height)
     if runs and min(runs) >= 0 and sum(runs) == width * height <= LARGEST_MASK:
-        values = np.repeat(np.arange(len(runs)) % 2, np.asarray(runs, dtype=np.int64))
+        values = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), np.asarray(runs, dtype=np.int64))
         made.rle = window_rle(values.reshape(height, width), left, top, image.size)
     if made.rle is None:
         image.problems.append(("invalid_mask", made.place))

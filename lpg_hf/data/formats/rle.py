@@ -13,6 +13,12 @@ from lpg_hf.data.report import Report
 from lpg_hf.rle import Rle, encode_mask, with_text
 
 
+# Pixels that the outlines of one mask may be long: a multiple of its image's pixels, and a limit for all images.
+_OUTLINE_BUDGET = 4
+_LONGEST_OUTLINES = 2_000_000
+_MOST_PIXELS = 2**31 - 1  # pycocotools counts in 32 bits
+
+
 def polygons_of(segmentation: Any) -> Iterator[list[float] | None]:
     """The polygons of "segmentation": x, y, x, y, ... of three points or more; None for each that is not a polygon."""
     for polygon in segmentation if isinstance(segmentation, list) else []:
@@ -27,8 +33,9 @@ def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: 
     """A COCO "segmentation" as compressed RLE of the image's size.
 
     Polygons, uncompressed and compressed RLE are read. Each is checked before it reaches pycocotools, whose C code
-    allocates as much as a polygon is long and leaves pixels unset that an RLE does not cover: a polygon with a point
-    further outside than the image is large is rejected, and so is an RLE whose runs do not add up to its size.
+    allocates 100 bytes per pixel of an outline and leaves pixels unset that an RLE does not cover: a polygon with a
+    point further outside than the image is large is rejected, and so are polygons that are together longer than 4
+    times the image's pixels or 2 million, and an RLE whose runs do not add up to its size.
 
     Args:
         segmentation: the field as it is in the file.
@@ -53,15 +60,17 @@ def segmentation_to_rle(segmentation: Any, frame: Geometry, where: str, report: 
             report.add("invalid_mask", f"{where}: RLE does not fit the image ({height} x {width})")
             return None
     else:
-        usable = []
+        usable, size = [], np.array([width, height])
+        budget = min(_OUTLINE_BUDGET * (height + 3) * (width + 3), _LONGEST_OUTLINES)
         for polygon in polygons_of(segmentation):
             if polygon is not None:
                 points = np.asarray(polygon).reshape(-1, 2) * (frame.scale_x, frame.scale_y)
-                size = np.array([width, height])
-                if ((points >= -size) & (points <= 2 * size)).all():
+                length = float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
+                if ((points >= -size) & (points <= 2 * size)).all() and length <= budget:
                     usable.append(points.ravel().tolist())
+                    budget -= length
                     continue
-            report.add("invalid_mask", f"{where}: polygon with fewer than 3 points, or far outside the image")
+            report.add("invalid_mask", f"{where}: polygon of fewer than 3 points, too long, or far outside the image")
         if not usable:
             if not isinstance(segmentation, list):
                 report.add("invalid_mask", f"{where}: segmentation is a {type(segmentation).__name__}")
@@ -103,7 +112,12 @@ def checked_rle(segmentation: dict) -> Rle | None:
     if numbers is None or any(value < 1 or not value.is_integer() for value in numbers):
         return None
     height, width = (int(value) for value in numbers)
-    runs = _rle_runs(counts) if isinstance(counts, (str, bytes)) else finite_numbers(counts, len(counts or ()))
+    if height * width > _MOST_PIXELS:
+        return None
+    if isinstance(counts, (str, bytes)):
+        runs = _rle_runs(counts)
+    else:
+        runs = finite_numbers(counts, len(counts)) if isinstance(counts, (list, tuple)) else None
     if runs is None or any(run < 0 or run != int(run) for run in runs) or sum(runs) != height * width:
         return None
     if isinstance(counts, str):

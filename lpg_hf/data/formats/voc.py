@@ -15,6 +15,7 @@ the image.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +184,7 @@ def read_class_list(path: str | os.PathLike) -> list[str]:
 def _check_class_names(names: Sequence[str], place: str) -> None:
     if not names:
         raise ValueError(f"{place} holds no class names")
-    twice = sorted({name for name in names if list(names).count(name) > 1})
+    twice = sorted(name for name, uses in Counter(names).items() if uses > 1)
     if twice:
         raise ValueError(f"{place} holds class names twice: {', '.join(twice)}")
 

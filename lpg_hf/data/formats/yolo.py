@@ -14,6 +14,7 @@ unlabelled.
 import math
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -215,7 +216,7 @@ def _select_classes(layout: YoloLayout, classes: Classes, report: Report) -> tup
     if classes is not None and not isinstance(classes, str) and not names:
         names, classes = [str(name) for name in classes], None
     pairs = list(enumerate(names))
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, uses in Counter(names).items() if uses > 1}
     for number, name in pairs:
         if name in twice:
             report.add("duplicate_category_name", f"{name} (class {number})")

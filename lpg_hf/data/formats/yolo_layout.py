@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 import yaml
+from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
 from lpg_hf.data.options import ReadOptions
@@ -49,6 +50,39 @@ class YoloLayout:
     splits: dict[str, str] = field(default_factory=dict)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without merge keys, a few of which make a mapping of any size."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
+
+
+def _load(text: str) -> object:
+    """The content of a yaml text, which its aliases do not make larger than a few times the text.
+
+    Raises:
+        ScannerError: as of PyYAML.
+        ValueError: not valid.
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of SafeLoader
+    except ScannerError:
+        raise
+    except Exception as error:  # PyYAML raises many types on an odd scalar, as !!int '' or !!bool x.
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    left, waiting = 1000 + 4 * len(text), [content]
+    while waiting:
+        item = waiting.pop()
+        inner = [*item, *item.values()] if isinstance(item, dict) else item if isinstance(item, (list, set)) else ()
+        left -= 1 + len(inner)
+        if left < 0:
+            raise ValueError("its aliases (*name) repeat too much")
+        waiting.extend(inner)
+    return content
+
+
 def read_yaml(path: str) -> dict:
     """A data.yaml as a dict.
 
@@ -59,12 +93,13 @@ def read_yaml(path: str) -> dict:
     slashes = text.replace("\\", "/")
     try:
         try:
-            content = yaml.safe_load(text)
+            content = _load(text)
         except ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
-            content = yaml.safe_load(slashes)
+            content = _load(slashes)
         if slashes != text and isinstance(content, dict):  # and "images\train" one that is a tab.
-            paths = yaml.safe_load(slashes)
-            content.update({key: paths[key] for key in ("path", *SPLITS, *SPLIT_ALIASES) if paths.get(key)})
+            paths = _load(slashes)
+            keys = ("path", *SPLITS, *SPLIT_ALIASES) if isinstance(paths, dict) else ()
+            content.update({key: paths[key] for key in keys if paths.get(key)})
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -80,7 +115,7 @@ def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
     if isinstance(names, dict):
         try:
             numbered = {int(number): str(name) for number, name in names.items()}
-        except ValueError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f'{path}: "names" has a key that is not a number: {error}') from error
         if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
             raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
