@@ -240,8 +240,10 @@ def _known_columns(dataset: Dataset, root: str | os.PathLike) -> Dataset:
 def _decodes(feature: Any) -> bool:
     """Whether a feature, or one inside it, opens files when a row is read."""
     inner = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list) else ()
-    inner = [*inner, *([feature.feature] if hasattr(feature, "feature") else ())]
-    return hasattr(feature, "decode_example") or any(map(_decodes, inner))
+    of_list = getattr(feature, "feature", None)
+    return (
+        hasattr(feature, "decode_example") or any(map(_decodes, inner)) or (of_list is not None and _decodes(of_list))
+    )
 
 
 def _with_images(dataset: Dataset, folder: str, options: ReadOptions, report: Report) -> Dataset:

@@ -127,8 +127,8 @@ class LPGImageProcessor(PilBackend):
                 raise ValueError(f"{name}={value!r} of LPGImageProcessor must be {what}.")
         for name, smallest in (("image_mean", -math.inf), ("image_std", 0.0)):
             value = getattr(self, name)
-            numbers = value if isinstance(value, (list, tuple)) and len(value) == 3 else [None]
-            if not all(type(v) in (int, float) and smallest < v < math.inf for v in numbers):
+            numbers: Sequence[Any] = value if isinstance(value, (list, tuple)) else ()
+            if len(numbers) != 3 or not all(type(v) in (int, float) and smallest < v < math.inf for v in numbers):
                 raise ValueError(f"{name}={value!r} of LPGImageProcessor must be three numbers, RGB, in 0..1.")
 
     # One image at a time: what the training loop, the mask writer and the pipeline use.

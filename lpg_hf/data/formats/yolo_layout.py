@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -59,7 +60,7 @@ class _Loader(yaml.SafeLoader):
                 raise ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
 
 
-def _load(text: str) -> object:
+def _load(text: str) -> Any:
     """The content of a yaml text, which its aliases do not make larger than a few times the text.
 
     Raises:
