@@ -17,20 +17,40 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from datasets import Dataset
 
 from lpg_hf.data.load import class_names
 from lpg_hf.generators.bundle import named_stage
+from lpg_hf.generators.crf import dense_crf
 from lpg_hf.training.config import Settings
-from lpg_hf.training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
+from lpg_hf.training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target, rows_digest
 from lpg_hf.training.labels import Labels, SemiLabels, box_labels, true_labels
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.models import build_segmenter, load_lpg
-from lpg_hf.training.parsing import parse_settings
+from lpg_hf.training.parsing import list_configs, parse_settings
 from lpg_hf.training.report import DeployScores
-from lpg_hf.training.run import Run, start_run
+from lpg_hf.training.run import Run, start_run, stop_on_refusal
 from lpg_hf.training.stages import Stage, mask_stage, segmenter_stage
 from lpg_hf.training.steps import check_batch
+
+
+START = """deploy.py makes masks from boxes with the generators of a run, and trains a segmenter on them (Fig. 2).
+
+It needs
+
+  images with boxes              --target.root DIR --target.split train   (VOC; or --target.format coco, yolo)
+  images with masks to measure   --evaluation.split val   (or none: --run.measure "[]")
+  the generators                 --run.dir RUN of em.py, or --run.stages RUN or ORG/NAME
+
+What most people want: the demo, the paper's experiment (both after em.py), masks alone
+
+  accelerate launch training/deploy.py --config training/configs/quickstart.yaml
+  accelerate launch training/deploy.py --config training/configs/coco60_voc_largefov.yaml
+  lpg-hf masks boxes.json --images photos --out masks
+
+"""
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def run_deploy(settings: Settings) -> dict:
@@ -59,6 +79,7 @@ def run_deploy(settings: Settings) -> dict:
     evaluation = load_eval(run) if "segmenter" in settings.run.measure else None
     _check_before_training(run, rows, evaluation)
     supervised = _supervision(run, rows)
+    run.begin(target=rows_digest(rows))
     truth = load_target(run, masks=True) if "masks" in settings.run.measure else None
     scores = DeployScores(run, run.folder / name, class_names(rows), truth, evaluation)
     scores.add_box_fill()
@@ -103,6 +124,11 @@ def _stage_source(settings: Settings, number: int) -> tuple[str, str | None]:
 def _check_before_training(run: Run, rows: Dataset, evaluation: Dataset | None) -> None:
     """Raises ValueError or OSError if the data and the segmenter of the settings do not fit."""
     names, measured_on = class_names(rows), "the segmenter is not measured"
+    if "crf" in run.settings.run.measure:
+        try:
+            dense_crf(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 2), 0.5))
+        except ImportError as error:
+            raise ValueError(f"run.measure has crf. {error}") from error
     check_num_classes(names)
     check_distinct(rows["file_name"][:])
     check_batch(run, "segmenter", build_segmenter(run.settings, names)[0])
@@ -139,7 +165,5 @@ def _supervision(run: Run, rows: Dataset) -> Callable[[Labels], Labels]:
 
 
 if __name__ == "__main__":
-    try:
-        run_deploy(parse_settings(description=__doc__))
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"deploy.py: {error}")
+    screen = f"{START}{list_configs(CONFIGS)}\n\nEvery setting is a flag: deploy.py --help lists them."
+    stop_on_refusal("deploy.py", lambda: run_deploy(parse_settings(description=__doc__, start=screen)))

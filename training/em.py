@@ -21,15 +21,31 @@ from datasets import Dataset
 from lpg_hf.data.load import class_names
 from lpg_hf.files import write_json
 from lpg_hf.training.config import Settings
-from lpg_hf.training.data import check_num_classes, load_aux
+from lpg_hf.training.data import check_num_classes, load_aux, rows_digest
 from lpg_hf.training.labels import box_labels
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps
 from lpg_hf.training.models import build_lpg, build_segmenter, load_lpg
-from lpg_hf.training.parsing import parse_settings
-from lpg_hf.training.run import Run, start_run
+from lpg_hf.training.parsing import list_configs, parse_settings
+from lpg_hf.training.run import Run, start_run, stop_on_refusal
 from lpg_hf.training.stages import Stage, add_metrics, lpg_stage, mask_stage, segmenter_stage
 from lpg_hf.training.steps import check_batch
+
+
+START = """em.py trains mask generators (LPG) on images with masks: the EM loop, Fig. 1 of the paper. It needs
+
+  images with boxes and masks    --aux.annotations FILE --aux.images DIR --aux.classes all   (or --aux.format voc)
+  ImageNet weights               --lpg.weights FILE --segmenter.weights FILE   (or null: from scratch)
+  a folder for the results       --run.dir RUN   (the same command resumes a run that was stopped)
+
+What most people want: the demo (make demo is all of it), the paper's experiment (REPRODUCE.md has its data), own masks
+
+  accelerate launch training/em.py --config training/configs/quickstart.yaml
+  accelerate launch training/em.py --config training/configs/coco60_voc_largefov.yaml
+  lpg-hf finetune my.json --images photos --out my-lpg
+
+"""
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def run_em(settings: Settings) -> None:
@@ -43,11 +59,12 @@ def run_em(settings: Settings) -> None:
         OSError: data, weights or a model are not there.
         FloatingPointError: a loss is not finite.
     """
-    run = start_run(settings, "em_settings.json")
+    run = start_run(settings, "aux/settings.json")
     rows = load_aux(run)
     aux, names = run.folder / "aux", class_names(rows)
     run.print(f"auxiliary set: {len(rows)} images, {len(names)} classes")
     _check_before_training(run, rows)
+    run.begin(aux=rows_digest(rows))
     if settings.segmenter.model is None:
         lpg_stage(run, Stage("auxiliary", 1, aux / "stage1"), rows, segmenter=None, previous=None)
         run.finish()
@@ -67,6 +84,7 @@ def run_em(settings: Settings) -> None:
         measured = run.once(stage.folder / "pseudo_masks.json", partial(measure, labels))
         metrics["pseudo_masks"][str(number)] = measured
         scores = {"pseudo_mask_miou": measured["mean_iou"], "box_fill_miou": box_fill["mean_iou"]}
+        run.track({f"auxiliary/{name}": score for name, score in scores.items()})
         add_metrics(run, lpg, scores | {"measured_on": "the auxiliary images it was trained on"})
         segmenter = segmenter_stage(run, stage, rows, labels, segmenter, steps)  # M-step
     if run.is_main:
@@ -95,7 +113,5 @@ def _check_before_training(run: Run, rows: Dataset) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run_em(parse_settings(description=__doc__))
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"em.py: {error}")
+    screen = f"{START}{list_configs(CONFIGS)}\n\nEvery setting is a flag: em.py --help lists them."
+    stop_on_refusal("em.py", lambda: run_em(parse_settings(description=__doc__, start=screen)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -315,24 +316,50 @@ def public_settings(settings: Settings) -> dict:
     return values
 
 
-def check_same_run(settings: Settings, path: Path) -> None:
-    """Writes the settings of a new run, or refuses to resume a run that was started with others.
+def check_same_run(settings: Settings, path: Path, rows: Mapping[str, str] | None = None) -> None:
+    """Refuses to resume a run that was begun with other settings or data; it may be extended to more stages.
+
+    A run without a checkpoint, a network or masks has nothing to resume, and may begin anew with any settings.
+
+    Args:
+        path: of the record in the folder of the results.
+        rows: digests of what the run is trained on, by section.
 
     Raises:
-        ValueError: names the settings that differ.
+        ValueError: names the settings or data that differ.
     """
-    current = flat(settings)
-    if path.is_file():
-        before = flat(Settings()) | json.loads(path.read_text(encoding="utf-8"))  # also of a run older than a setting
-        differing = [k for k in current if k not in RESULT_NEUTRAL and current[k] != before[k]]
-        if differing:
-            listed = "; ".join(f"{k}: {before[k]!r} then, {current[k]!r} now" for k in differing)
-            raise ValueError(
-                f"{path.parent} was started with other settings ({listed}). Give the same ones to resume it, another "
-                "--run.dir for a new run, or delete the folder."
-            )
+    if not path.is_file() or not _has_results(path.parent):
         return
+    current = flat(settings)
+    before = flat(Settings()) | json.loads(path.read_text(encoding="utf-8"))  # also of a run older than a setting
+    differing = [k for k in current if k not in RESULT_NEUTRAL and current[k] != before[k]]
+    if current["run.num_stages"] > before["run.num_stages"]:
+        differing = [k for k in differing if k != "run.num_stages"]
+    remedy = "another --run.dir for a new run, or delete the folder."
+    if differing:
+        listed = "; ".join(f"{k}: {before[k]!r} then, {current[k]!r} now" for k in differing)
+        raise ValueError(
+            f"{path.parent} was started with other settings ({listed}). Give the same ones to resume it, {remedy}"
+        )
+    for name, digest in (rows or {}).items():
+        if before.get("rows", {}).get(name, digest) != digest:
+            raise ValueError(
+                f"{path.parent} was started with other images or objects of {name}. Bring them back to resume it, "
+                f"give {remedy}"
+            )
+
+
+def record_run(settings: Settings, path: Path, rows: Mapping[str, str]) -> None:
+    """Writes what `check_same_run` compares; what a failed start with other values has measured is removed."""
+    record = flat(settings) | {"rows": dict(rows)}
+    if path.is_file() and not _has_results(path.parent) and json.loads(path.read_text(encoding="utf-8")) != record:
+        (path.parent / "box_fill.json").unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(current, indent=2), encoding="utf-8")
+    temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
     temporary.replace(path)
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether there is a checkpoint, a finished network or a pseudo mask."""
+    return any(True for pattern in ("step_*.pt", "*.safetensors", "pseudo_masks") for _ in folder.rglob(pattern))

@@ -24,7 +24,7 @@ from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.training.config import DataSettings, LPGSettings, RunSettings, SegmenterSettings, Settings
-from lpg_hf.training.data import load_aux
+from lpg_hf.training.data import load_aux, rows_digest
 from lpg_hf.training.models import load_lpg, save_stage
 from lpg_hf.training.own_data import OwnData, OwnJob
 from lpg_hf.training.run import start_run
@@ -149,6 +149,7 @@ def _train(job: OwnJob, start: Path, folder: Path, masks: OwnData) -> Path:
     """The folder of the generator trained on some masks; finished or begun work there is taken."""
     run = start_run(_settings(job, start, folder, masks), "settings.json")
     rows = load_aux(run)
+    run.begin(aux=rows_digest(rows))
     trained = lpg_stage(run, Stage("auxiliary", 1, folder), rows, segmenter=None, previous=None)
     run.finish()
     return trained

@@ -19,17 +19,28 @@ import yaml
 from lpg_hf.training.config import Settings, flat
 
 
-def parse_settings(argv: list[str] | None = None, description: str | None = None) -> Settings:
+def parse_settings(
+    argv: list[str] | None = None, description: str | None = None, start: str | None = None
+) -> Settings:
     """Settings from `--config FILE.yaml` and flags; flags win.
 
     What may be absent is given as `null`, lists and dicts as YAML, or a key of a dict by itself: `--lpg.scales "[0.5,
     1.0]"`, `--lpg.config.backbone squeezenet`.
 
+    Args:
+        argv: the words after the script's name; None: of this process.
+        description: what `--help` begins with.
+        start: printed where there are no words at all.
+
     Raises:
         ValueError: an unknown setting, a value of another type, or text that is not YAML.
-        SystemExit: after `--help`.
+        SystemExit: after `--help` and `start`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if start is not None and not words:
+        if os.environ.get("RANK", "0") == "0":
+            print(start)
+        sys.exit()
     if "--help" in words or "-h" in words:
         listed = "".join(f"\n  --{name} VALUE  (default: {value!r})" for name, value in flat(Settings()).items())
         print(f"{description or ''}\n  --config FILE.yaml{listed}")
@@ -53,6 +64,15 @@ def parse_settings(argv: list[str] | None = None, description: str | None = None
             value = {key: value}
         values = merged(values, {section: value})
     return settings_from_dict(values, source)
+
+
+def list_configs(folder: Path) -> str:
+    """The files of settings in a folder, a line each with what they begin with."""
+    shown = Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
+    firsts = {path.name: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(folder.glob("*.yaml"))}
+    width = max(map(len, firsts), default=0)
+    lines = [f"  {name:{width}}  {first.removeprefix('# ')}" for name, first in firsts.items()]
+    return "\n".join([f"Configurations in {shown}:", *lines])
 
 
 def read_yaml(path: str) -> dict:

@@ -97,6 +97,10 @@ class DeployScores:
 
     def _add(self, score: str, kind: str, stage: Stage, measured: dict) -> None:
         self.metrics[score][str(stage.number)] = measured["mean_iou"]
+        name = f"{stage.dataset}/{score}"
+        self.run.track({name: measured["mean_iou"]})
+        if "crf" in measured:
+            self.run.track({f"{name}_crf": measured["crf"]["mean_iou"]})
         self.metrics["details"][kind][str(stage.number)] = measured
 
 

@@ -2,28 +2,40 @@
 
 import json
 import os
+import sys
+import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
 from lpg_hf.devices import resolve_dtype, usable_device
 from lpg_hf.files import write_json
-from lpg_hf.training.config import Settings, check_same_run, flat
+from lpg_hf.training.config import Settings, check_same_run, flat, record_run
 from lpg_hf.training.models import OWN_SEGMENTERS
+
+
+_SECONDS_FOR_THE_MAIN_PROCESS = 60  # to tell what has gone wrong
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of em.py or deploy.py."""
+    """A run of em.py or deploy.py.
+
+    Attributes:
+        record: file that `begin` keeps the settings in.
+        phases: steps of the phases that are over, on which a tracker counts.
+    """
 
     accelerator: Accelerator
     settings: Settings
+    record: Path | None = None
+    phases: list[int] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -36,6 +48,34 @@ class Run:
 
     def print(self, text: str) -> None:
         self.accelerator.print(text)
+
+    def begin(self, **rows: str) -> None:
+        """Claims the folder, now that settings, data and models are known to fit, and starts the tracker.
+
+        Args:
+            rows: digests of what the run is trained on, by section.
+
+        Raises:
+            ValueError: see `check_same_run`.
+        """
+        if self.record is not None:
+            check_same_run(self.settings, self.record, rows)
+            self.accelerator.wait_for_everyone()
+            if self.is_main:
+                record_run(self.settings, self.record, rows)
+            self.accelerator.wait_for_everyone()
+        if self.settings.run.log_with is not None:
+            scalars = {k: v for k, v in flat(self.settings).items() if isinstance(v, (int, float, str, bool))}
+            self.accelerator.init_trackers(self.folder.name, config=scalars)
+
+    def track(self, values: dict, step: int = 0) -> None:
+        """Sends values to the tracker.
+
+        Args:
+            step: of the phase that is trained; the tracker gets the step of the whole run.
+        """
+        if self.settings.run.log_with is not None:
+            self.accelerator.log(values, step=sum(self.phases) + step)
 
     def once(self, path: Path, measure: Callable[[], dict]) -> dict:
         """The result of `measure`, kept in a file, so that a resumed run does not measure again."""
@@ -55,17 +95,27 @@ class Run:
 
 
 def start_run(settings: Settings, record: str) -> Run:
-    """A run whose settings are kept in `run.dir/record`; one that was stopped is resumed.
+    """A run whose settings `Run.begin` keeps in `run.dir/record`; one that was stopped is resumed.
+
+    Args:
+        record: name, in the folder of the results.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        ValueError: the folder holds a run with other settings, or accelerate is to shard the networks.
     """
-    run = settings.run
+    run, path = settings.run, Path(settings.run.dir) / record
+    check_same_run(settings, path)
+    sharded = [name for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
+    if sharded:
+        raise ValueError(f"accelerate is to use {sharded[0]}, but every process trains whole networks: leave it out.")
+    precision = usable_precision(run.mixed_precision)
+    overruled = _overruled_flags(precision)
     # Some segmenters of transformers have an auxiliary head that takes no part in the loss, some backbones a last
     # norm.
     unused_parameters = settings.segmenter.model not in OWN_SEGMENTERS or settings.lpg.config.get("backbone") == "auto"
     accelerator = Accelerator(
-        mixed_precision=usable_precision(run.mixed_precision),
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=run.log_with,
         project_dir=run.dir,
         kwargs_handlers=[
@@ -73,15 +123,46 @@ def start_run(settings: Settings, record: str) -> Run:
             DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
         ],
     )
+    if run.log_with is not None and not accelerator.log_with:
+        raise ValueError(f"run.log_with={run.log_with}, but that package is not installed. Install it, or set null.")
     if accelerator.device.type == "cpu":  # accelerate launch allows a process one thread unless told otherwise
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(run.num_threads or max(1, cores // accelerator.num_processes))
-    with accelerator.main_process_first():
-        check_same_run(settings, Path(run.dir) / record)
-    if run.log_with is not None:
-        scalars = {k: v for k, v in flat(settings).items() if isinstance(v, (int, float, str, bool))}
-        accelerator.init_trackers(Path(run.dir).name, config=scalars)
-    return Run(accelerator, settings)
+    if overruled:
+        accelerator.print(f"not used, as the settings of the run say it: {', '.join(overruled)}")
+    return Run(accelerator, settings, path)
+
+
+def _overruled_flags(precision: str) -> list[str]:
+    """What accelerate was told by flags or by its own file, and the settings of the run say otherwise."""
+    overruled = []
+    theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if theirs not in ("no", precision):
+        overruled.append(f"accelerate's mixed_precision {theirs} (run.mixed_precision gives {precision})")
+    num_steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if num_steps != "1":
+        overruled.append(
+            f"accelerate's gradient_accumulation_steps {num_steps} (lpg.micro_batch_size, segmenter.micro_batch_size)"
+        )
+    return overruled
+
+
+def stop_on_refusal(script: str, work: Callable[[], object]) -> None:
+    """Runs a script's work; what the user can remedy ends it with one line of the main process, and status 1.
+
+    Args:
+        script: name that the line begins with.
+    """
+    try:
+        work()
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if int(os.environ.get("RANK", "0")) > 0:
+            # All processes meet what concerns them all, and then the launcher ends this one while it sleeps. Others
+            # fail because the main process is gone. What only this one met is told by it.
+            time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
+        if isinstance(error, RuntimeError):
+            raise
+        sys.exit(f"{script}: {error}")
 
 
 def usable_precision(mixed_precision: str) -> str:

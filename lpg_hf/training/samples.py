@@ -83,6 +83,23 @@ class LPGViews(Positions):
         )
         self.entries = _trainable_views(rows, processor, lpg.min_box_side)  # (E, 2): row, view of the row
         super().__init__(len(self.entries), settings.run.seed, phase)
+        if not any(self._shows_object(*entry) for entry in self.entries.tolist()):
+            raise ValueError(
+                f"{phase} has nothing to learn: in none of {len(self.entries)} views has the mask a pixel inside the "
+                "boxes. Look at the masks of the auxiliary set."
+            )
+
+    def _shows_object(self, index: int, view_index: int) -> bool:
+        """Whether the mask of a view has a pixel of its class or object inside the boxes."""
+        row = self.rows[index]
+        boxes, labels = row_boxes(row)
+        view = self.processor.views(boxes, labels, row["height"], row["width"])[view_index]
+        target = self._target(row, view, view_index)
+        return any((target[box_slices(box, *target.shape)] == 1).any() for box in view.boxes)
+
+    def _target(self, row: dict, view: View, view_index: int) -> np.ndarray:
+        """(H, W) uint8 of the view's class or object: 0, 1 or 255."""
+        return object_mask(row, view_index) if self.settings.lpg.target == "object" else class_mask(row, view.label)
 
     def processor_at(self, position: int) -> LPGImageProcessor:
         """The processor with the side of the box views of a position's step, which `lpg.view_sizes` may make grow."""
@@ -107,7 +124,7 @@ class LPGViews(Positions):
             image = _jitter_color(image, settings.color_jitter, rng)
         if settings.degrade > 0 and rng.random() < settings.degrade:
             image = _degraded(image, view, rng)
-        target = object_mask(row, view_index) if settings.target == "object" else class_mask(row, view.label)
+        target = self._target(row, view, view_index)
         seen = target[box_slices(boxes[view_index], *target.shape)] if processor.view == "box" else target
         if not (seen == 1).any():
             target = np.full_like(target, IGNORE_INDEX)  # a box without any mask pixel (SBD has some) teaches nothing
@@ -177,6 +194,12 @@ class SegmenterCrops(Positions):
     ):
         self.rows, self.normalization, self.settings, self.labels = rows, normalization, settings, labels
         super().__init__(len(rows), settings.run.seed, phase)
+        label_maps = (labels(index, row) for index, row in enumerate(cast("Iterable[dict]", rows)))
+        if not any(((label_map > 0) & (label_map != IGNORE_INDEX)).any() for label_map in label_maps):
+            raise ValueError(
+                f"{phase} has nothing to learn: none of the {len(rows)} label maps holds an object. Look at the "
+                "boxes of the images, and at the pseudo masks if it is trained on them."
+            )
 
     def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
         row, settings = self.rows[entry], self.settings.segmenter

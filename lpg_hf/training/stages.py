@@ -70,6 +70,7 @@ def segmenter_stage(
             save_stage(result, model, processor, _stage_metrics(run, stage, "segmenter", names, trained))
         run.accelerator.wait_for_everyone()
     remove_checkpoints(run, checkpoints)  # also those of a run that was killed after the stage was saved
+    run.phases.append(num_steps)
     return result
 
 
@@ -95,6 +96,7 @@ def lpg_stage(run: Run, stage: Stage, rows: Dataset, segmenter: Path | None, pre
             save_stage(result, model, processor, _stage_metrics(run, stage, "lpg", class_names(rows), trained))
         run.accelerator.wait_for_everyone()
     remove_checkpoints(run, checkpoints)
+    run.phases.append(run.settings.lpg.steps)
     return result
 
 

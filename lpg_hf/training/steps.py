@@ -344,9 +344,7 @@ class _StepLog:
         }
         with open(self.run.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if settings.log_with is not None:
-            values = {f"{self.phase.name}/{name}": line[name] for name in ("loss", "lr")}
-            self.run.accelerator.log(values, step=state.step)
+        self.run.track({f"{self.phase.name}/{name}": line[name] for name in ("loss", "lr")}, state.step)
 
     def close(self) -> float:
         """Returns the seconds since the start."""

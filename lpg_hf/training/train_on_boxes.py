@@ -14,13 +14,14 @@ import numpy as np
 
 from lpg_hf.data.load import class_names
 from lpg_hf.training.config import DataSettings, RunSettings, SegmenterSettings, Settings
-from lpg_hf.training.data import check_num_classes, load_eval, load_target
+from lpg_hf.training.data import check_num_classes, load_eval, load_target, rows_digest
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import OWN_SEGMENTERS, build_segmenter, load_lpg, load_segmenter
 from lpg_hf.training.own_data import OwnData, OwnJob
 from lpg_hf.training.run import Run, start_run
 from lpg_hf.training.stages import Stage, add_metrics, mask_stage, segmenter_stage
+from lpg_hf.training.steps import check_batch
 
 
 _HELD_OUT, _MAX_HELD_OUT, _FEWEST_WITH_TRUTH = 0.2, 500, 10  # share of the images with masks; images
@@ -73,7 +74,9 @@ def train_on_boxes(
             f"{job.model} takes a segmenter's class probability. Choose a generator without one, such as lpg-small, "
             "or train stage by stage with training/deploy.py."
         )
-    build_segmenter(run.settings, class_names(rows))  # an error before the masks are made
+    # Errors come before the masks are made.
+    check_batch(run, "segmenter", build_segmenter(run.settings, class_names(rows))[0])
+    run.begin(target=rows_digest(rows))
     stage = Stage("target", 1, job.unfinished / "stage1")
     labels = mask_stage(run, stage, rows, lpg, segmenter=None)
     result = asked | {"num_images": len(rows), "held_out_images": held_out.num_images if held_out else 0}

@@ -7,9 +7,10 @@ from shutil import copytree
 
 import pytest
 import yaml
-from tiny_run import ROOT, nested
+from tiny_run import LARGEFOV, ROOT, launch, nested
 
 from lpg_hf.training.data import check_num_classes
+from lpg_hf.training.parsing import parse_settings
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def script(monkeypatch, values, tmp_path):
             runpy.run_path(str(ROOT / "training" / name), run_name="__main__")
         assert isinstance(stopped.value.code, str)  # the interpreter prints the text and exits with 1
         assert stopped.value.code.startswith(f"{name}: ")
-        assert not list((tmp_path / "run").rglob("stage*"))
+        assert not (tmp_path / "run").exists()
         return stopped.value.code
 
     return run
@@ -58,6 +59,8 @@ def test_bad_auxiliary_data_and_networks_are_named_at_once(script, changes, name
         ({"target.classes": ["zebra"]}, "zebra"),
         ({"run.stages": "./no/run"}, "no/run"),
         ({"run.stages": None}, "em.py"),
+        ({"run.measure": ["segmenter", "crf"]}, r'run.measure has crf. .*pip install "lpg_hf\[crf\]"'),
+        ({"run.log_with": "dvclive"}, "run.log_with=dvclive, but that package is not installed"),
         ({"segmenter.model": None, "run.num_stages": 1, "lpg.stage1_class_prob": False}, "segmenter.model is null"),
         (
             {"run.mode": "semi", "run.semi_split": "val"},
@@ -65,7 +68,8 @@ def test_bad_auxiliary_data_and_networks_are_named_at_once(script, changes, name
         ),
     ],
 )
-def test_bad_target_data_and_missing_stages_are_named_at_once(script, finished_run, changes, named):
+def test_bad_target_data_and_missing_stages_are_named_at_once(script, finished_run, monkeypatch, changes, named):
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)  # as where it is not installed
     said = script("deploy.py", {"run.stages": str(finished_run)} | changes)
     assert re.search(named, said.partition("\n")[0])  # a list of the classes that there are may follow
 
@@ -85,6 +89,35 @@ def test_images_that_would_share_a_mask_are_refused_before_any_training(script, 
     changes = {"target.root": str(tmp_path / "target"), "run.stages": str(finished_run)}
     said = script("deploy.py", changes)
     assert f"two entries of the image {one.stem}" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["em.py", "deploy.py"])
+def test_without_arguments_one_screen_says_what_is_needed_and_what_there_is(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "training" / name), run_name="__main__")
+    assert not stopped.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 25 and max(map(len, lines)) <= 120
+    for config in (ROOT / "training" / "configs").glob("*.yaml"):
+        assert any(line.startswith(f"  {config.name} ") for line in lines)
+    for line in lines:
+        if "accelerate launch" in line:  # each of the commands parses
+            parse_settings(line.partition("#")[0].split()[3:])
+
+
+def test_a_refusal_of_two_processes_is_one_line(values, tmp_path):
+    """The second phase's batch is looked at before the first one is trained; the launcher has its say after it."""
+    result = launch("em.py", values | LARGEFOV | {"lpg.batch_size": 1}, tmp_path / "run", processes=2)
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if "em.py: " in line]
+    assert said == [
+        "em.py: lpg.batch_size=1 is less than one image for each of the 2 processes. Raise lpg.batch_size, or "
+        "start fewer processes."
+    ]
+    assert 'training/em.py", line' not in result.stderr  # no traceback of ours
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_more_classes_than_a_label_map_of_8_bits_holds_are_refused():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny_run import ROOT, changed, nested, settings_of
 
-from lpg_hf.training.config import Settings, check_same_run, flat
+from lpg_hf.training.config import Settings, check_same_run, flat, record_run
 from lpg_hf.training.parsing import parse_settings, read_yaml, settings_from_dict
 from lpg_hf.training.steps import micro_batches
 
@@ -204,17 +204,50 @@ def test_settings_come_back_from_their_own_file(settings, tmp_path):
     assert parse_settings(["--config", str(path)]) == settings
 
 
+def begun_run(settings, folder, rows=None):
+    """The record of a run that has a checkpoint."""
+    record_run(settings, folder / "settings.json", rows or {})
+    (folder / "stage0" / "segmenter_checkpoints").mkdir(parents=True)
+    (folder / "stage0" / "segmenter_checkpoints" / "step_2.pt").touch()
+    return folder / "settings.json"
+
+
 def test_a_run_is_resumed_with_the_same_settings_only(settings, tmp_path):
-    record = tmp_path / "settings.json"
-    check_same_run(settings, record)
+    record = begun_run(settings, tmp_path)
     check_same_run(changed(settings, {"run.num_workers": 3, "run.log_every": 7}), record)
     with pytest.raises(ValueError, match="lpg.steps: 5 then, 6 now"):
         check_same_run(changed(settings, {"lpg.steps": 6}), record)
 
 
+def test_a_run_may_be_extended_to_more_stages_but_not_shortened(settings, tmp_path):
+    record = begun_run(settings, tmp_path)
+    check_same_run(changed(settings, {"run.num_stages": 3}), record)
+    with pytest.raises(ValueError, match=r"settings \(run.num_stages: 2 then, 1 now\)"):
+        check_same_run(changed(settings, {"run.num_stages": 1}), record)
+
+
+def test_a_run_is_resumed_with_the_same_data_only(settings, tmp_path):
+    record = begun_run(settings, tmp_path, {"aux": "abc"})
+    check_same_run(settings, record, {"aux": "abc"})
+    with pytest.raises(ValueError, match="started with other images or objects of aux. Bring them back"):
+        check_same_run(settings, record, {"aux": "abd"})
+
+
+def test_a_start_that_left_neither_checkpoint_nor_network_never_locks_the_folder(settings, tmp_path):
+    record = begun_run(settings, tmp_path, {"aux": "abc"})
+    (tmp_path / "stage0" / "segmenter_checkpoints" / "step_2.pt").unlink()
+    (tmp_path / "box_fill.json").write_text("{}", encoding="utf-8")
+    other = changed(settings, {"lpg.steps": 6})
+    check_same_run(other, record, {"aux": "abd"})
+    record_run(settings, record, {"aux": "abc"})
+    assert (tmp_path / "box_fill.json").is_file()
+    record_run(other, record, {"aux": "abd"})
+    assert not (tmp_path / "box_fill.json").exists()  # was measured on the other data
+    assert json.loads(record.read_text(encoding="utf-8"))["lpg.steps"] == 6
+
+
 def test_a_run_that_is_older_than_a_setting_had_its_default(settings, tmp_path):
-    record = tmp_path / "settings.json"
-    check_same_run(settings, record)
+    record = begun_run(settings, tmp_path)
     before = json.loads(record.read_text(encoding="utf-8"))
     del before["lpg.color_jitter"]
     record.write_text(json.dumps(before), encoding="utf-8")

@@ -4,6 +4,7 @@ import json
 from shutil import copytree, rmtree
 
 import pytest
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import launch, run_script, weights
@@ -52,6 +53,28 @@ def test_the_same_command_again_redoes_nothing(values, finished_run):
     assert before == {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
 
 
+def test_a_finished_run_is_extended_by_training_the_new_stage_alone(values, finished_run, tmp_path, monkeypatch):
+    """The tracker counts the steps of all phases, and gets what is measured."""
+    copytree(finished_run, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    tracked = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda *arguments, **options: None)
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: tracked.append((step, values)))
+    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *arguments: ["tensorboard"])
+    run_script("em.py", values | {"run.num_stages": 3, "run.log_with": "tensorboard"}, tmp_path / "run")
+    after = weights(tmp_path / "run")
+    assert {name: digest for name, digest in after.items() if "stage3" not in name} == before
+    assert json.loads((tmp_path / "run" / "aux" / "metrics.json").read_text())["pseudo_masks"].keys() == {
+        "1",
+        "2",
+        "3",
+    }
+    lpg = [step for step, values in tracked if "auxiliary stage 3 LPG/loss" in values]
+    assert lpg == [26, 27, 28, 29, 30]  # after 3 segmenters and 2 generators of 5 steps
+    assert [step for step, values in tracked if "auxiliary/pseudo_mask_miou" in values] == [10, 20, 30]
+    assert [step for step, _ in tracked] == sorted(step for step, _ in tracked)
+
+
 @pytest.mark.parametrize("mode", ["semi", "full"])
 def test_the_other_modes_write_beside_the_weak_run(values, finished_run, tmp_path, mode):
     changes = {"run.mode": mode, "run.semi_split": "train", "run.stages": str(finished_run)}
@@ -67,6 +90,7 @@ def test_the_other_modes_write_beside_the_weak_run(values, finished_run, tmp_pat
 def test_box_views_and_a_first_stage_without_class_probability(values, tmp_path):
     """Stage 2 continues the stage-1 network, which had one input channel less, and works without it as well."""
     changes = BOX_VIEWS | {"lpg.stage1_class_prob": False, "lpg.class_prob_dropout": 0.5}
+    changes |= {"lpg.steps": 20, "lpg.learning_rate": 1e-2, "lpg.config.object_loss_weight": 20.0}  # finds objects
     for script in ("em.py", "deploy.py"):
         run_script(script, values | changes, tmp_path / "run")
     configs = [json.loads((tmp_path / f"run/aux/stage{s}/lpg/config.json").read_text()) for s in (1, 2)]
@@ -78,7 +102,7 @@ def test_box_views_and_a_first_stage_without_class_probability(values, tmp_path)
 def test_without_a_segmenter_one_generator_is_trained_and_nothing_else(values, tmp_path):
     changes = BOX_VIEWS | {"lpg.stage1_class_prob": False, "run.num_stages": 1, "segmenter.model": None}
     run_script("em.py", values | changes, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run/aux").iterdir()) == ["stage1"]
+    assert sorted(path.name for path in (tmp_path / "run/aux").iterdir()) == ["settings.json", "stage1"]
     assert sorted(path.name for path in (tmp_path / "run/aux/stage1").iterdir()) == ["lpg"]
 
 

@@ -76,6 +76,19 @@ def test_an_empty_phase_is_refused_by_name():
         Entries(0, 0, "stage 1 LPG")
 
 
+def test_samples_without_any_object_are_refused_by_name(settings, monkeypatch):
+    rows = load_target(Run(Accelerator(cpu=True), settings), masks=False)
+    with pytest.raises(ValueError, match="the phase has nothing to learn: none of the 6 label maps holds an object"):
+        SegmenterCrops(rows, NORMALIZATION, settings, "the phase", empty_labels)
+    monkeypatch.setattr("lpg_hf.training.samples.class_mask", lambda row, label: empty_labels(0, row))
+    with pytest.raises(ValueError, match="phase has nothing to learn: in none of .* views"):
+        lpg_views(settings)
+
+
+def empty_labels(index, row):
+    return np.full((row["height"], row["width"]), 255 * (index % 2), dtype=np.uint8)
+
+
 def test_phases_and_seeds_draw_differently():
     streams = [entries(Entries(9, seed, phase), 0, 3) for seed, phase in ((0, "a"), (0, "b"), (1, "a"))]
     assert streams[0] != streams[1] and streams[0] != streams[2]
