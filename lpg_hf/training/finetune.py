@@ -26,8 +26,7 @@ from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.training.config import DataSettings, LPGSettings, RunSettings, SegmenterSettings, Settings
 from lpg_hf.training.data import load_aux, rows_digest
 from lpg_hf.training.models import load_lpg, save_stage
-from lpg_hf.training.own_data import OwnData, OwnJob
-from lpg_hf.training.run import start_run
+from lpg_hf.training.own_data import OwnData, OwnJob, start_own_run
 from lpg_hf.training.stages import Stage, lpg_stage
 from lpg_hf.weight_files import reading_weights
 
@@ -147,7 +146,7 @@ def _folds(num_images: int, seed: int) -> list[list[int]]:
 
 def _train(job: OwnJob, start: Path, folder: Path, masks: OwnData) -> Path:
     """The folder of the generator trained on some masks; finished or begun work there is taken."""
-    run = start_run(_settings(job, start, folder, masks), "settings.json")
+    run = start_own_run(_settings(job, start, folder, masks))
     rows = load_aux(run)
     run.begin(aux=rows_digest(rows))
     trained = lpg_stage(run, Stage("auxiliary", 1, folder), rows, segmenter=None, previous=None)

@@ -6,11 +6,14 @@ and OUT appears when all is finished.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from lpg_hf.cards import read_json
 from lpg_hf.data.convert import WITH_MASKS, convert_labels
@@ -18,6 +21,16 @@ from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.files import json_text, write_atomically, write_json
+from lpg_hf.training.config import Settings
+from lpg_hf.training.run import Run, start_run
+
+
+def start_own_run(settings: Settings) -> Run:
+    """As `start_run`, in OMP_NUM_THREADS threads if the user says so; `accelerate launch` always sets it, to 1."""
+    run = start_run(settings, "settings.json")
+    if "OMP_NUM_THREADS" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return run
 
 
 @dataclass(frozen=True)

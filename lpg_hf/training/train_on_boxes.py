@@ -18,8 +18,8 @@ from lpg_hf.training.data import check_num_classes, load_eval, load_target, rows
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import OWN_SEGMENTERS, build_segmenter, load_lpg, load_segmenter
-from lpg_hf.training.own_data import OwnData, OwnJob
-from lpg_hf.training.run import Run, start_run
+from lpg_hf.training.own_data import OwnData, OwnJob, start_own_run
+from lpg_hf.training.run import Run
 from lpg_hf.training.stages import Stage, add_metrics, mask_stage, segmenter_stage
 from lpg_hf.training.steps import check_batch
 
@@ -64,7 +64,7 @@ def train_on_boxes(
         shutil.rmtree(job.unfinished, ignore_errors=True)
         return done
     train, held_out = _parts(data, job.seed)
-    run = start_run(_settings(job, train, held_out, segmenter, weights), "settings.json")
+    run = start_own_run(_settings(job, train, held_out, segmenter, weights))
     rows = load_target(run, masks=False)
     check_num_classes(class_names(rows))
     check_distinct(rows["file_name"][:])
