@@ -274,6 +274,7 @@ def _finetune(
 
 
 @app.command("train")
+@_reads
 def _train(
     annotations: _Source,
     out: Annotated[Path, typer.Option(help="New folder of the segmenter; the same command resumes.")],
@@ -292,9 +293,10 @@ def _train(
     seed: Annotated[int, typer.Option(help="Of the held-out images and of the training.", min=0)] = 0,
     format: _AnyFormat = "auto",
     split: _Split = None,
-    zero_based: _ZeroBased = False,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
+    *,
+    read_flags: dict[str, Any],
 ) -> None:
     """Train a segmenter on boxes: masks by an LPG, and the segmenter on these masks.
 
@@ -306,7 +308,7 @@ def _train(
     from lpg_hf.training.own_data import OwnJob
     from lpg_hf.training.train_on_boxes import train_on_boxes
 
-    options = _read_options(split, zero_based, max_pixels, size_mismatch, masks=True)
+    options = _read_options(split, read_flags, max_pixels, size_mismatch, masks=True)
     job = OwnJob(annotations, out, images, format, options, model, steps, seed)
     train_on_boxes(job, segmenter, weights, typer.echo)
 
