@@ -128,6 +128,7 @@ def run(cell: Cell, limit: int | None) -> dict:
         "change": cell.change,
         "generator": cell.generator,
         **{key: round(row.scores[key] or 0.0, 4) for key in ("mean_box_iou", "foreground_iou")},
+        "score_rank_correlation": row.scores["score_rank_correlation"],
         "num_images": row.num_images,
         "num_boxes": row.num_boxes,
         "limit": limit,

@@ -38,6 +38,7 @@ COLUMNS = {
     "foreground_iou": "foreground IoU",
     "mean_box_iou": "IoU per box",
     "mean_boundary_iou": "boundary IoU",
+    "score_rank_correlation": "score ~ IoU",
     "seconds_per_image": "s / image",
     "boxes_per_second": "boxes / s",
     "peak_memory_mb": "peak memory (MB)",
@@ -118,6 +119,7 @@ class Row:
     Attributes:
         generator: its name.
         scores: keys of `COLUMNS` -> number; None where nothing was counted or the system does not tell.
+            "score_rank_correlation" tells whether the masks' scores put the better masks first (Spearman).
         num_images: measured.
         num_boxes: in them, those that count: where the ground truth or the generator's mask has a pixel. A box whose
             label map holds no pixel of its class counts for a generator that finds one there, and not for one that
@@ -215,6 +217,7 @@ def measure(comparison: Comparison, name: str) -> Row:
         options = replace(options, model=None, segmenter=None, flip=False)
     generator = generator_of(name, options)
     row, pairs, scores, seconds, num_masks = Row(name), LabelPairs(), BoxMaskScores(), 0.0, 0
+    score_and_iou: list[tuple[float, float]] = []
     row.skipped += [f"{image} ({PROBLEMS[kind].meaning})" for image, kind in report.skipped]
     row.reports["annotations"] = report
     if truth.report is not None:
@@ -237,7 +240,8 @@ def measure(comparison: Comparison, name: str) -> Row:
             if target is None:
                 row.skipped.append(f"{record.file_name}: object {item.id}: no mask in the ground truth")
             else:
-                scores.update(mask.rle, target, item.category + 1, ignore)
+                iou = scores.update(mask.rle, target, item.category + 1, ignore)
+                score_and_iou += [] if iou is None else [(mask.score, iou)]
         if index in comparison.shown:
             row.label_maps[index] = masks.label_map
     boxes = scores.compute()
@@ -245,6 +249,7 @@ def measure(comparison: Comparison, name: str) -> Row:
     row.scores = {
         "mean_iou": pairs.compute()[0]["mean_iou"],
         **{key: boxes[key] for key in ("foreground_iou", "mean_box_iou", "mean_boundary_iou")},
+        "score_rank_correlation": _rank_correlation(score_and_iou),
         "seconds_per_image": seconds / row.num_images if row.num_images else None,
         "boxes_per_second": num_masks / seconds if seconds else None,
         "peak_memory_mb": peak_memory_mb(),
@@ -288,6 +293,17 @@ def _with_moved_boxes(record: Record, offsets: tuple[float, float]) -> Record:
         top, bottom = (float(y) for y in np.clip((y1, y2) + shares[2:] * [y1 - y2, y2 - y1], 0, record.height))
         moved.append(replace(item, box=(left, top, right, bottom)))
     return replace(record, objects=moved)
+
+
+def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's rank correlation in [-1, 1], with mean ranks for ties; None where one side is all alike."""
+    ranks = []
+    for values in np.array(pairs, dtype=np.float64).reshape(-1, 2).T:
+        _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[position])
+    if not pairs or np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
+        return None
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def peak_memory_mb() -> float | None:
@@ -354,6 +370,8 @@ def _cell(key: str, row: Row) -> str:
         return "-" if row.error is not None else "n/a"
     if key in _PERCENT:
         return f"{100 * value:.1f}"
+    if key == "score_rank_correlation":
+        return f"{value:.2f}"
     return f"{value:.3f}" if key == "seconds_per_image" else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 

@@ -21,6 +21,7 @@ from lpg_hf.evaluation.compare import (
     ComparedData,
     Comparison,
     Row,
+    _rank_correlation,
     _with_moved_boxes,
     compare,
     measure,
@@ -141,6 +142,25 @@ def test_filled_boxes_have_the_scores_of_their_rectangles(tree, annotations, tru
     assert 0 < row.scores["mean_boundary_iou"] < 1
     assert row.scores["seconds_per_image"] * 3 * row.scores["boxes_per_second"] == pytest.approx(3)
     assert list(row.label_maps) == [0] and (row.label_maps[0] == 1).sum() == 640
+
+
+@pytest.mark.parametrize(
+    "pairs, expected",
+    [
+        ([(0.6, 0.1), (0.7, 0.5), (0.99, 0.51)], 1.0),  # ranks count, not distances
+        ([(0.9, 0.1), (0.8, 0.2), (0.7, 0.3)], -1.0),
+        ([(1, 1), (2, 3), (3, 2)], 0.5),
+        ([(1, 1), (1, 2), (2, 3)], 3**0.5 / 2),  # two alike share the rank 1.5
+        ([(1, 0.2), (1, 0.4)], None),  # scores that tell nothing
+        ([], None),
+    ],
+)
+def test_rank_correlation_of_scores_and_ious(pairs, expected):
+    assert _rank_correlation(pairs) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_scores_of_filled_boxes_say_nothing_of_their_iou(tree):
+    assert measure(comparison(tree, "full.json", "full.json"), "box").scores["score_rank_correlation"] is None
 
 
 def test_zero_based_corners_are_measured_as_they_are(tree):
@@ -352,11 +372,12 @@ def test_the_table_has_a_column_for_each_number_and_says_what_is_unknown():
         "50.0",
         "50.0",
         "50.0",
+        "0.50",
         "0.500",
         "0.5",
         "n/a",
     ]
-    assert "GPU" not in head and head.count("|") == line.count("|") == 9
+    assert "GPU" not in head and head.count("|") == line.count("|") == 10
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
