@@ -49,6 +49,9 @@ _ObjectValue = Annotated[
         help="Class masks mark the object with this value, e.g. 255: it becomes the label 1.", min=1, max=65535
     ),
 ]
+_BoxFormat = Annotated[
+    str | None, typer.Option(help="Boxes of a dataset or COCO file: xywh, xyxy, cxcywh, yolo or voc. Default: xywh.")
+]
 _SkipAmbiguous = Annotated[
     bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, in place of an error.")
 ]
@@ -109,6 +112,7 @@ _READ_FLAGS: dict[str, tuple[Any, Any]] = {
     "zero_based": (_ZeroBased, False),
     "object_value": (_ObjectValue, None),
     "skip_ambiguous": (_SkipAmbiguous, False),
+    "box_format": (_BoxFormat, None),
 }
 
 

@@ -118,7 +118,7 @@ def _exif_orientation(image: Image.Image) -> int:
         return 1
 
 
-def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of an image when shown upright, from its header; a file that may be cut off is decoded as well.
 
     So is every BMP, TIFF and the like: they have no mark at their end. Pillow looks at the whole of a WebP when it
@@ -130,7 +130,7 @@ def image_size(path: str, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int,
     with open_image(path, name, max_pixels) as image:
         width, height = image.size
         turned = _exif_orientation(image) in (5, 6, 7, 8)
-        if image.format not in FORMATS_WITH_AN_END or _ends_early(fs_path(path)):
+        if image.format not in FORMATS_WITH_AN_END or (isinstance(path, str) and _ends_early(fs_path(path))):
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError) as error:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 
 from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
 from lpg_hf.data.formats import tools
+from lpg_hf.data.hub_rows import has_usual_columns, with_usual_columns
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, relative_name, resolve_inside, unicode_path, walk_files
@@ -33,7 +34,7 @@ FORMATS = (*BUILDERS, "parquet")
 BUILDER_OPTIONS = {item.name for item in fields(ReadOptions)} - {"keep_missing", "keep_unlisted"}
 # Of a row of a dataset; no other column is read.
 _COLUMNS = ("image", "mask", "image_id", "file_name", "height", "width", "license", "objects")
-PARQUET_OPTIONS = {"split", "masks", "allow_missing"}
+PARQUET_OPTIONS = {"split", "masks", "allow_missing", "box_format"}
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -55,9 +56,10 @@ def load_boxes(
     """Load images with boxes; the problems met are logged, unless `report` takes them.
 
     Args:
-        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads, as
-            `lpg_hf.data.export` writes it). Of its rows only embedded images and masks are read: a path in a row could
-            name any file of this machine.
+        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads: as
+            `lpg_hf.data.export` writes it, an imagefolder, or a detection dataset of another layout, see `hub_rows`).
+            Of Parquet rows only embedded images and masks are read: a path in a row could name any file of this
+            machine.
         root: folder of the dataset; for "parquet" a folder or a Hub id.
         annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of
             labels.
@@ -66,7 +68,8 @@ def load_boxes(
         cache_dir: of `datasets`.
         report: takes the problems, for the caller to show.
         **options: fields of `options.ReadOptions`: split, classes, masks, keep_empty, allow_missing, max_pixels, ...;
-            for "parquet" only split, masks and allow_missing. What `split` and `classes` may be: see the builders.
+            for "parquet" only split, masks, allow_missing and box_format. What `split` and `classes` may be: see the
+            builders.
 
     Returns:
         The rows described in `builders`.
@@ -162,13 +165,20 @@ def load_parquet(
     if name not in splits:
         raise ValueError(f"{root} has no split {split!r}; it has {', '.join(map(str, splits))}")
     dataset = splits[name]
+    is_folder_of_images = dataset.info.builder_name == "imagefolder"
+    if images is None and (options.box_format is not None or not has_usual_columns(dataset)):
+        embedded = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+        if not is_folder_of_images:  # That builder itself states the paths.
+            dataset = _without_foreign_paths(dataset, embedded, root, report)
+        dataset = with_usual_columns(dataset, os.fspath(root), options, report)
     if "objects" not in dataset.features:
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
     if options.masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
         raise ValueError(f"{root} was exported without masks; export it again from a dataset with masks=True")
     dataset = _known_columns(dataset, root)
     columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]
-    dataset = _without_foreign_paths(dataset, columns, root, report)
+    if not is_folder_of_images:
+        dataset = _without_foreign_paths(dataset, columns, root, report)
     if images is not None:
         return _with_images(dataset, unicode_path(images), options, report)
     if "image" not in dataset.features:

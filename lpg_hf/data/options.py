@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lpg_hf.boxes import BOX_FORMATS
 from lpg_hf.images import MAX_PIXELS
 
 
@@ -28,6 +29,7 @@ _SIZED_FORMATS = (
 _FORMATS_OF_OPTION = {
     "zero_based": (("voc",), "it is for VOC xml files"),
     "object_value": (("voc",), "it is for class masks"),
+    "box_format": (("coco", "dataset"), "the format says what its boxes are"),
     "size_mismatch": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
     "verify_images": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
 }
@@ -56,6 +58,7 @@ class ReadOptions:
         max_pixels: skip images with more pixels.
         zero_based: VOC corners are 0-based and end exclusive, as some tools write them.
         object_value: value of the class masks (VOC) that marks the object of the only class; None: values are labels.
+        box_format: of the boxes in a dataset or a COCO file, one of `boxes.BOX_FORMATS`; None: "xywh".
         skip_ambiguous: leave out, and count, all images that share an id; off, they are an error (COCO).
 
     Raises:
@@ -75,12 +78,15 @@ class ReadOptions:
     zero_based: bool = False
     object_value: int | None = None
     skip_ambiguous: bool = False
+    box_format: str | None = None
 
     def __post_init__(self):
         if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
             raise ValueError(
                 f"size_mismatch must be one of {', '.join(SIZE_MISMATCH_CHOICES)}, got {self.size_mismatch!r}"
             )
+        if self.box_format is not None and self.box_format not in BOX_FORMATS:
+            raise ValueError(f"box_format must be one of {', '.join(BOX_FORMATS)}, got {self.box_format!r}")
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels={self.max_pixels} must be at least 1")
         if self.classes is not None and not isinstance(self.classes, str):

@@ -1,6 +1,7 @@
 """What every annotation format has in common: the record of an image and its objects, its frame, and checked boxes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,6 +210,13 @@ def checked_box(box: Box, size: tuple[int, int] | None, where: str, report: Repo
     if min(x1, width - x2, y1, height - y2) < -CLIP_TOLERANCE_PIXELS:
         report.add("clipped_box", f"{where} {_text(box)}, image {width} x {height}")
     return clipped
+
+
+def note_corners(box: Sequence[float], size: tuple[int, int] | None, where: str, report: Report) -> None:
+    """Count a box (x, y, width, height) that reaches over the border, while its numbers fit as corners."""
+    x, y, w, h = box
+    if size is not None and (x + w > size[1] + 1 or y + h > size[0] + 1) and x < w <= size[1] and y < h <= size[0]:
+        report.add("fits_as_corners", f"{where} {_text((x, y, w, h))}")
 
 
 def finish_record(record: Record, where: str, num_lost: int, options: ReadOptions, report: Report) -> Record | None:

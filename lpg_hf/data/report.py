@@ -102,6 +102,9 @@ PROBLEMS = {
     "degenerate_box": ProblemKind(OBJECT_SKIPPED, "box without an area"),
     "box_outside": ProblemKind(OBJECT_SKIPPED, "box outside the image"),
     "clipped_box": ProblemKind("clipped", "box that reaches over the border of the image"),
+    "fits_as_corners": ProblemKind(
+        KEPT, "box over the border whose numbers fit as x1, y1, x2, y2: is it (box_format='xyxy', --box-format xyxy)?"
+    ),
     "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ProblemKind(
         KEPT, "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"

@@ -41,6 +41,7 @@ from lpg_hf.data.records import (
     checked_box,
     finish_record,
     finite_numbers,
+    note_corners,
 )
 from lpg_hf.data.report import NothingUsable, Report
 from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files, write_atomically
@@ -49,6 +50,7 @@ from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, read_rgb
 
 FORMATS = ("coco", "voc", "yolo", "dataset", *tools.TOOL_FORMATS)
 Folder = str | os.PathLike | None
+_DATASET_FILES = (".parquet", "metadata.jsonl")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
@@ -343,7 +345,7 @@ def _has_coco_file(root: str) -> bool:
 
 
 def _looks_like_dataset(root: str, split: str | None) -> bool:
-    return _holds(root, (".parquet",))
+    return _holds(root, _DATASET_FILES)
 
 
 _FOLDER_CHECKS = {
@@ -486,7 +488,7 @@ def _open_dataset(annotations: str, images: Folder, options: ReadOptions, report
         lambda index, to: rows.make_record(numbers[index], file_names[index], to),
         options,
         rows=rows.undecoded,
-        annotation_files=[f"{path}/{name}" for name in walk_files(path, (".parquet",))] if is_folder else [],
+        annotation_files=[f"{path}/{name}" for name in walk_files(path, _DATASET_FILES)] if is_folder else [],
         has_coco_ids=len(ids) == len(dataset) and all(isinstance(image_id, int) for image_id in ids),
         # It tells the revision; `datasets` has no public name for it.
         fingerprint=None if is_folder else dataset._fingerprint,
@@ -612,6 +614,7 @@ class _Rows:
             report.add("unknown_class", where, "none")
             category, iscrowd = NO_CLASS, True
         x, y, w, h = numbers
+        note_corners(numbers, size, where, report)
         box = checked_box((x, y, x + w, y + h), size, where, report)
         if box is None:
             return None
@@ -619,8 +622,8 @@ class _Rows:
         segmentation = columns["segmentation"][i] if has_segmentation else None
         rle = None
         if "mask" in row:
-            has_pixels = labels is not None and category != NO_CLASS
-            rle = class_in_box_to_rle(labels, category + 1, box) if has_pixels else None
+            is_known = category != NO_CLASS
+            rle = class_in_box_to_rle(labels, category + 1, box) if labels is not None and is_known else None
             if rle is None and category != NO_CLASS:
                 report.add("no_mask", where)
         elif segmentation and segmentation["counts"]:

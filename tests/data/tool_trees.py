@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from trees import HEIGHT, WIDTH, picture
 
 
@@ -319,6 +320,22 @@ def yolo_obb(root: Path) -> None:
     write(root, "data.yaml", "train: images/train\nval: images/train\nnames: [red]\n")
 
 
+def hub_detection(root: Path) -> None:
+    """A dict of lists in Parquet, as the cppe-5 dataset has it."""
+    objects = {"bbox": List(List(Value("float32"))), "category": List(ClassLabel(names=["red"]))}
+    path = write(root, "data/a.png", None)
+    row = {"image": {"bytes": path.read_bytes()}, "objects": {"bbox": [[10, 8, 20, 16]], "category": [0]}}
+    path.unlink()
+    rows = Dataset.from_list([row], features=Features({"image": Image(), "objects": objects}))
+    rows.to_parquet(root / "data" / "train-00000-of-00001.parquet")
+
+
+def imagefolder(root: Path) -> None:
+    write(root, "train/a.png", None)
+    row = {"file_name": "a.png", "objects": {"bbox": [[10, 8, 20, 16]], "category": ["red"]}}
+    write(root, "train/metadata.jsonl", json.dumps(row) + "\n")
+
+
 OTHER_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "COCO": ("coco", coco_official, ["red"]),
     "CVAT COCO 1.0": ("coco", cvat_coco, ["red"]),
@@ -334,4 +351,6 @@ OTHER_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "CVAT YOLO 1.1": ("yolo", cvat_yolo, ["red"]),
     "CVAT Ultralytics YOLO": ("yolo", cvat_ultralytics, ["red"]),
     "YOLO-OBB": ("yolo", yolo_obb, ["red"]),
+    "Hub detection dataset": ("dataset", hub_detection, ["red"]),
+    "imagefolder": ("dataset", imagefolder, ["red"]),
 }

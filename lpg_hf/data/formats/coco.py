@@ -22,8 +22,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
+from lpg_hf.boxes import convert_boxes
 from lpg_hf.data.formats import coco_layout
 from lpg_hf.data.formats.image_finder import StatedImage, match_images, name_in_address
 from lpg_hf.data.formats.json_files import read_json
@@ -41,6 +43,7 @@ from lpg_hf.data.records import (
     finish_record,
     finite_numbers,
     image_geometry,
+    note_corners,
     stated_size,
 )
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
@@ -661,7 +664,7 @@ def make_record(entry: CocoEntry, options: ReadOptions, report: Report) -> Recor
     objects, num_lost = [], 0
     for annotation in entry.annotations:
         where = f"{entry.file_name}: annotation {annotation.id}"
-        corners = _corners(annotation, where, frame, report)
+        corners = _corners(annotation, where, frame, options.box_format, report)
         made = None if corners is None else _make_object(annotation, corners, where, frame, options.masks, report)
         num_lost += corners is None
         if made is not None:
@@ -713,13 +716,22 @@ def _make_object(
     )
 
 
-def _corners(annotation: _CocoAnnotation, where: str, frame: Geometry, report: Report) -> Box | None:
+def _corners(
+    annotation: _CocoAnnotation, where: str, frame: Geometry, box_format: str | None, report: Report
+) -> Box | None:
     """The box of an annotation in the stated frame, xyxy; None (and counted) if there is none."""
     if annotation.bbox:
         if not isinstance(annotation.bbox, array):
             report.add("invalid_box", f"{where} {annotation.bbox!r}"[:200])
             return None
+        if box_format not in (None, "xywh"):
+            x1, y1, x2, y2 = convert_boxes(
+                np.asarray(annotation.bbox), box_format, "xyxy", *(frame.size or ())
+            ).tolist()
+            return x1, y1, x2, y2
         x, y, width, height = annotation.bbox
+        if frame.size is not None and not frame.is_scaled:
+            note_corners(annotation.bbox, frame.size, where, report)
         return x, y, x + width, y + height
     corners = _extent(annotation.segmentation, frame)
     report.add("no_box" if corners is None else "box_from_polygon", where)

@@ -1,0 +1,144 @@
+"""Detection datasets in the layouts that are on the Hub, and imagefolders."""
+
+import io
+import json
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from test_unusable import ended
+from trees import picture
+
+from lpg_hf.data.load import class_names, load_boxes
+from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.report import Report
+from lpg_hf.data.sources import open_source
+
+
+BOXES = [[10.0, 8.0, 20.0, 16.0], [40.0, 20.0, 12.0, 14.0]]
+CORNERS = [(10, 8, 30, 24), (40, 20, 52, 34)]
+NUMBERS, TEXTS = List(Value("int64")), List(Value("string"))
+BOX = List(List(Value("float64")))
+NAMED = List(ClassLabel(names=["red", "blue"]))
+SIZED = {"image_id": Value("int64"), "width": Value("int32"), "height": Value("int32")}
+# layout -> (columns beside the image, their values, class names)
+LAYOUTS = {
+    "cppe-5": (
+        {**SIZED, "objects": {"id": NUMBERS, "bbox": BOX, "category": NAMED}},
+        {"image_id": 7, "width": 60, "height": 40, "objects": {"id": [1, 2], "bbox": BOXES, "category": [0, 1]}},
+        ["red", "blue"],
+    ),
+    "numbers": ({"objects": {"bbox": BOX, "category": NUMBERS}}, {"objects": {"bbox": BOXES, "category": [3, 5]}},
+                ["class 3", "class 5"]),
+    "list of dicts": (
+        {"annotations": List({"bbox": List(Value("float64")), "category_id": Value("int64")})},
+        {"annotations": [{"bbox": BOXES[0], "category_id": 0}, {"bbox": BOXES[1], "category_id": 1}]},
+        ["class 0", "class 1"],
+    ),
+    "texts": ({"objects": {"boxes": BOX, "label": TEXTS}}, {"objects": {"boxes": BOXES, "label": ["red", "blue"]}},
+              ["blue", "red"]),
+    "columns": ({"bbox": BOX, "labels": NAMED}, {"bbox": BOXES, "labels": [0, 1]}, ["red", "blue"]),
+    "no class": ({"objects": {"bbox": BOX}}, {"objects": {"bbox": BOXES}}, ["object"]),
+}  # fmt: skip
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    picture().save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def parquet(root, columns: dict, *rows: dict):
+    (root / "data").mkdir(parents=True)
+    features = Features({"image": Image(), **columns})
+    Dataset.from_list([{"image": {"bytes": png()}, **row} for row in rows], features=features).to_parquet(
+        root / "data" / "train-00000-of-00001.parquet"
+    )
+    return root
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_boxes(tmp_path, layout):
+    columns, row, names = LAYOUTS[layout]
+    root = parquet(tmp_path / "set", columns, row, row)
+    report = Report()
+    source = open_source(root, report=report)
+    assert source.format == "dataset" and [name for _, name in source.classes] == names
+    records = [source.record(index, report) for index in range(2)]
+    assert [[item.box for item in record.objects] for record in records if record] == [CORNERS, CORNERS]
+    assert len(set(source.file_names)) == 2 and source.file_names[0] == "000000.png"
+    assert report.counts == {} and report.objects == 4
+    assert source.image(records[0]).shape == (40, 60, 3)
+    rows = load_boxes("parquet", root=root)
+    assert class_names(rows) == names and rows[1]["objects"]["bbox"] == BOXES and rows[0]["image"].size == (60, 40)
+
+
+def test_masks_of_a_hub_layout(tmp_path):
+    columns, row, _ = LAYOUTS["cppe-5"]
+    root = parquet(tmp_path / "set", columns, row)
+    assert ended("masks", root, "--generator", "box", "--out", tmp_path / "out", "--write", "png,coco") == 0
+    made = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert [item["bbox"] for item in made["annotations"]] == BOXES and made["images"][0]["id"] == 7
+
+
+def test_an_imagefolder_with_metadata(tmp_path):
+    (tmp_path / "set" / "train" / "inner").mkdir(parents=True)
+    lines = []
+    for name, count in (("a.png", 1), ("inner/b.png", 2)):
+        picture().save(tmp_path / "set" / "train" / name)
+        lines.append(json.dumps({"file_name": name, "objects": {"bbox": BOXES[:count], "category": [0, 1][:count]}}))
+    (tmp_path / "set" / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    source = open_source(tmp_path / "set", report=(report := Report()))
+    assert source.file_names == ["train/a.png", "train/inner/b.png"]
+    record = source.record(1, report)
+    assert record is not None and [item.box for item in record.objects] == CORNERS
+    assert source.image(record).shape == (40, 60, 3) and report.counts == {}
+    assert ended("check", tmp_path / "set") == 0
+
+
+def test_boxes_as_corners_are_counted_and_read_with_their_format(tmp_path):
+    stated = [[30.0, 20.0, 55.0, 38.0], [40.0, 20.0, 52.0, 34.0]]
+    root = parquet(tmp_path / "set", LAYOUTS["cppe-5"][0], {**LAYOUTS["cppe-5"][1], "objects": {
+        "id": [1, 2], "bbox": stated, "category": [0, 1]}})  # fmt: skip
+    source = open_source(root, report=(report := Report()))
+    source.record(0, report)
+    assert report.counts == {"clipped_box": 2, "fits_as_corners": 2}
+    assert ended("check", root) == 1 and ended("check", root, "--box-format", "xyxy") == 0
+    rows = load_boxes("parquet", root=root, box_format="xyxy")
+    assert rows[0]["objects"]["bbox"] == [[30, 20, 25, 18], [40, 20, 12, 14]]
+
+
+def test_coco_boxes_as_corners(coco_tree):
+    coco_tree.content["annotations"][0]["bbox"] = [30, 20, 55, 38]
+    path = coco_tree.write()
+    source = open_source(path, report=(report := Report()))
+    source.record(0, report)
+    assert report.counts == {"clipped_box": 1, "fits_as_corners": 1}
+    rows = load_boxes("coco", annotations=path, images=coco_tree.images, box_format="xyxy")
+    assert rows[0]["objects"]["bbox"] == [[30, 20, 25, 18]]
+
+
+def test_rows_that_cannot_be_used_are_counted(tmp_path):
+    columns, row, _ = LAYOUTS["numbers"]
+    bad_box = {"objects": {"bbox": [BOXES[0], None], "category": [3, 5]}}
+    no_class = {"objects": {"bbox": BOXES, "category": [3, None]}}
+    no_image = {**row, "image": {"bytes": b"x"}}
+    root = parquet(tmp_path / "set", columns, row, bad_box, no_class, no_image)
+    report = Report()
+    source = open_source(root, report=report)
+    records = [source.record(index, report) for index in range(len(source))]
+    assert [record and [item.category for item in record.objects] for record in records] == [[0, 1], None, [0, -1]]
+    assert report.counts == {"unreadable_image": 1, "invalid_box": 1, "incomplete_image": 1, "unknown_class": 1}
+
+
+def test_a_dataset_without_boxes_names_its_columns(tmp_path):
+    root = parquet(tmp_path / "set", {"caption": Value("string")}, {"caption": "a box"})
+    with pytest.raises(ValueError, match="has no column of boxes; its columns are image, caption"):
+        open_source(root, report=Report(), options=SOURCE_OPTIONS)
+
+
+def test_paths_in_parquet_rows_are_not_opened(tmp_path):
+    picture().save(tmp_path / "secret.png")
+    columns, row, _ = LAYOUTS["numbers"]
+    root = parquet(tmp_path / "set", columns, row, {**row, "image": {"path": str(tmp_path / "secret.png")}})
+    source = open_source(root, report=(report := Report()))
+    assert len(source) == 1 and report.counts == {"unsafe_path": 1}
