@@ -52,6 +52,7 @@ _ObjectValue = Annotated[
 _BoxFormat = Annotated[
     str | None, typer.Option(help="Boxes of a dataset or COCO file: xywh, xyxy, cxcywh, yolo or voc. Default: xywh.")
 ]
+_Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, e.g. cp1252 or gbk.")]
 _SkipAmbiguous = Annotated[
     bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, in place of an error.")
 ]
@@ -113,6 +114,7 @@ _READ_FLAGS: dict[str, tuple[Any, Any]] = {
     "object_value": (_ObjectValue, None),
     "skip_ambiguous": (_SkipAmbiguous, False),
     "box_format": (_BoxFormat, None),
+    "encoding": (_Encoding, None),
 }
 
 

@@ -7,6 +7,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -147,18 +148,40 @@ def read_head(path: str | os.PathLike, size: int = 100_000) -> str:
         return ""
 
 
+_ENCODING: ContextVar[str | None] = ContextVar("encoding", default=None)
+
+
+@contextmanager
+def reading_as(encoding: str | None) -> Iterator[None]:
+    """What `read_text` and the json readers decode with inside the block; None: by the files' own marks."""
+    token = _ENCODING.set(encoding)
+    try:
+        yield
+    finally:
+        _ENCODING.reset(token)
+
+
+def encoding_of(data: bytes) -> str:
+    """The encoding of a text file: that of `reading_as`, else UTF-16 with its mark, else UTF-8."""
+    return _ENCODING.get() or ("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
 def read_text(path: str | os.PathLike) -> str:
-    """A text file: UTF-8, or UTF-16 with its mark.
+    """A text file: UTF-8, UTF-16 with its mark, or as `reading_as` says.
 
     Raises:
-        ValueError: it is neither, or no file.
+        ValueError: it is none of them, or no file.
     """
     data = read_bytes(path)
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = encoding_of(data)
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start}. Save it as UTF-8") from error
+        name = encoding.upper().removesuffix("-SIG")
+        raise ValueError(
+            f"{path} is not {name} text: byte {error.start}. Save it as UTF-8, or pass its encoding "
+            "(--encoding cp1252)"
+        ) from error
 
 
 @lru_cache(maxsize=4096)

@@ -164,7 +164,7 @@ class _Reading:
             if record is not None and record.has_unusable and not self._marks_regions(record):
                 self.report.add("unmarked_region", name)
                 self.report.images -= 1
-                self.report.objects -= sum(item.category != NO_CLASS for item in record.objects)
+                self.report.objects -= record.num_objects
             elif record is not None:
                 yield self._adapted(record)
 

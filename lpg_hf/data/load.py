@@ -23,7 +23,7 @@ from lpg_hf.data.formats import tools
 from lpg_hf.data.hub_rows import has_usual_columns, with_usual_columns
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
-from lpg_hf.files import fs_path, relative_name, resolve_inside, unicode_path, walk_files
+from lpg_hf.files import fs_path, reading_as, relative_name, resolve_inside, unicode_path, walk_files
 
 
 logger = logging.getLogger(__name__)
@@ -94,15 +94,16 @@ def load_boxes(
         raise ValueError(f"format {format!r} has no option {', '.join(unknown)}")
     read = ReadOptions(**options)
     read.check_format(format)
-    builder = BUILDERS[format](
-        cache_dir=_text(cache_dir),
-        data_dir=None if root is None else unicode_path(root),
-        annotations=_text(annotations),
-        images=_text(images),
-        options=read,
-    )
     try:
-        builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
+        with reading_as(read.encoding):
+            builder = BUILDERS[format](
+                cache_dir=_text(cache_dir),
+                data_dir=None if root is None else unicode_path(root),
+                annotations=_text(annotations),
+                images=_text(images),
+                options=read,
+            )
+            builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
     except NothingUsable as error:
         raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     _tell(root or annotations, builder.report, report)

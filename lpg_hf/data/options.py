@@ -1,5 +1,6 @@
 """How annotations are read: one frozen set of options, made where a call enters and passed whole."""
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -59,6 +60,7 @@ class ReadOptions:
         zero_based: VOC corners are 0-based and end exclusive, as some tools write them.
         object_value: value of the class masks (VOC) that marks the object of the only class; None: values are labels.
         box_format: of the boxes in a dataset or a COCO file, one of `boxes.BOX_FORMATS`; None: "xywh".
+        encoding: of text files that are not UTF-8, a name that Python knows, such as "cp1252".
         skip_ambiguous: leave out, and count, all images that share an id; off, they are an error (COCO).
 
     Raises:
@@ -79,6 +81,7 @@ class ReadOptions:
     object_value: int | None = None
     skip_ambiguous: bool = False
     box_format: str | None = None
+    encoding: str | None = None
 
     def __post_init__(self):
         if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
@@ -87,6 +90,10 @@ class ReadOptions:
             )
         if self.box_format is not None and self.box_format not in BOX_FORMATS:
             raise ValueError(f"box_format must be one of {', '.join(BOX_FORMATS)}, got {self.box_format!r}")
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError as error:
+            raise ValueError(f"encoding={self.encoding!r} is unknown; names are utf-8, cp1252, gbk, ...") from error
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels={self.max_pixels} must be at least 1")
         if self.classes is not None and not isinstance(self.classes, str):

@@ -95,6 +95,11 @@ class Record:
         return self.path is not None or self.row is not None
 
     @property
+    def num_objects(self) -> int:
+        """Number of objects, without the regions of no class."""
+        return sum(item.category != NO_CLASS for item in self.objects)
+
+    @property
     def single_objects(self) -> list[BoxObject]:
         """The objects without crowd regions."""
         return [item for item in self.objects if not item.iscrowd]
@@ -239,10 +244,9 @@ def finish_record(record: Record, where: str, num_lost: int, options: ReadOption
         report.add("empty_image" if options.keep_empty else "image_without_object", where)
         if not options.keep_empty:
             return None
-    num_regions = sum(item.category == NO_CLASS for item in record.objects)
-    record.has_unusable = num_regions > 0
+    record.has_unusable = record.num_objects < len(record.objects)
     report.images += 1
-    report.objects += len(record.objects) - num_regions
+    report.objects += record.num_objects
     return record
 
 

@@ -36,6 +36,8 @@ PROBLEMS = {
     "unsafe_path": ProblemKind(IMAGE_SKIPPED, "file name that leads outside the image folder"),
     "missing_image": ProblemKind(IMAGE_SKIPPED, "image that does not exist"),
     "missing_annotation": ProblemKind(IMAGE_SKIPPED, "name in the split list without an annotation file"),
+    "unreadable_class_list": ProblemKind("not used", "class list that is no text, or states a name twice"),
+    "generator_failed": ProblemKind(IMAGE_SKIPPED, "image one pixel high or wide, at which the generator failed"),
     "invalid_class_mask": ProblemKind("mask not used", "class mask that fits neither its image nor the classes"),
     "label_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose label file an earlier image has already"),
     "mask_without_object": ProblemKind(KEPT, "class mask without a pixel of any class"),

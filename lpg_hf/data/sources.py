@@ -44,7 +44,7 @@ from lpg_hf.data.records import (
     note_corners,
 )
 from lpg_hf.data.report import NothingUsable, Report
-from lpg_hf.files import fs_path, relative_name, unicode_name, unicode_path, walk_files, write_atomically
+from lpg_hf.files import fs_path, reading_as, relative_name, unicode_name, unicode_path, walk_files, write_atomically
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, read_rgb
 
 
@@ -118,6 +118,7 @@ class Source:
             "images": self.images,
             "split": options.split,
             "classes": classes,
+            "box_format": options.box_format,
         } | ({} if self.fingerprint is None else {"fingerprint": self.fingerprint})
 
     def __len__(self) -> int:
@@ -180,7 +181,7 @@ class Source:
             kind = error.kind if isinstance(error, ImageProblem) else "unreadable_image"
             report.add(kind, f"{record.file_name}: {error}")
             report.images -= 1
-            report.objects -= len(record.objects)
+            report.objects -= record.num_objects
             return None
 
 
@@ -220,7 +221,8 @@ def open_source(
             f"image folder not found: {images}. Pass the folder that the file names are relative to"
         )
     try:
-        source = _OPENERS[format](os.fspath(annotations), images, options, report)
+        with reading_as(options.encoding):
+            source = _OPENERS[format](os.fspath(annotations), images, options, report)
     except NothingUsable as error:
         raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     source.images = None if images is None else unicode_path(images)

@@ -183,8 +183,24 @@ def write_masks(
         logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
         return _finished_report(out)
     run = _MaskRun(source, generator, out, settings, identity, report)
-    _write_blocks(run, processes)
-    return _join(run)
+    try:
+        _write_blocks(run, processes)
+        written = _join(run)
+        if written is not None and written.images == 0:
+            raise ValueError(f"no image of {source.path} can be used, so no mask was made.\n{written.summary()}")
+    except Exception:
+        _leave_nothing(run, processes)
+        raise
+    return written
+
+
+def _leave_nothing(run: "_MaskRun", processes: Processes) -> None:
+    """Deletes what a run without one finished block has written, so that the corrected command is not refused."""
+    if processes.count > 1 or any(run.block_file(block).is_file() for block in range(run.num_blocks)):
+        return
+    _clear(run.out, {"settings": run.identity, "file_names": run.source.file_names}, set())
+    if run.out.is_dir() and not any(run.out.iterdir()):
+        run.out.rmdir()
 
 
 def _write_blocks(run: "_MaskRun", processes: Processes) -> None:
@@ -287,18 +303,39 @@ class _MaskRun:
         images = self._images(members, records, entries, report)
         boxed = [boxed_image(image, records[index]) for index, image in images]
         patches = by_position(self.generator.patches(boxed, settings.granularity), len(boxed))
-        for (index, _), image, image_patches in zip(images, boxed, patches):
-            masks = assemble(
-                image,
-                image_patches,
-                settings.granularity,
-                overlap_rule=settings.overlap_rule,
-                threshold=settings.threshold,
-                min_score=settings.min_score,
-            )
-            entries[index] |= self._write(image, records[index], masks, report)
+        try:
+            for (index, _), image, image_patches in zip(images, boxed, patches):
+                masks = assemble(
+                    image,
+                    image_patches,
+                    settings.granularity,
+                    overlap_rule=settings.overlap_rule,
+                    threshold=settings.threshold,
+                    min_score=settings.min_score,
+                )
+                entries[index] |= self._write(image, records[index], masks, report)
+        except Exception as error:
+            if min(boxed[0].image.shape[:2]) > 1:
+                raise
+            self._skip_thin([index for index, _ in images], records, entries, error, report)
         for index, _ in images:
             entries[index]["seconds"] = round((time.perf_counter() - start) / len(images), 4)
+
+    def _skip_thin(
+        self,
+        members: list[int],
+        records: dict[int, Record],
+        entries: dict[int, dict],
+        error: Exception,
+        report: Report,
+    ) -> None:
+        """Counts images of one pixel in height or width at which the generator failed."""
+        for index in (index for index in members if "objects" not in entries[index]):
+            place = f"{records[index].file_name}: {records[index].width} x {records[index].height}, {error}"
+            report.add("generator_failed", place)
+            report.images -= 1
+            report.objects -= records[index].num_objects
+            entries[index] |= {"skipped": True, "problems": {"generator_failed": [place]}}
 
     def _record(self, index: int, report: Report) -> Record | None:
         if index in self.same_name:
@@ -497,7 +534,9 @@ def _repaired(out: Path, source: Source) -> list[str]:
     """The images that a finished run skipped because of their file, and that can be used now."""
     images = json.loads((out / "report.json").read_text(encoding="utf-8"))["images"][: len(source)]
     skipped = (
-        i for i, image in enumerate(images) if "skipped" in image and "mask_name_taken" not in image["problems"]
+        i
+        for i, image in enumerate(images)
+        if "skipped" in image and {"mask_name_taken", "generator_failed"}.isdisjoint(image["problems"])
     )
     records = (source.record(index, Report()) for index in skipped)
     return [item.file_name for item in records if item is not None and source.decode(item, Report()) is not None]

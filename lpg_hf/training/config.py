@@ -96,6 +96,7 @@ class DataSettings:
     zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
     object_value: int | None = None  # value of VOC class masks that marks the object of the only class, e.g. 255
     box_format: str | None = None  # of a dataset or COCO file: xywh (where it is null), xyxy, cxcywh, yolo or voc
+    encoding: str | None = None  # of text files that are not UTF-8, e.g. cp1252
     skip_ambiguous: bool = False  # COCO: leave out all images that share an id, in place of an error
     allow_missing: bool = False  # skip images, masks or annotation files that do not exist
     size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
@@ -113,6 +114,7 @@ class DataSettings:
             zero_based=self.zero_based,
             object_value=self.object_value,
             skip_ambiguous=self.skip_ambiguous,
+            encoding=self.encoding,
             box_format=self.box_format,
             allow_missing=self.allow_missing,
             size_mismatch=self.size_mismatch,

@@ -11,10 +11,12 @@ from trees import HEIGHT, WIDTH, voc_object
 
 from lpg_hf.cli import main
 from lpg_hf.data.examples import box_label_map, class_mask, label_map, object_mask
-from lpg_hf.data.load import load_boxes
+from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
+from lpg_hf.generators.function import FunctionGenerator
+from lpg_hf.masks.writer import MaskSettings, write_masks
 
 
 REGION = (40, 20, 52, 34)  # xyxy
@@ -307,3 +309,68 @@ def test_eval_refuses_two_images_of_one_id(coco_tree, capsys):
     path = coco_tree.write()
     assert ended("eval", path, path) == 2
     assert "the images 'a.png' and 'b.png' have one id, 1" in capsys.readouterr().err
+
+
+# Side files, single images, and runs that come to nothing.
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_a_class_list_in_another_encoding_does_not_stop_masks(request, tmp_path, capsys, kind):
+    tree = request.getfixturevalue(f"{kind}_tree")
+    (tree.root / "classes.txt").write_bytes("th\u00efng\n".encode("cp1252"))
+    out = tmp_path / "masks"
+    assert ended("masks", tree.root, "--generator", "box", "--out", out) == 0
+    counts = json.loads((out / "report.json").read_text())["report"]["counts"]
+    assert counts["unreadable_class_list"] == 1
+    with pytest.raises(ValueError, match="is not UTF-8 text.*--encoding cp1252"):
+        load_boxes(kind, root=tree.root)
+    if kind == "yolo":
+        assert class_names(load_boxes(kind, root=tree.root, encoding="cp1252")) == ["th\u00efng"]
+        source = open_source(tree.root, options=ReadOptions(encoding="cp1252"), report=Report())
+        assert source.classes == [(0, "th\u00efng")]
+    with pytest.raises(ValueError, match="encoding='nothing' is unknown"):
+        load_boxes(kind, root=tree.root, encoding="nothing")
+
+
+def test_a_table_in_another_encoding_is_read_with_its_name(tmp_path):
+    write(tmp_path, "a.png", None)
+    text = "image_path,xmin,ymin,xmax,ymax,label\na.png,10,8,30,24,gr\u00fcn\n"
+    (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
+    assert ended("check", tmp_path / "t.csv") == 2 and ended("check", tmp_path / "t.csv", "--encoding", "cp1252") == 0
+    source = open_source(tmp_path / "t.csv", options=ReadOptions(encoding="cp1252"), report=Report())
+    assert source.classes == [(1, "gr\u00fcn")]
+
+
+def thin_refusing(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    if min(image.shape[:2]) == 1 or image[0, 0, 0] == 7:
+        raise RuntimeError("Kernel size can't be greater than actual input size")
+    return np.ones((len(boxes), *image.shape[:2]), dtype=np.float32)
+
+
+def test_a_thin_image_that_the_generator_cannot_take_is_counted(coco_tree, tmp_path):
+    coco_tree.add_picture("b.png", 1, 60)
+    coco_tree.content["images"].append({"id": 2, "file_name": "b.png", "width": 60, "height": 1})
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2, bbox=[0, 0, 60, 1]))
+    source = open_source(coco_tree.write(), coco_tree.images, report=(report := Report()))
+    written = write_masks(source, FunctionGenerator(thin_refusing), tmp_path / "out", MaskSettings(), report=report)
+    assert written is not None and written.counts == {"generator_failed": 1} and written.is_incomplete
+    assert (written.images, written.objects) == (1, 1) and os.listdir(tmp_path / "out" / "masks") == ["a.png"]
+
+
+def test_a_run_that_fails_or_comes_to_nothing_leaves_no_folder(coco_tree, tmp_path):
+    out = tmp_path / "out"
+    path = coco_tree.write()
+    pixels = np.full((HEIGHT, WIDTH, 3), 7, dtype=np.uint8)
+    Image.fromarray(pixels).save(coco_tree.images / "a.png")
+    source = open_source(path, coco_tree.images, report=Report())
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        write_masks(source, FunctionGenerator(thin_refusing), out, MaskSettings(), report=Report())
+    assert not out.exists()
+    (coco_tree.images / "a.png").write_bytes(b"no image")
+    assert ended("masks", path, "--images", coco_tree.images, "--generator", "box", "--out", out) == 2
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    coco_tree.add_picture("a.png")
+    assert ended("masks", path, "--images", coco_tree.images, "--generator", "box", "--out", out) == 2
+    assert os.listdir(out) == ["mine.txt"]

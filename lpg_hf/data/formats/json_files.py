@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
-from lpg_hf.files import fs_path, read_bytes, read_head
+from lpg_hf.files import encoding_of, fs_path, read_bytes, read_head
 
 
 # A json file up to this size is read whole to tell what it is; of a larger one only the head.
@@ -39,7 +39,7 @@ def read_json(
     if not data.strip():
         raise ValueError(f"{path} is empty ({len(data)} bytes), not a json file")
     try:
-        text, num_bytes = data.decode("utf-8-sig"), len(data)
+        text, num_bytes = data.decode(encoding_of(data)), len(data)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid json: not UTF-8 text at byte {error.start}") from error
     del data

@@ -430,7 +430,7 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
         files.append(find_split_list(folders.root, options.split))
         names = _names_of_split(files[-1], folders.annotations, report)
     parsed, xml_files = _parse_all(names, folders.annotations, options, report)
-    classes = _choose_classes(folders.root, parsed, options)
+    classes = _choose_classes(folders.root, parsed, options, report)
     report.classes = [f"{label} {name}" for label, name in enumerate(classes.selected, start=1)]
     _select_objects(parsed, classes, report)
     is_faulty = "unreadable_annotation" in report.counts or any(content.objects for content in parsed.values())
@@ -487,9 +487,15 @@ class _Classes:
     unlisted: set[str]
 
 
-def _choose_classes(root: str, parsed: dict[str, _VocAnnotation], options: ReadOptions) -> _Classes:
+def _choose_classes(root: str, parsed: dict[str, _VocAnnotation], options: ReadOptions, report: Report) -> _Classes:
     occurring = {item.name for content in parsed.values() for item in content.objects if item.name}
-    own = own_class_list(root)
+    try:
+        own = own_class_list(root)
+    except ValueError as error:
+        if options.masks or not (options.keep_unlisted or options.classes):
+            raise
+        report.add("unreadable_class_list", str(error))
+        own = sorted(occurring)
     if options.classes is not None or not options.keep_unlisted:
         return _Classes(_select_classes(own, options, occurring), own, set())
     has_list = os.path.isfile(fs_path(f"{root}/{CLASSES_FILE}"))

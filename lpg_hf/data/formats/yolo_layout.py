@@ -332,7 +332,9 @@ def find_layout(
         layout.names = _yaml_names(content, yaml_path, report)
         layout.keypoints = _num_keypoints(content)
     if layout.names is None:
-        _add_class_list(layout, [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.image_folder])
+        _add_class_list(
+            layout, [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.image_folder], options, report
+        )
     if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < LARGEST_CLASS:
         layout.names = [f"class {number}" for number in range(content["nc"])]
     if not layout.images and options.keep_missing:
@@ -355,11 +357,17 @@ def _num_keypoints(content: dict) -> int:
     return 0
 
 
-def _add_class_list(layout: YoloLayout, folders: list[str]) -> None:
+def _add_class_list(layout: YoloLayout, folders: list[str], options: ReadOptions, report: Report) -> None:
     """Take the class names from the first list in one of the folders."""
     for path in (f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in CLASS_FILES):
         if os.path.isfile(fs_path(path)):
-            layout.names = _read_names(path)
+            try:
+                layout.names = _read_names(path)
+            except ValueError as error:
+                if options.masks or not (options.keep_unlisted and options.classes is None):
+                    raise
+                report.add("unreadable_class_list", str(error))
+                continue
             layout.sources.append(path)
             return
 
