@@ -53,6 +53,9 @@ _BoxFormat = Annotated[
     str | None, typer.Option(help="Boxes of a dataset or COCO file: xywh, xyxy, cxcywh, yolo or voc. Default: xywh.")
 ]
 _Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, e.g. cp1252 or gbk.")]
+_StoredFrame = Annotated[
+    bool, typer.Option("--stored-frame", help="Labels fit the images as stored, before their EXIF rotation.")
+]
 _SkipAmbiguous = Annotated[
     bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, in place of an error.")
 ]
@@ -115,6 +118,7 @@ _READ_FLAGS: dict[str, tuple[Any, Any]] = {
     "skip_ambiguous": (_SkipAmbiguous, False),
     "box_format": (_BoxFormat, None),
     "encoding": (_Encoding, None),
+    "stored_frame": (_StoredFrame, False),
 }
 
 

@@ -177,7 +177,7 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        name = encoding.upper().removesuffix("-SIG")
+        name = _ENCODING.get() or "UTF-8"
         raise ValueError(
             f"{path} is not {name} text: byte {error.start}. Save it as UTF-8, or pass its encoding "
             "(--encoding cp1252)"

@@ -118,6 +118,17 @@ def _exif_orientation(image: Image.Image) -> int:
         return 1
 
 
+def image_orientation(path: str, name: str, max_pixels: int = MAX_PIXELS) -> int:
+    """The EXIF orientation of an image, 1 (stored upright) to 8, from its header.
+
+    Raises:
+        ImageProblem: unreadable or too large.
+    """
+    with open_image(path, name, max_pixels) as image:
+        orientation = _exif_orientation(image)
+    return orientation if orientation in _UPRIGHT else 1
+
+
 def image_size(path: str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of an image when shown upright, from its header; a file that may be cut off is decoded as well.
 

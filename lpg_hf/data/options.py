@@ -29,6 +29,7 @@ _SIZED_FORMATS = (
 # Options that only some formats have: (formats, reason why the others have none).
 _FORMATS_OF_OPTION = {
     "zero_based": (("voc",), "it is for VOC xml files"),
+    "stored_frame": ((*_SIZED_FORMATS, "yolo"), "its rows hold upright labels"),
     "object_value": (("voc",), "it is for class masks"),
     "box_format": (("coco", "dataset"), "the format says what its boxes are"),
     "size_mismatch": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
@@ -61,6 +62,8 @@ class ReadOptions:
         object_value: value of the class masks (VOC) that marks the object of the only class; None: values are labels.
         box_format: of the boxes in a dataset or a COCO file, one of `boxes.BOX_FORMATS`; None: "xywh".
         encoding: of text files that are not UTF-8, a name that Python knows, such as "cp1252".
+        stored_frame: boxes and masks are in the frame of the image as it is stored, before its EXIF rotation; they are
+            turned with it.
         skip_ambiguous: leave out, and count, all images that share an id; off, they are an error (COCO).
 
     Raises:
@@ -82,6 +85,7 @@ class ReadOptions:
     skip_ambiguous: bool = False
     box_format: str | None = None
     encoding: str | None = None
+    stored_frame: bool = False
 
     def __post_init__(self):
         if self.size_mismatch not in SIZE_MISMATCH_CHOICES:

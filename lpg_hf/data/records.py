@@ -7,7 +7,8 @@ from typing import Any
 
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
-from lpg_hf.images import ImageProblem, image_size
+from lpg_hf.data.upright import upright_box, upright_points, upright_rle, upright_size
+from lpg_hf.images import ImageProblem, image_orientation, image_size
 from lpg_hf.rle import Rle
 
 
@@ -171,9 +172,13 @@ def image_geometry(
     except ImageProblem as problem:
         report.add(problem.kind, str(problem))
         return None
+    if stated is None and options.stored_frame:
+        height, width = upright_size((height, width), image_orientation(path, name, options.max_pixels))
     if stated is None:
         report.add("size_from_image", f"{name}: {width} x {height}")
         return Geometry((height, width))
+    if options.stored_frame:
+        height, width = upright_size((height, width), image_orientation(path, name, options.max_pixels))
     if stated == (height, width):
         return Geometry((height, width))
     where = f"{name}: stated {stated[1]} x {stated[0]}, image {width} x {height}"
@@ -184,7 +189,8 @@ def image_geometry(
     if options.size_mismatch == "rescale":
         report.add("size_rescaled", where)
         return Geometry((height, width), height / stated[0], width / stated[1])
-    report.add("size_mismatch", where)
+    is_stored = stated == (width, height) and image_orientation(path, name, options.max_pixels) >= 5
+    report.add("stored_size" if is_stored and not options.stored_frame else "size_mismatch", where)
     return None
 
 
@@ -244,10 +250,30 @@ def finish_record(record: Record, where: str, num_lost: int, options: ReadOption
         report.add("empty_image" if options.keep_empty else "image_without_object", where)
         if not options.keep_empty:
             return None
+    if options.stored_frame and record.path is not None and record.size is not None:
+        orientation = image_orientation(record.path, record.file_name, options.max_pixels)
+        if orientation > 1:
+            _turn(record, orientation)
+            report.add("labels_turned", where)
     record.has_unusable = record.num_objects < len(record.objects)
     report.images += 1
     report.objects += record.num_objects
     return record
+
+
+def _turn(record: Record, orientation: int) -> None:
+    """Bring the labels of a record from the frame of the stored image to that of the upright one."""
+    size = record.height, record.width
+    for item in record.objects:
+        item.box = upright_box(item.box, orientation, size)
+        item.region = None if item.region is None else upright_points(item.region, orientation, size)
+        item.rle = None if item.rle is None else upright_rle(item.rle, orientation)
+        outlines = item.stated.get("segmentation")
+        if isinstance(outlines, list):
+            item.stated["segmentation"] = [upright_points(points, orientation, size) for points in outlines]
+        else:
+            item.stated.pop("segmentation", None)
+    record.size = upright_size(size, orientation)
 
 
 def box_area(box: Box) -> float:

@@ -47,6 +47,11 @@ PROBLEMS = {
     "truncated_image": ProblemKind(IMAGE_SKIPPED, "image file that is cut off"),
     "image_too_large": ProblemKind(IMAGE_SKIPPED, "image with more pixels than max_pixels"),
     "size_mismatch": ProblemKind(IMAGE_SKIPPED, "stated size differs from the image's"),
+    "stored_size": ProblemKind(
+        IMAGE_SKIPPED,
+        "stated size is the image's before its EXIF rotation: are the labels too (stored_frame=True, --stored-frame)?",
+    ),
+    "labels_turned": ProblemKind("turned", "labels in the frame of the image before its EXIF rotation"),
     "size_rescaled": ProblemKind("boxes rescaled", "stated size differs from the image's"),
     "ambiguous_image": ProblemKind(IMAGE_SKIPPED, "name that fits several images, or the image of another entry"),
     "same_name_images": ProblemKind(
@@ -125,6 +130,7 @@ EXPECTED = {
     "other_class",
     "image_without_object",
     "empty_image",
+    "labels_turned",
     "mask_without_object",
     "size_from_image",
     "image_without_annotation",

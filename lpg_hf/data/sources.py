@@ -119,6 +119,7 @@ class Source:
             "split": options.split,
             "classes": classes,
             "box_format": options.box_format,
+            "stored_frame": options.stored_frame,
         } | ({} if self.fingerprint is None else {"fingerprint": self.fingerprint})
 
     def __len__(self) -> int:

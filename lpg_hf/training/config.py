@@ -97,6 +97,7 @@ class DataSettings:
     object_value: int | None = None  # value of VOC class masks that marks the object of the only class, e.g. 255
     box_format: str | None = None  # of a dataset or COCO file: xywh (where it is null), xyxy, cxcywh, yolo or voc
     encoding: str | None = None  # of text files that are not UTF-8, e.g. cp1252
+    stored_frame: bool = False  # labels fit the images as they are stored, before their EXIF rotation
     skip_ambiguous: bool = False  # COCO: leave out all images that share an id, in place of an error
     allow_missing: bool = False  # skip images, masks or annotation files that do not exist
     size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
@@ -114,6 +115,7 @@ class DataSettings:
             zero_based=self.zero_based,
             object_value=self.object_value,
             skip_ambiguous=self.skip_ambiguous,
+            stored_frame=self.stored_frame,
             encoding=self.encoding,
             box_format=self.box_format,
             allow_missing=self.allow_missing,

@@ -39,8 +39,9 @@ from lpg_hf.data.formats.yolo_layout import (
 from lpg_hf.data.options import Classes, ReadOptions
 from lpg_hf.data.records import NO_CLASS, BoxObject, Geometry, Record, box_area, checked_box, finish_record
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
+from lpg_hf.data.upright import upright_size
 from lpg_hf.files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
-from lpg_hf.images import ImageProblem, image_size
+from lpg_hf.images import ImageProblem, image_orientation, image_size
 from lpg_hf.rle import Rle
 
 
@@ -444,6 +445,8 @@ def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Recor
     if entry.path is not None:
         try:
             size = image_size(entry.path, entry.file_name, options.max_pixels)
+            if options.stored_frame:
+                size = upright_size(size, image_orientation(entry.path, entry.file_name, options.max_pixels))
         except ImageProblem as problem:
             report.add(problem.kind, str(problem))
             return None
