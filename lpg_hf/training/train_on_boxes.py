@@ -167,7 +167,6 @@ def _summary(result: dict) -> str:
     """What came out, in a line."""
     if "segmenter_miou" not in result:
         return f"{result['num_images']} images; fewer than {_FEWEST_WITH_TRUTH} have true masks to measure on"
-    return f"{result['num_images']} images; not measured, as fewer than {_FEWEST_WITH_TRUTH} images have true masks"
     return (
         f"{result['num_images']} images: masks of the boxes {100 * result['pseudo_mask_miou']:.1f} mIoU; segmenter "
         f"{100 * result['segmenter_miou']:.1f} mIoU on {result['held_out_images']} held-out images"

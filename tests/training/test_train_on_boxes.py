@@ -28,7 +28,10 @@ def trained(data, tmp_path_factory) -> tuple[Path, dict]:
     """A segmenter of a few steps on the boxes of ten images, and what the command said of it."""
     folder = tmp_path_factory.mktemp("trained")
     job = OwnJob(str(data / "target"), folder / "segmenter", steps=2)
-    return job.out, train_on_boxes(job)
+    said = []
+    result = train_on_boxes(job, log=said.append)
+    assert f"segmenter {100 * result['segmenter_miou']:.1f} mIoU on 2 held-out images" in said[-1]
+    return job.out, result
 
 
 def test_the_segmenter_loads_in_transformers_and_knows_its_numbers(trained, data):
