@@ -63,7 +63,10 @@ _SizeMismatch = Annotated[
     str, typer.Option(help="If the stated size of an image is not its own: skip, error, or rescale the boxes.")
 ]
 _MaxPixels = Annotated[int | None, typer.Option(help="Skip larger images; default: 178956970.", min=1)]
-_Limit = Annotated[int | None, typer.Option(help="At most this many images of each split, evenly over it.", min=1)]
+_Limit = Annotated[
+    int | None,
+    typer.Option(help="At most this many images (prepare-data: of each split), evenly.", min=1),
+]
 _ClassNames = Annotated[
     str | None,
     typer.Option(help="Class names in the order of the labels: a file with one per line, or a comma-separated list."),
@@ -77,6 +80,9 @@ _Segmenter = Annotated[
 ]
 _Flip = Annotated[
     bool, typer.Option("--flip", help="LPG: also look at each view mirrored: better masks in twice the time.")
+]
+_Clean = Annotated[
+    bool, typer.Option(help="Drop parts below 2 % of a mask that are not connected to it, and fill such holes.")
 ]
 _Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; default: a GPU if there is one.")]
 _Dtype = Annotated[
@@ -177,14 +183,23 @@ def masks(
     format: _AnyFormat = "auto",
     write: Annotated[
         str,
-        typer.Option(help="What to write, comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme."),
+        typer.Option(
+            help="Comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme, instances-png, crops. "
+            "A later run may add some: the masks are kept."
+        ),
     ] = "png",
     with_images: _PlaceImages = "link",
+    simplify: Annotated[
+        float, typer.Option(help="Outlines: with fewer points, this near to the mask in pixels; 0: every pixel again.")
+    ] = 1.0,
     per: Annotated[
         str | None,
         typer.Option(help="class or instance. Default: class if only png is written, else instance."),
     ] = None,
     segmenter: _Segmenter = None,
+    tighten_boxes: Annotated[
+        bool, typer.Option("--tighten-boxes", help="COCO: also the box of each mask, as mask_bbox beside bbox.")
+    ] = False,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write images with masks and boxes drawn in.")
     ] = False,
@@ -194,7 +209,14 @@ def masks(
     overlap_rule: Annotated[
         str, typer.Option(help="Which class keeps a pixel that several claim: rate, first, prob or smallest_box.")
     ] = "rate",
+    exclusive: Annotated[
+        bool,
+        typer.Option("--exclusive", help="Masks that share no pixel: --overlap-rule decides for objects too."),
+    ] = False,
     threshold: Annotated[float, typer.Option(help="Foreground probability above which a pixel is in the mask.")] = 0.5,
+    clean: _Clean = True,
+    classes: _Classes = None,
+    limit: _Limit = None,
     split: _Split = None,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
@@ -227,13 +249,25 @@ def masks(
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
     settings = MaskSettings(
-        outputs, per, overlap_rule, threshold, overlay, min_score, batch_size, generator, with_images
+        outputs,
+        per,
+        overlay,
+        batch_size,
+        generator,
+        with_images,
+        simplify,
+        tighten_boxes,
+        overlap_rule=overlap_rule,
+        threshold=threshold,
+        min_score=min_score,
+        clean=clean,
+        exclusive=exclusive,
     )
     if generator == "lpg" and model is None:
         typer.echo("no --model: using lpg-small, which comes with the package")
     report = Report()
-    options = _read_options(split, read_flags, max_pixels, size_mismatch)
-    source = open_source(annotations, images, options, format=format, report=report)
+    options = replace(_read_options(split, read_flags, max_pixels, size_mismatch), classes=classes)
+    source = open_source(annotations, images, options, format=format, report=report).limited(limit)
     names = tuple(name for _, name in source.classes)
     loaded = GeneratorOptions(model, segmenter, names, 2 * batch_size, flip, device, dtype, revision)
     written = write_masks(
@@ -712,6 +746,7 @@ def _compare(
     out: Annotated[str | None, typer.Option(help="Folder for comparison.md, comparison.json and panel.jpg.")] = None,
     json_file: _JsonFile = None,
     format: _AnyFormat = "auto",
+    clean: _Clean = True,
     split: _Split = None,
     size_mismatch: _SizeMismatch = "skip",
     max_pixels: _MaxPixels = None,
@@ -740,7 +775,7 @@ def _compare(
     place = None if images is None else str(images)
     data = ComparedData(annotations, place, truth, format, options, object_value)
     loaded = GeneratorOptions(model, segmenter, None, batch_size, flip, device, dtype)
-    rows, chosen = compare(Comparison(data, loaded, per), names, limit=limit)
+    rows, chosen = compare(Comparison(data, loaded, per, clean=clean), names, limit=limit)
     typer.echo(table(rows))
     if out is not None:
         write(out, rows, chosen)

@@ -30,7 +30,7 @@ from lpg_hf.generators.base import GRANULARITIES, BoxedImage, GeneratorOptions, 
 from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.images import read_rgb
 from lpg_hf.label_maps import write_label_map
-from lpg_hf.masks.assembly import ImageMasks, assemble
+from lpg_hf.masks.assembly import AssemblyOptions, ImageMasks, assemble
 from lpg_hf.masks.pipeline import checked_boxes
 from lpg_hf.visualize import colorize, colour_index, draw_boxes, overlay
 
@@ -244,7 +244,7 @@ def _find_masks(
         raise ValueError("There is no box yet: click two opposite corners on the image, or write a line of numbers.")
     image, names = boxed_image(upload, boxes, classes)
     patches = (patch for _, patch in generator.patches([image], per))
-    return DemoResult(upload, image, names, assemble(image, patches, per, threshold=threshold))
+    return DemoResult(upload, image, names, assemble(image, patches, per, AssemblyOptions(threshold=threshold)))
 
 
 def _result_images(result: DemoResult) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, str]]]:

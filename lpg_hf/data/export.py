@@ -23,7 +23,7 @@ from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from lpg_hf.cards import render_card
-from lpg_hf.data.formats.coco import NAMED_CLASS_SETS
+from lpg_hf.data.formats.coco import with_class_names
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -203,9 +203,7 @@ def write_dataset(
 
 def _load_splits(export: Export, options: ReadOptions, num_proc: int, report: Report | None) -> dict[str, Dataset]:
     """The rows of each split as they are written, by the name that `datasets` gives it."""
-    named = ("all", *(NAMED_CLASS_SETS if export.format == "coco" else ()))
-    if isinstance(options.classes, str) and options.classes not in named:
-        options = replace(options, classes=tuple(name.strip() for name in options.classes.split(",")))
+    options = with_class_names(options, export.format)
     names, files = export.splits or [None], export.annotations or [None]
     files = list(files) * len(names) if len(files) == 1 else files
     if len(files) != len(names):

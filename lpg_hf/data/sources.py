@@ -16,7 +16,7 @@ boxes.
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -125,6 +125,16 @@ class Source:
     def __len__(self) -> int:
         return len(self.file_names)
 
+    def limited(self, count: int | None) -> "Source":
+        """A source of at most `count` of the images, evenly over this one; None: all."""
+        if count is None or count >= len(self):
+            return self
+        chosen = evenly(range(len(self)), count)
+        names = [self.file_names[index] for index in chosen]
+        return replace(
+            self, file_names=names, make_record=lambda index, report: self.make_record(chosen[index], report)
+        )
+
     def record(self, index: int, report: Report) -> Record | None:
         """The record of an image; None if it was skipped, which the report counts.
 
@@ -217,6 +227,7 @@ def open_source(
     if format == "auto":
         format = recognise_format(annotations, options.split)
     options.check_format(format)
+    options = coco.with_class_names(options, format)
     if format != "dataset" and images is not None and not os.path.isdir(fs_path(images)):
         raise FileNotFoundError(
             f"image folder not found: {images}. Pass the folder that the file names are relative to"
@@ -228,6 +239,12 @@ def open_source(
         raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     source.images = None if images is None else unicode_path(images)
     return source
+
+
+def evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
+    """At most `count` of the items, evenly spaced, the first among them."""
+    step = max(1.0, len(items) / count) if count else np.inf
+    return tuple(items[int(i * step)] for i in range(min(count, len(items))))
 
 
 def _is_hub_id(text: str) -> bool:

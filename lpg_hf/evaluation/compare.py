@@ -21,14 +21,14 @@ from tqdm import tqdm
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import PROBLEMS, Report
-from lpg_hf.data.sources import Source, open_source
+from lpg_hf.data.sources import Source, evenly, open_source
 from lpg_hf.evaluation.evaluate import LabelPairs
 from lpg_hf.evaluation.truth import ImageTruth, Truth, open_truth
 from lpg_hf.files import fs_path, write_atomically, write_json
 from lpg_hf.generators import check_generator, generator_of
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, GeneratorOptions, check_choice
 from lpg_hf.label_maps import no_class_message
-from lpg_hf.masks.assembly import assemble, boxed_image
+from lpg_hf.masks.assembly import AssemblyOptions, assemble, boxed_image
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.visualize import colour_index, draw_boxes, overlay, panel
 
@@ -86,6 +86,7 @@ class Comparison:
         shown: those of `indices` whose label maps are wanted for the panel.
         box_offsets: each edge of a box moves outwards by a share of the box's size from this range before a generator
             gets it; below 0: inwards. The ground truth stays. (0, 0): the boxes as they are annotated.
+        clean: drop specks and fill small holes, as `assemble` does.
     """
 
     data: ComparedData
@@ -94,6 +95,7 @@ class Comparison:
     indices: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()
     box_offsets: tuple[float, float] = (0.0, 0.0)
+    clean: bool = True
 
     def as_dict(self) -> dict:
         """For a json file."""
@@ -106,6 +108,7 @@ class Comparison:
             **{name: options[name] for name in read},
             **{name: generator[name] for name in loaded},
             "per": self.per,
+            "clean": self.clean,
             "indices": self.indices,
             "shown": self.shown,
             "box_offsets": self.box_offsets,
@@ -229,7 +232,7 @@ def measure(comparison: Comparison, name: str) -> Row:
         record, image, true = usable
         start = time.perf_counter()
         patches = (patch for _, patch in generator.patches([image], comparison.per))
-        masks = assemble(image, patches, comparison.per)
+        masks = assemble(image, patches, comparison.per, AssemblyOptions(clean=comparison.clean))
         seconds += time.perf_counter() - start
         row.num_images += 1
         num_masks += len(masks.masks)
@@ -328,12 +331,6 @@ def _peak_gpu_memory_mb() -> float | None:
     if torch is None or not torch.cuda.is_initialized():
         return None
     return torch.cuda.max_memory_allocated() / 1024**2
-
-
-def evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
-    """At most `count` of the items, evenly spaced, the first among them."""
-    step = max(1.0, len(items) / count) if count else np.inf
-    return tuple(items[int(i * step)] for i in range(min(count, len(items))))
 
 
 # --- what people read ------------------------------------------------------------------------------------------------

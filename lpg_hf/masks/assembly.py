@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -13,6 +14,9 @@ from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choic
 from lpg_hf.masks.fusion import Fusion, Window, smallest_box_areas, window_around
 from lpg_hf.metrics.box_masks import as_mask
 from lpg_hf.rle import Rle
+
+
+_CLEAN_SHARE = 0.02  # of a mask: smaller parts of it are specks, smaller holes are filled
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,26 @@ class BoxMask:
     def decode(self) -> np.ndarray:
         """(H, W) bool, True on the object."""
         return as_mask(self.rle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssemblyOptions:
+    """How foreground becomes masks and a label map.
+
+    Attributes:
+        overlap_rule: which class keeps a pixel that several claim, see `Fusion`.
+        threshold: foreground probability above which a pixel belongs to the object.
+        min_score: masks with a lower score are not in the label map.
+        clean: drop specks and fill small holes of every mask, see `clean_foreground`; the label map has the cleaned
+            masks too.
+        exclusive: no pixel is in two masks, see `instance_map`; scores stay those of the whole masks.
+    """
+
+    overlap_rule: str = "rate"
+    threshold: float = 0.5
+    min_score: float = 0.0
+    clean: bool = True
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,13 +86,7 @@ def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
 
 
 def assemble(
-    image: BoxedImage,
-    patches: Iterable[Patch],
-    per: str,
-    *,
-    overlap_rule: str = "rate",
-    threshold: float = 0.5,
-    min_score: float = 0.0,
+    image: BoxedImage, patches: Iterable[Patch], per: str, options: AssemblyOptions = AssemblyOptions()
 ) -> ImageMasks:
     """Merge the patches of an image by class, cut out the mask of every box, and fuse the classes.
 
@@ -76,23 +94,20 @@ def assemble(
         patches: from a generator called with the same `per`; taken one at a time.
         per: "class": a box's mask is the foreground of its class inside the box. "instance": it is the box's own
             patch, so that overlapping boxes of one class have separate masks.
-        overlap_rule: which class keeps a pixel that several claim, see `Fusion`.
-        threshold: foreground probability above which a pixel belongs to the object.
-        min_score: masks with a lower score are not in the label map.
 
-    Source: Eq. (7) and the overlap rule of Sec. III-D.
+    Source: Eq. (7) and the overlap rule of Sec. III-D; cleaning is not of the paper.
 
     Raises:
-        ValueError: unknown `per` or `overlap_rule`.
+        ValueError: unknown `per` or overlap rule.
     """
     check_choice("per", per, GRANULARITIES)
     size = image.image.shape[0], image.image.shape[1]
     classes = list(dict.fromkeys(image.labels.tolist()))
     smallest = smallest_box_areas(image.boxes, image.labels, classes)
-    fusion = Fusion(classes, size, smallest, overlap_rule, threshold)
+    fusion = Fusion(classes, size, smallest, options.overlap_rule, options.threshold)
     by_box: dict[int, BoxMask] = {}
     # A class is needed as a whole where its boxes share their foreground, or where masks may be rejected.
-    waits = per == "class" or min_score > 0
+    waits = per == "class" or options.min_score > 0
     unfinished = {label: _UnfinishedClass(k, image, label) for k, label in enumerate(classes)} if waits else {}
     position = {label: k for k, label in enumerate(classes)}
 
@@ -100,9 +115,10 @@ def assemble(
         one = unfinished.pop(label)
         window, foreground = one.merged()
         if per == "class":
-            by_box.update(one.box_masks(window, foreground, threshold))
-        if min_score > 0:
-            foreground = one.without_rejected(window, foreground, by_box, min_score)
+            masks, foreground = one.box_masks(window, foreground, options)
+            by_box.update(masks)
+        if options.min_score > 0:
+            foreground = one.without_rejected(window, foreground, by_box, options.min_score)
         fusion.add(one.position, window, foreground)
 
     for patch in (_cut_to_regions(patch, image) for patch in patches):
@@ -110,14 +126,18 @@ def assemble(
             index = patch.boxes[0]
             rows, columns = box_slices(image.boxes[index], *size)
             inside = patch.foreground[_inner((patch.rows, patch.columns), (rows, columns))]
-            by_box[index] = _box_mask(inside, rows, columns, *size, threshold)
+            if options.clean:
+                inside = clean_foreground(inside, options.threshold)
+                patch = replace(patch, rows=rows, columns=columns, foreground=inside)
+            by_box[index] = _box_mask(inside, rows, columns, *size, options.threshold)
         if not waits:
             fusion.add(position[patch.label], (patch.rows, patch.columns), patch.foreground)
         elif unfinished[patch.label].add(patch):
             finish(patch.label)
     for label in list(unfinished):
         finish(label)
-    return ImageMasks([by_box[index] for index in range(len(image.boxes))], fusion.label_map())
+    found = ImageMasks([by_box[index] for index in range(len(image.boxes))], fusion.label_map())
+    return _exclusive(found, image, options) if options.exclusive else found
 
 
 def _inner(outer: Window, inner: Window) -> Window:
@@ -151,16 +171,26 @@ class _UnfinishedClass:
         empty = [(box_slices(self.image.boxes[index], *self.size), None) for index in self.boxes]
         return _merge([*self.parts, *empty])
 
-    def box_masks(self, window: Window, foreground: np.ndarray, threshold: float) -> dict[int, BoxMask]:
-        """The mask of each box: the foreground of the class inside it, and inside its region."""
-        masks = {}
+    def box_masks(
+        self, window: Window, foreground: np.ndarray, options: AssemblyOptions
+    ) -> tuple[dict[int, BoxMask], np.ndarray]:
+        """The mask of each box: the foreground of the class inside it, and inside its region.
+
+        Returns:
+            masks by the number of their box, and the foreground, with `clean` that of the masks.
+        """
+        masks, cleaned = {}, np.zeros_like(foreground) if options.clean else foreground
         for index in self.boxes:
             rows, columns = box_slices(self.image.boxes[index], *self.size)
             inside = foreground[_inner(window, (rows, columns))]
             if index in self.image.regions:
                 inside = inside * _region_mask(self.image.regions[index], rows, columns)
-            masks[index] = _box_mask(inside, rows, columns, *self.size, threshold)
-        return masks
+            if options.clean:
+                inside = clean_foreground(inside, options.threshold)
+                merged = cleaned[_inner(window, (rows, columns))]
+                np.maximum(merged, inside, out=merged)
+            masks[index] = _box_mask(inside, rows, columns, *self.size, options.threshold)
+        return masks, cleaned
 
     def without_rejected(
         self, window: Window, foreground: np.ndarray, masks: Mapping[int, BoxMask], min_score: float
@@ -185,6 +215,106 @@ def _merge(parts: Sequence[tuple[Window, np.ndarray | None]]) -> tuple[Window, n
             inner = foreground[_inner(window, part)]
             np.maximum(inner, values, out=inner)
     return window, foreground
+
+
+def _exclusive(found: ImageMasks, image: BoxedImage, options: AssemblyOptions) -> ImageMasks:
+    """Masks that share no pixel, and the label map that they give; rejected masks claim none and stay as they are."""
+    height, width = found.label_map.shape
+    claiming = [mask if mask.score >= options.min_score else None for mask in found.masks]
+    numbers = instance_map(claiming, image.boxes, (height, width), options.overlap_rule)
+    masks = list(found.masks)
+    for index, mask in enumerate(claiming):
+        if mask is not None:
+            rows, columns = box_slices(image.boxes[index], height, width)
+            left = numbers[rows, columns] == index + 1
+            area = int(left.sum())
+            rle = _window_to_rle(left, rows, columns, height, width)
+            masks[index] = BoxMask(rle, area, mask.score if area else 0.0, area / left.size)
+    label_of = np.concatenate([[0], image.labels]).astype(found.label_map.dtype)
+    return ImageMasks(masks, label_of[numbers])
+
+
+def instance_map(
+    masks: Sequence[BoxMask | None], boxes: np.ndarray, size: tuple[int, int], rule: str = "rate"
+) -> np.ndarray:
+    """One instance per pixel, by the overlap rule between the masks of boxes.
+
+    Args:
+        masks: one per box, inside it; None claims no pixel.
+        boxes: (N, 4) xyxy.
+        size: (height, width) of the image.
+        rule: as of `Fusion`, with a box in place of a class; "prob" is the higher score of the whole mask.
+
+    Returns:
+        (H, W) uint16: number of the box from 1 on, 0 where no mask lies.
+    """
+    numbers = np.arange(1, len(masks) + 1)
+    fusion = Fusion(numbers, size, smallest_box_areas(boxes, numbers, numbers.tolist()), rule, threshold=0.0)
+    for index, mask in enumerate(masks):
+        if mask is not None:
+            window = box_slices(boxes[index], *size)
+            fusion.add(index, window, mask.decode()[window] * mask.score)
+    return fusion.label_map().astype(np.uint16)
+
+
+def label_map_of(
+    masks: Sequence[BoxMask | None], boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], rule: str = "rate"
+) -> np.ndarray:
+    """The label map of masks that `assemble` found, as it found it; rule "prob" needs more than the masks.
+
+    Args:
+        masks: one per box; None for one that was rejected.
+        boxes: (N, 4) xyxy.
+        labels: (N,) class ids.
+        size: (height, width) of the image.
+        rule: see `Fusion`.
+
+    Returns:
+        (H, W) uint8, or uint16 where a class id is above 254.
+
+    Raises:
+        ValueError: rule "prob".
+    """
+    if rule == "prob":
+        raise ValueError("overlap_rule='prob' needs the probabilities, which are not kept: make the masks again.")
+    classes = list(dict.fromkeys(labels.tolist()))
+    fusion = Fusion(classes, size, smallest_box_areas(boxes, labels, classes), rule)
+    for mask, box, label in zip(masks, boxes, labels.tolist()):
+        if mask is not None:
+            window = box_slices(box, *size)
+            fusion.add(classes.index(label), window, mask.decode()[window])
+    return fusion.label_map()
+
+
+def clean_foreground(foreground: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """The foreground of one box without specks and small holes.
+
+    Args:
+        foreground: (rows, columns) float32 in [0, 1].
+        threshold: above which a pixel is in the mask.
+
+    Returns:
+        The same, or a copy: 0 in the parts of the mask that are smaller than 2 % of it (never in the largest), and
+        just above the threshold in its holes of less than 2 %. A part is connected over edges and corners, a hole
+        over edges only.
+    """
+    mask = (foreground > threshold).astype(np.uint8)
+    least = _CLEAN_SHARE * int(mask.sum())
+    num_parts, parts, of_part, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    if num_parts > 2:  # the background and more than one part
+        specks = of_part[:, cv2.CC_STAT_AREA] < least
+        specks[[0, 1 + int(of_part[1:, cv2.CC_STAT_AREA].argmax())]] = False
+        dropped = specks[np.asarray(parts, dtype=np.int32)]
+        foreground = np.where(dropped, 0, foreground)
+        mask[dropped] = 0
+    padded = cv2.copyMakeBorder(1 - mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    num_holes, holes, of_hole, _ = cv2.connectedComponentsWithStats(padded, connectivity=4)
+    if num_holes > 2:  # the mask, what lies around it, and holes
+        filled = of_hole[:, cv2.CC_STAT_AREA] < least
+        filled[[0, int(holes[0, 0])]] = False
+        just_above = np.nextafter(np.float32(threshold), np.float32(1))
+        foreground = np.where(filled[np.asarray(holes, dtype=np.int32)[1:-1, 1:-1]], just_above, foreground)
+    return foreground
 
 
 def _cut_to_regions(patch: Patch, image: BoxedImage) -> Patch:

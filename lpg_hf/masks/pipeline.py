@@ -28,7 +28,7 @@ from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.images import MAX_PIXELS, read_rgb
 from lpg_hf.label_maps import IGNORE_INDEX_16
-from lpg_hf.masks.assembly import assemble, by_position
+from lpg_hf.masks.assembly import AssemblyOptions, assemble, by_position
 from lpg_hf.masks.fusion import OVERLAP_RULES
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
@@ -105,6 +105,8 @@ class BoxToMaskPipeline(Pipeline):
                 together, and a box's mask is its class's mask inside the box.
             overlap_rule (`str`): which class keeps a pixel of the label map that several claim, see `fusion.Fusion`.
             threshold (`float`): foreground probability above which a pixel is in the mask (default 0.5).
+            clean (`bool`): drop specks and fill small holes of every mask (default True).
+            exclusive (`bool`): no pixel is in two masks, by the overlap rule (default False).
             max_pixels (`int`): an image of a path or URL with more is refused before it takes memory (default
                 178956970).
             output_rle (`bool`): masks as COCO run lengths, which very many boxes need (default False).
@@ -145,6 +147,8 @@ class BoxToMaskPipeline(Pipeline):
         threshold: float | None = None,
         output_rle: bool | None = None,
         max_pixels: int | None = None,
+        clean: bool | None = None,
+        exclusive: bool | None = None,
     ) -> tuple[dict, dict, dict]:
         for name, value, allowed in (("per", per, GRANULARITIES), ("overlap_rule", overlap_rule, OVERLAP_RULES)):
             if value is not None:
@@ -155,7 +159,8 @@ class BoxToMaskPipeline(Pipeline):
             raise ValueError(f"max_pixels={max_pixels} lets no image in: it must be at least 1.")
         preprocess = {"box_format": box_format, "max_pixels": max_pixels}
         forward = {"per": per}
-        postprocess = {"per": per, "overlap_rule": overlap_rule, "threshold": threshold, "output_rle": output_rle}
+        assembly = {"overlap_rule": overlap_rule, "threshold": threshold, "clean": clean, "exclusive": exclusive}
+        postprocess = {"per": per, "output_rle": output_rle, **assembly}
         first, second, third = (
             {name: value for name, value in step.items() if value is not None}
             for step in (preprocess, forward, postprocess)
@@ -180,12 +185,12 @@ class BoxToMaskPipeline(Pipeline):
         self,
         outputs: tuple[BoxedImage, Iterator[Patch]],
         per: str = "instance",
-        overlap_rule: str = "rate",
-        threshold: float = 0.5,
         output_rle: bool = False,
+        **assembly: Any,
     ) -> dict:
         image, patches = outputs
-        result = assemble(image, patches, per, overlap_rule=overlap_rule, threshold=threshold)
+        options = AssemblyOptions(**assembly)
+        result = assemble(image, patches, per, options)
         return {
             "masks": [mask.rle if output_rle else mask.decode() for mask in result.masks],
             "scores": [mask.score for mask in result.masks],

@@ -5,53 +5,72 @@
     OUT/instances_polygons.json, OUT/results.json   the same with polygons; the results of pycocotools' loadRes
     OUT/labels/NAME.txt       YOLO segmentation polygons, with OUT/data.yaml, its lists and the images in OUT/images
     OUT/labelme/NAME.json     LabelMe shapes, with the image beside them
+    OUT/instances/NAME.png    16-bit grey: number of the object in the image's list of annotations; 65535 is ignored
+    OUT/crops/NAME/ID.png     an object as RGBA, transparent around its mask
     OUT/overlays/NAME.jpg     the image with its label map and boxes
     OUT/classes.txt           class names in the order of the labels
     OUT/report.json           settings, counts of problems, and for every image its time or why it was skipped
 
 NAME keeps the folders of the image's name. The images are processed in fixed blocks. A block is finished when its
-block file exists, which is written after all other files of the block; each file is complete or absent. So a killed
-run resumes and ends with the same masks and annotations to the byte. Processes share the blocks without talking to
-each other: whichever finishes the last block joins the block files.
+block file (OUT/.parts) exists, which is written after all other files of the block; each file is complete or absent.
+So a killed run resumes and ends with the same masks and annotations to the byte. Block files stay: they hold the
+masks, of which outputs that are asked for later are made. Processes share the blocks without talking to each other:
+whichever finishes the last block joins the block files.
 """
 
 import hashlib
-import io
 import json
 import logging
+import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.formats import coco, yolo_dataset
 from lpg_hf.data.formats.coco_forms import result_of, rle_to_polygons
-from lpg_hf.data.formats.labelme import labelme_content
-from lpg_hf.data.formats.yolo import yolo_text
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
-from lpg_hf.files import atomic_file, fs_path, json_text, write_atomically
+from lpg_hf.files import atomic_file, fs_path, write_atomically
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
-from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
-from lpg_hf.masks.assembly import ImageMasks, assemble, boxed_image, by_position
+from lpg_hf.label_maps import label_map_type, mask_name
+from lpg_hf.masks.assembly import (
+    AssemblyOptions,
+    BoxMask,
+    ImageMasks,
+    assemble,
+    boxed_image,
+    by_position,
+    instance_map,
+    label_map_of,
+)
 from lpg_hf.masks.fusion import OVERLAP_RULES
+from lpg_hf.masks.outputs import (
+    OF_PIXELS,
+    OUTPUTS,
+    WITH_IMAGE,
+    WITH_OUTLINES,
+    FinishedImage,
+    ImageWriter,
+    image_files,
+)
 from lpg_hf.version import __version__
-from lpg_hf.visualize import colour_index, draw_boxes, overlay
 
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = ("png", "coco", "coco-polygons", "coco-results", "yolo", "labelme")
+# Settings that say what is made of the masks, so that another run may add to them.
+_OF_OUTPUTS = ("write", "overlay", "tighten_boxes", "with_images", "simplify")
 # The files of an output that cover all images.
 _JOINED_FILES = {
     "coco": ("instances.json",),
@@ -64,42 +83,43 @@ BLOCKS = ".parts"  # folder of the block files
 
 
 @dataclass(frozen=True)
-class MaskSettings:
-    """What is written, and how masks become label maps.
+class MaskSettings(AssemblyOptions):
+    """What is written, and how masks become label maps (`AssemblyOptions`).
 
     Attributes:
         write: any of `OUTPUTS`.
         per: "class" or "instance", see `assemble`; None: "class" if only label maps are written, else "instance".
-        overlap_rule: see `fusion.Fusion`.
-        threshold: foreground probability above which a pixel is in the mask.
         overlay: also write images for people.
-        min_score: masks with a lower score are neither in COCO and YOLO files nor in the label map, where their boxes
-            are ignored unless other masks claim the pixels.
+        min_score: masks with a lower score are not in the other files either; in the label map their boxes are ignored
+            unless other masks claim the pixels.
         batch_size: images that a generator may combine.
         generator: its name for the report; an interrupted run resumes only with the same.
         with_images: YOLO and LabelMe: "link" or "copy" the images file by file, or "none".
+        simplify: outlines: tolerance in pixels, see `yolo.mask_to_polygons`.
+        tighten_boxes: COCO files get the box of each mask too, as "mask_bbox" (xywh, pixels).
     """
 
     write: tuple[str, ...] = ("png",)
     per: str | None = None
-    overlap_rule: str = "rate"
-    threshold: float = 0.5
     overlay: bool = False
-    min_score: float = 0.0
     batch_size: int = 8
     generator: str = ""
     with_images: str = "link"
+    simplify: float = 1.0
+    tighten_boxes: bool = False
 
     def __post_init__(self):
-        unknown = [name for name in self.write if name not in OUTPUTS]
-        if unknown or not self.write:
-            raise ValueError(f"write={','.join(self.write)!r}: choose one or more of {', '.join(OUTPUTS)}.")
+        known = [name for name in OUTPUTS if name != "overlay"]
+        if not self.write or not set(self.write) <= set(known):
+            raise ValueError(f"write={','.join(self.write)!r}: choose one or more of {', '.join(known)}.")
         check_choice("per", self.granularity, GRANULARITIES)
         check_choice("overlap_rule", self.overlap_rule, OVERLAP_RULES)
         yolo_dataset.check_with_images(self.with_images)
         for name in ("threshold", "min_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
+        if not 0 <= self.simplify < math.inf:
+            raise ValueError(f"simplify={self.simplify} is a distance in pixels: it must be 0 or above.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
 
@@ -107,6 +127,17 @@ class MaskSettings:
     def granularity(self) -> str:
         """`per`, or its default."""
         return self.per or ("instance" if set(self.write) - {"png"} else "class")
+
+    def identity(self) -> dict:
+        """What masks and outputs depend on; None where no output depends on a setting."""
+        write = set(self.write)
+        return {
+            **asdict(self),
+            "per": self.granularity,
+            "write": sorted(write),
+            "with_images": self.with_images if write & WITH_IMAGE else None,
+            "simplify": self.simplify if write & WITH_OUTLINES else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -144,7 +175,7 @@ def write_masks(
     overwrite: bool = False,
     processes: Processes = Processes(),
 ) -> Report | None:
-    """Writes the masks of all images of a source; finished blocks are skipped.
+    """Writes the masks of all images of a source; finished blocks are skipped, outputs that they lack are added.
 
     Args:
         source: from `open_source`.
@@ -162,17 +193,17 @@ def write_masks(
     """
     out = Path(fs_path(out))
     _check_folder(out, source, overwrite, processes)
-    identity = {
+    asked = {
         "version": __version__,
         "annotations": source.path,
-        "annotations_sha256": _digest(source),
         **source.identity,
+        "annotations_sha256": _digest(source),
         **generator.settings(),
-        **asdict(settings),
-        "per": settings.granularity,
-        "write": sorted(settings.write),
+        **settings.identity(),
     }
-    if _is_finished(out, identity, source.file_names, overwrite):
+    before = None if overwrite else _run_before(out)
+    identity = asked if before is None else _with_outputs_of(before["settings"], asked, settings, out)
+    if before is not None and _read_run(out / "report.json") is not None:
         repaired = _repaired(out, source)
         if repaired:
             raise ValueError(
@@ -180,16 +211,20 @@ def write_masks(
                 f"{', '.join(repaired[:5])}{', ...' if len(repaired) > 5 else ''}, "
                 "whose files can be used now. Choose another folder, or start again with --overwrite."
             )
-        logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
-        return _finished_report(out)
+        if identity == before["settings"]:
+            logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
+            return _finished_report(out)
+    _prepare(out, before, identity, source.file_names, overwrite)
     run = _MaskRun(source, generator, out, settings, identity, report)
     try:
         _write_blocks(run, processes)
         written = _join(run)
         if written is not None and written.images == 0:
+            shutil.rmtree(out / BLOCKS, ignore_errors=True)
             raise ValueError(f"no image of {source.path} can be used, so no mask was made.\n{written.summary()}")
     except Exception:
-        _leave_nothing(run, processes)
+        if before is None:
+            _leave_nothing(run, processes)
         raise
     return written
 
@@ -203,10 +238,62 @@ def _leave_nothing(run: "_MaskRun", processes: Processes) -> None:
         run.out.rmdir()
 
 
+def _run_before(out: Path) -> dict | None:
+    """What an earlier run in `out` states; None if there was none.
+
+    Raises:
+        ValueError: `out` holds files that no run wrote.
+    """
+    before = _read_run(out / "report.json") or _read_run(out / BLOCKS / "settings.json")
+    if before is None and out.is_dir() and any(item.name != BLOCKS for item in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
+    return before
+
+
+def _with_outputs_of(before: dict, asked: dict, settings: MaskSettings, out: Path) -> dict:
+    """The settings of a run that adds outputs to those of an earlier one.
+
+    Raises:
+        ValueError: the masks, or an output that is there, would be others; or an output cannot be made of the masks.
+    """
+    now = json.loads(json.dumps(asked))
+    if settings.per is None:  # The default depends on the outputs, but the masks are there.
+        now["per"] = before.get("per")
+    for name in ("with_images", "simplify"):
+        now[name], other = (before.get(name) if now[name] is None else now[name]), before.get(name)
+        before = {**before, name: now[name] if other is None else other}
+    other = next((key for key in now if key not in _OF_OUTPUTS[:3] and before.get(key) != now[key]), None)
+    if other == "annotations_sha256":
+        raise ValueError(
+            f"the annotations or the images have changed since the masks in {out} were made. Choose another folder, "
+            "or start again with --overwrite."
+        )
+    if other is not None:
+        raise ValueError(
+            f"{out} holds masks made with other settings: {other} was {before.get(other)!r} and is now "
+            f"{now[other]!r}. Choose another folder, or start again with --overwrite."
+        )
+    now["write"] = sorted({*before["write"], *now["write"]})
+    for name in ("overlay", "tighten_boxes"):
+        now[name] = bool(before.get(name)) or now[name]
+    lacking = _outputs_of(now) - _outputs_of(before)
+    if now["overlap_rule"] == "prob" and not now["exclusive"] and lacking & {"png", "overlay"}:
+        raise ValueError(
+            f"overlap_rule='prob' decides by probabilities, which {out} does not keep, so that no label map can be "
+            "added. Choose another folder, or start again with --overwrite."
+        )
+    return now
+
+
+def _outputs_of(identity: dict) -> frozenset[str]:
+    """The outputs of a run by its settings."""
+    return frozenset([*identity["write"], *(["overlay"] if identity["overlay"] else [])])
+
+
 def _write_blocks(run: "_MaskRun", processes: Processes) -> None:
     """Writes this process's unfinished blocks, in threads."""
     mine = range(processes.rank, run.num_blocks, processes.count)
-    unfinished = [block for block in mine if not run.block_file(block).is_file()]
+    unfinished = [block for block in mine if not run.is_finished(block)]
     total, to_do = (sum(len(run.images_of(block)) for block in blocks) for blocks in (mine, unfinished))
     bar = tqdm(
         total=total, initial=total - to_do, unit="image", desc="masks", disable=processes.rank != 0, mininterval=1
@@ -247,11 +334,15 @@ class _MaskRun:
     ):
         self.source, self.generator, self.out = source, generator, out
         self.settings, self.identity, self.index_report = settings, identity, report
+        self.outputs = _outputs_of(identity)
         self.map_type, self.ignored = label_map_type(len(source.classes))
         self.stop = threading.Event()
         self.num_blocks = -(-len(source) // BLOCK_SIZE)
         self.scratch = out / BLOCKS / "unfinished"
         self.scratch.mkdir(parents=True, exist_ok=True)
+        self.writer = ImageWriter(
+            source, out, self.scratch, self.outputs, identity["with_images"] or "none", identity["simplify"] or 0.0
+        )
         first: dict[str, int] = {}
         self.same_name = {
             index: source.file_names[earlier]
@@ -262,6 +353,13 @@ class _MaskRun:
     def block_file(self, block: int) -> Path:
         return self.out / BLOCKS / f"{block:06d}.json"
 
+    def is_finished(self, block: int) -> bool:
+        """Whether all outputs of a block are there."""
+        return self.block_file(block).is_file() and self.outputs <= set(self._read(block).get("outputs", ()))
+
+    def _read(self, block: int) -> dict:
+        return json.loads(self.block_file(block).read_text(encoding="utf-8"))
+
     def images_of(self, block: int) -> range:
         """The images of a block."""
         return range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, len(self.source)))
@@ -269,10 +367,14 @@ class _MaskRun:
     def blocks(self) -> Iterator[dict]:
         """The contents of all block files."""
         for block in range(self.num_blocks):
-            yield json.loads(self.block_file(block).read_text(encoding="utf-8"))
+            yield self._read(block)
 
     def write_block(self, block: int, bar: tqdm) -> None:
         """Writes all files of a block, and its block file at the end."""
+        if self.block_file(block).is_file():
+            self._add_outputs(block)
+            bar.update(len(self.images_of(block)))
+            return
         report, entries, records = Report(), {}, {}
         for index in self.images_of(block):
             image_report = Report()
@@ -292,27 +394,64 @@ class _MaskRun:
                 return
             self._write_batch(members, records, entries, report)
             bar.update(len(members))
-        content = {"report": asdict(report), "images": [entries[index] for index in sorted(entries)]}
+        images = [entries[index] for index in sorted(entries)]
+        content = {"report": asdict(report), "outputs": sorted(self.outputs), "images": images}
         write_atomically(self.block_file(block), json.dumps(content).encode(), self.scratch)
+
+    def _add_outputs(self, block: int) -> None:
+        """Writes the outputs that a block lacks, of the masks in its file."""
+        content = self._read(block)
+        lacking = self.outputs - set(content["outputs"])
+        for index, entry in zip(self.images_of(block), content["images"]):
+            record = self.source.record(index, Report()) if "objects" in entry else None
+            if self.stop.is_set():
+                return
+            if record is None:
+                continue
+            stored = {item["id"]: item for item in entry["objects"]}
+            masks = [_stored_mask(stored.get(item.id)) for item in record.single_objects]
+            size = (record.height, record.width)
+            image = boxed_image(np.zeros((*size, 0), dtype=np.uint8), record)
+            label_map = np.zeros(size, dtype=self.map_type)
+            if lacking & {"png", "overlay", "instances-png"}:  # Of instances only where no mask lies is looked at.
+                by_rule = lacking & {"png", "overlay"} and not self.settings.exclusive
+                rule = self.settings.overlap_rule if by_rule else "first"
+                label_map = label_map_of(masks, image.boxes, image.labels, size, rule)
+            pixels = self.source.image(record) if lacking & OF_PIXELS else None
+            self.writer.write(self._finished(record, masks, label_map, pixels), lacking)
+        content["outputs"] = sorted(self.outputs)
+        write_atomically(self.block_file(block), json.dumps(content).encode(), self.scratch)
+
+    def _finished(
+        self, record: Record, masks: Sequence[BoxMask | None], label_map: np.ndarray, pixels: np.ndarray | None
+    ) -> FinishedImage:
+        """An image as it is written; masks that are None were rejected, and their boxes are ignored."""
+        objects = record.single_objects
+        label_map, boxes = label_map.astype(self.map_type), [item.box for item in objects]
+        rejected = [item.box for item, mask in zip(objects, masks) if mask is None]
+        for box in [*rejected, *(item.box for item in record.objects if item.iscrowd)]:
+            region = label_map[box_slices(box, *label_map.shape)]
+            region[region == 0] = self.ignored
+        kept = [replace(item, rle=m.rle, area=m.area) for item, m in zip(objects, masks) if m is not None]
+        instances = None
+        if "instances-png" in self.outputs:
+            kept_masks = [mask for mask in masks if mask is not None]
+            kept_boxes = np.array([box for box, mask in zip(boxes, masks) if mask is not None]).reshape(-1, 4)
+            instances = instance_map(kept_masks, kept_boxes, label_map.shape, self.settings.overlap_rule)
+            instances[(label_map == self.ignored) & (instances == 0)] = np.iinfo(np.uint16).max
+        return FinishedImage(record, kept, label_map, instances, pixels)
 
     def _write_batch(
         self, members: list[int], records: dict[int, Record], entries: dict[int, dict], report: Report
     ) -> None:
         """Masks and files of images that the generator may combine."""
-        start, settings = time.perf_counter(), self.settings
+        start, settings, per = time.perf_counter(), self.settings, self.identity["per"]
         images = self._images(members, records, entries, report)
         boxed = [boxed_image(image, records[index]) for index, image in images]
-        patches = by_position(self.generator.patches(boxed, settings.granularity), len(boxed))
+        patches = by_position(self.generator.patches(boxed, per), len(boxed))
         try:
             for (index, _), image, image_patches in zip(images, boxed, patches):
-                masks = assemble(
-                    image,
-                    image_patches,
-                    settings.granularity,
-                    overlap_rule=settings.overlap_rule,
-                    threshold=settings.threshold,
-                    min_score=settings.min_score,
-                )
+                masks = assemble(image, image_patches, per, settings)
                 entries[index] |= self._write(image, records[index], masks, report)
         except Exception as error:
             if min(boxed[0].image.shape[:2]) > 1:
@@ -359,72 +498,36 @@ class _MaskRun:
             entries[index] |= {"skipped": True, "problems": problems}
         return images
 
-    def _write(self, image: BoxedImage, record: Record, masks: ImageMasks, report: Report) -> dict:
+    def _write(self, image: BoxedImage, record: Record, found: ImageMasks, report: Report) -> dict:
         """Writes the files of one image; returns its entry in the block file."""
-        objects = record.single_objects
-        kept, rejected = [], []
-        for item, mask in zip(objects, masks.masks):
+        masks: list[BoxMask | None] = []
+        for item, mask in zip(record.single_objects, found.masks):
             place = f"{record.file_name}: object {item.id}"
-            if mask.score < self.settings.min_score:
+            rejected = mask.score < self.settings.min_score
+            if rejected:
                 report.add("low_score", f"{place}, score {mask.score:.3f}")
-                rejected.append(item)
-                continue
-            if mask.area == 0:
+            elif mask.area == 0:
                 report.add("empty_mask", place)
-            kept.append((replace(item, rle=mask.rle, area=mask.area), mask))
-        label_map = masks.label_map.astype(self.map_type)
-        for item in [*rejected, *(item for item in record.objects if item.iscrowd)]:
-            region = label_map[box_slices(item.box, *label_map.shape)]
-            region[region == 0] = self.ignored
-        name = record.file_name
-        if "png" in self.settings.write:
-            write_label_map(self.out / _image_files(name)["png"], label_map, self.scratch)
-        self._write_shapes(replace(record, objects=[item for item, mask in kept if mask.area]))
-        if self.settings.overlay:
-            self._write_overlay(image, name, label_map)
+            masks.append(None if rejected else mask)
+        finished = self._finished(record, masks, found.label_map, image.image)
+        self.writer.write(finished, self.outputs)
+        scores = [
+            {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
+            for mask in masks
+            if mask is not None
+        ]
         return {
             "image_id": record.image_id,
             "height": record.height,
             "width": record.width,
             "license": record.license,
-            "objects": [
-                asdict(item) | {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
-                for item, mask in kept
-            ],
+            "objects": [asdict(item) | of_mask for item, of_mask in zip(finished.kept, scores)],
         }
 
-    def _write_shapes(self, record: Record) -> None:
-        """The files that hold the masks of one image as shapes, and the image beside them."""
-        files, names = _image_files(record.file_name), [name for _, name in self.source.classes]
-        if "yolo" in self.settings.write:
-            write_atomically(self.out / files["yolo"], yolo_text(record, masks=True).encode(), self.scratch)
-            self.source.place_image(record, self.out / files["yolo image"], self.settings.with_images, self.scratch)
-        if "labelme" in self.settings.write:
-            content = labelme_content(record, names, PurePosixPath(record.file_name).name)
-            text = json_text(content, indent=2).encode("utf-8", "surrogateescape")
-            write_atomically(self.out / files["labelme"], text, self.scratch)
-            self.source.place_image(record, self.out / files["labelme image"], self.settings.with_images, self.scratch)
 
-    def _write_overlay(self, image: BoxedImage, name: str, label_map: np.ndarray) -> None:
-        shown = colour_index(label_map, self.ignored)
-        names = [class_name for _, class_name in self.source.classes]
-        canvas = draw_boxes(overlay(image.image, shown), image.boxes, image.labels.tolist(), names)
-        buffer = io.BytesIO()
-        Image.fromarray(canvas).save(buffer, "JPEG", quality=90)
-        write_atomically(self.out / _image_files(name)["overlay"], buffer.getvalue(), self.scratch)
-
-
-def _image_files(name: str) -> dict[str, str]:
-    """The files of an image in OUT, by output."""
-    path = PurePosixPath(name)
-    return {
-        "png": f"masks/{mask_name(name)}",
-        "yolo": yolo_dataset.label_place(name),
-        "yolo image": yolo_dataset.image_place(name),
-        "labelme": f"labelme/{path.with_suffix('.json')}",
-        "labelme image": f"labelme/{name}",
-        "overlay": f"overlays/{path.with_suffix('.jpg')}",
-    }
+def _stored_mask(item: dict | None) -> BoxMask | None:
+    """The mask of an object in a block file; None for an object that it lacks."""
+    return None if item is None else BoxMask(item["rle"], item["area"], item["score"], item["fill_rate"])
 
 
 def _digest(source: Source) -> str:
@@ -436,36 +539,21 @@ def _digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _is_finished(out: Path, identity: dict, file_names: list[str], overwrite: bool) -> bool:
-    """Whether `out` holds a complete run with these settings; prepares `out` if the run is new.
+def _prepare(out: Path, before: dict | None, identity: dict, file_names: list[str], overwrite: bool) -> None:
+    """Makes `out` ready for a new run, for one that resumes, or for one that adds outputs.
 
     Raises:
-        ValueError: it holds a run with other settings, or files that no run wrote.
+        ValueError: a file to be written is there, and not from an earlier run.
     """
-    finished, started = out / "report.json", out / BLOCKS / "settings.json"
-    before = _read_run(finished) or _read_run(started)
-    if before is None and out.is_dir() and any(item.name != BLOCKS for item in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
-    if before is not None and not overwrite:
-        now = json.loads(json.dumps(identity))
-        settings = before["settings"]
-        other = next((key for key in now if settings.get(key) != now[key]), None)
-        if other == "annotations_sha256":
-            raise ValueError(
-                f"the annotations or the images have changed since the masks in {out} were made. Choose another "
-                f"folder, "
-                "or start again with --overwrite."
-            )
-        if other is not None:
-            raise ValueError(
-                f"{out} holds masks made with other settings: {other} was {settings.get(other)!r} and is now "
-                f"{now[other]!r}. Choose another folder, or start again with --overwrite."
-            )
-        return _read_run(finished) is not None
-    if before is not None:
-        _clear(out, before, _files_of_run(identity, file_names))
-    write_atomically(started, json.dumps({"settings": identity, "file_names": file_names}).encode())
-    return False
+    earlier = _run_before(out) if overwrite and out.is_dir() else None
+    if earlier is not None:
+        _clear(out, earlier, _files_of_run(identity, file_names))
+    if before is not None and _read_run(out / "report.json") is not None:
+        _check_foreign(out, set(), _files_of_run(identity, file_names) - _files_of_run(before["settings"], file_names))
+    if before is None or before["settings"] != identity:
+        content = {"settings": identity, "file_names": file_names}
+        write_atomically(out / BLOCKS / "settings.json", json.dumps(content).encode())
+    (out / "report.json").unlink(missing_ok=True)
 
 
 def _read_run(path: Path) -> dict | None:
@@ -480,14 +568,14 @@ def _read_run(path: Path) -> dict | None:
 
 def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
     """All files that a run writes to OUT for some images, except the block files."""
-    outputs = {*settings["write"], *(["overlay"] if settings["overlay"] else [])}
-    if settings.get("with_images", "none") != "none":
+    outputs = set(_outputs_of(settings))
+    if (settings.get("with_images") or "none") != "none":
         outputs |= {f"{output} image" for output in settings["write"]}
     return {
         "report.json",
         "classes.txt",
         *(file for output in outputs for file in _JOINED_FILES.get(output, ())),
-        *(file for name in file_names for output, file in _image_files(name).items() if output in outputs),
+        *(file for name in file_names for output, file in image_files(name).items() if output in outputs),
     }
 
 
@@ -508,14 +596,8 @@ def _clear(out: Path, before: dict, wanted: set[str]) -> None:
     written = {fs_path(out / file) for file in _files_of_run(before["settings"], names)}
     # Links to folders are not followed: the run makes none, so the files behind one are not its own.
     present = (str(Path(folder, name)) for folder, _, files in os.walk(out) for name in files)
-    left = {path for path in present if path in written}
-    planned = (fs_path(out / file) for file in sorted(wanted))
-    foreign = next((path for path in planned if path not in left and os.path.lexists(path)), None)
-    if foreign is not None:
-        raise ValueError(
-            f"{foreign} has the name of a file to be written, but is not known to come from the earlier run in {out}. "
-            "Move it away, or choose another folder."
-        )
+    left = {path for path in present if path in written or os.path.dirname(path) in written}  # a folder of crops
+    _check_foreign(out, {*left, *map(os.path.dirname, left)}, wanted)
     for path in sorted(left):  # report.json, which identifies the run, is the last in this order.
         os.unlink(path)
     emptied = {folder for path in left for folder in Path(path).parents if out in folder.parents}
@@ -523,6 +605,17 @@ def _clear(out: Path, before: dict, wanted: set[str]) -> None:
         if not any(folder.iterdir()):
             folder.rmdir()
     shutil.rmtree(out / BLOCKS, ignore_errors=True)
+
+
+def _check_foreign(out: Path, known: set[str], wanted: set[str]) -> None:
+    """Raises ValueError if one of the `wanted` files of `out` is there, but is not among the `known` paths."""
+    planned = (fs_path(out / file) for file in sorted(wanted))
+    foreign = next((path for path in planned if path not in known and os.path.lexists(path)), None)
+    if foreign is not None:
+        raise ValueError(
+            f"{foreign} has the name of a file to be written, but is not known to come from the earlier run in {out}. "
+            "Move it away, or choose another folder."
+        )
 
 
 def _finished_report(out: Path) -> Report:
@@ -544,32 +637,24 @@ def _repaired(out: Path, source: Source) -> list[str]:
 
 def _join(run: _MaskRun) -> Report | None:
     """Writes the files that cover all images, once every block file exists; then deletes the block files."""
-    out, settings, source = run.out, run.settings, run.source
-    if not all(run.block_file(block).is_file() for block in range(run.num_blocks)):
+    out, source = run.out, run.source
+    if not all(run.is_finished(block) for block in range(run.num_blocks)):
         return None
     report = Report(classes=[f"{label} {name}" for label, (_, name) in enumerate(source.classes, start=1)])
     report.merge(run.index_report)
-    try:
-        for block in run.blocks():
-            report.merge(Report(**block["report"]))
-        names = "".join(f"{name}\n" for _, name in source.classes)
-        write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), run.scratch)
-        for output in ("coco", "coco-polygons", "coco-results"):
-            if output in settings.write:
-                _write_coco(run, output)
-        if "yolo" in settings.write:
-            written = [image["file_name"] for block in run.blocks() for image in block["images"] if "objects" in image]
-            files = yolo_dataset.dataset_files([name for _, name in source.classes], written, source.splits)
-            for name, text in files.items():
-                write_atomically(out / name, text.encode("utf-8", "surrogateescape"), run.scratch)
-        head = {"settings": run.identity, "report": asdict(report), "summary": report.summary().splitlines()}
-        _write_json(out / "report.json", head, {"images": _report_entries(run)}, run.scratch)
-    except FileNotFoundError:
-        # Another process joins them too, and deletes the block files after it wrote the report.
-        if not (out / "report.json").is_file():
-            raise
-        return _finished_report(out)
-    shutil.rmtree(out / BLOCKS, ignore_errors=True)
+    for block in run.blocks():
+        report.merge(Report(**block["report"]))
+    names = "".join(f"{name}\n" for _, name in source.classes)
+    write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), run.scratch)
+    for output in sorted(run.outputs & {"coco", "coco-polygons", "coco-results"}):
+        _write_coco(run, output)
+    if "yolo" in run.outputs:
+        written = [image["file_name"] for block in run.blocks() for image in block["images"] if "objects" in image]
+        files = yolo_dataset.dataset_files([name for _, name in source.classes], written, source.splits)
+        for name, text in files.items():
+            write_atomically(out / name, text.encode("utf-8", "surrogateescape"), run.scratch)
+    head = {"settings": run.identity, "report": asdict(report), "summary": report.summary().splitlines()}
+    _write_json(out / "report.json", head, {"images": _report_entries(run)}, run.scratch)
     return report
 
 
@@ -608,13 +693,16 @@ def _write_coco(run: _MaskRun, output: str) -> None:
                     "segmentation": item["rle"],
                     "score": item["score"],
                     "fill_rate": item["fill_rate"],
+                    **({"mask_bbox": coco_mask.toBbox(item["rle"]).tolist()} if run.identity["tighten_boxes"] else {}),
                 }
 
     (name,) = _JOINED_FILES[output]
     if output == "coco-results":
         _write_list(run.out / name, map(result_of, annotations()), run.scratch)
         return
-    made = map(_with_polygons, annotations()) if output == "coco-polygons" else annotations()
+    made = annotations()
+    if output == "coco-polygons":
+        made = (_with_polygons(annotation, run.writer.simplify) for annotation in made)
     head = coco.header_with(source.coco_header, classes)
     licences = coco.LicenceIds(head)
     images = []
@@ -626,9 +714,9 @@ def _write_coco(run: _MaskRun, output: str) -> None:
     _write_json(run.out / name, head, {"images": images, "annotations": filter(None, made)}, run.scratch)
 
 
-def _with_polygons(annotation: dict) -> dict | None:
+def _with_polygons(annotation: dict, simplify: float) -> dict | None:
     """An annotation with polygons in place of run lengths; None for a mask without a pixel, which has none."""
-    polygons = rle_to_polygons(annotation["segmentation"])
+    polygons = rle_to_polygons(annotation["segmentation"], simplify)
     return {**annotation, "segmentation": polygons} if polygons else None
 
 

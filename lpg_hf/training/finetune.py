@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import PreTrainedConfig
 
 from lpg_hf.cards import read_json
-from lpg_hf.evaluation.compare import ComparedData, Comparison, Row, comparison_panel, evenly, measure
+from lpg_hf.data.sources import evenly
+from lpg_hf.evaluation.compare import ComparedData, Comparison, Row, comparison_panel, measure
 from lpg_hf.generators.base import GeneratorOptions
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage, write_card

@@ -21,7 +21,7 @@ from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterP
 from lpg_hf.generators.lpg import LPGGenerator
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
-from lpg_hf.masks.assembly import assemble, by_position
+from lpg_hf.masks.assembly import AssemblyOptions, assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training.data import rows_digest
@@ -213,6 +213,7 @@ def write_pseudo_masks(
         device=accelerator.device,
         dtype=_GENERATOR_DTYPES[accelerator.mixed_precision],
     )
+    options = AssemblyOptions(overlap_rule=settings.overlap_rule, clean=False)  # as the paper says
     names = rows["file_name"][:]
     check_distinct(names)
     paths = [Path(fs_path(folder / mask_name(name))) for name in names]
@@ -226,7 +227,7 @@ def write_pseudo_masks(
             crowds.append(box_label_map(row) == IGNORE_INDEX)
         patches = by_position(generator.patches(images, "class"), len(images))
         for index, image, image_patches, crowd in zip(group, images, patches, crowds):
-            label_map = assemble(image, image_patches, "class", overlap_rule=settings.overlap_rule).label_map
+            label_map = assemble(image, image_patches, "class", options).label_map
             label_map[crowd & (label_map == 0)] = IGNORE_INDEX
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_label_map(paths[index], label_map)

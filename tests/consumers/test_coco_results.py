@@ -41,6 +41,19 @@ def test_polygons_give_every_pixel_again(name):
     assert np.array_equal(coco_mask.decode(rle), mask)
 
 
+@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize("name", masks())
+def test_simplified_polygons_have_fewer_points_and_nearly_the_pixels(name, scale):
+    mask = np.repeat(np.repeat(masks()[name], scale, axis=0), scale, axis=1)
+    if scale > 1:
+        mask = (cv2.GaussianBlur(mask.astype(np.float32), (9, 9), 0) > 0.5).astype(np.uint8)
+    exact, simple = rle_to_polygons(encoded(mask)), rle_to_polygons(encoded(mask), 1.0)
+    rle = coco_mask.merge(coco_mask.frPyObjects(simple, *mask.shape))
+    assert coco_mask.iou([rle], [coco_mask.encode(np.asfortranarray(mask))], [0])[0, 0] > 0.97
+    points, before = (sum(map(len, polygons)) for polygons in (simple, exact))
+    assert points <= before * (0.7 if name in ("one", "two", "hole", "both") else 1), (points, before)
+
+
 def test_a_mask_without_a_pixel_has_no_polygon():
     assert rle_to_polygons(encoded(np.zeros((4, 5)))) == []
 

@@ -22,7 +22,7 @@ from lpg_hf.generators import load_generator  # noqa: E402
 from lpg_hf.masks.writer import MaskSettings, write_masks  # noqa: E402
 
 
-EVERYTHING = ("png", "coco", "coco-polygons", "coco-results", "yolo", "labelme")
+EVERYTHING = ("png", "coco", "coco-polygons", "coco-results", "yolo", "labelme", "instances-png", "crops")
 
 
 def write(tmp_path, name, **settings):
@@ -85,5 +85,5 @@ def test_overwrite_takes_the_images_away_again(tmp_path):
     source = open_source(tmp_path / "in", report=report)
     settings = MaskSettings(("png",))
     write_masks(source, load_generator("box"), out, settings, report=report, overwrite=True)
-    assert sorted(path.name for path in out.iterdir()) == ["classes.txt", "masks", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".parts", "classes.txt", "masks", "report.json"]
     assert (tmp_path / "in" / "train2017" / "a.jpg").is_file()

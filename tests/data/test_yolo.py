@@ -493,7 +493,7 @@ def test_an_outline_is_looked_for_only_where_its_mask_is(monkeypatch):
     mask[9, 22:24] = 0
     whole = join_polygons(mask_to_polygons(mask))
     seen = []
-    monkeypatch.setattr(yolo, "mask_to_polygons", lambda part: seen.append(part.shape) or mask_to_polygons(part))
+    monkeypatch.setattr(yolo, "mask_to_polygons", lambda part, _: seen.append(part.shape) or mask_to_polygons(part))
     record = Record("", "a.png", "a", (HEIGHT, WIDTH), [BoxObject((20, 7, 31, 15), 0, 54, rle=coco_mask.encode(mask))])
     numbers = np.array(yolo_text(record, masks=True).split()[1:], float).reshape(-1, 2) * (WIDTH, HEIGHT)
     assert seen == [(8, 11)] and numbers.ravel() == pytest.approx(np.array(whole))

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf.boxes import box_slices
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage, Patch
-from lpg_hf.masks.assembly import _window_to_rle, assemble, by_position
+from lpg_hf.masks.assembly import AssemblyOptions, _window_to_rle, assemble, by_position, clean_foreground
 from lpg_hf.masks.fusion import OVERLAP_RULES
 
 
@@ -64,8 +64,8 @@ def test_overlap_rule_decides_between_classes():
     image = boxed([[0, 0, 20, 20], [5, 5, 10, 10]], [1, 2])
     patches = [patch(1, 0, (0, 0, 20, 20), 0.9), patch(2, 1, (5, 5, 10, 10), 0.6)]
     assert assemble(image, patches, "class").label_map[7, 7] == 2  # the smaller lies on top
-    assert assemble(image, patches, "class", overlap_rule="prob").label_map[7, 7] == 1
-    assert assemble(image, patches, "class", overlap_rule="first").label_map[7, 7] == 1
+    assert assemble(image, patches, "class", AssemblyOptions(overlap_rule="prob")).label_map[7, 7] == 1
+    assert assemble(image, patches, "class", AssemblyOptions(overlap_rule="first")).label_map[7, 7] == 1
 
 
 def test_no_boxes_give_an_empty_result_of_full_size():
@@ -162,7 +162,9 @@ def test_class_by_class_is_equal_to_all_classes_at_once(per: str, rule: str, min
             values = np.round(rng.random((rows.stop - rows.start, columns.stop - columns.start)), 1)
             patches.append(Patch(label, (index,), rows, columns, values.astype(np.float32)))
         scores, label_map = assembled_at_once(image, patches, per, rule, min_score)
-        found = assemble(image, iter(patches), per, overlap_rule=rule, min_score=min_score)
+        found = assemble(
+            image, iter(patches), per, AssemblyOptions(overlap_rule=rule, min_score=min_score, clean=False)
+        )
         assert [mask.score for mask in found.masks] == scores and (found.label_map == label_map).all()
 
 
@@ -199,3 +201,52 @@ def test_memory_does_not_grow_with_classes_times_pixels(size, classes, megabytes
     command = [sys.executable, "-c", PEAK, *map(str, size), str(classes), per]
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert peak < megabytes * 1000
+
+
+def specked(size: int = 40) -> np.ndarray:
+    """A square of 30 x 30 with a hole and a notch, a speck beside it, and a part of 5 % below it."""
+    foreground = np.zeros((size, size), dtype=np.float32)
+    foreground[2:32, 2:32] = 0.9
+    foreground[10:13, 10:13] = 0.2
+    foreground[20:22, 28:32] = 0.1
+    foreground[5:8, 35:38] = 0.8
+    foreground[34:39, 2:11] = 0.7
+    return foreground
+
+
+def test_cleaning_drops_specks_and_fills_small_holes_and_nothing_else():
+    raw = specked()
+    expected = raw > 0.5
+    expected[10:13, 10:13], expected[5:8, 35:38] = True, False
+    cleaned = clean_foreground(raw)
+    assert np.array_equal(cleaned > 0.5, expected)
+    same = (raw > 0.5) == expected
+    assert np.array_equal(cleaned[same], raw[same]) and cleaned[11, 11] == np.nextafter(np.float32(0.5), np.float32(1))
+    assert raw[5, 35] == np.float32(0.8)  # what it is given stays as it is
+
+
+def test_cleaning_keeps_the_largest_part_and_leaves_clean_masks_alone():
+    dust = np.zeros((200, 200), dtype=np.float32)
+    dust[::4, ::4] = 1
+    dust[100:102, 101] = 1
+    assert (clean_foreground(dust) > 0.5).sum() == 3
+    for raw in (np.zeros((9, 9), np.float32), np.ones((9, 9), np.float32), np.ones((1, 1), np.float32)):
+        assert clean_foreground(raw) is raw
+
+
+@pytest.mark.parametrize("per", ["class", "instance"])
+def test_label_map_and_masks_are_cleaned_together(per: str):
+    image = boxed([[0, 0, 40, 40], [42, 0, 52, 10]], [1, 1], 60, 60)
+    small = patch(1, 1, (42, 0, 52, 10), 0.9)  # 11 % of the class, of which its own cleaning must not make a speck
+    patches = [Patch(1, (0,), slice(0, 40), slice(0, 40), specked()), small]
+    found = assemble(image, patches, per)
+    assert np.array_equal(found.label_map == 1, found.masks[0].decode() | found.masks[1].decode())
+    assert found.masks[0].area == 30 * 30 - 8 + 45 and found.masks[1].area == 100
+    plain = assemble(image, patches, per, AssemblyOptions(clean=False))
+    assert np.array_equal(plain.masks[0].decode()[:40, :40], specked() > 0.5)
+
+
+def test_a_small_object_of_a_class_is_no_speck_of_a_large_one():
+    image = boxed([[0, 0, 50, 50], [52, 0, 56, 4]], [1, 1], 60, 60)
+    patches = [patch(1, 0, (0, 0, 50, 50), 0.9), patch(1, 1, (52, 0, 56, 4), 0.9)]
+    assert [mask.area for mask in assemble(image, patches, "class").masks] == [2500, 16]

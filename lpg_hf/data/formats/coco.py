@@ -248,6 +248,14 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
     return unique
 
 
+def with_class_names(options: ReadOptions, format: str) -> ReadOptions:
+    """The options with names in place of a text of names with commas between, unless the text names a class set."""
+    named = ("all", *(NAMED_CLASS_SETS if format == "coco" else ()))
+    if not isinstance(options.classes, str) or options.classes in named:
+        return options
+    return replace(options, classes=tuple(name.strip() for name in options.classes.split(",")))
+
+
 def _select_classes(categories: list[Category], classes: Classes, path: object) -> list[Category]:
     """The wanted classes as (category id, name), by ascending id: the order of the labels.
 

@@ -6,11 +6,12 @@ from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons
 from lpg_hf.rle import Rle
 
 
-def rle_to_polygons(rle: Rle) -> list[list[float]]:
+def rle_to_polygons(rle: Rle, simplify: float = 0.0) -> list[list[float]]:
     """A mask as COCO polygons that give every pixel of it again in pycocotools.
 
     Args:
         rle: compressed run lengths of the whole image.
+        simplify: pixels, see `mask_to_polygons`; above 0 the pixels at the edge may differ.
 
     Returns:
         x, y, x, y, ... in pixels, along the edges of the pixels; one for each part of the mask. A mask with a hole is
@@ -21,7 +22,7 @@ def rle_to_polygons(rle: Rle) -> list[list[float]]:
     if not width or not height:
         return []
     window = coco_mask.decode(rle)[y : y + height, x : x + width]  # type: ignore[arg-type]
-    polygons = mask_to_polygons(window)
+    polygons = mask_to_polygons(window, simplify)
     if len({_turn(polygon) > 0 for polygon in polygons}) > 1:  # Holes turn the other way round.
         polygons = [join_polygons(polygons)]
     return [[value + (x, y)[i % 2] for i, value in enumerate(polygon)] for polygon in polygons]

@@ -146,7 +146,7 @@ def _read_mask(text: object, corners: list[float], size: tuple[int, int] | None)
     return box, window_rle(window, x, y, size)
 
 
-def labelme_content(record: Record, classes: Sequence[str], image_path: str) -> dict:
+def labelme_content(record: Record, classes: Sequence[str], image_path: str, simplify: float = 0.0) -> dict:
     """A record as the content of a LabelMe json.
 
     A mask is a polygon along the edges of its pixels; several parts are polygons of one group_id (the id of the
@@ -157,8 +157,9 @@ def labelme_content(record: Record, classes: Sequence[str], image_path: str) -> 
         record: crowd regions are skipped.
         classes: names in the order of the labels.
         image_path: of the image, relative to the folder of the json; forward slashes.
+        simplify: pixels, see `mask_to_polygons`.
     """
-    shapes = [shape for item in record.single_objects for shape in _shapes_of(item, classes[item.category])]
+    shapes = [shape for item in record.single_objects for shape in _shapes_of(item, classes[item.category], simplify)]
     return {
         "version": _WRITTEN_VERSION,
         "flags": {},
@@ -170,9 +171,9 @@ def labelme_content(record: Record, classes: Sequence[str], image_path: str) -> 
     }
 
 
-def _shapes_of(item: BoxObject, name: str) -> list[dict]:
+def _shapes_of(item: BoxObject, name: str, simplify: float) -> list[dict]:
     base = {"label": name, "points": [], "group_id": None, "description": "", "shape_type": "polygon", "flags": {}}
-    polygons = rle_to_polygons(item.rle) if item.rle is not None else []
+    polygons = rle_to_polygons(item.rle, simplify) if item.rle is not None else []
     x1, y1, x2, y2 = item.box
     if item.rle is None:
         return [{**base, "points": [[x1, y1], [x2, y2]], "shape_type": "rectangle"}]

@@ -50,6 +50,10 @@ LARGEST_FRACTION = 2.0
 CENTRE_TOLERANCE = 1e-3
 # Labels without their image are checked as if it had this size, in pixels: YOLO states none.
 SIZE_WITHOUT_IMAGE = (640, 640)
+# Outlines with fewer points: how far at most from the pixel edges, as a share of the root of the area; and below
+# how many pixels all points are kept.
+_SMALL_SHARE = 0.02
+_LEAST_TOLERANCE = 0.25
 Category = tuple[int, str]  # (class number, name)
 _LabelLine = tuple[int, int, list[float]]  # (line number, class number, four or more numbers)
 
@@ -505,11 +509,13 @@ def read_yolo(
             yield record
 
 
-def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+def mask_to_polygons(mask: np.ndarray, simplify: float = 0.0) -> list[list[float]]:
     """The outlines of a mask along the edges of its pixels: filled by the even-odd rule they give the mask again.
 
     Args:
         mask: (H, W) bool or integer, nonzero is the object.
+        simplify: how far, in pixels, an outline with fewer points may be from the middles of the pixel edges, but at
+            most 2 % of the root of the mask's area, so that small objects keep their shape; 0: every pixel again.
 
     Returns:
         x, y, x, y, ... in pixels, 0-based, (0, 0) the corner of the image; one for each connected part, and one for
@@ -517,22 +523,26 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     """
     doubled = np.repeat(np.repeat(np.asarray(mask, dtype=bool).astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    polygons = []
+    polygons, tolerance = [], min(simplify, _SMALL_SHARE * float(np.count_nonzero(mask)) ** 0.5)
     for contour in contours:
         # Half pixels 2i and 2i + 1 belong to pixel i, whose edges are i and i + 1: the outer half pixel is the edge's.
         points = (contour[:, 0] + 1) // 2
         points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
         before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-        points = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]  # No corner, no point.
-        polygons.append(points.ravel().astype(float).tolist())
+        corners = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]  # No corner, no point.
+        if tolerance >= _LEAST_TOLERANCE:
+            middles = (points + after / 2).astype(np.float32)  # a slope is a straight line through them, not stairs
+            simple = cv2.approxPolyDP(middles[:, None], tolerance, closed=True)[:, 0]
+            corners = simple if 3 <= len(simple) < len(corners) else corners
+        polygons.append(corners.ravel().astype(float).tolist())
     return polygons
 
 
-def _outline(rle: Rle) -> list[float]:
+def _outline(rle: Rle, simplify: float) -> list[float]:
     """The outline of a mask of any number of parts: looked for only in the part of the image that it covers."""
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     window = coco_mask.decode(rle)[y : y + height, x : x + width]
-    points = np.asarray(join_polygons(mask_to_polygons(window))).reshape(-1, 2) + (x, y)
+    points = np.asarray(join_polygons(mask_to_polygons(window, simplify))).reshape(-1, 2) + (x, y)
     return points.ravel().tolist()
 
 
@@ -545,7 +555,7 @@ def join_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
     return joined
 
 
-def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = False) -> str:
+def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = False, simplify: float = 0.0) -> str:
     """The lines of a label file; the class number is the position in the class list.
 
     Args:
@@ -553,6 +563,7 @@ def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = Fals
         masks: write outlines. A file holds boxes or outlines, as readers tell them by the file: an object without a
             mask is written as the outline of its box if another one has a mask.
         only_outlines: write those of the boxes also if none has a mask: trainers want one kind of line in all files.
+        simplify: see `mask_to_polygons`.
     """
     with_outlines = masks and (only_outlines or any(item.rle is not None for item in record.objects))
     lines = []
@@ -563,7 +574,7 @@ def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = Fals
         elif item.rle is None:
             values = [x1, y1, x2, y1, x2, y2, x1, y2]
         else:
-            values = _outline(item.rle)
+            values = _outline(item.rle, simplify)
         fractions = (
             f"{value / size:.12g}" for value, size in zip(values, (record.width, record.height) * len(values))
         )

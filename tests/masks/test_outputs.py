@@ -1,0 +1,238 @@
+"""Outputs of `lpg-hf masks` that say more than a label map, and outputs that are added to a finished run."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import lpg_hf.masks.writer
+from lpg_hf.cli import main
+from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.report import Report
+from lpg_hf.data.sources import open_source
+from lpg_hf.generators import load_generator
+from lpg_hf.label_maps import read_label_map
+from lpg_hf.masks.writer import MaskSettings, write_masks
+
+
+ALL = ("png", "coco", "coco-polygons", "coco-results", "yolo", "labelme", "instances-png", "crops")
+# xywh and category of three images of 60 x 40; the third has a crowd region too.
+BOXES = [
+    [([5, 4, 25, 26], 1), ([20, 10, 35, 25], 2), ([22, 12, 6, 6], 1)],
+    [([0, 0, 60, 40], 2), ([3, 3, 40, 30], 2)],
+    [([10.5, 8.25, 19.5, 15.75], 1)],
+]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A COCO file; blocks of one image."""
+    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 1)
+    rng, annotations = np.random.default_rng(0), []
+    for number, boxes in enumerate(BOXES):
+        noise = Image.fromarray(rng.integers(0, 255, (5, 8, 3), dtype=np.uint8))
+        noise.resize((60, 40), Image.Resampling.BICUBIC).save(tmp_path / f"{number}.png")
+        annotations += [
+            {"id": 10 + len(annotations) + k, "image_id": number, "category_id": label, "bbox": box, "iscrowd": 0}
+            for k, (box, label) in enumerate(boxes)
+        ]
+    annotations.append({"id": 99, "image_id": 2, "category_id": 1, "bbox": [40, 0, 10, 10], "iscrowd": 1})
+    images = [{"id": n, "file_name": f"{n}.png", "width": 60, "height": 40} for n in range(len(BOXES))]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def bright(image, boxes):
+    """The brighter half of each box, in some parts; nothing in the smallest."""
+    masks = []
+    for x1, y1, x2, y2 in boxes.round().astype(int):
+        mask = np.zeros(image.shape[:2], dtype=np.float32)
+        window = image[y1:y2, x1:x2].mean(axis=2)
+        mask[y1:y2, x1:x2] = (window > np.median(window)) * 0.9 if window.size > 40 else 0.4
+        masks.append(mask)
+    return np.stack(masks)
+
+
+def write(data, out, *outputs, function=bright, **settings):
+    report = Report()
+    source = open_source(data / "boxes.json", data, report=report)
+    settings = MaskSettings(outputs, generator="mine", **{"per": "instance"} | settings)
+    write_masks(source, load_generator(function), data / out, settings, report=report)
+    return json.loads((data / out / "report.json").read_text())
+
+
+def files(folder):
+    """The contents of all files but the report and the block files."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and ".parts" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.name != "report.json"}
+
+
+def never(image, boxes):
+    raise AssertionError("the masks are there")
+
+
+@pytest.fixture
+def same_generator(monkeypatch):
+    """`never` passes for `bright`."""
+    monkeypatch.setattr("lpg_hf.generators.function.FunctionGenerator.settings", lambda self: {})
+
+
+@pytest.mark.parametrize("rule", ["rate", "first", "smallest_box"])
+@pytest.mark.parametrize("options", [{}, {"exclusive": True}, {"min_score": 0.95}, {"per": "class", "clean": False}])
+def test_outputs_added_later_are_those_of_one_run_and_no_mask_is_made_anew(data, same_generator, rule, options):
+    options = {**options, "overlap_rule": rule}
+    write(data, "at once", *ALL, overlay=True, **options)
+    write(data, "step by step", "coco", **options)
+    for more in (["png"], ["yolo", "crops"], ALL):
+        report = write(data, "step by step", *more, function=never, overlay=True, **options)
+    assert files(data / "step by step") == files(data / "at once")
+    assert report["settings"]["write"] == sorted(ALL) and report["settings"]["overlay"]
+
+
+def test_masks_for_a_label_map_stay_what_they_are_when_instances_are_added(data, same_generator):
+    write(data, "out", "png", per=None)
+    assert write(data, "out", "coco", function=never, per=None)["settings"]["per"] == "class"
+
+
+def test_a_run_killed_while_it_adds_outputs_resumes(data, same_generator, monkeypatch):
+    write(data, "at once", "coco", "labelme", "png", with_images="copy")
+    expected, replace, moment, finished = files(data / "at once"), os.replace, 0, False
+    while not finished:
+        moment, count = moment + 1, 0
+        write(data, f"out{moment}", "coco", with_images="copy")
+
+        def dying(source, target):
+            nonlocal count
+            count += 1
+            if count == moment:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            try:
+                write(data, f"out{moment}", "labelme", "png", function=never, with_images="copy")
+                finished = True
+            except KeyboardInterrupt:
+                pass
+        write(data, f"out{moment}", "labelme", "png", function=never, with_images="copy")
+        assert files(data / f"out{moment}") == expected, moment
+    assert moment > 10
+
+
+def test_an_added_output_overwrites_no_file_of_others(data, same_generator):
+    write(data, "out", "png")
+    (data / "out" / "labels").mkdir()
+    (data / "out" / "labels" / "1.txt").write_text("mine")
+    with pytest.raises(ValueError, match="labels/1.txt has the name of a file to be written"):
+        write(data, "out", "yolo")
+    assert (data / "out" / "labels" / "1.txt").read_text() == "mine"
+
+
+def test_a_label_map_by_probability_cannot_be_added(data, same_generator):
+    write(data, "out", "coco", overlap_rule="prob")
+    with pytest.raises(ValueError, match="decides by probabilities"):
+        write(data, "out", "png", overlap_rule="prob")
+    write(data, "out", "instances-png", overlap_rule="prob", function=never)
+
+
+def test_other_outlines_of_written_files_are_refused_and_of_new_files_taken(data, same_generator):
+    write(data, "out", "png", simplify=0.0)
+    write(data, "out", "yolo", simplify=2.0, function=never)
+    with pytest.raises(ValueError, match="simplify was 2.0 and is now 1.0"):
+        write(data, "out", "coco-polygons", simplify=1.0)
+
+
+def test_exclusive_masks_share_no_pixel_and_give_the_label_map(data):
+    write(data, "plain", "coco", "png", min_score=0.0)
+    write(data, "out", "coco", "png", "instances-png", exclusive=True)
+    for name, most in (("plain", 2), ("out", 1)):
+        content = json.loads((data / name / "instances.json").read_text())
+        for image in range(len(BOXES)):
+            masks = [a for a in content["annotations"] if a["image_id"] == image]
+            layers = np.stack([coco_mask.decode(item["segmentation"]) for item in masks])
+            assert layers.sum(axis=0).max() <= most and [item["area"] for item in masks] == [
+                int(layer.sum()) for layer in layers
+            ]
+            if name == "out":
+                numbers = read_label_map(data / name / "instances" / f"{image}.png")
+                assert all(np.array_equal(numbers == k, layer) for k, layer in enumerate(layers, start=1))
+                labels = np.array([0, *(item["category_id"] for item in masks)])
+                ignored = numbers == 65535
+                expected = np.where(ignored, 255, labels[np.where(ignored, 0, numbers)])
+                assert np.array_equal(read_label_map(data / name / "masks" / f"{image}.png"), expected)
+                assert ignored.any() == (image == 2)
+    plain = json.loads((data / "plain" / "instances.json").read_text())["annotations"]
+    assert coco_mask.iou([plain[0]["segmentation"]], [plain[1]["segmentation"]], [0])[0, 0] > 0  # they did overlap
+
+
+def test_instances_go_by_the_overlap_rule():
+    from lpg_hf.masks.assembly import BoxMask, instance_map
+    from lpg_hf.rle import encode_mask
+
+    large, small = np.ones((10, 10), bool), np.zeros((10, 10), bool)
+    small[2:5, 2:5] = True
+    masks = [BoxMask(encode_mask(small), 9, 0.6, 1.0), None, BoxMask(encode_mask(large), 100, 0.9, 1.0)]
+    boxes = np.array([[2, 2, 5, 5], [0, 0, 10, 10], [0, 0, 10, 10]])
+    on_top = {rule: instance_map(masks, boxes, (10, 10), rule)[3, 3] for rule in ("rate", "smallest_box", "first")}
+    assert on_top == {"rate": 1, "smallest_box": 1, "first": 1}
+    assert (instance_map(masks, boxes, (10, 10), "prob") == 3).all()
+    assert (instance_map(masks[::-1], boxes[::-1], (10, 10), "first") == 1).all()
+
+
+def test_crops_show_the_object_and_nothing_else(data):
+    write(data, "out", "coco", "crops")
+    content = json.loads((data / "out" / "instances.json").read_text())
+    for item in content["annotations"]:
+        path = data / "out" / "crops" / str(item["image_id"]) / f"{item['id']}.png"
+        if not item["area"]:
+            assert not path.exists()
+            continue
+        crop = np.asarray(Image.open(path))
+        x, y, width, height = (int(v) for v in coco_mask.toBbox(item["segmentation"]))
+        mask = coco_mask.decode(item["segmentation"])[y : y + height, x : x + width]
+        photo = np.asarray(Image.open(data / f"{item['image_id']}.png"))[y : y + height, x : x + width]
+        assert crop.shape == (height, width, 4) and np.array_equal(crop[..., 3], mask * 255)
+        assert np.array_equal(crop[..., :3], photo)
+    report = Report()
+    source = open_source(data / "boxes.json", data, report=report)
+    settings = MaskSettings(("coco",), generator="mine", per="instance")
+    write_masks(source, load_generator(bright), data / "out", settings, report=report, overwrite=True)
+    assert not (data / "out" / "crops").exists()
+
+
+def test_tight_boxes_stand_beside_the_given_ones(data):
+    write(data, "out", "coco", tighten_boxes=True)
+    annotations = json.loads((data / "out" / "instances.json").read_text())["annotations"]
+    given = [box for boxes in BOXES for box, _ in boxes]
+    assert [item["bbox"] for item in annotations] == given
+    for item in annotations:
+        assert item["mask_bbox"] == coco_mask.toBbox(item["segmentation"]).tolist()
+    assert any(item["mask_bbox"] != item["bbox"] for item in annotations)
+
+
+def test_classes_and_limit_choose_objects_and_images(data):
+    command = ["masks", str(data / "boxes.json"), "--images", str(data), "--generator", "box", "--write", "coco"]
+    for options, images, labels in (
+        (["--classes", "dog"], [0, 1, 2], [2, 2, 2]),
+        (["--limit", "2"], [0, 1], [1, 2, 1, 2, 2]),
+        (["--limit", "1", "--classes", "cat"], [0], [1, 1]),
+    ):
+        out = data / "_".join(options).strip("-")
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--out", str(out), *options])
+        content = json.loads((out / "instances.json").read_text())
+        assert not ended.value.code and [image["id"] for image in content["images"]] == images
+        assert [item["category_id"] for item in content["annotations"]] == labels
+
+
+def test_a_limited_source_is_even_and_keeps_the_records(data):
+    source = open_source(data / "boxes.json", data, SOURCE_OPTIONS, report=Report())
+    two = source.limited(2)
+    assert two.file_names == ["0.png", "1.png"] and source.limited(9) is source
+    assert two.record(1, Report()) == source.record(1, Report())
