@@ -342,6 +342,21 @@ def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch, native):
     assert [str(w.message).startswith("mixed_precision=bf16, but this CPU") for w in caught] == [True] * (not native)
 
 
+def test_flags_of_accelerate_that_settings_overrule_are_told_in_one_line(settings, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run = start_run(settings, "settings.json")
+    assert run.accelerator.mixed_precision == "no" and run.accelerator.gradient_accumulation_steps == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and said[0].startswith(
+        "not used, as the settings of the run say it: accelerate's mixed_prec"
+    )
+    assert "fp16 (run.mixed_precision gives no), accelerate's gradient_accumulation_steps 4 (lpg.micro" in said[0]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="accelerate is to use FSDP, but every process trains whole networks"):
+        start_run(settings, "settings.json")
+
+
 def test_threads_are_set_as_asked(settings):
     before = torch.get_num_threads()
     start_run(changed(settings, {"run.num_threads": 1}), "settings.json")
