@@ -7,11 +7,13 @@ visitor's image and files live as long as the session, and the page contacts no 
 import functools
 import html
 import importlib.util
+import ipaddress
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -626,7 +628,13 @@ def serve(
         demo = build_demo(model, segmenter, device=device, max_pixels=max_pixels)
         try:
             _, address, _ = demo.launch(
-                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, **LAUNCH
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                app_kwargs={"middleware": [(_OwnPagesOnly, (), {"host": host})]},
+                **LAUNCH,
             )
         except OSError as error:
             if "empty port" not in str(error):
@@ -634,6 +642,39 @@ def serve(
             raise OSError(f"no free port: {port or 'all from 7860 on'} is taken. Choose one with --port.") from None
         log(f"the demo is at {address} (stop it with Ctrl-C)")
         demo.block_thread()
+
+
+class _OwnPagesOnly:
+    """Answers only what asks for this server by its own name, and from its own pages.
+
+    A page of another site can name this machine with a domain of its own (DNS rebinding), or send requests to it. The
+    names are those of this machine, addresses in numbers, and `host`; a page's origin must be the host that it asks.
+    """
+
+    def __init__(self, app: Callable, host: str):
+        self.app = app
+        self.names = {"localhost", socket.gethostname().lower(), host.lower()}
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] not in ("http", "websocket") or self._is_ours(dict(scope["headers"])):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"this page is not served under that name"})
+
+    def _is_ours(self, headers: dict[bytes, bytes]) -> bool:
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        origin = headers.get(b"origin")
+        if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
+            return False
+        name = re.sub(r":\d*$", "", host)
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return name in self.names
+        return True
 
 
 def _path_of(payload: "gr.components.image.ImageData | None") -> str | None:

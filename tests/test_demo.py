@@ -1,5 +1,6 @@
 """The demo page: its functions, and the page itself in a headless chromium."""
 
+import asyncio
 import base64
 import contextlib
 import importlib
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -441,6 +443,46 @@ def test_the_space_can_be_pushed_as_it_is(tmp_path: Path):
         api.create_repo("org/boxes", repo_type="space", space_sdk="gradio")
         api.upload_folder(repo_id="org/boxes", repo_type="space", folder_path=SPACE, ignore_patterns="__pycache__/*")
         assert {"README.md", "app.py", "requirements.txt"} <= set(hub.files("org/boxes", kind="space"))
+
+
+@pytest.mark.parametrize(
+    "host, origin, status",
+    [
+        ("127.0.0.1:{}", None, 200),
+        ("localhost:{}", "http://localhost:{}", 200),
+        ("[::1]:{}", None, 200),
+        ("evil.example:{}", None, 403),
+        ("127.0.0.1.evil.example", None, 403),
+        ("127.0.0.1:{}", "http://evil.example", 403),
+        ("127.0.0.1:{}", "http://127.0.0.1:1", 403),
+        ("127.0.0.1:{}", "null", 403),
+        ("", None, 403),
+    ],
+)
+def test_only_its_own_pages_are_answered(demo, host: str, origin: str | None, status: int):
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    headers = [(b"host", host.format(7860).encode())] + ([(b"origin", origin.format(7860).encode())] if origin else [])
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(demo._OwnPagesOnly(page, "0.0.0.0")({"type": "http", "headers": headers}, None, send))
+    assert sent[0]["status"] == status
+
+
+def test_a_served_page_refuses_a_foreign_host_and_a_foreign_origin(demo, lpg_folder):
+    command = ["-m", "lpg_hf.cli", "demo", "--model", str(lpg_folder), "--device", "cpu", "--port", str(free_port())]
+    process, address = serve(command, OMP_NUM_THREADS="1")
+    found = []
+    for path, headers in (("/", {}), ("/", {"Host": "evil.example"}), ("/config", {"Origin": "http://evil.example"})):
+        try:
+            found.append(urllib.request.urlopen(urllib.request.Request(address + path, headers=headers)).status)
+        except urllib.error.HTTPError as error:
+            found.append(error.code)
+    assert stop(process) == 0 and found == [200, 403, 403]
 
 
 def test_a_port_that_is_taken_is_one_line(demo):
