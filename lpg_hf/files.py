@@ -1,12 +1,15 @@
 """Paths in any language and locale, and files that are complete or absent."""
 
+import errno
+import filecmp
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -95,6 +98,70 @@ def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = Non
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextmanager
+def unfinished_folder(target: Path) -> Iterator[Path]:
+    """An empty hidden folder beside an output, deleted at the end; what a killed process left in it is deleted first.
+
+    Raises:
+        ValueError: another process writes the same output.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.unfinished")
+    while True:
+        folder.mkdir(exist_ok=True)
+        lock = _locked(folder)
+        if lock is None:
+            raise ValueError(f"another process writes {target} now. Wait until it ends, or choose another place.")
+        with suppress(FileNotFoundError):  # Its earlier owner may have deleted the folder before it was locked.
+            if os.fstat(lock).st_ino == folder.stat().st_ino:
+                break
+        os.close(lock)
+    try:
+        for item in folder.iterdir():
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder until the process ends; None: another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no such lock.
+        pass
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            return None  # Other errors are of file systems without locks.
+    return descriptor
+
+
+def place_output(written: Path, target: Path) -> bool:
+    """Give a finished file or folder its name.
+
+    Returns:
+        Whether it is new; False if `target` holds all its files already, equal to the byte.
+
+    Raises:
+        FileExistsError: `target` is something else.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        if target.is_dir():
+            target.rmdir()
+        os.replace(written, target)
+        return True
+    names = [path.relative_to(written) for path in written.rglob("*") if path.is_file()] if written.is_dir() else [""]
+    for name in names:
+        if not (target / name).is_file() or not filecmp.cmp(written / name, target / name, shallow=False):
+            raise FileExistsError(f"{target} exists already and is not empty; choose another place or remove it")
+    return False
 
 
 def json_text(content: Any, **options: Any) -> str:

@@ -11,7 +11,6 @@ cannot hold is named in `Conversion.lost`.
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,12 +25,13 @@ from lpg_hf.data.painting import paint_label_map
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source, recognise_format, voc_folders
-from lpg_hf.files import fs_path, resolve_inside
+from lpg_hf.files import fs_path, place_output, resolve_inside, unfinished_folder
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 
 
 TARGETS = ("coco", "voc", "yolo")
+_LAST_FILES = {"coco": "annotations.json", "voc": voc.CLASSES_FILE, "yolo": yolo_layout.CLASS_FILES[0]}
 BOX_TOLERANCE = 1e-3
 WITH_MASKS = replace(SOURCE_OPTIONS, masks=True)
 
@@ -45,15 +45,18 @@ class Conversion:
         report: of the images and objects that were read.
         lost: one line for each thing that the new format does not hold, or holds differently.
         remedy: where the images must be to be found.
+        is_new: False: `out` held all this already.
     """
 
     out: str
     report: Report
     lost: list[str] = field(default_factory=list)
     remedy: str = ""
+    is_new: bool = True
 
     def summary(self) -> str:
-        lines = [f"{self.out}: {self.report.summary()}", *(f"lost: {line}" for line in self.lost), self.remedy]
+        out = self.out if self.is_new else f"{self.out} (finished already, nothing was written)"
+        lines = [f"{out}: {self.report.summary()}", *(f"lost: {line}" for line in self.lost), self.remedy]
         return "\n".join(line for line in lines if line)
 
 
@@ -81,14 +84,14 @@ def convert_labels(
 
     Raises:
         FileNotFoundError: annotations or all images are missing.
-        FileExistsError: `out` is there already.
+        FileExistsError: `out` is there already, and holds something else.
         ValueError: unknown format, annotations that are not valid, or no image that can be used.
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
     yolo_dataset.check_with_images(with_images)
     target = Path(fs_path(os.path.abspath(fs_path(out))))
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    if target.is_dir() and any(target.iterdir()) and not (target / _LAST_FILES[to]).is_file():
         raise FileExistsError(f"{out} exists already and is not empty; choose another place or remove it")
     report = Report()
     masks = options.masks
@@ -97,9 +100,7 @@ def convert_labels(
         options = replace(options, masks=False)
     source = open_source(annotations, images, options, format=format, report=report)
     reading = _Reading(source, to, masks, report, with_images)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with unfinished_folder(target) as unfinished:
         written = unfinished / "out"
         written.mkdir()
         _WRITERS[to](written, reading, options.split or "all")
@@ -107,14 +108,10 @@ def convert_labels(
             raise ValueError(f"no image of {source.path} can be used:\n{report.summary()}")
         if to == "coco" and target.suffix.lower() == ".json":
             written = written / "annotations.json"
-        if target.is_dir():
-            target.rmdir()
-        os.replace(written, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        is_new = place_output(written, target)
     if reading.masks and report.counts.pop("no_mask", 0):
         report.places.pop("no_mask")  # Boxes without a mask are normal here; `lost` has their number.
-    return Conversion(os.fspath(out), report, reading.lost(), _remedy(to, with_images))
+    return Conversion(os.fspath(out), report, reading.lost(), _remedy(to, with_images), is_new)
 
 
 def _remedy(to: str, with_images: str) -> str:

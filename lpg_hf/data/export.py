@@ -11,8 +11,8 @@ a row: ``load_boxes("parquet", root=OUT, images=FOLDER)`` puts them together aga
 path of this machine is written. ``lpg-hf push-data ORG/NAME`` with the same options uploads what this writes.
 """
 
+import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +27,10 @@ from lpg_hf.data.formats.coco import with_class_names
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
-from lpg_hf.files import fs_path, write_atomically
+from lpg_hf.files import fs_path, place_output, unfinished_folder, write_atomically
 
+
+logger = logging.getLogger(__name__)
 
 TITLES = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}  # of the formats that can be exported
 ROWS_PER_SHARD = 1000
@@ -183,21 +185,19 @@ def write_dataset(
     if export.format not in TITLES:
         raise ValueError(f"--format must be one of {', '.join(TITLES)}, got {export.format!r}")
     target = Path(fs_path(os.path.abspath(fs_path(out))))
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "README.md").is_file()):
         raise FileExistsError(f"{out} exists already and is not empty; choose another folder or remove it")
     loaded = _load_splits(export, options, num_proc, report)
     rows = ROWS_PER_SHARD if export.with_images else ROWS_PER_SHARD_WITHOUT_IMAGES
     title = export.title or (export.repo_id.split("/")[-1] if export.repo_id else target.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as unfinished:
-        written = Path(unfinished) / target.name
+    with unfinished_folder(target) as unfinished:
+        written = unfinished / target.name
         (written / "data").mkdir(parents=True)
         for name, dataset in loaded.items():
             _write_shards(dataset, written / "data", name, rows)
         write_card(written, loaded, title, TITLES[export.format], export.repo_id)
-        if target.is_dir():
-            target.rmdir()
-        os.replace(written, target)
+        if not place_output(written, target):
+            logger.warning("%s holds these rows already; nothing was written", out)
     return sum(len(dataset) for dataset in loaded.values())
 
 

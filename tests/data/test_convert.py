@@ -16,6 +16,7 @@ from lpg_hf.data.export import Export, write_dataset
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
+from lpg_hf.files import unfinished_folder
 from lpg_hf.label_maps import read_label_map
 
 
@@ -277,6 +278,8 @@ def test_an_existing_result_is_never_touched(coco_tree, tmp_path, target):
         convert_labels(coco_tree.write(), out, target, images=coco_tree.images)
     (out / "mine").unlink()
     convert_labels(coco_tree.write(), out, target, images=coco_tree.images)
+    assert not convert_labels(coco_tree.write(), out, target, images=coco_tree.images).is_new
+    coco_tree.content["categories"][0]["name"] = "other"
     with pytest.raises(FileExistsError):
         convert_labels(coco_tree.write(), out, target, images=coco_tree.images)
 
@@ -403,3 +406,50 @@ def test_ids_of_an_exported_data_set_are_kept_or_said_to_be_lost(coco_tree, tmp_
         done = convert_labels(folder, tmp_path / f"{image_id}.json", "coco")
         content = json.loads((tmp_path / f"{image_id}.json").read_text())
         assert content["images"][0]["id"] == content["annotations"][0]["image_id"] == kept and lost in done.lost
+
+
+@pytest.mark.parametrize("to, name", [("coco", "out.json"), ("coco", "out"), ("voc", "out"), ("yolo", "out")])
+def test_a_finished_conversion_is_told_from_other_files(coco_tree, tmp_path, to, name):
+    """A killed one leaves a folder that the next start removes."""
+    coco_tree.write()
+    place = tmp_path / "place"
+    (place / f".{name}.unfinished" / "out" / "labels").mkdir(parents=True)
+    first = convert_labels(coco_tree.root, place / name, to)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    again = convert_labels(coco_tree.root, place / name, to)
+    assert first.is_new and not again.is_new and "finished already, nothing was written" in again.summary()
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    assert [path.name for path in place.iterdir()] == [name]
+    coco_tree.content["categories"][0]["name"] = "other"
+    coco_tree.write()
+    with pytest.raises(FileExistsError, match="exists already and is not empty"):
+        convert_labels(coco_tree.root, place / name, to)
+    assert [path.name for path in place.iterdir()] == [name]
+
+
+def test_a_second_conversion_to_the_same_place_is_told_so(coco_tree, tmp_path):
+    coco_tree.write()
+    with unfinished_folder(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another process writes .*out now. Wait until it ends"):
+            convert_labels(coco_tree.root, tmp_path / "out", "yolo")
+    assert convert_labels(coco_tree.root, tmp_path / "out", "yolo").is_new
+
+
+ODD_NAMES = ["two\nlines", " blanks  inside ", "blanks inside", "bell\x07", "half \ud83d", "whole \U0001f600", "\t"]
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_what_is_written_of_odd_names_and_numbers_can_be_read_back(coco_tree, tmp_path, to):
+    coco_tree.content["info"] = {"a": float("nan"), "b": [float("inf"), 1], "file": "caf\udce9.jpg"}
+    coco_tree.content["categories"] = [{"id": n, "name": name} for n, name in enumerate(ODD_NAMES, start=1)]
+    numbers = range(1, 1 + len(ODD_NAMES))
+    coco_tree.content["annotations"] = [coco_tree.annotation(id=n, category_id=n) for n in numbers]
+    out = tmp_path / "out"
+    done = convert_labels(coco_tree.write(), out, to, images=coco_tree.images)
+    assert done.report.counts == {"duplicate_category_name": 2}
+    back = open_source(out, None if to == "yolo" else coco_tree.images, WITH_MASKS, report=Report())
+    expected = ["two lines", "blanks inside (2)", "blanks inside (3)", "bell\ufffd", "half \ufffd", "whole \U0001f600"]
+    assert [name for _, name in back.classes] == [*expected, "category 7"]
+    for file in out.rglob("*.json"):
+        info = json.loads(file.read_text(), parse_constant=pytest.fail)["info"]
+        assert info == {"a": None, "b": [None, 1], "file": "caf\udce9.jpg"}

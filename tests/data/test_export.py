@@ -169,7 +169,7 @@ def test_errors_are_one_line_and_exit_two(run, coco_tree, tmp_path, options, tex
 def test_an_existing_data_set_is_not_overwritten(run, coco_tree, tmp_path):
     coco_tree.write()
     assert run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root).exit_code == 0
-    result = run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root)
+    result = run(tmp_path / "out", "--format", "coco", "--root", coco_tree.root, "--title", "other")
     assert result.exit_code == 2 and "exists already and is not empty" in result.output
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", "--format", "coco", "--root", coco_tree.root).exit_code == 0
@@ -231,3 +231,13 @@ def test_command_line_runs_as_a_module(coco_tree, tmp_path):
         [*command, "--root", str(coco_tree.root)], env=environment, capture_output=True, text=True
     )
     assert process.returncode == 0 and "wrote 1 rows" in process.stdout, process.stderr
+
+
+def test_a_finished_export_says_so_and_leaves_nothing_beside_it(coco_tree, tmp_path, caplog):
+    coco_tree.write()
+    out = tmp_path / "place" / "out"
+    for _ in range(2):
+        caplog.clear()
+        assert write_dataset(out, Export("coco", coco_tree.root)) == 1
+    assert "holds these rows already; nothing was written" in caplog.text
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
