@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `lpg-hf --help` answer
 import functools
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -166,7 +167,9 @@ def _read_options(
 
 
 @app.callback()
-def _root() -> None:
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error occurred.")] = False,
+) -> None:
     """Pixel masks from box labels."""
 
 
@@ -812,6 +815,22 @@ def demo(
     )
 
 
+def _in_one_line(error: Exception, given: list[str]) -> str:
+    """What a person can do about an error; a message of ours is left as it is."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{files or 'a file or connection'}: {error.strerror}"
+    if isinstance(error, (OSError, ValueError, ImportError)) and str(error):
+        return str(error)
+    text = " ".join(str(error).split()) or "no further detail"
+    files = [word for word in given[1:] if os.path.exists(word)]
+    return (
+        f"an unexpected {type(error).__name__}: {text[:300]}. A file that it reads may be damaged"
+        + (f" ({', '.join(files)})" if files else "")
+        + "; `lpg-hf --debug ...` shows where it happened"
+    )
+
+
 def _with_option_names(message: str, command: str = "") -> str:
     """A message of the library in the names of the command line: max_pixels=9 becomes --max-pixels 9."""
     group = typer.main.get_command(app)
@@ -836,15 +855,21 @@ def _with_option_names(message: str, command: str = "") -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; a user's mistake becomes one line and exit status 2."""
+    """Runs the command; a user's mistake becomes one line and exit status 2, and so does any other error.
+
+    Only `lpg-hf --debug COMMAND` shows the traceback.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    command = [word for word in given if not word.startswith("-")][:1]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A file name may hold bytes or letters that the terminal lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
-    except (OSError, ValueError, ImportError) as error:
-        command = (sys.argv[1:] if arguments is None else arguments)[:1]
-        typer.echo(f"lpg-hf: {_with_option_names(str(error), *command)}", err=True)
+    except Exception as error:  # Files of others lead libraries to errors of any type.
+        if given[:1] == ["--debug"]:
+            raise
+        typer.echo(f"lpg-hf: {_with_option_names(_in_one_line(error, given), *command)}", err=True)
         sys.exit(2)
 
 

@@ -41,6 +41,8 @@ def _of_config(error: Exception, folder: str | os.PathLike) -> Exception:
             f"{folder} holds a model or an image processor with Python code of its own, which is not executed. "
             "Choose a model of an architecture that transformers has."
         )
+    if isinstance(error, ValueError) and "\n" not in text and os.fspath(folder) in text:
+        return error  # it names the file, and more than is known here
     is_of_machine = "out of memory" in text.lower() or "not enough memory" in text.lower()
     if isinstance(error, (OSError, ImportError, MemoryError)) or is_of_machine:
         return error

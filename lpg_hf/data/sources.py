@@ -235,6 +235,11 @@ def open_source(
     try:
         with reading_as(options.encoding):
             source = _OPENERS[format](os.fspath(annotations), images, options, report)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise ValueError(
+            f"{annotations} cannot be read as {format}: a value in it has an unexpected type "
+            f"({type(error).__name__}: {error})"
+        ) from error
     except NothingUsable as error:
         raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     source.images = None if images is None else unicode_path(images)

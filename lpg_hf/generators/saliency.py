@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -70,17 +71,18 @@ class SaliencyGenerator(MaskGenerator):
         except Exception as error:  # onnxruntime's errors have no class of their own in common
             raise ValueError(f"{file} is not an ONNX model that can run here: {str(error).splitlines()[0]}") from error
         inputs = self.session.get_inputs()
-        shape = inputs[0].shape
-        takes_images = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
-        if not takes_images or (isinstance(shape[0], int) and shape[0] != 1):
+        shape = inputs[0].shape if len(inputs) == 1 else []
+        takes_images = len(shape) == 4 and shape[1] == 3 and inputs[0].type == "tensor(float)"
+        sides = [side for side in shape[2:] if isinstance(side, int)]
+        if not takes_images or (isinstance(shape[0], int) and shape[0] != 1) or not all(0 < s < 8192 for s in sides):
             raise ValueError(
-                f"{file} takes {', '.join(f'{item.name} {item.shape}' for item in inputs)}, but a "
+                f"{file} takes {', '.join(f'{item.name} {item.type} {item.shape}' for item in inputs)}, but a "
                 f"salient-object network "
-                "takes one image, (B, 3, H, W) with B free or 1."
+                "takes one image, (B, 3, H, W) floats with B free or 1."
             )
         self.size = tuple(side if isinstance(side, int) else DEFAULT_SIZE for side in shape[2:])
         self.batch_size = 1 if shape[0] == 1 else batch_size
-        self.context = context
+        self._file, self.context = Path(file), context
         self.min_fill = min_fill
         self.weights_sha256 = hashlib.sha256(content).hexdigest()
         self._one_at_a_time = threading.Lock()
@@ -111,8 +113,16 @@ class SaliencyGenerator(MaskGenerator):
         """The map of each crop at the crop's size, float32 in [0, 1]."""
         pixels = np.stack([self._normalised(crop) for crop in crops]).transpose(0, 3, 1, 2)
         inputs = {self.session.get_inputs()[0].name: np.ascontiguousarray(pixels)}
-        with self._one_at_a_time:  # a pass uses all cores
-            maps = self.session.run([self.session.get_outputs()[0].name], inputs)[0][:, 0]  # (B, H, W)
+        try:
+            with self._one_at_a_time:  # a pass uses all cores
+                maps = self.session.run([item.name for item in self.session.get_outputs()[:1]], inputs)[0]
+        except Exception as error:  # onnxruntime's errors have no class of their own in common
+            raise ValueError(f"{self._file} cannot run on an image: {str(error).splitlines()[0]}") from error
+        if not isinstance(maps, np.ndarray) or maps.ndim != 4 or len(maps) != len(crops) or not maps[:, :1].size:
+            raise ValueError(
+                f"{self._file} returns {np.shape(maps)}, but a salient-object network returns (B, 1, H, W) maps first."
+            )
+        maps = maps[:, 0].astype(np.float32)  # (B, H, W)
         return [_resize(_stretched(saliency), *crop.shape[:2]) for saliency, crop in zip(maps, crops)]
 
     def _normalised(self, crop: np.ndarray) -> np.ndarray:

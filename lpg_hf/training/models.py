@@ -127,16 +127,21 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
 
 def _load_imagenet(model: LPGModel, lpg: LPGSettings, weights: str) -> None:
     backbone, generator = model.config.backbone, typing.cast(typing.Any, model.generator)
+    if backbone not in ("squeezenet", "vgg16", "efficientnet_lite0", "auto") and not backbone.startswith("resnet"):
+        raise ValueError(f"lpg.weights is set, but there are no ImageNet weights for {backbone!r}. Set it to null.")
+    with reading_weights(weights):
+        _load_encoder(backbone, generator, lpg, weights)
+
+
+def _load_encoder(backbone: str, generator: typing.Any, lpg: LPGSettings, weights: str) -> None:
     if backbone in ("squeezenet", "vgg16"):
         load_encoder_imagenet(generator.encoder, weights, lpg.weights_channels)
     elif backbone == "efficientnet_lite0":
         load_efficientnet_lite0_imagenet(generator.encoder, weights)
     elif backbone == "auto":
         load_backbone_weights(generator.encoder, weights)
-    elif backbone.startswith("resnet"):
-        load_resnet_imagenet(generator.trunk, weights)
     else:
-        raise ValueError(f"lpg.weights is set, but there are no ImageNet weights for {backbone!r}. Set it to null.")
+        load_resnet_imagenet(generator.trunk, weights)
 
 
 def _start_from(model: LPGModel, lpg: LPGSettings) -> None:
@@ -217,7 +222,8 @@ def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tupl
     _check_fields(OWN_SEGMENTERS[name], settings.config, "segmenter.config")
     model = AutoModelForSemanticSegmentation.from_config(OWN_SEGMENTERS[name](**settings.config, **labels))
     if settings.weights is not None:
-        _SEGMENTER_WEIGHTS[name](model, settings.weights)
+        with reading_weights(settings.weights):
+            _SEGMENTER_WEIGHTS[name](model, settings.weights)
     return model, SegformerImageProcessorPil(do_resize=False)
 
 

@@ -234,3 +234,26 @@ def test_u2netp_is_better_than_the_box_on_photographs():
     (box, found), _ = compare(Comparison(data, GeneratorOptions(device="cpu")), ["box", f"saliency:{U2NETP}"], limit=8)
     assert found.error is None and found.num_boxes == box.num_boxes
     assert found.scores["foreground_iou"] > box.scores["foreground_iou"] + 0.05
+
+
+def test_models_of_other_shapes_and_types_are_refused_in_one_line(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    from onnx import TensorProto, helper
+
+    for number, (operator, kind, size) in enumerate(
+        [
+            ("Flatten", TensorProto.FLOAT, 8),
+            ("Shape", TensorProto.FLOAT, 8),
+            ("Identity", TensorProto.DOUBLE, 8),
+            ("Identity", TensorProto.FLOAT, 10**6),
+        ]
+    ):
+        path = tmp_path / f"{number}.onnx"
+        taken = [helper.make_tensor_value_info("image", kind, [1, 3, size, size])]
+        given = [helper.make_tensor_value_info("out", TensorProto.INT64 if operator == "Shape" else kind, None)]
+        graph = helper.make_graph([helper.make_node(operator, ["image"], ["out"])], "odd", taken, given)
+        onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), path)
+        image = BoxedImage(np.zeros((20, 30, 3), np.uint8), np.array([[2.0, 2, 9, 9]]), np.array([1]))
+        with pytest.raises(ValueError, match=f"^{path} (takes|returns|cannot run)") as error:
+            list(SaliencyGenerator(path).patches([image], "instance"))
+        assert "\n" not in str(error.value)

@@ -215,3 +215,15 @@ def test_a_stage_with_damaged_weights_is_named(settings, tmp_path, lpg_folder, s
     with pytest.raises(ValueError, match="^the weights in .* cannot be read"):
         name = str(tmp_path / segmenter_folder.name)
         build_segmenter(changed(settings, {"segmenter.model": name, "segmenter.config": {}}), ["a"])
+
+
+def test_imagenet_weights_that_hold_code_are_refused_in_one_line(settings, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    torch.save({"x": Bomb()}, tmp_path / "resnet.pth")
+    settings = changed(settings, {"lpg.weights": str(tmp_path / "resnet.pth"), "lpg.config": {"backbone": "resnet18"}})
+    with pytest.raises(ValueError, match="^the weights in .*resnet.pth cannot be read .*nothing in them was") as error:
+        build_lpg(settings, False, None)
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
