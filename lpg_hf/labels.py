@@ -3,6 +3,8 @@
 A semantic label is the 1-based position of a class in its list; 0 is the background, 255 is ignored.
 """
 
+import re
+
 import numpy as np
 
 
@@ -134,3 +136,12 @@ def voc_palette() -> np.ndarray:
             for channel in range(3):
                 palette[index, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
     return palette
+
+
+def clean_name(name: str) -> str:
+    """A class name in one line, as every format can hold it: blanks and line breaks become one blank each.
+
+    Control characters, which no xml file can hold, and halves of characters become the replacement mark.
+    """
+    odd = "[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]"
+    return re.sub(odd, "\N{REPLACEMENT CHARACTER}", " ".join(name.split()))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +202,43 @@ def test_one_thing_has_one_name_in_all_commands():
 def test_messages_use_the_names_of_the_command_line(data, tmp_path, capsys, arguments, text):
     code, _, err = run(capsys, "masks", data([0, 0, 9, 9]), "--out", tmp_path / "out", *arguments)
     assert code == 2 and text in err and "=" not in err and "(--" not in err, err
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (KeyError("a"), "an unexpected KeyError: 'a'. A file that it reads may be damaged (FILE); `lpg-hf --debug"),
+        (RecursionError(), "an unexpected RecursionError: no further detail"),
+        (ValueError(), "an unexpected ValueError: no further detail"),
+        (PermissionError(13, "Permission denied", "a.json"), "a.json: Permission denied"),
+        (OSError(28, "No space left on device"), "a file or connection: No space left on device"),
+        (ValueError("a.json is empty"), "a.json is empty"),
+    ],
+)
+def test_an_error_of_any_type_is_one_line_that_names_the_file(data, monkeypatch, capsys, error, line):
+    path = data([10, 8, 20, 16])
+
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("lpg_hf.data.check.check_source", broken)
+    status, out, err = run(capsys, "check", path)
+    assert (status, out) == (2, "") and err.startswith(f"lpg-hf: {line.replace('FILE', path)}")
+    assert err.count("\n") == 1
+    with pytest.raises(type(error)):  # where it happened can be seen
+        main(["--debug", "check", path])
+
+
+NESTED = {"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1}
+
+
+@pytest.mark.parametrize("part", [{"info": NESTED}, {"licenses": [NESTED, {"id": 1, "file_name": "x", "more": 1}]}])
+def test_a_mapping_of_the_header_that_looks_like_an_annotation_stays_what_it_is(data, tmp_path, capsys, part):
+    path = Path(data([10, 8, 20, 16]))
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
+    assert run(capsys, "convert-labels", path, tmp_path / "out.json", "--to", "coco")[0] == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert {key: written[key] for key in part} == part
+    (tmp_path / "long.json").write_text(path.read_text().replace('"images"', f'"n": {"9" * 5000}, "images"'))
+    status, _, err = run(capsys, "check", tmp_path / "long.json")
+    assert status == 2 and "long.json is not an annotation file" in err and err.count("\n") == 1

@@ -13,6 +13,7 @@ is read as a whole.
 """
 
 import json
+import math
 import os
 import re
 from array import array
@@ -48,7 +49,7 @@ from lpg_hf.data.records import (
 )
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, json_text, relative_name, resolve_inside, unicode_path
-from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS
+from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, COCO_VOC_IDS, clean_name
 
 
 NAMED_CLASS_SETS = {
@@ -234,7 +235,7 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
             raise ValueError(
                 f"{path}: two categories have the id {key}: {categories[key][1]!r} and {category['name']!r}"
             )
-        categories[key] = (id_of(key), str(category["name"]))
+        categories[key] = (id_of(key), clean_name(str(category["name"])) or f"category {key}")
     if not categories:
         raise ValueError(f"{path} lists no categories")
     pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
@@ -484,9 +485,37 @@ def read_index(
             f"no image of {path} has an object of the chosen classes ({chosen}). "
             f"The file's categories are: {held}.\n{report.summary()}"
         )
-    header = {key: content[key] for key in HEADER_KEYS if key in content}
+    header = _header(content, path)
     entries = list({id(entry): entry for entry in listing.entries.values()}.values())
     return CocoIndex(selected, _existing(entries, folder, options, report), header, folder)
+
+
+def _header(content: dict, path: str) -> dict:
+    """The parts of a file that a new one takes over, as they are in the file.
+
+    What is made of each dict while the json is read goes by its keys alone, and a dict in here may have such keys.
+    """
+    header = {key: content[key] for key in HEADER_KEYS if key in content}
+    waiting: list = list(header.values())
+    while waiting:
+        item = waiting.pop()
+        is_slim = isinstance(item, dict) and not {"file_name", "coco_url"}.isdisjoint(item)
+        if is_slim or isinstance(item, _CocoAnnotation):
+            whole = read_json(path)
+            assert isinstance(whole, dict)
+            header = {key: whole.get(key) or value for key, value in header.items()}
+            break
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return {key: _finite(value) for key, value in header.items()}
+
+
+def _finite(value: Any) -> Any:
+    """A value of a json file without NaN and infinity, which are not json and no other reader takes."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _image_folder(

@@ -14,6 +14,12 @@ from lpg_hf.files import encoding_of, fs_path, read_bytes, read_head
 
 # A json file up to this size is read whole to tell what it is; of a larger one only the head.
 _LARGEST_SAMPLE = 4_000_000
+# Escapes: pairs are characters, and \\udc80 to \\udcff bytes of a file name (`files.json_text`).
+_ESCAPES = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][cC][89a-fA-F][0-9a-fA-F]"
+    r"|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 # Items of a large list that are read to tell what it is.
 _MAX_ITEMS = 20
 
@@ -43,6 +49,8 @@ def read_json(
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid json: not UTF-8 text at byte {error.start}") from error
     del data
+    if "\\ud" in text or "\\uD" in text:
+        text = _ESCAPES.sub(_without_half, text)
     try:
         with _collector_paused():
             content = json.loads(text, object_hook=object_hook)
@@ -54,6 +62,8 @@ def read_json(
         ) from error
     except RecursionError as error:
         raise ValueError(f"{path} is not an annotation file: it is nested too deeply") from error
+    except ValueError as error:  # An integer of thousands of digits.
+        raise ValueError(f"{path} is not an annotation file: {error}") from error
     if not isinstance(content, dict) and not (bare_list and isinstance(content, list)):
         raise ValueError(f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}")
     return content
@@ -69,6 +79,11 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _without_half(escape: re.Match) -> str:
+    """An escape of json text; half a character (of an emoji), which no file can hold, becomes the replacement mark."""
+    return "\\ufffd" if escape["half"] else escape[0]
 
 
 def json_content(path: str) -> dict | list:

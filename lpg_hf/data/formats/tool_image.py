@@ -18,6 +18,7 @@ from defusedxml.common import DefusedXmlException
 from pycocotools import mask as coco_mask
 
 from lpg_hf.files import fs_path, read_bytes, walk_files
+from lpg_hf.labels import clean_name
 
 
 # Pixels of an image with a mask: its file states the size, and nothing that a file states must be allocated unseen.
@@ -127,7 +128,7 @@ def class_name(value: object) -> str | None:
     """The name of a class as text; None if there is none."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
-    return str(value).strip() or None
+    return clean_name(str(value)) or None
 
 
 def extent(outlines: Iterable[Sequence[float]]) -> tuple[float, float, float, float] | None:

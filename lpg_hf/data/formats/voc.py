@@ -52,7 +52,7 @@ from lpg_hf.files import (
 )
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, open_image
 from lpg_hf.label_maps import check_lossless, object_labels
-from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES
+from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES, clean_name
 
 
 IMAGES_FOLDER = "JPEGImages"
@@ -175,7 +175,7 @@ def read_class_list(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: no text, no names, or a name twice.
     """
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    names = [name for name in map(clean_name, read_text(path).splitlines()) if name]
     names = [name for name in names if name not in BACKGROUND_NAMES]
     _check_class_names(names, str(path))
     return names
@@ -292,7 +292,7 @@ def parse_xml(path: str) -> _VocAnnotation:
 def _objects_of(element: ElementTree.Element, number: int) -> list[_VocObject]:
     """An `<object>` as one object for each of its boxes; nearly always that is one."""
     boxes = element.findall("bndbox")  # A direct child only: <part> has boxes of its own.
-    names = [(name.text or "").strip() for name in element.findall("name")]
+    names = [clean_name(name.text or "") for name in element.findall("name")]
     name = next(filter(None, names), None)
     problems = []
     if name is None:

@@ -12,6 +12,7 @@ from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, read_text, relative_name, unicode_name, unicode_path, walk_files
 from lpg_hf.images import IMAGE_SUFFIXES
+from lpg_hf.labels import clean_name
 
 
 IMAGES_FOLDER = "images"
@@ -115,14 +116,14 @@ def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
         raise ValueError(f'{path}: "names" holds a list or a mapping in the place of a name')
     if isinstance(names, dict):
         try:
-            numbered = {int(number): str(name) for number, name in names.items()}
+            numbered = {int(number): clean_name(str(name)) for number, name in names.items()}
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f'{path}: "names" has a key that is not a number: {error}') from error
         if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
             raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
         found = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
     elif isinstance(names, list):
-        found = [str(name) for name in names]
+        found = [clean_name(str(name)) or f"class {number}" for number, name in enumerate(names)]
     elif names is None:
         return None
     else:
@@ -289,7 +290,7 @@ def find_yaml(root: str) -> str | None:
 
 def _read_names(path: str) -> list[str]:
     """The names in classes.txt: the line is the class number, so a line without a name counts too."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [clean_name(line) for line in read_text(path).splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     return [line or f"class {number}" for number, line in enumerate(lines)]
