@@ -236,7 +236,7 @@ def test_byte_position_counts_bytes_not_characters(coco_tree):
         (b"", r"is empty \(0 bytes\)"),
         (b" \n", "is empty"),
         (b"<html><body>404</body></html>", "HTML page.* at byte 0"),
-        (b"\xff\xfe{}", "not UTF-8 text at byte 0"),
+        (b"\xff\xfe{}", "not valid or not complete json"),
         (b"[1, 2]", "top level is a list"),
         (b"{}", 'no list "annotations"'),
         (b'{"images": [], "categories": [{"id": 1, "name": "a"}]}', 'no list "annotations"'),

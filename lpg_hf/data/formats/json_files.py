@@ -14,7 +14,7 @@ from lpg_hf.files import encoding_of, fs_path, read_bytes, read_head
 
 # A json file up to this size is read whole to tell what it is; of a larger one only the head.
 _LARGEST_SAMPLE = 4_000_000
-# Escapes: pairs are characters, and \\udc80 to \\udcff bytes of a file name (`files.json_text`).
+# Escapes: pairs are characters, and \udc80 to \udcff bytes of a file name (`files.json_text`).
 _ESCAPES = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][cC][89a-fA-F][0-9a-fA-F]"
     r"|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",

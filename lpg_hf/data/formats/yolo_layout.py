@@ -121,7 +121,7 @@ def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
             raise ValueError(f'{path}: "names" has a key that is not a number: {error}') from error
         if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
             raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
-        found = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
+        found = [numbered.get(number) or f"class {number}" for number in range(max(numbered, default=-1) + 1)]
     elif isinstance(names, list):
         found = [clean_name(str(name)) or f"class {number}" for number, name in enumerate(names)]
     elif names is None:
