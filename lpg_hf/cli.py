@@ -74,7 +74,10 @@ _ClassNames = Annotated[
 ]
 # What runs
 _Model = Annotated[
-    str | None, typer.Option(help="LPG stage: Hub id or folder. Default: lpg-small, which comes with the package.")
+    str | None,
+    typer.Option(
+        help="LPG stage: Hub id, folder, or lpg-base, which comes with the package like lpg-small, the default."
+    ),
 ]
 _Segmenter = Annotated[
     str | None, typer.Option(help="Segmenter for an LPG that uses its class probability: Hub id or folder.")

@@ -4,15 +4,15 @@ import os
 from pathlib import Path
 
 
-BUNDLED = ("lpg-small",)
+BUNDLED = ("lpg-small", "lpg-base")
 
 
 def bundled(name: str = "lpg-small") -> Path:
     """The folder of a bundled generator, for every place that takes a stage folder.
 
     Args:
-        name: "lpg-small": 3.1 M parameters, a window per box, no segmenter needed; its card is README.md in the
-            folder.
+        name: "lpg-small", or "lpg-base", whose masks are better, most of all where boxes are too large. Both see a
+            window per box and need no segmenter; the card is README.md in the folder.
 
     Raises:
         ValueError: there is no such generator.

@@ -17,37 +17,45 @@ def ellipse_on_stripes() -> tuple[Image.Image, np.ndarray, list[int]]:
     """An image that no photograph resembles, the mask of its object, and the object's box."""
     rows, columns = np.mgrid[:200, :260]
     stripes = np.stack([120 + 40 * np.sin(columns / 3), 130 + 40 * np.sin(rows / 5), np.full(rows.shape, 90)], axis=2)
-    picture = Image.fromarray(stripes.astype(np.uint8))
-    ImageDraw.Draw(picture).ellipse([60, 40, 199, 139], fill=(210, 60, 40))
-    mask = (np.asarray(picture) == (210, 60, 40)).all(axis=2)
-    return picture, mask, [60, 40, 200, 140]
+    image = Image.fromarray(stripes.astype(np.uint8))
+    ImageDraw.Draw(image).ellipse([60, 40, 199, 139], fill=(210, 60, 40))
+    mask = (np.asarray(image) == (210, 60, 40)).all(axis=2)
+    return image, mask, [60, 40, 200, 140]
 
 
-def test_bundled_generator_finds_an_object_better_than_its_box_does():
-    picture, truth, box = ellipse_on_stripes()
+@pytest.mark.parametrize("name", [None, *BUNDLED])
+def test_bundled_generator_finds_an_object_better_than_its_box_does(name):
+    image, truth, box = ellipse_on_stripes()
     register_auto_classes()
-    (found,) = pipeline("box-mask-generation")(picture, boxes=[box])["masks"]
+    model = None if name is None else str(bundled(name))
+    (found,) = pipeline("box-mask-generation", model=model)(image, boxes=[box])["masks"]
     iou = (found & truth).sum() / (found | truth).sum()
     box_fill = truth.sum() / (140 * 100)
     assert box_fill < 0.8 and iou > 0.9
 
 
-def test_it_is_small_and_needs_no_segmenter():
-    folder = bundled("lpg-small")
+@pytest.mark.parametrize("name", BUNDLED)
+def test_it_is_small_and_needs_no_segmenter(name):
+    folder = bundled(name)
     assert (folder / "model.safetensors").stat().st_size <= 8e6
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["use_class_prob"] is False
-    assert load_generator("lpg").settings()["processor"]["view"] == "box"
+    assert load_generator("lpg", model=name).settings()["processor"]["view"] == "box"
 
 
-def test_weights_are_finite_in_the_type_that_it_is_loaded_in():
-    model = LPGModel.from_pretrained(bundled())
+@pytest.mark.parametrize("name", BUNDLED)
+def test_weights_are_finite_in_the_type_that_it_is_loaded_in(name):
+    model = LPGModel.from_pretrained(bundled(name))
     assert model.dtype == torch.float32 and all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_weights_that_do_not_fit_into_a_type_are_named():
     with pytest.raises(ValueError, match="not finite in torch.float16, such as generator.context.0.1.running_var"):
         _inference_copy(LPGModel.from_pretrained(bundled(), dtype=torch.float16))
 
 
-def test_card_holds_the_numbers_of_its_metrics():
-    folder = bundled()
+@pytest.mark.parametrize("name", BUNDLED)
+def test_card_holds_the_numbers_of_its_metrics(name):
+    folder = bundled(name)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     card = ModelCard.load(folder / "README.md")
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
@@ -57,9 +65,9 @@ def test_card_holds_the_numbers_of_its_metrics():
 
 
 def test_command_without_a_model_uses_it_and_says_so(tmp_path, capsys):
-    picture, truth, box = ellipse_on_stripes()
+    image, truth, box = ellipse_on_stripes()
     (tmp_path / "images").mkdir()
-    picture.save(tmp_path / "images/a.png")
+    image.save(tmp_path / "images/a.png")
     annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 40, 140, 100]}
     content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "thing"}]}
     (tmp_path / "boxes.json").write_text(json.dumps(content | {"annotations": [annotation]}))
