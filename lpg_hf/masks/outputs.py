@@ -69,6 +69,8 @@ class ImageWriter:
     def write(self, image: FinishedImage, outputs: Iterable[str]) -> None:
         """Writes some of the outputs of an image; those that cover all images are not written here."""
         wanted, record = set(outputs), image.record
+        if record.has_unusable:
+            wanted -= {"yolo"}  # Its trainer knows no ignored region.
         files = {name: self.out / file for name, file in image_files(record.file_name).items()}
         shapes = Record(record.path, record.file_name, record.image_id, record.size, _with_pixels(image.kept))
         if "png" in wanted:

@@ -522,7 +522,7 @@ class _MaskRun:
             "width": record.width,
             "license": record.license,
             "objects": [asdict(item) | of_mask for item, of_mask in zip(finished.kept, scores)],
-        }
+        } | ({"unusable": True} if record.has_unusable else {})
 
 
 def _stored_mask(item: dict | None) -> BoxMask | None:
@@ -649,7 +649,8 @@ def _join(run: _MaskRun) -> Report | None:
     for output in sorted(run.outputs & {"coco", "coco-polygons", "coco-results"}):
         _write_coco(run, output)
     if "yolo" in run.outputs:
-        written = [image["file_name"] for block in run.blocks() for image in block["images"] if "objects" in image]
+        images = (image for block in run.blocks() for image in block["images"] if "objects" in image)
+        written = [image["file_name"] for image in images if "unusable" not in image]
         files = yolo_dataset.dataset_files([name for _, name in source.classes], written, source.splits)
         for name, text in files.items():
             write_atomically(out / name, text.encode("utf-8", "surrogateescape"), run.scratch)

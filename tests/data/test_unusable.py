@@ -127,7 +127,12 @@ def test_the_region_of_an_unknown_class_is_ignored_in_masks(coco_tree, tmp_path)
     with_region(coco_tree, "coco")
     out = tmp_path / "masks"
     path = coco_tree.root / "annotations.json"
-    assert ended("masks", path, "--generator", "box", "--out", out) == 1
+    coco_tree.add_image("b.png", 2)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=5, image_id=2))
+    coco_tree.write()
+    assert ended("masks", path, "--generator", "box", "--out", out, "--write", "png,yolo") == 1
+    assert os.listdir(out / "labels") == ["b.txt"] and os.listdir(out / "images") == ["b.png"]
+    assert (out / "train.txt").read_text() == "./images/b.png\n"
     labels = np.asarray(Image.open(out / "masks" / "a.png"))
     assert is_region_ignored(labels) and (labels[8:24, 10:30] == 1).all()
 
