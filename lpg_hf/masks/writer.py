@@ -97,6 +97,8 @@ class MaskSettings(AssemblyOptions):
         with_images: YOLO and LabelMe: "link" or "copy" the images file by file, or "none".
         simplify: outlines: tolerance in pixels, see `yolo.mask_to_polygons`.
         tighten_boxes: COCO files get the box of each mask too, as "mask_bbox" (xywh, pixels).
+        grow_boxes: the generator gets boxes whose edges are moved outwards by this share of the box's size, below 0
+            inwards; the files keep the boxes as they are.
     """
 
     write: tuple[str, ...] = ("png",)
@@ -107,6 +109,7 @@ class MaskSettings(AssemblyOptions):
     with_images: str = "link"
     simplify: float = 1.0
     tighten_boxes: bool = False
+    grow_boxes: float = 0.0
 
     def __post_init__(self):
         known = [name for name in OUTPUTS if name != "overlay"]
@@ -120,6 +123,8 @@ class MaskSettings(AssemblyOptions):
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
         if not 0 <= self.simplify < math.inf:
             raise ValueError(f"simplify={self.simplify} is a distance in pixels: it must be 0 or above.")
+        if not -0.5 < self.grow_boxes <= 1:
+            raise ValueError(f"grow_boxes={self.grow_boxes} is a share of the box: it must lie above -0.5, at most 1.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
 
@@ -411,7 +416,7 @@ class _MaskRun:
             stored = {item["id"]: item for item in entry["objects"]}
             masks = [_stored_mask(stored.get(item.id)) for item in record.single_objects]
             size = (record.height, record.width)
-            image = boxed_image(np.zeros((*size, 0), dtype=np.uint8), record)
+            image = boxed_image(np.zeros((*size, 0), dtype=np.uint8), record, self.settings.grow_boxes)
             label_map = np.zeros(size, dtype=self.map_type)
             if lacking & {"png", "overlay", "instances-png"}:  # Of instances only where no mask lies is looked at.
                 by_rule = lacking & {"png", "overlay"} and not self.settings.exclusive
@@ -447,7 +452,7 @@ class _MaskRun:
         """Masks and files of images that the generator may combine."""
         start, settings, per = time.perf_counter(), self.settings, self.identity["per"]
         images = self._images(members, records, entries, report)
-        boxed = [boxed_image(image, records[index]) for index, image in images]
+        boxed = [boxed_image(image, records[index], settings.grow_boxes) for index, image in images]
         patches = by_position(self.generator.patches(boxed, per), len(boxed))
         try:
             for (index, _), image, image_patches in zip(images, boxed, patches):

@@ -216,6 +216,28 @@ def test_tight_boxes_stand_beside_the_given_ones(data):
     assert any(item["mask_bbox"] != item["bbox"] for item in annotations)
 
 
+@pytest.mark.parametrize(
+    "grow, areas",
+    [
+        (0.1, [31 * 32, 43 * 31, 8 * 8, 60 * 40, 47 * 36, 24 * 20]),  # cut at the image's border
+        (-0.1, [21 * 22, 29 * 21, 6 * 6, 48 * 32, 32 * 24, 17 * 14]),
+    ],
+)
+def test_a_generator_gets_grown_boxes_and_the_files_keep_the_given_ones(data, grow, areas):
+    command = ["masks", str(data / "boxes.json"), "--images", str(data), "--generator", "box", "--write", "coco"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--out", str(data / "out"), "--grow-boxes", str(grow)])
+    assert stopped.value.code == 0
+    annotations = json.loads((data / "out" / "instances.json").read_text())["annotations"]
+    assert [item["bbox"] for item in annotations] == [box for boxes in BOXES for box, _ in boxes]
+    assert [coco_mask.area(item["segmentation"]) for item in annotations] == areas
+
+
+def test_boxes_cannot_shrink_to_nothing():
+    with pytest.raises(ValueError, match="grow_boxes=-0.5 is a share of the box: it must lie above -0.5, at most 1"):
+        MaskSettings(grow_boxes=-0.5)
+
+
 def test_classes_and_limit_choose_objects_and_images(data):
     command = ["masks", str(data / "boxes.json"), "--images", str(data), "--generator", "box", "--write", "coco"]
     for options, images, labels in (
