@@ -3,6 +3,7 @@
 import errno
 import filecmp
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+
+logger = logging.getLogger(__name__)
 
 # Reading the umask means setting it, which is not safe beside other threads; so once, on import.
 _UMASK = os.umask(0)
@@ -127,13 +130,32 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _locked(folder: Path) -> int | None:
+@contextmanager
+def locked_folder(folder: Path, shared: bool) -> Iterator[None]:
+    """A folder that one process writes to at a time, or several that know of each other (`shared`); made if needed.
+
+    Raises:
+        ValueError: another process writes to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder, shared)
+    if lock is None:
+        raise ValueError(f"another process writes to {folder} now. Wait until it ends, or choose another folder.")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # It is not empty, or is gone.
+            folder.rmdir()
+        os.close(lock)
+
+
+def _locked(folder: Path, shared: bool = False) -> int | None:
     """A descriptor that holds the lock of a folder until the process ends; None: another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except ImportError:  # Windows has no such lock.
         pass
     except OSError as error:
@@ -249,6 +271,20 @@ def read_text(path: str | os.PathLike) -> str:
             f"{path} is not {name} text: byte {error.start}. Save it as UTF-8, or pass its encoding "
             "(--encoding cp1252)"
         ) from error
+
+
+def read_list(path: str | os.PathLike) -> list[str]:
+    """The lines of a list of classes or images; where it is a link to a file of another folder, that is told.
+
+    Raises:
+        ValueError: as of `read_text`.
+    """
+    local = fs_path(path)
+    if os.path.islink(local):
+        real = os.path.realpath(local)
+        if os.path.dirname(real) != os.path.realpath(os.path.dirname(local)):
+            logger.warning("%s is a link: its names are those of %s", path, unicode_name(real))
+    return read_text(path).splitlines()
 
 
 @lru_cache(maxsize=4096)

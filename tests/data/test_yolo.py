@@ -575,3 +575,19 @@ def test_odd_scalars_of_data_yaml_are_an_error_in_one_line_or_passed_over(yolo_t
             check_source(yolo_tree.root / "data.yaml")
         except (ValueError, OSError) as error:
             assert "data.yaml" in str(error) or "class" in str(error)
+
+
+def test_a_class_list_or_a_split_list_of_another_folder_is_told(yolo_tree, voc_tree, tmp_path, caplog):
+    lists = yolo_tree.root / "classes.txt", voc_tree.root / "ImageSets/Main/mine.txt"
+    for name, text, link, load in (
+        ("names.txt", "other\n", lists[0], lambda: load_boxes("yolo", root=yolo_tree.root)),
+        ("list.txt", "a\n", lists[1], lambda: load_boxes("voc", root=voc_tree.root, split="mine")),
+    ):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        (tmp_path / "elsewhere" / name).write_text(text)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / "elsewhere" / name)
+        caplog.clear()
+        load()
+        assert f"{link.name} is a link: its names are those of {tmp_path / 'elsewhere' / name}" in caplog.text

@@ -43,7 +43,7 @@ from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missin
 from lpg_hf.files import (
     fs_path,
     read_bytes,
-    read_text,
+    read_list,
     relative_name,
     resolve_inside,
     unicode_name,
@@ -175,7 +175,7 @@ def read_class_list(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: no text, no names, or a name twice.
     """
-    names = [name for name in map(clean_name, read_text(path).splitlines()) if name]
+    names = [name for name in map(clean_name, read_list(path)) if name]
     names = [name for name in names if name not in BACKGROUND_NAMES]
     _check_class_names(names, str(path))
     return names
@@ -243,7 +243,7 @@ def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
 
     names: dict[str, None] = {}
     list_name = os.path.basename(path)
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_list(path), start=1):
         if not line.strip():
             continue
         try:

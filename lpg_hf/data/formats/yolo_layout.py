@@ -10,7 +10,7 @@ from yaml.scanner import ScannerError
 
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
-from lpg_hf.files import fs_path, read_text, relative_name, unicode_name, unicode_path, walk_files
+from lpg_hf.files import fs_path, read_list, read_text, relative_name, unicode_name, unicode_path, walk_files
 from lpg_hf.images import IMAGE_SUFFIXES
 from lpg_hf.labels import clean_name
 
@@ -163,7 +163,7 @@ def swap_last(path: str, old: str, new: str) -> str | None:
 def _listed_images(path: str, base: str, report: Report) -> list[str]:
     """The images of a txt list, relative to `base`."""
     names: dict[str, None] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_list(path), start=1):
         text = line.strip().replace("\\", "/")
         if not text:
             continue
@@ -290,7 +290,7 @@ def find_yaml(root: str) -> str | None:
 
 def _read_names(path: str) -> list[str]:
     """The names in classes.txt: the line is the class number, so a line without a name counts too."""
-    lines = [clean_name(line) for line in read_text(path).splitlines()]
+    lines = [clean_name(line) for line in read_list(path)]
     while lines and not lines[-1]:
         lines.pop()
     return [line or f"class {number}" for number, line in enumerate(lines)]
