@@ -41,7 +41,7 @@ from lpg_hf.data.formats.coco_forms import result_of, rle_to_polygons
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
-from lpg_hf.files import atomic_file, fs_path, write_atomically
+from lpg_hf.files import atomic_file, fs_path, locked_folder, write_atomically
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
 from lpg_hf.label_maps import label_map_type, mask_name
 from lpg_hf.masks.assembly import (
@@ -194,10 +194,25 @@ def write_masks(
 
     Raises:
         ValueError: `out` holds a run with other settings, other files, or the annotations; or a finished run that
-            skipped images which can be used now; or `overwrite` is on with several processes.
+            skipped images which can be used now; or `overwrite` is on with several processes; or a process that does
+            not share the work writes there.
     """
     out = Path(fs_path(out))
     _check_folder(out, source, overwrite, processes)
+    with locked_folder(out, shared=processes.count > 1):
+        return _write_masks(source, generator, out, settings, report, overwrite, processes)
+
+
+def _write_masks(
+    source: Source,
+    generator: MaskGenerator,
+    out: Path,
+    settings: MaskSettings,
+    report: Report,
+    overwrite: bool,
+    processes: Processes,
+) -> Report | None:
+    """As `write_masks`, in a folder that is ours alone."""
     asked = {
         "version": __version__,
         "annotations": source.path,
@@ -250,9 +265,24 @@ def _run_before(out: Path) -> dict | None:
         ValueError: `out` holds files that no run wrote.
     """
     before = _read_run(out / "report.json") or _read_run(out / BLOCKS / "settings.json")
+    damaged = _damaged(out)
+    if before is None and damaged is not None:
+        raise ValueError(f"{damaged} is damaged. Start again with --overwrite, or choose another folder.")
     if before is None and out.is_dir() and any(item.name != BLOCKS for item in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
     return before
+
+
+def _damaged(out: Path) -> Path | None:
+    """The file that tells of an earlier run in `out`, if no such file can be read as json."""
+    paths = [path for path in (out / "report.json", out / BLOCKS / "settings.json") if path.is_file()]
+    for path in paths:
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return None
+        except (ValueError, RecursionError):
+            continue
+    return paths[0] if paths and (out / BLOCKS).is_dir() else None  # other programs write a report.json too
 
 
 def _with_outputs_of(before: dict, asked: dict, settings: MaskSettings, out: Path) -> dict:
@@ -363,7 +393,11 @@ class _MaskRun:
         return self.block_file(block).is_file() and self.outputs <= set(self._read(block).get("outputs", ()))
 
     def _read(self, block: int) -> dict:
-        return json.loads(self.block_file(block).read_text(encoding="utf-8"))
+        path = self.block_file(block)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged. Delete it; the same command makes its masks again.") from error
 
     def images_of(self, block: int) -> range:
         """The images of a block."""
@@ -550,7 +584,10 @@ def _prepare(out: Path, before: dict | None, identity: dict, file_names: list[st
     Raises:
         ValueError: a file to be written is there, and not from an earlier run.
     """
-    earlier = _run_before(out) if overwrite and out.is_dir() else None
+    earlier = None
+    if overwrite and out.is_dir():  # What a run whose report is damaged has written, this one would write again.
+        states = {"settings": identity, "file_names": file_names}
+        earlier = states if _damaged(out) is not None else _run_before(out)
     if earlier is not None:
         _clear(out, earlier, _files_of_run(identity, file_names))
     if before is not None and _read_run(out / "report.json") is not None:
@@ -565,7 +602,7 @@ def _read_run(path: Path) -> dict | None:
     """What a run wrote to its report or at its start; None if the file is absent or not from a run."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     settings = content.get("settings") if isinstance(content, dict) else None
     return content if isinstance(settings, dict) and "annotations_sha256" in settings else None

@@ -18,6 +18,7 @@ from lpg_hf.data.export import _write_shards
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
+from lpg_hf.files import locked_folder
 from lpg_hf.label_maps import read_label_map
 from lpg_hf.masks.outputs import ImageWriter
 from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
@@ -291,11 +292,13 @@ def test_another_process_may_be_faster_with_the_end(data: Path, lpg_folder: Path
     def join_while_another_does(*arguments):
         if not seen:
             seen.append(1)
-            assert masks_of(data, data / "out", lpg_folder).images == 6  # the other process, from here to its end
+            report = masks_of(data, data / "out", lpg_folder, rank=1, count=2)  # the other process, to its end
+            assert report.images == 6
         join(*arguments)
 
+    masks_of(data, data / "out", lpg_folder, rank=1, count=2)
     monkeypatch.setattr(lpg_hf.masks.writer, "_write_coco", join_while_another_does)
-    assert masks_of(data, data / "out", lpg_folder).images == 6
+    assert masks_of(data, data / "out", lpg_folder, rank=0, count=2).images == 6
     assert (data / "out/report.json").is_file()
 
 
@@ -621,11 +624,11 @@ def test_very_many_boxes_in_one_image(data: Path, lpg_folder: Path):
         (["--write", "png,svg"], "choose one or more of png, coco, coco-polygons"),
         (["--generator", "mcg"], "generator 'mcg' is unknown"),
         (["--model", "no/such/model"], "no/such/model is neither a folder nor an id"),
-        (["--generator", "box", "--per", "image"], "per='image' is unknown"),
-        (["--generator", "box", "--threshold", 1.5], "threshold=1.5 is a probability"),
-        (["--generator", "box", "--overlap-rule", "top"], "overlap_rule='top' is unknown"),
+        (["--generator", "box", "--per", "image"], "--per image is unknown"),
+        (["--generator", "box", "--threshold", 1.5], "--threshold 1.5 is a probability"),
+        (["--generator", "box", "--overlap-rule", "top"], "--overlap-rule top is unknown"),
         (["--generator", "box", "--format", "xml"], "unknown format 'xml'"),
-        (["--generator", "box", "--batch-size", 0], "batch_size=0 must be at least 1"),
+        (["--generator", "box", "--batch-size", 0], "--batch-size 0 must be at least 1"),
         (["--generator", "box", "--images", "nowhere"], "image folder not found"),
     ],
 )
@@ -727,3 +730,44 @@ def test_a_process_that_does_not_exist_is_refused(data: Path, capsys, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("masks", data / "yolo", "--out", data / "out", "--generator", "box") == 2
     assert "rank=5 (RANK) must be from 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"\xff\xfe\xff"])
+def test_a_damaged_file_of_a_run_is_named_and_overwrite_goes_on(data: Path, lpg_folder: Path, text: bytes):
+    out = data / "out"
+    masks_of(data, out, lpg_folder)
+    expected = files(out)
+    (out / "report.json").write_bytes(text)
+    masks_of(data, out, lpg_folder)  # the block files tell all that it said
+    assert files(out) == expected and json.loads((out / "report.json").read_text())["settings"]
+    (out / "report.json").write_bytes(text)
+    (out / ".parts" / "settings.json").write_bytes(text)
+    with pytest.raises(ValueError, match="report.json is damaged. Start again with --overwrite"):
+        masks_of(data, out, lpg_folder)
+    (out / "mine.txt").write_text("x")
+    masks_of(data, out, lpg_folder, overwrite=True)
+    assert (out / "mine.txt").unlink() is None and files(out) == expected
+
+
+def test_a_damaged_block_file_is_named(data: Path, lpg_folder: Path, monkeypatch):
+    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
+    masks_of(data, data / "out", lpg_folder, rank=0, count=2)
+    block = next((data / "out" / ".parts").glob("0*.json"))
+    block.write_text("{")
+    with pytest.raises(ValueError, match=f"{block.name} is damaged. Delete it"):
+        masks_of(data, data / "out", lpg_folder, rank=1, count=2)
+    block.unlink()
+    for rank in (0, 1):
+        masks_of(data, data / "out", lpg_folder, rank=rank, count=2)
+    assert (data / "out" / "report.json").is_file()
+
+
+def test_a_second_run_in_the_same_folder_is_told_of_the_first(data: Path, lpg_folder: Path):
+    with locked_folder(data / "out", shared=True):
+        with pytest.raises(ValueError, match="another process writes to .*out now. Wait until it ends"):
+            masks_of(data, data / "out", lpg_folder)
+        masks_of(data, data / "out", lpg_folder, rank=0, count=2)  # one of those that share the work
+    assert masks_of(data, data / "out", lpg_folder, rank=1, count=2) is not None
+    with locked_folder(data / "other", shared=False):
+        pass
+    assert not (data / "other").exists()
