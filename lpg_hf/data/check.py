@@ -4,10 +4,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
-from lpg_hf.data.records import NO_CLASS
+from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.label_maps import no_class_message
@@ -17,6 +19,11 @@ from lpg_hf.label_maps import no_class_message
 TASK_SIZE = 16
 # Classes that the summary names, those with the most objects first.
 _MAX_CLASSES = 100
+# Boxes look loose or shrunken where the median margin to the mask is above this share of the box on every side. Where
+# the sides have `_MIN_SIDE` pixels, one pixel is not more than that; fewer boxes than `_MIN_BOXES` tell nothing.
+_MAX_MARGIN = 0.05
+_MIN_SIDE = 20
+_MIN_BOXES = 5
 
 
 @dataclass
@@ -87,15 +94,49 @@ def check_source(
         tqdm(total=len(source), unit=" images", disable=not progress) as bar,
     ):
         num_masks = 0
-        for found, found_masks in pool.map(lambda start: _check_some(source, start, decode), starts):
+        margins = [np.zeros((0, 4))]
+        for found, found_masks, found_margins in pool.map(lambda start: _check_some(source, start, decode), starts):
             report.merge(found)
             num_masks += found_masks
+            margins.append(found_margins)
             bar.update(min(TASK_SIZE, len(source) - bar.n))
     if num_masks and report.counts.get("mask_without_object") == num_masks:
         report.add_error(no_class_message(f"the class masks of {source.path}"))
     if options.masks and source.format == "coco" and 0 < report.objects <= report.counts.get("no_mask", 0):
         report.add_error(f"no object of {source.path} has a mask. Pass annotations with masks, or leave out --masks")
+    report.fit = _fit_of_boxes(np.concatenate(margins))
     return Checked(source.format, source.path, report, _note(source, report))
+
+
+def _margins(item: BoxObject) -> np.ndarray | None:
+    """(4,) how far the mask ends inside the box on the left, top, right and bottom, as shares of the box.
+
+    None: there is no mask, or the box is too small to tell.
+    """
+    x1, y1, x2, y2 = item.box
+    if item.rle is None or item.iscrowd or min(x2 - x1, y2 - y1) < _MIN_SIDE:
+        return None
+    x, y, width, height = coco_mask.toBbox(item.rle)  # type: ignore[arg-type]
+    if not width * height:
+        return None
+    return np.array([x - x1, y - y1, x2 - x - width, y2 - y - height]) / np.tile((x2 - x1, y2 - y1), 2)
+
+
+def _fit_of_boxes(margins: np.ndarray) -> str:
+    """What the `_margins` of all boxes, (N, 4), say of them; empty if they fit, or if there are too few."""
+    medians = np.median(margins, axis=0) if len(margins) >= _MIN_BOXES else np.zeros(4)
+    if (medians > _MAX_MARGIN).all():
+        fault = "loose: the masks end before them"
+    elif (medians < -_MAX_MARGIN).all():
+        fault = "shrunken: the masks leave them"
+    else:
+        return ""
+    names = ("left", "top", "right", "bottom")
+    sides = ", ".join(f"{name} {100 * abs(value):.0f} %" for name, value in zip(names, medians))
+    return (
+        f"boxes look {fault}, in the median of {len(margins)} objects by {sides} of the box. For masks from these "
+        f"boxes pass --grow-boxes {-medians.mean():.2f} to lpg-hf masks"
+    )
 
 
 def _note(source: Source, report: Report) -> str:
@@ -109,18 +150,20 @@ def _note(source: Source, report: Report) -> str:
     )
 
 
-def _check_some(source: Source, start: int, decode: bool) -> tuple[Report, int]:
-    """What was found in some images, and the number of their class masks."""
-    total, num_masks = Report(max_places=None), 0
+def _check_some(source: Source, start: int, decode: bool) -> tuple[Report, int, np.ndarray]:
+    """What was found in some images, the number of their class masks, and the `_margins` of objects, (N, 4)."""
+    total, num_masks, margins = Report(max_places=None), 0, []
     for index in range(start, min(start + TASK_SIZE, len(source))):
-        reports, has_mask = _check_one(source, index, decode)
-        num_masks += has_mask
+        reports, record = _check_one(source, index, decode)
         for report in reports:
             total.merge(report)
-    return total, num_masks
+        if record is not None:
+            num_masks += record.mask_path is not None
+            margins += [found for found in map(_margins, record.objects) if found is not None]
+    return total, num_masks, np.reshape(margins, (-1, 4))
 
 
-def _check_one(source: Source, index: int, decode: bool) -> tuple[list[Report], bool]:
+def _check_one(source: Source, index: int, decode: bool) -> tuple[list[Report], Record | None]:
     report = Report(max_places=None)
     name = source.file_names[index]
     try:
@@ -129,13 +172,12 @@ def _check_one(source: Source, index: int, decode: bool) -> tuple[list[Report], 
         report.add("invalid_class_mask", f"{name}: {error}")
         report.add_error(str(error))
         record = None
-    has_mask = record is not None and record.mask_path is not None
     for item in () if record is None else record.objects:
         if item.category != NO_CLASS:
             class_name = source.classes[item.category][1]
             report.objects_per_class[class_name] = report.objects_per_class.get(class_name, 0) + 1
     if record is None or not record.has_image or not decode:
-        return [report], has_mask
+        return [report], record
     damage = Report()
     source.decode(record, damage)
-    return [report, damage], has_mask
+    return [report, damage], record

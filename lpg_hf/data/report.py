@@ -109,13 +109,9 @@ PROBLEMS = {
     "degenerate_box": ProblemKind(OBJECT_SKIPPED, "box without an area"),
     "box_outside": ProblemKind(OBJECT_SKIPPED, "box outside the image"),
     "clipped_box": ProblemKind("clipped", "box that reaches over the border of the image"),
-    "fits_as_corners": ProblemKind(
-        KEPT, "box over the border whose numbers fit as x1, y1, x2, y2: is it (box_format='xyxy', --box-format xyxy)?"
-    ),
+    "fits_as_corners": ProblemKind(KEPT, "box over the border whose numbers fit as x1, y1, x2, y2"),
     "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
-    "zero_coordinate": ProblemKind(
-        KEPT, "VOC box with a coordinate 0: is the tool 0-based? (zero_based=True, --zero-based)"
-    ),
+    "zero_coordinate": ProblemKind(KEPT, "VOC box with a coordinate 0"),
     "mask_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose mask would have the name of an earlier one's"),
     "low_score": ProblemKind("skipped", "mask whose score is below min_score"),
     "empty_mask": ProblemKind("kept, without a pixel", "box in which the generator found no object"),
@@ -157,6 +153,7 @@ class Report:
         skipped: (file name, kind) of all images that were skipped before they were opened: when an index was read. The
             name is the annotation file's, or the place in it, where the image's is not known.
         max_places: of a kind that are kept; None: all.
+        fit: what the masks say of the boxes of the whole source, with the remedy; only `check` looks.
     """
 
     images: int = 0
@@ -169,6 +166,7 @@ class Report:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     objects_per_class: dict[str, int] = field(default_factory=dict)
     max_places: int | None = field(default=MAX_PLACES, compare=False)
+    fit: str = ""
 
     def add(self, kind: str, place: str, value: str | None = None, *, image: str | None = None) -> None:
         """Count one problem of a kind; `value` is counted on its own too, `image` is added to `skipped`."""
@@ -196,6 +194,7 @@ class Report:
         self.images += other.images
         self.objects += other.objects
         self.classes = self.classes or other.classes
+        self.fit = self.fit or other.fit
         self.errors = (self.errors + other.errors)[:MAX_ERRORS]
         self.skipped.extend(other.skipped)
         for kind, count in other.counts.items():
@@ -220,7 +219,7 @@ class Report:
     @property
     def needs_attention(self) -> bool:
         """Whether something was found that a good file does not have."""
-        return bool(self.errors) or any(kind not in EXPECTED for kind in self.counts)
+        return bool(self.errors or self.fit) or any(kind not in EXPECTED for kind in self.counts)
 
     @property
     def is_incomplete(self) -> bool:
@@ -233,7 +232,7 @@ class Report:
         return [f"{place} ({PROBLEMS[kind].meaning})" for kind in kinds for place in self.places[kind]]
 
     def summary(self, outcomes: dict[str, str] | None = None) -> str:
-        """A line for the whole, one for each kind of problem, and the first errors.
+        """A line for the whole, one for each kind of problem, the causes they point to, and the first errors.
 
         Args:
             outcomes: kind -> what happened to the item, where that is not what `PROBLEMS` says.
@@ -247,7 +246,24 @@ class Report:
                 line += ": " + ", ".join(f"{value} {number}" for value, number in values[:MAX_PLACES])
                 line += ", ..." if len(values) > MAX_PLACES else ""
             lines.append(f"{line}, e.g. {'; '.join(self.places[kind][:3])}")
-        return "\n".join([*lines, *self.errors[:MAX_PLACES]])
+        return "\n".join([*lines, *self._causes(), *self.errors[:MAX_PLACES]])
+
+    def _causes(self) -> list[str]:
+        """What the problems of the whole source have in common, each cause once, with the remedy."""
+        causes = [self.fit] if self.fit else []
+        num_boxes = self.objects + sum(self.counts.get(kind, 0) for kind in ("box_outside", "degenerate_box"))
+        num_corners, num_zero = self.counts.get("fits_as_corners", 0), self.counts.get("zero_coordinate", 0)
+        if 2 * num_corners > num_boxes:
+            causes.append(
+                f"boxes look like corners: {num_corners} of {num_boxes} reach over the border as x, y, width, height, "
+                "and fit as x1, y1, x2, y2. If they are, pass box_format='xyxy' (--box-format xyxy)"
+            )
+        if num_zero:
+            causes.append(
+                f"boxes look 0-based: {num_zero} of {num_boxes} have xmin or ymin 0, and Pascal VOC counts from 1. "
+                "If the tool counts from 0, pass zero_based=True (--zero-based)"
+            )
+        return causes
 
 
 class NothingUsable(ValueError):

@@ -309,3 +309,63 @@ def test_many_class_names_take_no_time(coco_tree, yolo_tree):
     for path in (coco_tree.write(), yolo_tree.root):
         assert check_source(path).report.counts["duplicate_category_name"] == 60_000
     assert time.process_time() - start < 40
+
+
+def boxes_beside_masks(coco_tree, factor, count=6):
+    """`count` objects whose mask is 40 x 30 pixels at (10, 5), and whose box is `factor` times as large."""
+    outline = [10, 5, 50, 5, 50, 35, 10, 35]
+    width, height = 40 * factor, 30 * factor
+    box = [30 - width / 2, 20 - height / 2, width, height]
+    coco_tree.content["annotations"] = [
+        coco_tree.annotation(id=number + 1, bbox=box, segmentation=[outline]) for number in range(count)
+    ]
+    return coco_tree.write()
+
+
+@pytest.mark.parametrize(
+    "factor, line",
+    [
+        (
+            1.25,
+            "boxes look loose: the masks end before them, in the median of 6 objects by left 10 %, top 10 %, "
+            "right 10 %, bottom 10 % of the box. For masks from these boxes pass --grow-boxes -0.10 to lpg-hf masks",
+        ),
+        (
+            0.8,
+            "boxes look shrunken: the masks leave them, in the median of 6 objects by left 12 %, top 12 %, "
+            "right 12 %, bottom 12 % of the box. For masks from these boxes pass --grow-boxes 0.12 to lpg-hf masks",
+        ),
+    ],
+)
+def test_boxes_that_do_not_fit_their_masks_are_named_once(coco_tree, factor, line):
+    path = boxes_beside_masks(coco_tree, factor)
+    checked = check_source(path, options=WITH_MASKS)
+    assert not checked.passed and checked.report.counts == {}
+    assert checked.summary().count(line) == 1
+    assert check_source(path).passed  # Without --masks no mask is read.
+
+
+@pytest.mark.parametrize("factor, count", [(1, 6), (1.1, 6), (0.95, 6), (1.25, 4)])
+def test_boxes_that_nearly_fit_or_are_few_are_not_called_loose(coco_tree, factor, count):
+    assert check_source(boxes_beside_masks(coco_tree, factor, count), options=WITH_MASKS).passed
+
+
+def test_boxes_as_corners_are_named_once_if_most_are(coco_tree):
+    corners, good = [30, 20, 55, 38], [10, 8, 20, 16]
+    line = "boxes look like corners: 2 of 3 reach over the border as x, y, width, height, and fit as x1, y1, x2, y2. "
+    for boxes, times in (([corners, corners, good], 1), ([corners, good, good], 0)):
+        coco_tree.content["annotations"] = [
+            coco_tree.annotation(id=number + 1, bbox=box) for number, box in enumerate(boxes)
+        ]
+        summary = check_source(coco_tree.write()).summary()
+        assert summary.count(line) == times and summary.count("--box-format xyxy") == times
+
+
+def test_boxes_that_look_0_based_are_named_once(voc_tree):
+    for number in range(3):
+        xml = voc_tree.xml(f"{number}.png", objects=[voc_tree.object(box=(0, 3, 20, 30))])
+        voc_tree.add(str(number), xml)
+    line = "boxes look 0-based: 3 of 4 have xmin or ymin 0, and Pascal VOC counts from 1. "
+    assert check_source(voc_tree.root).summary().count(line) == 1
+    checked = check_source(voc_tree.root, options=replace(SOURCE_OPTIONS, zero_based=True))
+    assert checked.passed and "0-based" not in checked.summary()
