@@ -64,6 +64,7 @@ PROBLEMS = {
     "image_by_name": ProblemKind(
         "matched", "image found by a part of its name: other folders, or the name before an upload"
     ),
+    "other_suffix": ProblemKind("matched", "image that lies there under another suffix"),
     "duplicate_file_name": ProblemKind(KEPT, "image that several image entries name"),
     "duplicate_entry": ProblemKind("used once", "name that the split list holds more than once"),
     "image_without_annotation": ProblemKind("not read", "image without an annotation file: unlabelled"),

@@ -627,6 +627,19 @@ def test_names_that_lead_outside_are_refused(coco_tree, tmp_path, name):
     assert report.counts == {"unsafe_path": 1} and "image 1" in report.places["unsafe_path"][0]
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "photos/a.JPEG", "C:\\data\\a.tif"])
+def test_an_image_with_another_suffix_is_used_and_counted(coco_tree, name):
+    coco_tree.content["images"][0]["file_name"] = name
+    records, report = read(coco_tree)
+    assert [record.file_name for record in records] == ["a.png"] and report.counts == {"other_suffix": 1}
+    coco_tree.add_picture("a.webp")  # Which of the two is meant is not known.
+    coco_tree.add_image("b.png", 2)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2))
+    records, report = read(coco_tree)
+    assert [record.file_name for record in records] == ["b.png"]
+    assert len(report.skipped) == 1 and report.is_incomplete
+
+
 @pytest.mark.parametrize("name", ["/home/me/a.png", "C:\\data\\a.png", "../a.png", "data/a.png"])
 def test_an_image_is_found_by_the_end_of_its_name_inside_the_folder(coco_tree, name):
     coco_tree.content["images"][0]["file_name"] = name

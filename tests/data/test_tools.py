@@ -115,6 +115,13 @@ def test_an_image_is_found_by_the_end_of_its_name_inside_the_folder_only(tmp_pat
     assert not report.needs_attention
 
 
+def test_an_image_with_another_suffix_is_used_and_counted(tmp_path):
+    write(tmp_path, "a.png", None)
+    records, _, report = read(csv_of(tmp_path, "photos/a.jpg"))
+    assert [record.file_name for record in records] == ["a.png"] and report.counts["other_suffix"] == 1
+    assert report.needs_attention and not report.is_incomplete
+
+
 def test_an_image_whose_name_fits_several_is_ambiguous(tmp_path):
     for name in ("one/a.png", "two/a.png", "b.png"):
         write(tmp_path, name, None)

@@ -199,6 +199,26 @@ def test_image_of_another_name_is_found_by_filename(voc_tree):
     assert report.counts == {"file_name_differs": 1}
 
 
+@pytest.mark.parametrize(
+    "filename, kind, refusal",
+    [
+        ("C:\\photos\\b.jpg", "image_by_name", "unsafe_path"),
+        ("/home/me/b.jpg", "image_by_name", "unsafe_path"),
+        ("photos/b.jpg", "image_by_name", "ambiguous_image"),
+        ("b.png", "other_suffix", "ambiguous_image"),
+    ],
+)
+def test_an_image_that_only_the_end_of_filename_fits_is_used_and_counted(voc_tree, filename, kind, refusal):
+    voc_tree.add("x", voc_tree.xml(filename), image="b.jpg")
+    records, report = read(voc_tree)
+    assert [record.file_name for record in records] == ["a.png", "b.jpg"] and report.counts == {kind: 1}
+    # The image of another annotation file is never meant.
+    voc_tree.add("b", voc_tree.xml("b.jpg"), image="b.jpg")
+    records, report = read(voc_tree)
+    assert [(record.image_id, record.file_name) for record in records] == [("a", "a.png"), ("b", "b.jpg")]
+    assert report.counts == {refusal: 1}
+
+
 def test_unknown_classes_are_counted_by_name_and_all_keeps_them(voc_tree):
     replace(voc_tree, voc_tree.object("cat"), voc_tree.object("foo"), voc_tree.object("foo"))
     records, report = read(voc_tree, classes=["cat"])

@@ -410,6 +410,29 @@ def test_listed_images_that_do_not_exist_are_an_error_unless_allowed(yolo_tree):
         records(yolo_tree.root, allow_missing=True)
 
 
+@pytest.mark.parametrize(
+    "line, kind",
+    [
+        ("/home/me/data/images/b.png", "image_by_name"),
+        ("data/images/b.png", "image_by_name"),
+        ("images/b.jpg", "other_suffix"),
+        ("images/b.png", None),
+    ],
+)
+def test_listed_images_are_found_by_the_end_of_their_name(yolo_tree, line, kind):
+    yolo_tree.add("b", LINE)
+    yolo_tree.write("data.yaml", "train: list.txt\nnames: [thing]\n")
+    yolo_tree.write("list.txt", f"images/a.png\n{line}\n")
+    found, report = records(yolo_tree.root)
+    assert [(r.file_name, len(r.objects)) for r in found] == [("a.png", 1), ("b.png", 1)]
+    assert report.counts == ({} if kind is None else {kind: 1})
+    yolo_tree.write("list.txt", f"images/a.png\n{line}\nother/images/b.png\n")
+    found, report = records(yolo_tree.root)  # Two lines mean one image: neither is used, unless one is exact.
+    assert [r.file_name for r in found] == ["a.png"] + ["b.png"] * (kind is None)
+    refused = report.counts.get("ambiguous_image", 0) + report.counts.get("unsafe_path", 0)
+    assert refused == (1 if kind is None else 2)
+
+
 def test_sub_folders_spaces_and_other_scripts(yolo_tree):
     yolo_tree.add("données/图片 1", LINE)
     yolo_tree.add("set1/a", LINE)

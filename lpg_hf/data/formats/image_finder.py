@@ -42,13 +42,14 @@ class MatchedImages:
 def match_images(folder: str, stated: Sequence[StatedImage], report: Report) -> MatchedImages:
     """Find images by their whole name, and those that are not there by the end of it.
 
-    The longest end that fits some image counts. It must fit one image only, which no other entry of the file means:
-    else an image whose own folder is missing would get the labels of another.
+    The longest end that fits some image counts, and if none does, the longest one without its suffix. It must fit one
+    image only, which no other entry of the file means: else an image whose own folder is missing would get the labels
+    of another.
 
     Args:
         folder: of the images, absolute, forward slashes; nothing outside is found.
         stated: all that a file states.
-        report: counts `image_by_name` and `ambiguous_image`.
+        report: counts `image_by_name`, `other_suffix` and `ambiguous_image`.
     """
     finder = ImageFinder(folder)
     matched = MatchedImages()
@@ -62,15 +63,15 @@ def match_images(folder: str, stated: Sequence[StatedImage], report: Report) -> 
     taken = set(matched.names.values())
     found = {image: finder.by_end(image) for image in rest}
     wanted = Counter(names[0] for names, _ in found.values() if len(names) == 1)
-    for image, (names, is_partial) in found.items():
+    for image, (names, kind) in found.items():
         if len(names) > 1 or (names and (names[0] in taken or wanted[names[0]] > 1)):
             if not _is_relative(image.name):  # It leads outside, and nothing inside is meant.
                 continue
             report.add("ambiguous_image", f"{image.name}: {', '.join(names[:5])}", image=image.name)
             matched.ambiguous.add(image)
         elif names:
-            if is_partial:
-                report.add("image_by_name", f"{image.name}: {names[0]}")
+            if kind is not None:
+                report.add(kind, f"{image.name}: {names[0]}")
             matched.names[image] = names[0]
     return matched
 
@@ -101,17 +102,21 @@ class ImageFinder:
         except ValueError:
             return False
 
-    def by_end(self, image: StatedImage) -> tuple[list[str], bool]:
-        """(relative names of the images that the longest end of the name fits, whether it is a part of the name)."""
-        for text in (image.name, *image.others):
+    def by_end(self, image: StatedImage) -> tuple[list[str], str | None]:
+        """(relative names of the images that the longest end of the name fits, the kind to count if it is a part)."""
+        texts = [image.name, *image.others]
+        stems = [os.path.splitext(text)[0] for text in texts if text.lower().endswith(IMAGE_SUFFIXES)]
+        for text in (*texts, *stems):
             parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
             candidates = self._named(parts[-1]) if parts else []
             for length in range(len(parts) if candidates else 0, 0, -1):
                 fitting = self._fitting(candidates, "/".join(parts[-length:]), image.beside)
-                if fitting:
+                if fitting and text in texts:
                     is_whole = text == image.name == "/".join(parts[-length:])
-                    return fitting, not is_whole
-        return [], False
+                    return fitting, None if is_whole else "image_by_name"
+                if fitting:
+                    return fitting, "other_suffix"
+        return [], None
 
     def _named(self, base: str) -> list[str]:
         """The images of this base name, with or without suffix, in any folder."""

@@ -25,6 +25,7 @@ import numpy as np
 from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
 
+from lpg_hf.data.formats.image_finder import StatedImage, match_images
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import (
     NO_CLASS,
@@ -329,12 +330,35 @@ class _Images:
         self.by_stem: dict[str, list[str]] = {}
         for name in sorted(self.names):
             self.by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
+        self.by_end: dict[str, str | None] = {}
+
+    def match_ends(self, filenames: dict[str, str | None], report: Report) -> None:
+        """Find by the end of `<filename>` the images that no whole name finds; see `match_images`.
+
+        Args:
+            filenames: of all annotation files, by their name without suffix.
+            report: counts.
+        """
+        rest: dict[str, StatedImage] = {}
+        taken: list[StatedImage] = []
+        for stem, filename in filenames.items():
+            own = self.by_stem.get(stem, [])
+            named = None if filename is None or own else self._named(stem, filename.replace("\\", "/"))
+            taken += [StatedImage(name) for name in own or filter(None, [named])]
+            if filename is not None and not own and named is None:
+                rest[stem] = StatedImage(filename, beside=os.path.dirname(stem))
+        if rest:
+            matched = match_images(self.root, [*taken, *rest.values()], report)
+            found = {stem: matched.names.get(image) for stem, image in rest.items()}
+            self.by_end = {
+                stem: found[stem] for stem, image in rest.items() if found[stem] or image in matched.ambiguous
+            }
 
     def find(self, stem: str, filename: str | None, report: Report) -> str | None:
         """The image of the annotation file `stem`; None if there is none.
 
         The annotation file's own name counts first, as masks and split lists use it; `<filename>` decides between
-        several.
+        several. `match_ends` has found the others.
 
         Raises:
             _Ambiguous: there are several, which is counted.
@@ -346,6 +370,10 @@ class _Images:
             if other not in (None, same_stem[0]):
                 report.add("file_name_differs", f"{stem}.xml: {same_stem[0]} and {other}")
             return same_stem[0]
+        if stem in self.by_end:
+            if self.by_end[stem] is None:  # Counted already.
+                raise _Ambiguous
+            return self.by_end[stem]
         if filename is None:
             return None
         named = self._named(stem, relative_name(filename))
@@ -356,10 +384,7 @@ class _Images:
                 return named
             report.add("ambiguous_image", where, image=f"{stem}.xml")
             raise _Ambiguous
-        if named is not None:
-            return named
-        same_stem = self.by_stem.get(os.path.splitext(relative_name(filename))[0], [])
-        return same_stem[0] if len(same_stem) == 1 else None
+        return named
 
     def report_unlabelled(self, stems: Collection[str], used: set[str], report: Report) -> None:
         """Count the images that neither have an annotation file of their name (`stems`) nor are `used` by one."""
@@ -536,6 +561,7 @@ def _find_images(
     missing: list[str] = []
     without_image: list[str] = []
     num_wanted = 0
+    listing.match_ends({name: content.filename for name, content in parsed.items()}, report)
     for name, content in parsed.items():
         xml = f"{name}.xml"
         if not content.objects and not options.keep_empty:

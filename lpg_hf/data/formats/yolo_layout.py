@@ -8,6 +8,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
+from lpg_hf.data.formats.image_finder import MatchedImages, StatedImage, match_images
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, read_list, read_text, relative_name, unicode_name, unicode_path, walk_files
@@ -161,28 +162,36 @@ def swap_last(path: str, old: str, new: str) -> str | None:
 
 
 def _listed_images(path: str, base: str, report: Report) -> list[str]:
-    """The images of a txt list, relative to `base`."""
-    names: dict[str, None] = {}
+    """The images of a txt list, relative to `base`; those that are not there by the end of their name, if it fits."""
+    folder = os.path.relpath(os.path.dirname(path), base)
+    stated: list[tuple[str, str, StatedImage]] = []
+    has_all = True
     for number, line in enumerate(read_list(path), start=1):
         text = line.strip().replace("\\", "/")
         if not text:
             continue
-        if text.startswith(f"{base}/"):
-            text = text[len(base) + 1 :]
-        try:
-            name = relative_name(text)
-        except ValueError as error:
-            report.add("unsafe_path", f"{without_folders(path)}: line {number} {text!r} {error}", image=text)
-            continue
-        folder = os.path.relpath(os.path.dirname(path), base)
+        name = text[len(base) + 1 :] if text.startswith(f"{base}/") else text
         from_list = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
-        if not os.path.isfile(fs_path(f"{base}/{name}")) and os.path.isfile(fs_path(f"{base}/{from_list}")):
-            name = from_list
-        if name in names:
-            report.add("duplicate_entry", f"{without_folders(path)}: line {number} {name}")
-        names[name] = None
-    if not names:
+        exists = os.path.isfile(fs_path(f"{base}/{name}")) and not name.startswith(("../", "/"))
+        if not exists and not from_list.startswith(("../", "/")) and os.path.isfile(fs_path(f"{base}/{from_list}")):
+            name, exists = from_list, True
+        has_all = has_all and exists
+        stated.append((f"{without_folders(path)}: line {number} ", text, StatedImage(name)))
+    if not stated:
         raise ValueError(f"the list of images {path} is empty")
+    matched = MatchedImages() if has_all else match_images(base, [image for _, _, image in stated], report)
+    names: dict[str, None] = {}
+    for where, text, image in stated:
+        if image in matched.ambiguous:  # Counted already.
+            continue
+        try:
+            name = matched.names.get(image) or relative_name(image.name)
+        except ValueError as error:
+            report.add("unsafe_path", f"{where}{text!r} {error}", image=text)
+            continue
+        if name in names:
+            report.add("duplicate_entry", f"{where}{name}")
+        names[name] = None
     return list(names)
 
 
