@@ -3,6 +3,7 @@
     lpg-hf masks boxes.json --images photos --out masks
     accelerate launch examples/train_segformer.py photos masks --out my-segformer
 
+In place of the folder of images, the Parquet files of `lpg-hf export-data --embed-images` or a dataset of the Hub do.
 Without --model a small network starts from random weights; for real use name one, such as nvidia/mit-b0.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from datasets import concatenate_datasets, load_dataset
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from lpg_hf.images import read_rgb
@@ -19,12 +21,18 @@ from lpg_hf.label_maps import read_label_map
 
 
 class MaskFolder(torch.utils.data.Dataset):
-    """Images of a folder whose label maps are in MASKS/masks, under the same name as .png."""
+    """Images of a folder, or rows of a dataset, whose label maps are in MASKS/masks, under the same name as .png."""
 
-    def __init__(self, images: Path, masks: Path, processor: SegformerImageProcessor):
-        files = {path.relative_to(images).with_suffix(""): path for path in images.rglob("*") if path.is_file()}
+    def __init__(self, images: str, masks: Path, processor: SegformerImageProcessor):
+        folder, self.rows = Path(images), None
+        if not folder.is_dir() or any(folder.rglob("*.parquet")):
+            place = str(folder.absolute()) if folder.is_dir() else images
+            self.rows = concatenate_datasets(list(load_dataset(place).values()))
+            found = {Path(name).with_suffix(""): row for row, name in enumerate(self.rows["file_name"])}
+        else:
+            found = {path.relative_to(folder).with_suffix(""): path for path in folder.rglob("*") if path.is_file()}
         label_maps = sorted((masks / "masks").rglob("*.png"))
-        self.pairs = [(files[path.relative_to(masks / "masks").with_suffix("")], path) for path in label_maps]
+        self.pairs = [(found[path.relative_to(masks / "masks").with_suffix("")], path) for path in label_maps]
         self.processor = processor
 
     def __len__(self) -> int:
@@ -33,14 +41,16 @@ class MaskFolder(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         image, label_map = self.pairs[index]
         batch = self.processor.preprocess(
-            read_rgb(image), segmentation_maps=read_label_map(label_map), return_tensors="pt"
+            read_rgb(image if self.rows is None else self.rows[image]["image"]),
+            segmentation_maps=read_label_map(label_map),
+            return_tensors="pt",
         )
         return {name: values[0] for name, values in batch.items()}  # pixel_values (3, S, S), labels (S, S)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path)
+    parser.add_argument("images", help="folder of images, of Parquet files, or Hub id")
     parser.add_argument("masks", type=Path, help="what --out of lpg-hf masks was")
     parser.add_argument("--out", default="segformer")
     parser.add_argument("--model", help="Hub id or folder to start from")

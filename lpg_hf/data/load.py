@@ -154,7 +154,9 @@ def load_parquet(
     split = options.split
     _check_card(root)
     try:
-        splits = load_dataset(os.fspath(root), cache_dir=_cache_of_folder(root, cache_dir))
+        # A folder "parquet" or "json" is not the builder of that name.
+        place = os.path.abspath(fs_path(root)) if os.path.isdir(fs_path(root)) else os.fspath(root)
+        splits = load_dataset(place, cache_dir=_cache_of_folder(root, cache_dir))
     except OSError:
         raise
     except Exception as error:  # `datasets` raises many types on odd cards and files

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_labelme
+import test_ultralytics
+from packages import run_consumer
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from test_yolo_rules import trainer_dataset
 
 
@@ -58,6 +62,29 @@ def test_results_polygons_and_run_lengths_are_the_same_masks_to_pycocotools(tmp_
         (annotation,) = api.loadAnns(api.getAnnIds())
         assert np.array_equal(api.annToMask(annotation), expected)
     assert isinstance(polygons.anns[1]["segmentation"], list) and results.anns[1]["score"] == 1
+    evaluation = COCOeval(coco, results, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+@pytest.mark.consumers
+@pytest.mark.parametrize("name", ["Roboflow COCO", "Roboflow YOLO", "CreateML"])
+def test_ultralytics_finds_the_objects_and_splits_that_went_in(tmp_path, name):
+    out = write(tmp_path, name)
+    found = run_consumer(test_ultralytics.LOAD, "ultralytics", tmp_path, str(out / "data.yaml"))
+    assert {split: {Path(n).stem: rows[0] for n, rows in images.items()} for split, images in found.items()} == {
+        "train": {"train": 1},
+        "val": {"valid": 1},
+    }
+
+
+@pytest.mark.consumers
+def test_labelme_opens_what_masks_wrote(tmp_path):
+    out = write(tmp_path, "COCO")
+    path, (shape,) = run_consumer(test_labelme.LOAD, "labelme", tmp_path, str(out / "labelme" / "a.json"))
+    assert path == "a.jpg" and shape[:2] == ["red", "polygon"]
 
 
 def test_labelme_files_are_read_again_with_their_masks(tmp_path):

@@ -241,3 +241,10 @@ def test_a_finished_export_says_so_and_leaves_nothing_beside_it(coco_tree, tmp_p
         assert write_dataset(out, Export("coco", coco_tree.root)) == 1
     assert "holds these rows already; nothing was written" in caplog.text
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_folder_with_the_name_of_a_builder_of_datasets_is_still_a_folder(coco_tree, tmp_path, monkeypatch):
+    coco_tree.write()
+    monkeypatch.chdir(tmp_path)
+    write_dataset("parquet", Export("coco", coco_tree.root, with_images=True))
+    assert load_boxes("parquet", root="parquet")["file_name"][:] == ["a.png"]
