@@ -51,7 +51,11 @@ _ObjectValue = Annotated[
     ),
 ]
 _BoxFormat = Annotated[
-    str | None, typer.Option(help="Boxes of a dataset or COCO file: xywh, xyxy, cxcywh, yolo or voc. Default: xywh.")
+    str | None,
+    typer.Option(
+        help="Boxes of a dataset or COCO file: xywh, xyxy, cxcywh, yolo or voc. Default: xywh. YOLO labels: obb, for "
+        "lines of eight numbers that are rotated boxes."
+    ),
 ]
 _Encoding = Annotated[str | None, typer.Option(help="Of text files that are not UTF-8, e.g. cp1252 or gbk.")]
 _StoredFrame = Annotated[

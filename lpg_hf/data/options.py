@@ -10,6 +10,8 @@ from lpg_hf.images import MAX_PIXELS
 
 
 SIZE_MISMATCH_CHOICES = ("skip", "error", "rescale")
+# Of YOLO labels: a line of eight numbers is a rotated box, and no outline.
+ROTATED_BOXES = "obb"
 # What a class can be chosen by: one name of a list of classes, or names and ids.
 Classes = str | Sequence[str | int] | None
 # Formats that state the size of an image, at least in some files.
@@ -31,7 +33,7 @@ _FORMATS_OF_OPTION = {
     "zero_based": (("voc",), "it is for VOC xml files"),
     "stored_frame": ((*_SIZED_FORMATS, "yolo"), "its rows hold upright labels"),
     "object_value": (("voc",), "it is for class masks"),
-    "box_format": (("coco", "dataset"), "the format says what its boxes are"),
+    "box_format": (("coco", "dataset", "yolo"), "the format says what its boxes are"),
     "size_mismatch": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
     "verify_images": (_SIZED_FORMATS, "it is for formats that state the size of an image"),
 }
@@ -60,7 +62,8 @@ class ReadOptions:
         max_pixels: skip images with more pixels.
         zero_based: VOC corners are 0-based and end exclusive, as some tools write them.
         object_value: value of the class masks (VOC) that marks the object of the only class; None: values are labels.
-        box_format: of the boxes in a dataset or a COCO file, one of `boxes.BOX_FORMATS`; None: "xywh".
+        box_format: of the boxes in a dataset or a COCO file, one of `boxes.BOX_FORMATS`; None: "xywh". Of YOLO labels
+            only "obb": lines of eight numbers are rotated boxes, no outlines; None: see `yolo`.
         encoding: of text files that are not UTF-8, a name that Python knows, such as "cp1252".
         stored_frame: boxes and masks are in the frame of the image as it is stored, before its EXIF rotation; they are
             turned with it.
@@ -92,8 +95,9 @@ class ReadOptions:
             raise ValueError(
                 f"size_mismatch must be one of {', '.join(SIZE_MISMATCH_CHOICES)}, got {self.size_mismatch!r}"
             )
-        if self.box_format is not None and self.box_format not in BOX_FORMATS:
-            raise ValueError(f"box_format must be one of {', '.join(BOX_FORMATS)}, got {self.box_format!r}")
+        if self.box_format not in (None, *BOX_FORMATS, ROTATED_BOXES):
+            known = ", ".join((*BOX_FORMATS, ROTATED_BOXES))
+            raise ValueError(f"box_format must be one of {known}, got {self.box_format!r}")
         try:
             codecs.lookup(self.encoding or "utf-8")
         except LookupError as error:
@@ -118,6 +122,11 @@ class ReadOptions:
                 raise ValueError(
                     f"format {format!r} has no option {name} ({flag}), got {name}={value!r}: {reason}. Leave it out"
                 )
+        if self.box_format is not None and (self.box_format == ROTATED_BOXES) != (format == "yolo"):
+            raise ValueError(
+                f"format {format!r} has no boxes of box_format={self.box_format!r} (--box-format): {ROTATED_BOXES!r} "
+                "is for YOLO labels, and they take no other. Leave it out"
+            )
 
 
 # Masks know no class, so a source of boxes for masks skips as little as it can.

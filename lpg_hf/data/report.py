@@ -106,6 +106,10 @@ PROBLEMS = {
     "no_box": ProblemKind(OBJECT_SKIPPED, "object with neither a box nor a mask to take it from"),
     "box_from_polygon": ProblemKind(KEPT, "no box stated, taken from the polygon or mask"),
     "rotated_box": ProblemKind("box around it, masks are cut to it", "rotated box or quadrilateral"),
+    "quadrilaterals": ProblemKind(
+        "used as outlines",
+        "YOLO labels whose outlines all have four points: are they rotated boxes (--box-format obb)?",
+    ),
     "corners_swapped": ProblemKind("put in order", "box with its corners in the wrong order"),
     "degenerate_box": ProblemKind(OBJECT_SKIPPED, "box without an area"),
     "box_outside": ProblemKind(OBJECT_SKIPPED, "box outside the image"),

@@ -95,7 +95,7 @@ class DataSettings:
     classes: str | tuple[str, ...] | None = None  # None: all
     zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
     object_value: int | None = None  # value of VOC class masks that marks the object of the only class, e.g. 255
-    box_format: str | None = None  # of a dataset or COCO file: xywh (where it is null), xyxy, cxcywh, yolo or voc
+    box_format: str | None = None  # of a dataset or COCO file: xywh (null), xyxy, cxcywh, yolo or voc; of YOLO: obb
     encoding: str | None = None  # of text files that are not UTF-8, e.g. cp1252
     stored_frame: bool = False  # labels fit the images as they are stored, before their EXIF rotation
     skip_ambiguous: bool = False  # COCO: leave out all images that share an id, in place of an error

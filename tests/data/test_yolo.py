@@ -614,3 +614,49 @@ def test_a_class_list_or_a_split_list_of_another_folder_is_told(yolo_tree, voc_t
         caplog.clear()
         load()
         assert f"{link.name} is a link: its names are those of {tmp_path / 'elsewhere' / name}" in caplog.text
+
+
+# Rotated boxes
+
+ROTATED = "0 0.435727 0.6 0.5 0.433013 0.23094 0.2 0.166667 0.366987"  # a rectangle turned by 30 degrees in BASE_BOX
+SKEWED = "0 0.2 0.2 0.5 0.25 0.45 0.6 0.166667 0.5"  # no parallelogram
+
+
+@pytest.mark.parametrize("told", ["by the lines", "by data.yaml", "by the option"])
+def test_rotated_boxes_keep_their_quadrilateral(yolo_tree, told):
+    yolo_tree.add("a", f"{ROTATED}\n{OUTLINE}" + ("" if told == "by the lines" else f"\n{SKEWED}"))
+    if told == "by data.yaml":
+        yolo_tree.write("data.yaml", "task: obb\nnames: [thing]\n")
+    options = {"box_format": "obb"} if told == "by the option" else {}
+    record, report = only(yolo_tree.root, **options)
+    turned, upright, *others = record.objects
+    assert boxes(record)[:2] == [BASE_BOX, BASE_BOX] and upright.region is None
+    assert turned.region == pytest.approx([26.144, 24, 30, 17.321, 13.856, 8, 10, 14.679], abs=1e-3)
+    assert all(item.region is not None for item in others)
+    assert report.counts == {"rotated_box": 1 + len(others)} and not report.needs_attention
+    with_masks, report = only(yolo_tree.root, masks=True, **options)
+    # What only looks like a rotated box stays an outline too.
+    assert [item.rle is not None for item in with_masks.objects] == [told == "by the lines"] * (2 + len(others))
+    assert [item.region is not None for item in with_masks.objects] == [True, False, *(True for _ in others)]
+
+
+@pytest.mark.parametrize("others", [SKEWED, f"{SKEWED}\n{OUTLINE}"])
+def test_other_quadrilaterals_are_outlines_and_it_is_asked(yolo_tree, others):
+    yolo_tree.add("a", f"{ROTATED}\n{others}")
+    record, report = only(yolo_tree.root, masks=True)
+    assert all(item.region is None and item.rle is not None for item in record.objects)
+    assert report.counts == {"quadrilaterals": 1} and report.needs_attention
+    assert "--box-format obb" in report.summary()
+
+
+@pytest.mark.parametrize("other", ["0 0.2 0.2 0.5 0.25 0.3 0.6", LINE])
+def test_quadrilaterals_among_lines_of_another_kind_are_outlines(yolo_tree, other):
+    yolo_tree.add("a", f"{ROTATED}\n{SKEWED}\n{other}")
+    record, report = only(yolo_tree.root)
+    assert len(record.objects) == 3 and all(item.region is None for item in record.objects) and not report.counts
+
+
+def test_only_yolo_has_rotated_boxes_and_it_has_no_other(yolo_tree, coco_tree):
+    for format, tree, value in (("yolo", yolo_tree, "xyxy"), ("coco", coco_tree, "obb")):
+        with pytest.raises(ValueError, match=f"format '{format}' has no boxes of box_format='{value}'"):
+            load_boxes(format, root=tree.root, box_format=value)

@@ -316,7 +316,7 @@ def cvat_ultralytics(root: Path) -> None:
 
 def yolo_obb(root: Path) -> None:
     write(root, "images/train/a.png", None)
-    write(root, "labels/train/a.txt", "0 0.166667 0.2 0.5 0.2 0.5 0.6 0.166667 0.6\n")
+    write(root, "labels/train/a.txt", "0 0.435727 0.6 0.5 0.433013 0.23094 0.2 0.166667 0.366987\n")
     write(root, "data.yaml", "train: images/train\nval: images/train\nnames: [red]\n")
 
 

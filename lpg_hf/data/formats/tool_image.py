@@ -141,6 +141,13 @@ def extent(outlines: Iterable[Sequence[float]]) -> tuple[float, float, float, fl
     return min(x), min(y), max(x), max(y)
 
 
+def fills_box(outline: Sequence[float], box: Sequence[float]) -> bool:
+    """Whether a quadrilateral is a box that was not turned: its area is that of the box (xyxy) around it."""
+    x, y = outline[0::2], outline[1::2]
+    area = abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
+    return area > 0.999 * (box[2] - box[0]) * (box[3] - box[1])
+
+
 def rotated_outline(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> list[float]:
     """The corners of a box (xyxy, pixels) that was turned clockwise, as seen on the screen, around a point."""
     x1, y1, x2, y2 = box

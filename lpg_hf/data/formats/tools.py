@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf.data.formats import bdd100k, createml, csv_table, cvat, dota, kitti, label_studio, labelme, mot
 from lpg_hf.data.formats.image_finder import ImageFinder, StatedImage, match_images, num_found
 from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
-from lpg_hf.data.formats.tool_image import ToolFile, ToolImage, ToolObject, extent
+from lpg_hf.data.formats.tool_image import ToolFile, ToolImage, ToolObject, extent, fills_box
 from lpg_hf.data.formats.unsupported import describe
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import (
@@ -353,7 +353,7 @@ def _make_object(
         rle = segmentation_to_rle(segmentation, of_mask, item.place, report)
         stated = {"segmentation": segmentation} if rle is not None and item.rle is None else {}
     area = float(coco_mask.area(rle)) if rle is not None else box_area(box)
-    is_turned = item.is_region and not _fills(outlines, box) and _is_near(outlines[0], frame)
+    is_turned = item.is_region and not fills_box(outlines[0], box) and _is_near(outlines[0], frame)
     region = outlines[0] if is_turned else None
     iscrowd = item.iscrowd or category == NO_CLASS
     return BoxObject(box, category, area, iscrowd, item.difficult, rle=rle, stated=stated, region=region)
@@ -369,7 +369,7 @@ def _corners(
     corners = extent(outlines) or _extent_of_rle(item.rle, frame)
     if corners is None:
         report.add("no_box", item.place)
-    elif not (item.is_region and _fills(outlines, corners)):
+    elif not (item.is_region and fills_box(outlines[0], corners)):
         report.add("rotated_box" if item.is_region else "box_from_polygon", item.place)
     return corners
 
@@ -378,13 +378,6 @@ def _is_near(outline: list[float], frame: Geometry) -> bool:
     """Whether an outline lies in the image or not far outside: what draws it takes as much memory as it is long."""
     height, width = frame.size or (0, 0)
     return all(-(width, height)[i % 2] <= value <= 2 * (width, height)[i % 2] for i, value in enumerate(outline))
-
-
-def _fills(outlines: list[list[float]], box: Sequence[float]) -> bool:
-    """Whether a quadrilateral is a box that was not turned: its area is that of the box around it."""
-    x, y = outlines[0][0::2], outlines[0][1::2]
-    area = abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
-    return area > 0.999 * (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _extent_of_rle(rle: dict | None, frame: Geometry) -> tuple[float, float, float, float] | None:

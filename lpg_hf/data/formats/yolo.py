@@ -7,8 +7,9 @@
     ROOT/classes.txt    class names, one a line (or obj.names; or in labels/), if data.yaml states none
 
 A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box),
-numbers as fractions of the image shown upright. An empty txt is an image without objects; an image without a txt is
-unlabelled.
+numbers as fractions of the image shown upright. A line of eight numbers may also be a rotated box (YOLO-OBB), see
+`_find_rotated`: the box around it is used, and masks are cut to it. An empty txt is an image without objects; an image
+without a txt is unlabelled.
 """
 
 import math
@@ -25,6 +26,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf.data.formats.rle import segmentation_to_rle
+from lpg_hf.data.formats.tool_image import fills_box
 from lpg_hf.data.formats.yolo_layout import (
     IMAGES_FOLDER,
     LABELS_FOLDER,
@@ -36,7 +38,7 @@ from lpg_hf.data.formats.yolo_layout import (
     txt_names,
     without_folders,
 )
-from lpg_hf.data.options import Classes, ReadOptions
+from lpg_hf.data.options import ROTATED_BOXES, Classes, ReadOptions
 from lpg_hf.data.records import NO_CLASS, BoxObject, Geometry, Record, box_area, checked_box, finish_record
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.data.upright import upright_size
@@ -66,13 +68,17 @@ class _YoloObject:
         line: its number, from 1.
         category: 0-based position in the class list; `NO_CLASS`: it is not one that is known.
         box: x1, y1, x2, y2 as fractions; not yet checked.
-        polygon: x, y, x, y, ... as fractions, if the line is an outline and masks were asked for.
+        polygon: x, y, x, y, ... as fractions, if masks were asked for or there are four points.
+        is_region: the four points are a rotated box.
+        is_outline: the polygon is the outline of the object.
     """
 
     line: int
     category: int
     box: array
     polygon: array | None
+    is_region: bool = False
+    is_outline: bool = True
 
 
 @dataclass
@@ -276,6 +282,7 @@ def read_index(
             "Pass the folder that holds images/ and labels/"
         )
     entries = _read_labels(labelled, layout.keypoints, classes, report)
+    _find_rotated(entries, layout, options, report)
     selected = classes.complete()
     report.classes = [f"{label} {name} (class {number})" for label, (number, name) in enumerate(selected, start=1)]
     for name in refused:  # Counted already; their label files are not without an image.
@@ -430,8 +437,40 @@ def _read_object(line: int, category: int, values: list[float], masks: bool) -> 
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         return _YoloObject(line, category, array("d", box), None)
     x, y = values[0::2], values[1::2]
-    polygon = array("d", values) if masks else None
+    polygon = array("d", values) if masks or len(values) == 8 else None
     return _YoloObject(line, category, array("d", (min(x), min(y), max(x), max(y))), polygon)
+
+
+def _find_rotated(entries: list[YoloEntry], layout: YoloLayout, options: ReadOptions, report: Report) -> None:
+    """Mark the lines of four points that are rotated boxes.
+
+    All are if data.yaml ("task: obb") or `box_format` says so; then they are no outlines. Without a word, they are
+    taken for both if no line has another number of points, and nine in ten of those that are turned are parallelograms
+    (as rotated boxes are in fractions too). Other quadrilaterals are outlines; if all lines are such, it is counted.
+    """
+    objects = [item for entry in entries for item in entry.objects]
+    is_stated = layout.rotated_boxes or options.box_format == ROTATED_BOXES
+    turned = [item for item in objects if _is_turned(item)]
+    if not is_stated:
+        if not turned or any(item.polygon is None or len(item.polygon) != 8 for item in objects):
+            return
+        if sum(map(_is_parallelogram, turned)) < 0.9 * len(turned):
+            report.add("quadrilaterals", f"{len(turned)} objects")
+            return
+    for item in objects:
+        item.is_region = item.polygon is not None and len(item.polygon) == 8
+        item.is_outline = not (is_stated and item.is_region)
+
+
+def _is_turned(item: _YoloObject) -> bool:
+    return item.polygon is not None and len(item.polygon) == 8 and not fills_box(item.polygon, item.box)
+
+
+def _is_parallelogram(item: _YoloObject) -> bool:
+    """Whether opposite sides are equal, within 2 % of the box around."""
+    x1, y1, x2, y2, x3, y3, x4, y4 = item.polygon or [0.0] * 8
+    width, height = item.box[2] - item.box[0], item.box[3] - item.box[1]
+    return abs(x1 + x3 - x2 - x4) <= 0.02 * width and abs(y1 + y3 - y2 - y4) <= 0.02 * height
 
 
 def make_record(entry: YoloEntry, options: ReadOptions, report: Report) -> Record | None:
@@ -478,16 +517,20 @@ def _make_object(
     box = checked_box((x1 * width, y1 * height, x2 * width, y2 * height), size, where, report)
     if box is None:
         return None
-    rle, stated = None, {}
+    rle, stated, points = None, {}, []
     is_region = item.category == NO_CLASS
-    if masks and item.polygon is None and not is_region:
-        report.add("no_mask", where)
-    elif masks and item.polygon is not None:
+    if item.polygon is not None:
         points = (np.asarray(item.polygon).reshape(-1, 2) * (width, height)).ravel().tolist()
+    if masks and not (points and item.is_outline) and not is_region:
+        report.add("no_mask", where)
+    elif masks and points and item.is_outline:
         rle = segmentation_to_rle([points], Geometry(size), where, report)
         stated = {"segmentation": [points]} if rle is not None else {}
     area = float(coco_mask.area(rle)) if rle is not None else box_area(box)
-    return BoxObject(box, item.category, area, is_region, rle=rle, stated=stated)
+    region = points if item.is_region and _is_turned(item) else None
+    if region is not None:
+        report.add("rotated_box", where)
+    return BoxObject(box, item.category, area, is_region, rle=rle, stated=stated, region=region)
 
 
 def read_yolo(

@@ -40,6 +40,7 @@ class YoloLayout:
         names: class names by number; None if nothing states them.
         sources: files that state layout and names.
         keypoints: numbers per line after the box, which are not read.
+        rotated_boxes: data.yaml says that lines of eight numbers are rotated boxes.
         splits: image -> "train", "val" or "test", as far as data.yaml says it; the first that names an image counts.
     """
 
@@ -50,6 +51,7 @@ class YoloLayout:
     names: list[str] | None = None
     sources: list[str] = field(default_factory=list)
     keypoints: int = 0
+    rotated_boxes: bool = False
     splits: dict[str, str] = field(default_factory=dict)
 
 
@@ -341,6 +343,7 @@ def find_layout(
         layout.sources = list(dict.fromkeys([yaml_path, *layout.sources]))
         layout.names = _yaml_names(content, yaml_path, report)
         layout.keypoints = _num_keypoints(content)
+        layout.rotated_boxes = content.get("task") == "obb"
     if layout.names is None:
         _add_class_list(
             layout, [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.image_folder], options, report
