@@ -58,12 +58,14 @@ def finetune(job: OwnJob, log: Callable[[str], None] = print) -> dict:
             was begun with other settings.
     """
     start = _start(job.model)
-    masks = _with_masks(job, log)
-    asked = job.asked(masks)
-    if done := job.finished("finetune", asked):
-        log(f"{_table(done)}\n{job.out} was finished before.")
-        shutil.rmtree(job.unfinished, ignore_errors=True)
-        return done
+    with job.claiming():
+        masks = _with_masks(job, log)
+        asked = job.asked(masks)
+        if done := job.finished("finetune", asked):
+            log(f"{_table(done)}\n{job.out} was finished before.")
+            shutil.rmtree(job.unfinished, ignore_errors=True)
+            return done
+        job.begin(asked)
     folds = _folds(masks.num_images, job.seed)
     log(
         f"{masks.num_images} images with {masks.num_boxes} masks; "

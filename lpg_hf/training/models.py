@@ -218,6 +218,16 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     return model, processor
 
 
+def is_own_segmenter(name: str) -> bool:
+    """Whether a segmenter, as `build_segmenter` takes it, is one of our DeepLabs.
+
+    Raises:
+        OSError: there is no such folder, file or Hub repository.
+    """
+    own = tuple(OWN_SEGMENTERS.values())
+    return name in OWN_SEGMENTERS or isinstance(_read_config(name, "the segmenter"), own)
+
+
 def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[PreTrainedModel, typing.Any]:
     _check_fields(OWN_SEGMENTERS[name], settings.config, "segmenter.config")
     model = AutoModelForSemanticSegmentation.from_config(OWN_SEGMENTERS[name](**settings.config, **labels))
@@ -233,6 +243,8 @@ def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tup
             f"segmenter.model={name} does not exist. Give a Hub id, a model folder or a config.json."
         )
     config = _read_config(name, "segmenter.model")
+    if isinstance(config, LPGConfig):
+        raise ValueError(f"{name} is a mask generator (LPG), not a segmenter. Give a folder or Hub id of a segmenter.")
     _check_fields(type(config), settings.config, "segmenter.config")
     with reading_weights(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **settings.config, **labels)

@@ -7,7 +7,9 @@ and OUT appears when all is finished.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,19 +78,32 @@ class OwnJob:
         """
         if self.out.is_dir() and any(self.out.iterdir()):
             done = read_json(self.out / "metrics.json").get(key, {})
-            if {name: done.get(name) for name in asked} != asked:
+            if differing := _differing(asked, done):
+                what = f"what was made with {differing}" if done else "something else"
                 raise FileExistsError(
-                    f"{self.out} exists and holds something else. Name another folder with --out, or remove it."
+                    f"{self.out} exists and holds {what}. Name another folder with --out, or remove it."
                 )
             return done
-        path = self.unfinished / "job.json"
-        if path.is_file() and read_json(path) != asked:
+        begun = read_json(self.unfinished / "job.json")
+        if begun and (differing := _differing(asked, begun)):
             raise ValueError(
-                f"{self.unfinished} holds unfinished work with other data or options. Give the same ones to resume "
-                "it, another --out, or delete the folder."
+                f"{self.unfinished} holds unfinished work with {differing}. Give the same ones to resume it, another "
+                "--out, or delete the folder."
             )
-        write_json(path, asked)
         return None
+
+    def begin(self, asked: dict) -> None:
+        """Claims the folder of the work, now that the command is known to fit."""
+        write_json(self.unfinished / "job.json", asked)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Around what comes before `begin`: a command that is refused leaves no folder."""
+        try:
+            yield
+        finally:
+            if not (self.unfinished / "job.json").is_file():
+                shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def read(self, log: Callable[[str], None]) -> "OwnData":
         """The images and their objects, whatever the format; what is skipped is told."""
@@ -104,6 +119,13 @@ class OwnJob:
         options = replace(self.options, masks=False)
         source = open_source(self.annotations, self.images, options, format=self.format, report=Report())
         return OwnData(content, source.image_folder or _placed_images(source, self.unfinished / "images"))
+
+
+def _differing(asked: dict, other: dict) -> str:
+    """How other work differs from what is asked for, in words; empty: it does not."""
+    names = [name for name in asked if other.get(name) != asked[name]]
+    options = [f"{name}={other.get(name)} (not {asked[name]})" for name in names if name != "data_sha256"]
+    return " and ".join((["other data"] if "data_sha256" in names else []) + options)
 
 
 def _placed_images(source: Source, folder: Path) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from lpg_hf.data.load import class_names
+from lpg_hf.models.image_processing_lpg import LPGImageProcessor
+from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training.config import DataSettings, RunSettings, SegmenterSettings, Settings
 from lpg_hf.training.data import check_num_classes, load_eval, load_target, rows_digest
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
-from lpg_hf.training.models import OWN_SEGMENTERS, build_segmenter, load_lpg, load_segmenter
+from lpg_hf.training.models import build_segmenter, is_own_segmenter, load_lpg, load_segmenter
 from lpg_hf.training.own_data import OwnData, OwnJob, start_own_run
 from lpg_hf.training.run import Run
 from lpg_hf.training.stages import Stage, add_metrics, mask_stage, segmenter_stage
@@ -57,25 +59,21 @@ def train_on_boxes(
         ValueError: no boxes; the LPG takes a class probability; more than 254 classes; the work was begun with other
             settings.
     """
-    data = job.read(log)
-    asked = job.asked(data, segmenter=segmenter, weights=weights)
-    if done := job.finished("training", asked):
-        log(f"{_summary(done)}\n{job.out} was finished before.")
-        shutil.rmtree(job.unfinished, ignore_errors=True)
-        return done
-    train, held_out = _parts(data, job.seed)
-    run = start_own_run(_settings(job, train, held_out, segmenter, weights))
-    rows = load_target(run, masks=False)
-    check_num_classes(class_names(rows))
-    check_distinct(rows["file_name"][:])
-    lpg = load_lpg(job.model)
-    if lpg[0].config.use_class_prob:
-        raise ValueError(
-            f"{job.model} takes a segmenter's class probability. Choose a generator without one, such as lpg-small, "
-            "or train stage by stage with training/deploy.py."
-        )
-    # Errors come before the masks are made.
-    check_batch(run, "segmenter", build_segmenter(run.settings, class_names(rows))[0])
+    with job.claiming():  # Errors come before the masks are made.
+        data = job.read(log)
+        asked = job.asked(data, segmenter=segmenter, weights=weights)
+        if done := job.finished("training", asked):
+            log(f"{_summary(done)}\n{job.out} was finished before.")
+            shutil.rmtree(job.unfinished, ignore_errors=True)
+            return done
+        train, held_out = _parts(data, job.seed)
+        run = start_own_run(_settings(job, train, held_out, segmenter, weights))
+        rows = load_target(run, masks=False)
+        check_num_classes(class_names(rows))
+        check_distinct(rows["file_name"][:])
+        lpg = _generator(job.model)
+        check_batch(run, "segmenter", build_segmenter(run.settings, class_names(rows))[0])
+        job.begin(asked)
     run.begin(target=rows_digest(rows))
     stage = Stage("target", 1, job.unfinished / "stage1")
     labels = mask_stage(run, stage, rows, lpg, segmenter=None)
@@ -95,6 +93,17 @@ def train_on_boxes(
         shutil.rmtree(job.unfinished)
     run.finish()
     return result
+
+
+def _generator(name: str) -> tuple[LPGModel, LPGImageProcessor]:
+    """The LPG that makes the masks; raises ValueError if it takes a class probability."""
+    model, processor = load_lpg(name)
+    if model.config.use_class_prob:
+        raise ValueError(
+            f"{name} takes a segmenter's class probability. Choose a generator without one, such as lpg-small, "
+            "or train stage by stage with training/deploy.py."
+        )
+    return model, processor
 
 
 def _parts(data: OwnData, seed: int) -> tuple[OwnData, OwnData | None]:
@@ -120,7 +129,7 @@ def _settings(job: OwnJob, train: OwnData, held_out: OwnData | None, segmenter: 
     target = DataSettings(format="coco", annotations=annotations, images=train.images, classes="all")
     measured = None if held_out is None else held_out.write(folder, "held_out")
     side = float(np.median([max(image["height"], image["width"]) for image in train.content["images"]]))
-    is_own = segmenter == "small" or segmenter in OWN_SEGMENTERS
+    is_own = segmenter == "small" or is_own_segmenter(segmenter)
     crop = min(int(side) // 32 * 32 or 32, _LARGEST_CROP - 1) + is_own  # the DeepLabs take 8n + 1
     chosen = SegmenterSettings(
         model="deeplab-v2" if segmenter == "small" else segmenter,

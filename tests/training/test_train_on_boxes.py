@@ -1,6 +1,7 @@
 """`lpg-hf train` and `lpg-hf segment`: from boxes to a segmenter that transformers loads, and to its label maps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
 from lpg_hf.cli import main
 from lpg_hf.data.convert import convert_labels
+from lpg_hf.generators.bundle import bundled
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.images import read_rgb
 from lpg_hf.label_maps import read_label_map
+from lpg_hf.training.models import build_segmenter
 from lpg_hf.training.own_data import OwnJob
 from lpg_hf.training.segment import SegmentJob, class_probabilities, segment
-from lpg_hf.training.train_on_boxes import train_on_boxes
+from lpg_hf.training.train_on_boxes import _settings, train_on_boxes
 
 
 pytestmark = pytest.mark.usefixtures("own_precision")
@@ -73,6 +76,30 @@ def test_generators_with_class_probability_and_data_without_boxes_are_refused(da
     (tmp_path / "none.json").write_text(json.dumps(content | {"annotations": []}))
     with pytest.raises(ValueError, match="no box to train on"):
         train_on_boxes(OwnJob(str(tmp_path / "none.json"), tmp_path / "none", data / "aux" / "images"))
+
+
+def test_it_goes_on_from_its_own_segmenter_after_a_refused_attempt(trained, data, tmp_path):
+    """Crops of 8n + 1 pixels follow from the kind of network, not from its name."""
+    job = OwnJob(str(data / "target"), tmp_path / "again", steps=1)
+    with pytest.raises(OSError, match="nosuch cannot be loaded"):
+        train_on_boxes(job, "nosuch")
+    with pytest.raises(ValueError, match=r"is a mask generator \(LPG\), not a segmenter"):
+        train_on_boxes(job, str(bundled()))
+    assert list(tmp_path.iterdir()) == []
+    train_on_boxes(job, str(trained[0]))
+    assert AutoModelForSemanticSegmentation.from_pretrained(job.out).config.model_type == "deeplab_v2"
+    with pytest.raises(FileExistsError, match=r"made with steps=1 \(not 2\)"):
+        train_on_boxes(replace(job, steps=2), str(trained[0]))
+
+
+@pytest.mark.parametrize("name", ["largefov", "deeplab-v2"])
+def test_the_papers_segmenters_are_built_by_name(name, data, tmp_path):
+    job = OwnJob(str(data / "target"), tmp_path / "out")
+    (tmp_path / "out.unfinished").mkdir()
+    settings = _settings(job, job.read(print), None, name, None)
+    model, _ = build_segmenter(settings, ["thing"])
+    assert model.config.model_type == name.replace("-", "_").replace("large", "deeplab_large")
+    assert settings.segmenter.crop_size % 8 == 1 and settings.segmenter.loss_stride is None
 
 
 def test_segment_writes_the_argmax_and_resumes(trained, data, tmp_path, capsys):
