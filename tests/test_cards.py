@@ -4,8 +4,8 @@ import json
 import re
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -181,24 +181,61 @@ def test_usage_of_the_lpg_card_runs(
     Image.new("RGB", (150, 160), "red").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     scope: dict = {} if optional else {"class_probs": torch.full((2, 160, 150), 0.5)}
+    segmenter = str(_save_segmenter(tmp_path / "segmenter"))
+    for snippet in _snippets(write_card(tmp_path)):
+        exec(snippet.replace("SEGMENTER", segmenter), scope)
+    assert scope["foreground"].shape == (1, 160, 150) and scope["foreground"][:, :20].max() == 0
+    assert not use_class_prob or scope["class_probs"][1].shape == (160, 150)
 
-    def segmenter() -> SimpleNamespace:
-        return SimpleNamespace(logits=torch.zeros(1, 2, 160, 150))
 
-    scope["segmenter"], scope["segmenter_processor"] = segmenter, lambda image, return_tensors: {}
+def test_the_lpg_card_gives_the_network_the_class_probability_that_training_gives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
+    from lpg_hf.generators.base import BoxedImage
+    from lpg_hf.generators.class_probs import SegmenterProbs
+    from lpg_hf.generators.lpg import LPGGenerator
+
+    small = {"embedding_size": 4, "hidden_sizes": (4, 4), "depths": (1, 1), "neck_size": 4, "head_size": 4}
+    model, processor = LPGModel(LPGConfig(use_class_prob=True, **small)), LPGImageProcessor()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    segmenter = str(_save_segmenter(tmp_path / "segmenter"))
+    (tmp_path / "metrics.json").write_text(json.dumps({"segmenter": segmenter}))
+    pixels = np.random.default_rng(0).integers(0, 256, (161, 150, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
     for snippet in _snippets(write_card(tmp_path)):
         exec(snippet, scope)
-    assert scope["foreground"].shape == (1, 160, 150) and scope["foreground"][:, :20].max() == 0
+
+    seen = []
+    generator = LPGGenerator(model, processor, SegmenterProbs.from_pretrained(segmenter))
+    generator.network.register_forward_pre_hook(lambda _, args, inputs: seen.append(inputs), with_kwargs=True)
+    image = np.asarray(Image.open("image.jpg"))
+    boxes, labels = np.array(scope["boxes"], dtype=np.float32), np.array(scope["box_labels"])
+    list(generator.patches([BoxedImage(image, boxes, labels)], "class"))
+    assert seen[0]["class_prob"].std() > 0.05
+    torch.testing.assert_close(scope["inputs"]["class_prob"], seen[0]["class_prob"].contiguous(), atol=0, rtol=0)
 
 
-def test_usage_of_the_segmenter_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def _save_segmenter(folder: Path) -> Path:
     from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
     from lpg_hf import DeepLabV2Config, DeepLabV2ForSemanticSegmentation
 
     config = DeepLabV2Config(block="basic", depths=(1, 1, 1, 1), stem_size=4, hidden_sizes=(4, 4, 4, 4), num_labels=3)
-    DeepLabV2ForSemanticSegmentation(config).save_pretrained(tmp_path)
-    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = DeepLabV2ForSemanticSegmentation(config)
+    for weight in model.classifier.parameters():
+        weight.data *= 100
+    model.save_pretrained(folder)
+    SegformerImageProcessorPil(do_resize=False).save_pretrained(folder)
+    return folder
+
+
+def test_usage_of_the_segmenter_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _save_segmenter(tmp_path)
     Image.new("RGB", (60, 50), "red").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     scope: dict = {}

@@ -106,3 +106,26 @@ def test_links_between_pages_lead_to_committed_files():
             elif anchor and relative.endswith(".md") and anchor not in anchors(ROOT / relative):
                 broken.append(f"{page}: {target}")
     assert not broken
+
+
+def test_the_first_page_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if line.startswith("|") and len(line) > 150] == []
+    prose = re.sub(r"```.*?```|^[|#!].*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"\]\([^)]*\)", "]", prose)
+    sentences = [sentence for part in re.split(r"\n\s*\n", prose) for sentence in re.split(r"(?<=[.!?])\s+", part)]
+    assert [sentence for sentence in sentences if len(sentence.split()) > 30] == []
+
+
+def test_every_page_of_docs_is_two_links_from_the_first_page():
+    reached = {ROOT / "README.md"}
+    for _ in range(2):
+        texts = [(page, page.read_text(encoding="utf-8")) for page in reached if page.suffix == ".md"]
+        links = [(page, target) for page, text in texts for target in re.findall(r"\]\(([^)\s#]+)", text)]
+        reached |= {path for page, target in links if (path := (page.parent / target).resolve()).is_file()}
+    pages = {ROOT / "REPRODUCE.md", *(ROOT / "docs").glob("*.md")}
+    wanted = "quickstart masks_from_boxes formats training hub_and_export glossary ARCHITECTURE CONTRIBUTING".split()
+    assert {ROOT / "docs" / f"{name}.md" for name in wanted} <= pages
+    assert not pages - reached

@@ -315,7 +315,8 @@ class LPGImageProcessor(PilBackend):
                 upright, see `_upright_rgb`, unless `do_convert_rgb` is off.
             boxes: (N, 4) xyxy in original pixels for one image, or a list of such for a list of images; N may differ.
             box_labels: (N,) class ids per image, 1-based; one class if absent.
-            class_probs: (num_labels, h, w) float per image, the segmenter's softmax probabilities at any resolution.
+            class_probs: the segmenter's softmax probabilities per image, at any resolution: (num_labels, h, w) float,
+                or label -> (h, w) float in [0, 1] or uint8 in [0, 255].
 
         Returns:
             Without boxes only `pixel_values` (B, 3, H, W). With boxes one row per view, of all images in turn, always
@@ -367,7 +368,7 @@ class LPGImageProcessor(PilBackend):
             image_boxes, labels = _checked_boxes(i, boxes[i], None if box_labels is None else box_labels[i])
             views.append(self.views(image_boxes, labels, *image.shape[:2]))
             for view in views[-1]:
-                prob = None if class_probs is None else np.asarray(class_probs[i][view.label], dtype=np.float32)
+                prob = None if class_probs is None else np.asarray(class_probs[i][view.label])
                 rows.append(self.encode(image, view, prob))
         data = stack_views(rows)
         if class_probs is not None and not rows:
