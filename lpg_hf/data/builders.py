@@ -1,4 +1,4 @@
-"""`datasets` builders: COCO, VOC and YOLO folders as datasets with one row per image.
+"""`datasets` builders: COCO, VOC, YOLO and the exports of other tools as datasets with one row per image.
 
     builder = VocBoxes(data_dir="VOC2012", options=ReadOptions(split="train_aug"))
     builder.download_and_prepare(num_proc=4)
@@ -53,7 +53,7 @@ from datasets import (
 )
 from PIL import Image as PILImage
 
-from lpg_hf.data.formats import coco, voc, yolo, yolo_layout
+from lpg_hf.data.formats import coco, tools, voc, yolo, yolo_layout
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
@@ -188,6 +188,27 @@ class _YoloConfig(_BoxesConfig):
             for name in yolo.txt_names(folder)
         ]
         return [root, *layout.sources, *folders, *labels]
+
+
+@dataclass
+class _ToolConfig(_BoxesConfig):
+    """Where the export of another tool is; `tool` is one of `tools.TOOL_FORMATS`."""
+
+    tool: str = ""
+
+    def paths(self) -> tuple[str, str | None]:
+        """(file or folder, image folder or None); raises FileNotFoundError or ValueError."""
+        if self.data_dir is None and self.annotations is None:
+            raise ValueError(f"{self.tool} data need root=... (the folder) or annotations=... (the file)")
+        base = "" if self.data_dir is None else unicode_path(self.data_dir)
+        path, images = _below(base, self.annotations), None if self.images is None else _below(base, self.images)
+        for place in filter(None, (path, images)):
+            if not os.path.exists(fs_path(place)):
+                raise FileNotFoundError(f"{place} does not exist. Pass the file or the folder of the export")
+        return unicode_path(path), None if images is None else unicode_path(images)
+
+    def sources(self) -> list[str]:
+        return tools.TOOL_FORMATS[self.tool].read(self.paths()[0], self.options.split).files
 
 
 def _features(class_names: list[str], segmentation: bool = False, extra: dict[str, Any] | None = None) -> Features:
@@ -425,3 +446,25 @@ class YoloBoxes(_BoxesBuilder):
             more = f"\n({len(report.errors)} such lines or more)" if len(report.errors) > 5 else ""
             raise ValueError("\n".join(report.errors[:5]) + more)
         return index.entries, _features([name for _, name in index.classes], self.config.options.masks)
+
+
+class ToolBoxes(_BoxesBuilder):
+    """Exports of other tools: the formats of `tools.TOOL_FORMATS`, which `tool` names.
+
+    `classes`: None or "all" (those that the file lists, else all its names by the alphabet), or a list of names.
+    """
+
+    DATASET_NAME = "tool_boxes"
+    BUILDER_CONFIG_CLASS = _ToolConfig
+    MAKE_RECORD = staticmethod(tools.make_record)
+    config: _ToolConfig
+
+    def _read_index(self, report: Report) -> tuple[list, Features]:
+        path, images = self.config.paths()
+        index = tools.read_index(self.config.tool, path, images, self.config.options, report)
+        self._image_folder = index.image_folder
+        return index.entries, _features(index.classes, self.config.options.masks)
+
+    def _image_folders(self, entries: list, report: Report) -> list[str]:
+        missing = [f"{self._image_folder}/{name}" for name, kind in report.skipped if kind == "missing_image"]
+        return sorted({*super()._image_folders(entries, report), *map(os.path.dirname, missing)})

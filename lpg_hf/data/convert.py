@@ -22,9 +22,10 @@ from lpg_hf.data.formats import coco, voc, yolo, yolo_dataset, yolo_layout
 from lpg_hf.data.formats.rle import class_in_box_to_rle
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.painting import paint_label_map
+from lpg_hf.data.recognise import recognise_format, voc_folders
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
-from lpg_hf.data.sources import Source, open_source, recognise_format, voc_folders
+from lpg_hf.data.sources import Source, open_source
 from lpg_hf.files import fs_path, place_output, resolve_inside, unfinished_folder
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import datasets.config
@@ -18,17 +19,23 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever HTTP library the client uses
 )
 
-from lpg_hf.data.builders import CocoBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
+from lpg_hf.data.builders import CocoBoxes, ToolBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
 from lpg_hf.data.formats import tools
 from lpg_hf.data.hub_rows import has_usual_columns, with_usual_columns
 from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.recognise import recognise_format
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.files import fs_path, reading_as, relative_name, resolve_inside, unicode_path, walk_files
 
 
 logger = logging.getLogger(__name__)
 
-BUILDERS = {"coco": CocoBoxes, "voc": VocBoxes, "yolo": YoloBoxes}
+BUILDERS = {
+    "coco": CocoBoxes,
+    "voc": VocBoxes,
+    "yolo": YoloBoxes,
+    **{name: partial(ToolBoxes, tool=name) for name in tools.TOOL_FORMATS},
+}
 FORMATS = (*BUILDERS, "parquet")
 # A row has an image, and the class lists of the formats hold for training: two options are for sources alone.
 BUILDER_OPTIONS = {item.name for item in fields(ReadOptions)} - {"keep_missing", "keep_unlisted"}
@@ -43,7 +50,7 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def load_boxes(
-    format: str,
+    format: str | os.PathLike,
     *,
     root: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
@@ -55,13 +62,17 @@ def load_boxes(
 ) -> Dataset:
     """Load images with boxes; the problems met are logged, unless `report` takes them.
 
+        rows = load_boxes("labels.csv", images="photos")
+        rows = load_boxes("voc", root="VOC2012", split="train_aug")
+
     Args:
-        format: "coco", "voc", "yolo", or "parquet" (a folder or Hub id that `datasets.load_dataset` reads: as
-            `lpg_hf.data.export` writes it, an imagefolder, or a detection dataset of another layout, see `hub_rows`).
-            Of Parquet rows only embedded images and masks are read: a path in a row could name any file of this
-            machine.
+        format: a file, a folder or a Hub id, whose format is told by what is there; or, with `root` or `annotations`,
+            the format: "coco", "voc", "yolo", one of `tools.TOOL_FORMATS` (docs/formats.md), or "parquet" (a folder or
+            Hub id that `datasets.load_dataset` reads: as `lpg_hf.data.export` writes it, an imagefolder, or a
+            detection dataset of another layout, see `hub_rows`). Of Parquet rows only embedded images and masks are
+            read: a path in a row could name any file of this machine.
         root: folder of the dataset; for "parquet" a folder or a Hub id.
-        annotations: COCO: the json file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of
+        annotations: COCO and tools: the file. VOC: another folder than Annotations. YOLO: data.yaml, or the folder of
             labels.
         images: another image folder than the usual one; for "parquet" the folder of images that were not exported.
         num_proc: processes that check the images.
@@ -78,6 +89,9 @@ def load_boxes(
         FileNotFoundError: a file or folder is missing.
         ValueError: a file is not valid, a value is not known, or the data hold no object of the classes.
     """
+    format = os.fspath(format)
+    if format not in FORMATS and root is None and annotations is None:
+        format, root, annotations = _recognised(format, options.get("split"))
     if format not in FORMATS:
         raise ValueError(f"unknown data format {format!r}; choose one of {', '.join(FORMATS)}")
     if format == "parquet":
@@ -108,6 +122,17 @@ def load_boxes(
         raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     _tell(root or annotations, builder.report, report)
     return builder.as_dataset(split=split_name(read.split))
+
+
+def _recognised(place: str, split: str | None) -> tuple[str, Any, Any]:
+    """(format, root, annotations) of a file, a folder or a Hub id."""
+    try:
+        format = recognise_format(place, split)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. Or pass a format, one of {', '.join(FORMATS)}, with root=...") from error
+    if format == "dataset":
+        return "parquet", place, None
+    return (format, None, place) if os.path.isfile(fs_path(place)) else (format, place, None)
 
 
 def _text(path: str | os.PathLike | None) -> str | None:

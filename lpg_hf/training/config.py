@@ -87,7 +87,7 @@ class RunSettings:
 class DataSettings:
     """Images with boxes, and with masks where masks are needed."""
 
-    format: str = "voc"  # coco, voc, yolo or parquet
+    format: str = "voc"  # coco, voc, yolo, parquet, or a tool's of docs/formats.md
     root: str | None = None
     annotations: str | None = None
     images: str | None = None

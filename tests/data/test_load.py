@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image
+from tool_trees import CORNERS, TOOL_TREES, labelme_json, write
 
 from lpg_hf.data.check import check_source
 from lpg_hf.data.export import Export, _write_shards, write_dataset
@@ -88,7 +89,10 @@ def test_what_was_found_beside_a_parquet_folder_is_logged_too(coco_tree, tmp_pat
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        ({"format": "yolo5"}, "unknown data format 'yolo5'; choose one of coco, voc, yolo, parquet"),
+        (
+            {"format": "yolo5", "root": "x"},
+            "unknown data format 'yolo5'; choose one of coco, voc, yolo, csv, labelme, cvat, ",
+        ),
         ({"format": "coco"}, "COCO data needs root="),
         ({"format": "voc"}, "VOC data needs its folder: root="),
         ({"format": "yolo"}, "YOLO data needs root="),
@@ -203,3 +207,63 @@ def test_an_odd_card_is_an_error_or_nothing(exported, text):
         assert len(load_boxes("parquet", root=exported)) == 1
     except (ValueError, OSError) as error:
         assert "README.md" in str(error) or "cannot be read by datasets.load_dataset" in str(error)
+
+
+@pytest.mark.parametrize("name", TOOL_TREES)
+def test_exports_of_tools_give_the_rows_of_coco(tmp_path, coco_tree, name):
+    format, make, classes = TOOL_TREES[name]
+    make(tmp_path / "export")
+    of_coco = load_boxes(coco_tree.write(), images=coco_tree.images)
+    rows = load_boxes(tmp_path / "export")
+    assert rows[0]["objects"]["bbox"][0] == pytest.approx(of_coco[0]["objects"]["bbox"][0], abs=1e-3)
+    assert (rows[0]["width"], rows[0]["height"]) == (of_coco[0]["width"], of_coco[0]["height"])
+    assert class_names(rows)[: len(classes)] == classes and rows[0]["objects"]["category"][0] == 0
+    assert set(rows.features) == set(of_coco.features) - {"license"}
+    assert rows[0]["image"].getpixel((15, 12)) == pytest.approx(of_coco[0]["image"].getpixel((15, 12)), abs=12)  # JPEG
+    named = load_boxes(format, root=tmp_path / "export", num_proc=2)
+    assert named["objects"][:] == rows["objects"][:]
+
+
+def csv_table(tmp_path, *names):
+    lines = "".join(f"{name},10,8,30,24,red\n" for name in names)
+    return write(tmp_path, "labels.csv", f"image_path,xmin,ymin,xmax,ymax,label\n{lines}")
+
+
+def test_a_table_with_its_images_elsewhere(tmp_path, coco_tree):
+    path = csv_table(tmp_path / "labels", "a.png")
+    rows = load_boxes(path, images=coco_tree.images)
+    assert rows["file_name"][:] == ["a.png"] and rows[0]["objects"]["bbox"] == [[10, 8, 20, 16]]
+    assert load_boxes("csv", annotations=path, images=coco_tree.images)[:] == rows[:]
+    with pytest.raises(ValueError, match="no object of .* has a mask"):
+        load_boxes(path, images=coco_tree.images, masks=True)
+    with pytest.raises(ValueError, match="format 'csv' has no option zero_based"):
+        load_boxes(path, images=coco_tree.images, zero_based=True)
+
+
+def test_an_edited_table_and_an_image_that_comes_are_noticed(tmp_path):
+    write(tmp_path, "a.png", None)
+    csv_table(tmp_path, "a.png")
+    assert load_boxes(tmp_path)["file_name"][:] == ["a.png"]
+    csv_table(tmp_path, "a.png", "b.png")
+    with pytest.raises(FileNotFoundError, match="1 of 2 images are missing.*b.png"):
+        load_boxes(tmp_path)
+    report = Report()
+    assert len(load_boxes(tmp_path, allow_missing=True, report=report)) == 1 and report.counts["missing_image"] == 1
+    write(tmp_path, "b.png", None)
+    assert load_boxes(tmp_path, allow_missing=True)["file_name"][:] == ["a.png", "b.png"]
+
+
+def test_masks_of_a_tool_are_rows_too(tmp_path):
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "a.json", labelme_json(shapes=[{"points": CORNERS, "shape_type": "polygon"}]))
+    objects = load_boxes(tmp_path, masks=True)[0]["objects"]
+    assert objects["segmentation"][0]["size"] == [40, 60] and objects["area"] == [320]
+
+
+def test_a_path_that_is_not_there_names_the_formats_too(tmp_path):
+    with pytest.raises(FileNotFoundError, match="annotations not found: .*gone.csv.* Or pass a format, one of coco"):
+        load_boxes(tmp_path / "gone.csv")
+    with pytest.raises(FileNotFoundError, match="gone.csv does not exist. Pass the file or the folder of the export"):
+        load_boxes("csv", annotations=tmp_path / "gone.csv")
+    with pytest.raises(ValueError, match=r"csv data need root=... \(the folder\) or annotations=... \(the file\)"):
+        load_boxes("csv")

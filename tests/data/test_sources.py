@@ -12,9 +12,10 @@ from trees import HEIGHT, RED, WIDTH, picture
 from lpg_hf.data.export import _write_shards, write_card
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.recognise import recognise_format
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import IMAGE_SKIPPED, PROBLEMS, Report
-from lpg_hf.data.sources import open_source, recognise_format
+from lpg_hf.data.sources import open_source
 
 
 BASE_BOX = (10, 8, 30, 24)
@@ -293,8 +294,8 @@ def test_errors_of_arguments(coco_tree, yolo_tree, tmp_path):
         ValueError, match="format 'yolo' has no option size_mismatch .*: it is for formats that state the size"
     ):
         opened(yolo_tree.root, size_mismatch="error")
-    with pytest.raises(ValueError, match="classes must be a list of names.* got 'thing'"):
-        opened(out, classes="thing")
+    with pytest.raises(ValueError, match=r"classes \['dog'\] are not in .*; it holds: thing"):
+        opened(out, classes="thing,dog")
     assert opened(out, classes="all")[0].classes == [(1, "thing")]
 
 
