@@ -194,7 +194,8 @@ def masks(
     write: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme, instances-png, crops. "
+            help="Comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme, instances-png, crops, "
+            "geotiff, geojson. "
             "A later run may add some: the masks are kept."
         ),
     ] = "png",

@@ -119,6 +119,7 @@ PROBLEMS = {
     "zero_coordinate": ProblemKind(KEPT, "VOC box with a coordinate 0"),
     "mask_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose mask would have the name of an earlier one's"),
     "low_score": ProblemKind("skipped", "mask whose score is below min_score"),
+    "no_georeference": ProblemKind("no geotiff and no geojson", "image that is no GeoTIFF"),
     "empty_mask": ProblemKind("kept, without a pixel", "box in which the generator found no object"),
     "no_mask": ProblemKind("box kept", "object without a mask"),
     "invalid_mask": ProblemKind("box kept", "object whose mask or polygon cannot be used"),

@@ -17,12 +17,28 @@ from lpg_hf.data.sources import Source
 from lpg_hf.files import json_text, write_atomically
 from lpg_hf.label_maps import mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
+from lpg_hf.masks.geo import Georeference, geojson, geotiff
 from lpg_hf.visualize import colour_index, draw_boxes, overlay
 
 
-OUTPUTS = ("png", "coco", "coco-polygons", "coco-results", "yolo", "labelme", "instances-png", "crops", "overlay")
+OUTPUTS = (
+    *(
+        "png",
+        "coco",
+        "coco-polygons",
+        "coco-results",
+        "yolo",
+        "labelme",
+        "instances-png",
+        "crops",
+        "geotiff",
+        "geojson",
+    ),
+    "overlay",
+)
 # Outputs with the image beside them, with outlines, and those that are made of the image itself.
-WITH_IMAGE, WITH_OUTLINES, OF_PIXELS = {"yolo", "labelme"}, {"yolo", "labelme", "coco-polygons"}, {"crops", "overlay"}
+WITH_IMAGE, WITH_OUTLINES = {"yolo", "labelme"}, {"yolo", "labelme", "coco-polygons", "geojson"}
+OF_PIXELS = {"crops", "overlay"}
 _IGNORED_INSTANCE = 65535
 
 
@@ -37,6 +53,8 @@ class FinishedImage:
         instances: (H, W) uint16: number of the object among `kept`, from 1 on; 65535 where the label map is ignored;
             None if it is not asked for.
         pixels: (H, W, 3) uint8 RGB; None if no output needs it.
+        scores: of the kept masks.
+        place: where it lies on the map; None if it is not known, or no output needs it.
     """
 
     record: Record
@@ -44,6 +62,8 @@ class FinishedImage:
     label_map: np.ndarray
     instances: np.ndarray | None = None
     pixels: np.ndarray | None = None
+    scores: Sequence[float] = ()
+    place: Georeference | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,13 @@ class ImageWriter:
             write_atomically(files["labelme"], text.encode("utf-8", "surrogateescape"), self.scratch)
         for output in sorted(wanted & WITH_IMAGE):
             self.source.place_image(record, files[f"{output} image"], self.with_images, self.scratch)
+        if image.place is not None and "geotiff" in wanted:
+            write_atomically(files["geotiff"], geotiff(image.label_map, image.place), self.scratch)
+        if image.place is not None and "geojson" in wanted:
+            names = [name for _, name in self.source.classes]
+            scores = {item.id: score for item, score in zip(image.kept, image.scores)}
+            text = geojson(shapes, scores, names, image.place, self.simplify)
+            write_atomically(files["geojson"], text.encode("utf-8", "surrogateescape"), self.scratch)
         if image.pixels is not None and "crops" in wanted:
             for item in shapes.objects:
                 write_atomically(files["crops"] / f"{item.id}.png", _crop(image.pixels, item), self.scratch)
@@ -116,6 +143,8 @@ def image_files(name: str) -> dict[str, str]:
         "labelme": f"labelme/{path.with_suffix('.json')}",
         "labelme image": f"labelme/{name}",
         "instances-png": f"instances/{mask_name(name)}",
+        "geotiff": f"geotiff/{path.with_suffix('.tif')}",
+        "geojson": f"geojson/{path.with_suffix('.geojson')}",
         "crops": f"crops/{path.with_suffix('')}",
         "overlay": f"overlays/{path.with_suffix('.jpg')}",
     }

@@ -6,6 +6,8 @@
     OUT/labels/NAME.txt       YOLO segmentation polygons, with OUT/data.yaml, its lists and the images in OUT/images
     OUT/labelme/NAME.json     LabelMe shapes, with the image beside them
     OUT/instances/NAME.png    16-bit grey: number of the object in the image's list of annotations; 65535 is ignored
+    OUT/geotiff/NAME.tif      label map on the map, of an image that is a GeoTIFF
+    OUT/geojson/NAME.geojson  polygons on the map, with class and score
     OUT/crops/NAME/ID.png     an object as RGBA, transparent around its mask
     OUT/overlays/NAME.jpg     the image with its label map and boxes
     OUT/classes.txt           class names in the order of the labels
@@ -55,6 +57,7 @@ from lpg_hf.masks.assembly import (
     label_map_of,
 )
 from lpg_hf.masks.fusion import OVERLAP_RULES
+from lpg_hf.masks.geo import GEO_OUTPUTS, check_installed, georeference
 from lpg_hf.masks.outputs import (
     OF_PIXELS,
     OUTPUTS,
@@ -118,6 +121,8 @@ class MaskSettings(AssemblyOptions):
         check_choice("per", self.granularity, GRANULARITIES)
         check_choice("overlap_rule", self.overlap_rule, OVERLAP_RULES)
         yolo_dataset.check_with_images(self.with_images)
+        if GEO_OUTPUTS & set(self.write):
+            check_installed()
         for name in ("threshold", "min_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
@@ -131,7 +136,7 @@ class MaskSettings(AssemblyOptions):
     @property
     def granularity(self) -> str:
         """`per`, or its default."""
-        return self.per or ("instance" if set(self.write) - {"png"} else "class")
+        return self.per or ("instance" if set(self.write) - {"png", "geotiff"} else "class")
 
     def identity(self) -> dict:
         """What masks and outputs depend on; None where no output depends on a setting."""
@@ -312,7 +317,7 @@ def _with_outputs_of(before: dict, asked: dict, settings: MaskSettings, out: Pat
     for name in ("overlay", "tighten_boxes"):
         now[name] = bool(before.get(name)) or now[name]
     lacking = _outputs_of(now) - _outputs_of(before)
-    if now["overlap_rule"] == "prob" and not now["exclusive"] and lacking & {"png", "overlay"}:
+    if now["overlap_rule"] == "prob" and not now["exclusive"] and lacking & {"png", "overlay", "geotiff"}:
         raise ValueError(
             f"overlap_rule='prob' decides by probabilities, which {out} does not keep, so that no label map can be "
             "added. Choose another folder, or start again with --overwrite."
@@ -440,7 +445,7 @@ class _MaskRun:
     def _add_outputs(self, block: int) -> None:
         """Writes the outputs that a block lacks, of the masks in its file."""
         content = self._read(block)
-        lacking = self.outputs - set(content["outputs"])
+        lacking, report = self.outputs - set(content["outputs"]), Report(**content["report"])
         for index, entry in zip(self.images_of(block), content["images"]):
             record = self.source.record(index, Report()) if "objects" in entry else None
             if self.stop.is_set():
@@ -452,12 +457,21 @@ class _MaskRun:
             size = (record.height, record.width)
             image = boxed_image(np.zeros((*size, 0), dtype=np.uint8), record, self.settings.grow_boxes)
             label_map = np.zeros(size, dtype=self.map_type)
-            if lacking & {"png", "overlay", "instances-png"}:  # Of instances only where no mask lies is looked at.
-                by_rule = lacking & {"png", "overlay"} and not self.settings.exclusive
+            if lacking & {
+                "png",
+                "overlay",
+                "geotiff",
+                "instances-png",
+            }:  # Of instances only where no mask lies is looked at.
+                by_rule = lacking & {"png", "overlay", "geotiff"} and not self.settings.exclusive
                 rule = self.settings.overlap_rule if by_rule else "first"
                 label_map = label_map_of(masks, image.boxes, image.labels, size, rule)
             pixels = self.source.image(record) if lacking & OF_PIXELS else None
-            self.writer.write(self._finished(record, masks, label_map, pixels), lacking)
+            finished = self._finished(record, masks, label_map, pixels)
+            if lacking & GEO_OUTPUTS and finished.place is None:
+                report.add("no_georeference", record.file_name)
+            self.writer.write(finished, lacking)
+        content["report"] = asdict(report)
         content["outputs"] = sorted(self.outputs)
         write_atomically(self.block_file(block), json.dumps(content).encode(), self.scratch)
 
@@ -478,7 +492,9 @@ class _MaskRun:
             kept_boxes = np.array([box for box, mask in zip(boxes, masks) if mask is not None]).reshape(-1, 4)
             instances = instance_map(kept_masks, kept_boxes, label_map.shape, self.settings.overlap_rule)
             instances[(label_map == self.ignored) & (instances == 0)] = np.iinfo(np.uint16).max
-        return FinishedImage(record, kept, label_map, instances, pixels)
+        place = georeference(record) if self.outputs & GEO_OUTPUTS else None
+        scores = [mask.score for mask in masks if mask is not None]
+        return FinishedImage(record, kept, label_map, instances, pixels, scores, place)
 
     def _write_batch(
         self, members: list[int], records: dict[int, Record], entries: dict[int, dict], report: Report
@@ -549,6 +565,8 @@ class _MaskRun:
                 report.add("empty_mask", place)
             masks.append(None if rejected else mask)
         finished = self._finished(record, masks, found.label_map, image.image)
+        if self.outputs & GEO_OUTPUTS and finished.place is None:
+            report.add("no_georeference", record.file_name)
         self.writer.write(finished, self.outputs)
         scores = [
             {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
