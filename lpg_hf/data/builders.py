@@ -58,11 +58,11 @@ from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.files import fs_path, json_text, unicode_path, write_atomically
-from lpg_hf.label_maps import no_class_message, read_label_map
+from lpg_hf.label_maps import no_class_message
 
 
 # Part of the cache path, which holds no hash of the code: raise it when the same files give other rows.
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 NUM_SHARDS = 64
 # Hidden, so that a prepared folder is still a plain data folder for `load_dataset`.
 REPORT_PREFIX = ".report-"
@@ -236,7 +236,7 @@ def _features(class_names: list[str], segmentation: bool = False, extra: dict[st
 
 
 def _record_to_row(record: Record, features: Features, object_value: int | None) -> dict:
-    """A record as a row with the columns of `features`; with `object_value` its class mask is embedded as labels."""
+    """A record as a row with the columns of `features`; a class mask is embedded if its file is not right as it is."""
     objects = record.objects
     row = {
         "image": record.path,
@@ -260,9 +260,9 @@ def _record_to_row(record: Record, features: Features, object_value: int | None)
         row["license"] = record.license
     if "mask" in features:
         row["mask"] = record.mask_path
-        if object_value is not None and record.mask_path is not None:
+        labels = record.changed_mask(object_value)
+        if labels is not None:
             buffer = BytesIO()
-            labels = read_label_map(record.mask_path, object_value=object_value)
             PILImage.fromarray(labels).save(buffer, format="PNG")
             row["mask"] = {"path": None, "bytes": buffer.getvalue()}
     return row

@@ -26,6 +26,7 @@ from lpg_hf.data.recognise import recognise_format, voc_folders
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
+from lpg_hf.data.upright import upright_size
 from lpg_hf.files import fs_path, place_output, resolve_inside, unfinished_folder
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
@@ -212,13 +213,14 @@ class _Reading:
         if not os.path.isfile(fs_path(path)):
             return
         try:
-            size = record.height, record.width
+            size = upright_size((record.height, record.width), record.mask_orientation)
             voc.check_mask(path, record.file_name, size, len(self.names), self.source.options)
         except ValueError as error:
             self.report.add("invalid_class_mask", f"{record.file_name}: {error}")
             return
         record.mask_path = path
-        labels = read_label_map(path, object_value=self.source.options.object_value)
+        changed = record.changed_mask(self.source.options.object_value)
+        labels = read_label_map(path) if changed is None else changed
         for item in record.objects:
             is_object = item.category != NO_CLASS
             rle = class_in_box_to_rle(labels, item.category + 1, item.box) if is_object else None
@@ -335,8 +337,9 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
 
 
 def _write_class_mask(path: Path, record: Record, object_value: int | None) -> None:
-    if record.mask_path is not None and object_value is not None:
-        write_label_map(path, read_label_map(record.mask_path, object_value=object_value))
+    labels = record.changed_mask(object_value)
+    if labels is not None:
+        write_label_map(path, labels)
         return
     if record.mask_path is not None:
         shutil.copyfile(fs_path(record.mask_path), path)

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
-from lpg_hf.data.upright import upright_box, upright_points, upright_rle, upright_size
+from lpg_hf.data.upright import upright_box, upright_labels, upright_points, upright_rle, upright_size
 from lpg_hf.images import ImageProblem, image_orientation, image_size
+from lpg_hf.label_maps import read_label_map
 from lpg_hf.rle import Rle
 
 
@@ -65,6 +68,7 @@ class Record:
             as stated, or None.
         objects: in the order of the file.
         mask_path: VOC class mask (PNG of class indices), if asked for.
+        mask_orientation: EXIF orientation of the frame that the class mask is in; 1: the upright image's.
         license: name and address, if the file states them.
         row: number of the row that holds the image, in a dataset.
         has_unusable: whether some of the regions of no class stand for objects that cannot be used.
@@ -76,6 +80,7 @@ class Record:
     size: tuple[int, int] | None
     objects: list[BoxObject] = field(default_factory=list)
     mask_path: str | None = None
+    mask_orientation: int = 1
     license: str = ""
     row: int | None = None
     has_unusable: bool = False
@@ -89,6 +94,20 @@ class Record:
     def width(self) -> int:
         """Pixels; raises ValueError if the size is not known."""
         return _known(self.size, self.file_name)[1]
+
+    def changed_mask(self, object_value: int | None) -> np.ndarray | None:
+        """(H, W) uint8 labels of the class mask, in the upright image, where they are not what its file holds.
+
+        Args:
+            object_value: see `label_maps.read_label_map`.
+
+        Returns:
+            None: there is no class mask, or its file is right as it is.
+        """
+        if self.mask_path is None or (object_value is None and self.mask_orientation == 1):
+            return None
+        labels = read_label_map(self.mask_path, object_value=object_value)
+        return labels if self.mask_orientation == 1 else upright_labels(labels, self.mask_orientation)
 
     @property
     def has_image(self) -> bool:
@@ -274,6 +293,7 @@ def _turn(record: Record, orientation: int) -> None:
         else:
             item.stated.pop("segmentation", None)
     record.size = upright_size(size, orientation)
+    record.mask_orientation = orientation
 
 
 def box_area(box: Box) -> float:

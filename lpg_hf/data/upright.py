@@ -50,8 +50,12 @@ def upright_box(box: Sequence[float], orientation: int, size: tuple[int, int]) -
 
 def upright_rle(rle: Rle, orientation: int) -> Rle:
     """A mask of the stored image as one of the upright image."""
+    return encode_mask(np.asfortranarray(upright_labels(coco_mask.decode(rle), orientation)))
+
+
+def upright_labels(labels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W) labels of the stored image as those of the upright image; orientation as of `upright_points`."""
     exchanged, mirror_x, mirror_y = _STEPS[orientation]
-    mask = coco_mask.decode(rle)
-    mask = mask.T if exchanged else mask
-    mask = mask[:, ::-1] if mirror_x else mask
-    return encode_mask(np.asfortranarray(mask[::-1] if mirror_y else mask))
+    labels = labels.T if exchanged else labels
+    labels = labels[:, ::-1] if mirror_x else labels
+    return labels[::-1] if mirror_y else labels

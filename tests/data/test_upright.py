@@ -8,6 +8,7 @@ from test_unusable import ended
 from tool_trees import TOOL_TREES
 from trees import HEIGHT, POLYGON, WIDTH, picture
 
+from lpg_hf.data.examples import label_map
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
@@ -73,3 +74,25 @@ def test_rows_of_training_are_turned_too(coco_tree):
     rows = load_boxes("coco", annotations=path, images=coco_tree.images, masks=True, stored_frame=True)
     assert rows[0]["objects"]["bbox"] == [[8, 30, 16, 20]] and (rows[0]["height"], rows[0]["width"]) == (60, 40)
     assert rows[0]["objects"]["segmentation"][0]["size"] == [60, 40]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_class_masks_are_turned_too(voc_tree, tmp_path, orientation):
+    mask = np.asarray(Image.open(voc_tree.add_mask("a")))
+    store(voc_tree.root / "JPEGImages" / "a.png", orientation)
+    shown = read_rgb(voc_tree.root / "JPEGImages" / "a.png")
+    red = (shown == (200, 30, 30)).all(axis=-1)
+    (row,) = load_boxes("voc", root=voc_tree.root, masks=True, stored_frame=True)
+    assert (label_map(row) == red).all() and red.sum() == mask.sum() == 320
+    for to in ("voc", "coco"):
+        assert ended("convert-labels", voc_tree.root, tmp_path / "out" / to, "--to", to, "--stored-frame") == 0
+    assert (np.asarray(Image.open(tmp_path / "out" / "voc" / "SegmentationClass" / "a.png")) == red).all()
+    source = open_source(
+        next((tmp_path / "out" / "coco").rglob("*.json")),
+        voc_tree.root / "JPEGImages",
+        ReadOptions(**{**SOURCE_OPTIONS.changed, "masks": True}),
+        report=(report := Report()),
+    )
+    record = source.record(0, report)
+    assert record is not None and record.objects[0].rle is not None
+    assert (coco_mask.decode(record.objects[0].rle) == red).all()
