@@ -35,7 +35,8 @@ _Source = Annotated[
     str,
     typer.Argument(
         metavar="ANNOTATIONS",
-        help="COCO json, VOC folder or xml, YOLO folder or data.yaml, or a dataset: exported folder or Hub id.",
+        help="COCO json, VOC folder or xml, YOLO folder or data.yaml, a label tool's export, or a dataset: folder or "
+        "Hub id.",
     ),
 ]
 _Images = Annotated[Path | None, typer.Option(help="Image folder, if it is not the usual one.")]
@@ -62,7 +63,7 @@ _StoredFrame = Annotated[
     bool, typer.Option("--stored-frame", help="Labels fit the images as stored, before their EXIF rotation.")
 ]
 _SkipAmbiguous = Annotated[
-    bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, in place of an error.")
+    bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, instead of an error.")
 ]
 _SizeMismatch = Annotated[
     str, typer.Option(help="If the stated size of an image is not its own: skip, error, or rescale the boxes.")
@@ -306,7 +307,9 @@ def _finetune(
     annotations: _Source,
     out: Annotated[Path, typer.Option(help="New folder of the generator; the same command resumes.")],
     images: _Images = None,
-    model: Annotated[str, typer.Option(help="LPG stage to start from: Hub id or folder.")] = "lpg-small",
+    model: Annotated[
+        str, typer.Option(help="LPG stage to start from: lpg-small, lpg-base, Hub id or folder.")
+    ] = "lpg-small",
     steps: Annotated[
         int | None, typer.Option(help="Training steps of 16 boxes; default: by the number of boxes.", min=1)
     ] = None,
@@ -345,7 +348,9 @@ def _train(
         ),
     ] = "small",
     weights: Annotated[str | None, typer.Option(help="ImageNet weights of largefov or deeplab-v2.")] = None,
-    model: Annotated[str, typer.Option(help="LPG stage that makes the masks: Hub id or folder.")] = "lpg-small",
+    model: Annotated[
+        str, typer.Option(help="LPG stage that makes the masks: lpg-small, lpg-base, Hub id or folder.")
+    ] = "lpg-small",
     steps: Annotated[
         int | None, typer.Option(help="Training steps of 8 images; default: by the number of images.", min=1)
     ] = None,

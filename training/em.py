@@ -89,10 +89,10 @@ def run_em(settings: Settings) -> None:
         segmenter = segmenter_stage(run, stage, rows, labels, segmenter, steps)  # M-step
     if run.is_main:
         write_json(aux / "metrics.json", metrics)
-    of_stages = " / ".join(f"{100 * m['mean_iou']:.1f}" for m in metrics["pseudo_masks"].values())
+    of_stages = [f"{100 * measured['mean_iou']:.1f} (stage {n})" for n, measured in metrics["pseudo_masks"].items()]
     run.print(
-        f"auxiliary set, training images: box fill {100 * box_fill['mean_iou']:.1f}, pseudo masks of stages 1.."
-        f"{settings.run.num_stages} {of_stages} mIoU"
+        f"auxiliary set, mIoU on its training images: box fill {100 * box_fill['mean_iou']:.1f}, pseudo masks "
+        f"{', '.join(of_stages)}"
     )
     run.finish()
 

@@ -98,7 +98,7 @@ class DataSettings:
     box_format: str | None = None  # of a dataset or COCO file: xywh (null), xyxy, cxcywh, yolo or voc; of YOLO: obb
     encoding: str | None = None  # of text files that are not UTF-8, e.g. cp1252
     stored_frame: bool = False  # labels fit the images as they are stored, before their EXIF rotation
-    skip_ambiguous: bool = False  # COCO: leave out all images that share an id, in place of an error
+    skip_ambiguous: bool = False  # COCO: leave out all images that share an id, instead of an error
     allow_missing: bool = False  # skip images, masks or annotation files that do not exist
     size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
     drop_difficult: bool = False  # VOC objects flagged difficult

@@ -35,7 +35,7 @@ def _find_head(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that get the head's learning rate: `classifier` (both DeepLabs), or what lies outside the base model.
 
     Raises:
-        ValueError: the head cannot be told from the rest.
+        ValueError: the head cannot be told apart from the rest.
     """
     modules = dict(model.named_modules())
     if "classifier" in modules:

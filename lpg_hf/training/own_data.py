@@ -106,7 +106,7 @@ class OwnJob:
                 shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def read(self, log: Callable[[str], None]) -> "OwnData":
-        """The images and their objects, whatever the format; what is skipped is told."""
+        """The images and their objects, whatever the format; what is skipped is reported."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "data.json")
             options = replace(self.options, masks=True)

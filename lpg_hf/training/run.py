@@ -158,7 +158,7 @@ def stop_on_refusal(script: str, work: Callable[[], object]) -> None:
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if int(os.environ.get("RANK", "0")) > 0:
             # All processes meet what concerns them all, and then the launcher ends this one while it sleeps. Others
-            # fail because the main process is gone. What only this one met is told by it.
+            # fail because the main process is gone. What only this one met, it reports itself.
             time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
         if isinstance(error, RuntimeError):
             raise

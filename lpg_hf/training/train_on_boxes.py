@@ -109,7 +109,7 @@ def _generator(name: str) -> tuple[LPGModel, LPGImageProcessor]:
 def _parts(data: OwnData, seed: int) -> tuple[OwnData, OwnData | None]:
     """The images that train, and those with true masks that measure; None where few have masks."""
     if not data.num_boxes:
-        raise ValueError("there is no box to train on. Look at the annotations with `lpg-hf check`.")
+        raise ValueError("there is no box to train on. Check the annotations with `lpg-hf check`.")
     without = {item["image_id"] for item in data.content["annotations"] if not item.get("segmentation")}
     with_boxes = {item["image_id"] for item in data.content["annotations"]}
     ids = [image["id"] for image in data.content["images"]]
