@@ -49,7 +49,7 @@ class AssemblyOptions:
         overlap_rule: which class keeps a pixel that several claim, see `Fusion`.
         threshold: foreground probability above which a pixel belongs to the object.
         min_score: masks with a lower score are not in the label map.
-        clean: drop specks and fill small holes of every mask, see `clean_foreground`; the label map has the cleaned
+        clean: drop specks and fill small holes of every mask, see `_clean_foreground`; the label map has the cleaned
             masks too.
         exclusive: no pixel is in two masks, see `instance_map`; scores stay those of the whole masks.
     """
@@ -136,7 +136,7 @@ def assemble(
             rows, columns = box_slices(image.boxes[index], *size)
             inside = patch.foreground[_inner((patch.rows, patch.columns), (rows, columns))]
             if options.clean:
-                inside = clean_foreground(inside, options.threshold)
+                inside = _clean_foreground(inside, options.threshold)
                 patch = replace(patch, rows=rows, columns=columns, foreground=inside)
             by_box[index] = _box_mask(inside, rows, columns, *size, options.threshold)
         if not waits:
@@ -195,7 +195,7 @@ class _UnfinishedClass:
             if index in self.image.regions:
                 inside = inside * _region_mask(self.image.regions[index], rows, columns)
             if options.clean:
-                inside = clean_foreground(inside, options.threshold)
+                inside = _clean_foreground(inside, options.threshold)
                 merged = cleaned[_inner(window, (rows, columns))]
                 np.maximum(merged, inside, out=merged)
             masks[index] = _box_mask(inside, rows, columns, *self.size, options.threshold)
@@ -295,7 +295,7 @@ def label_map_of(
     return fusion.label_map()
 
 
-def clean_foreground(foreground: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+def _clean_foreground(foreground: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """The foreground of one box without specks and small holes.
 
     Args:

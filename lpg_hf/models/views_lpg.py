@@ -96,16 +96,16 @@ def box_views(boxes: np.ndarray, labels: np.ndarray, size: int, context: float) 
         size: side of the view in pixels.
         context: margin around the box on each side, as a share of its longer side.
     """
-    return [View(int(c), box[None], box_window(box, context), (size, size)) for box, c in zip(boxes, labels)]
+    return [View(int(c), box[None], _box_window(box, context), (size, size)) for box, c in zip(boxes, labels)]
 
 
-def box_window(box: np.ndarray, context: float) -> tuple[int, int, int, int]:
+def _box_window(box: np.ndarray, context: float) -> tuple[int, int, int, int]:
     """The square around a box: side = longer box side x (1 + 2 x context), rounded to whole pixels.
 
     It holds every pixel that the box touches, for which it is larger or off the middle where need be.
     """
     x1, y1, x2, y2 = (float(v) for v in box)
-    touched = touched_pixels(x1, x2), touched_pixels(y1, y2)
+    touched = _touched_pixels(x1, x2), _touched_pixels(y1, y2)
     side = max(round(max(x2 - x1, y2 - y1) * (1 + 2 * context)), *(last - first for first, last in touched))
     left, top = (
         min(max(round((start + stop - side) / 2), last - side), first)
@@ -130,7 +130,7 @@ def random_box_view(
     drawn = box + offsets.astype(np.float32) * extent
     if drawn[2] <= drawn[0] or drawn[3] <= drawn[1]:
         drawn = box
-    window = box_window(drawn, rng.uniform(*augmentation.context))
+    window = _box_window(drawn, rng.uniform(*augmentation.context))
     flip, detail = bool(rng.random() < 0.5), None
     if augmentation.low_detail > 0 and rng.random() < augmentation.low_detail:
         detail = round(size * (LEAST_DETAIL / size) ** rng.random())
@@ -248,15 +248,15 @@ def box_mask_of_view(view: View, encoding: str = "filled") -> np.ndarray:
     return mask[:, ::-1] if view.flip else mask
 
 
-def touched_pixels(start: float, stop: float, tolerance: float = 1e-3) -> tuple[int, int]:
+def _touched_pixels(start: float, stop: float, tolerance: float = 1e-3) -> tuple[int, int]:
     """The pixels that an interval touches: floor(start) to ceil(stop), exclusive; at least one."""
     first = math.floor(start + tolerance)
     return first, max(math.ceil(stop - tolerance), first + 1)
 
 
 def pixel_range(start: float, stop: float, limit: int) -> slice:
-    """`touched_pixels`, cut to 0..limit."""
-    first, last = touched_pixels(start, stop)
+    """`_touched_pixels`, cut to 0..limit."""
+    first, last = _touched_pixels(start, stop)
     return slice(min(max(first, 0), limit), min(max(last, 0), limit))
 
 
@@ -357,7 +357,6 @@ __all__ = [
     "bands_to_image",
     "box_mask_of_view",
     "box_views",
-    "box_window",
     "edge_maps",
     "image_to_view",
     "image_views",
@@ -366,6 +365,5 @@ __all__ = [
     "random_image_view",
     "random_window",
     "reduce_detail",
-    "touched_pixels",
     "visible_part",
 ]

@@ -33,7 +33,7 @@ from lpg_hf.training.samples import BOX_COLUMNS
 _GENERATOR_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
+def _size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
     """Row indices in batches of one padded size."""
     return batches_of_one_size(dict(enumerate(zip(rows["height"][:], rows["width"][:]))), batch_size)
 
@@ -65,7 +65,7 @@ def encoded_images(
         images = [decode_image(rows[i]) for i in indices]
         return indices, images, [segmenter.encode(image) for image in images]
 
-    batches, settings = size_batches(rows, run.settings.run.inference_batch_size), run.settings.run
+    batches, settings = _size_batches(rows, run.settings.run.inference_batch_size), run.settings.run
     mine = batches[run.accelerator.process_index :: run.accelerator.num_processes]
     return _progress(run, prefetch(load, mine, settings.num_workers), len(mine), description)
 
@@ -232,7 +232,7 @@ def write_pseudo_masks(
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_label_map(paths[index], label_map)
 
-    groups = size_batches(rows, settings.inference_batch_size)
+    groups = _size_batches(rows, settings.inference_batch_size)
     mine = groups[accelerator.process_index :: accelerator.num_processes]
     missing = [group for group in mine if not all(paths[index].is_file() for index in group)]
     for _ in _progress(run, prefetch(write, missing, settings.num_workers), len(missing), description):

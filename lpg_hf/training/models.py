@@ -117,7 +117,7 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
     if previous is not None:
         with reading_weights(previous):
             source = LPGModel.from_pretrained(previous, dtype=torch.float32)
-        model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
+        model.load_state_dict(_widen_inputs(source.state_dict(), model.state_dict()))
     elif lpg.init is not None:
         _start_from(model, lpg)
     elif lpg.weights is not None:
@@ -164,7 +164,7 @@ def _start_from(model: LPGModel, lpg: LPGSettings) -> None:
             f"the network of lpg.init={init} is not that of the settings ({'; '.join(differing)}). Set lpg.config and "
             "lpg.stage1_class_prob to its values."
         )
-    model.load_state_dict(widen_inputs(source.state_dict(), model.state_dict()))
+    model.load_state_dict(_widen_inputs(source.state_dict(), model.state_dict()))
 
 
 def _network_fields(config: PreTrainedConfig) -> dict:
@@ -177,7 +177,7 @@ def _network_fields(config: PreTrainedConfig) -> dict:
     return fields
 
 
-def widen_inputs(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _widen_inputs(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights of an LPG without class probability for one with it: wherever a prompt enters, one more input channel.
 
     The prompt comes first in the stem ([class_prob, box_mask, R, G, B]) and last in the decoder's levels, there as

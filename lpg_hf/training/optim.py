@@ -14,7 +14,7 @@ MOMENTUM = 0.9
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def poly_factor(step: int, num_steps: int) -> float:
+def _poly_factor(step: int, num_steps: int) -> float:
     """Share of the initial learning rate at an optimiser step, 0 at `num_steps` (Table I)."""
     return (1 - step / num_steps) ** POLY_POWER
 
@@ -26,7 +26,7 @@ def rate_factor(step: int, num_steps: int, schedule: str) -> float:
         schedule: "poly" (Table I), or "cosine" after a linear rise.
     """
     if schedule == "poly":
-        return poly_factor(step, num_steps)
+        return _poly_factor(step, num_steps)
     rise = min(1.0, (step + 1) / max(1, round(WARM_UP * num_steps)))
     return rise * (1 + math.cos(math.pi * step / num_steps)) / 2
 
@@ -77,7 +77,7 @@ def segmenter_groups(model: nn.Module, settings: SegmenterSettings) -> list[dict
                     "weight_decay": decay if kind == "weight" else 0.0,
                 }
             )
-    check_complete(model, groups)
+    _check_complete(model, groups)
     return groups
 
 
@@ -90,11 +90,11 @@ def lpg_groups(model: nn.Module, settings: LPGSettings) -> list[dict]:
         "lr": settings.learning_rate,
         "weight_decay": settings.weight_decay,
     }
-    check_complete(model, [group])
+    _check_complete(model, [group])
     return [group]
 
 
-def check_complete(model: nn.Module, groups: list[dict]) -> None:
+def _check_complete(model: nn.Module, groups: list[dict]) -> None:
     """Raises RuntimeError unless every trainable parameter is in exactly one group."""
     grouped = [id(p) for g in groups for p in g["params"]]
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}

@@ -108,7 +108,7 @@ def start_run(settings: Settings, record: str) -> Run:
     sharded = [name for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
     if sharded:
         raise ValueError(f"accelerate is to use {sharded[0]}, but every process trains whole networks: leave it out.")
-    precision = usable_precision(run.mixed_precision)
+    precision = _usable_precision(run.mixed_precision)
     overruled = _overruled_flags(precision)
     # Some segmenters of transformers have an auxiliary head that takes no part in the loss, some backbones a last
     # norm.
@@ -165,7 +165,7 @@ def stop_on_refusal(script: str, work: Callable[[], object]) -> None:
         sys.exit(f"{script}: {error}")
 
 
-def usable_precision(mixed_precision: str) -> str:
+def _usable_precision(mixed_precision: str) -> str:
     """`mixed_precision`, with auto resolved for this process's device; warns of bf16 on a CPU that must emulate it."""
     device = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else usable_device()
     native = resolve_dtype("auto", device) == torch.bfloat16

@@ -86,14 +86,14 @@ def segment(job: SegmentJob) -> list[str]:
         if isinstance(image, Exception):
             bad.append(f"{name}: {image}")
             continue
-        probs = class_probabilities(segmenter, image, job.scales)
+        probs = _class_probabilities(segmenter, image, job.scales)
         if job.crf:
             probs = after_dense_crf(segmenter.model, image, probs)
         write_label_map(job.out / "masks" / mask_name(name), probs.argmax(axis=0).astype(value_type))
     return bad
 
 
-def class_probabilities(segmenter: SegmenterProbs, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
+def _class_probabilities(segmenter: SegmenterProbs, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
     """The softmax at all pixels, averaged over scales of the image.
 
     Args:

@@ -53,7 +53,7 @@ class Phase:
     schedule: str = "poly"
 
 
-def micro_batches(network: str, settings: LPGSettings | SegmenterSettings, num_processes: int) -> list[list[int]]:
+def _micro_batches(network: str, settings: LPGSettings | SegmenterSettings, num_processes: int) -> list[list[int]]:
     """The sizes of each process's micro-batches in one step; shares and micro-batches differ by 1 image at most.
 
     Args:
@@ -73,13 +73,13 @@ def micro_batches(network: str, settings: LPGSettings | SegmenterSettings, num_p
 
 
 def check_batch(run: Run, network: str, model: nn.Module) -> list[list[int]]:
-    """The `micro_batches` of a network in a run.
+    """The `_micro_batches` of a network in a run.
 
     Raises:
         ValueError: see there; or batch norms would wait for processes that have fewer micro-batches.
     """
     section = getattr(run.settings, network)
-    shares = micro_batches(network, section, run.accelerator.num_processes)
+    shares = _micro_batches(network, section, run.accelerator.num_processes)
     num_norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.train().modules())
     if len(shares[0]) > len(shares[-1]) and run.settings.run.sync_batch_norm and num_norms:
         raise ValueError(
@@ -204,14 +204,14 @@ def _prepare_network(run: Run, model: nn.Module) -> None:
     """Brings the network to the device, and into training mode."""
     device = run.accelerator.device
     model.to(device)
-    if trains_in_channels_last(model, device):
+    if _trains_in_channels_last(model, device):
         cast(Any, model).to(memory_format=torch.channels_last)
     model.train()
     if run.settings.run.sync_batch_norm and run.accelerator.num_processes > 1:
         synchronize_batch_norms(model)
 
 
-def trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
+def _trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
     """False for the networks on whose gradients torch 2.13 corrupts the heap (a crash, or wrong weights without one).
 
     On CPUs that is the float32 backward pass of a strided 1x1 convolution with fewer than 16 input channels in
@@ -255,7 +255,7 @@ def _backward(run: Run, phase: Phase, model: nn.Module, batch: dict, loss_of: Lo
     names = batch.pop("names")
     device = run.accelerator.device
     weight = len(names) * run.accelerator.num_processes / phase.settings.batch_size
-    loss = loss_of(model, {k: to_device(v, device) for k, v in batch.items()}) * weight
+    loss = loss_of(model, {k: _to_device(v, device) for k, v in batch.items()}) * weight
     run.accelerator.backward(loss)
     return names, loss.detach()
 
@@ -371,7 +371,7 @@ def remove_checkpoints(run: Run, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def to_device(value: Tensor, device: torch.device) -> Tensor:
+def _to_device(value: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; (B, C, H, W) ones in channels_last."""
     value = value.to(device, non_blocking=True)
     return value.to(memory_format=torch.channels_last) if value.dim() == 4 else value

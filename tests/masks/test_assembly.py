@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf.boxes import box_slices
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage, Patch
-from lpg_hf.masks.assembly import AssemblyOptions, _window_to_rle, assemble, by_position, clean_foreground
+from lpg_hf.masks.assembly import AssemblyOptions, _clean_foreground, _window_to_rle, assemble, by_position
 from lpg_hf.masks.fusion import OVERLAP_RULES
 
 
@@ -218,7 +218,7 @@ def test_cleaning_drops_specks_and_fills_small_holes_and_nothing_else():
     raw = specked()
     expected = raw > 0.5
     expected[10:13, 10:13], expected[5:8, 35:38] = True, False
-    cleaned = clean_foreground(raw)
+    cleaned = _clean_foreground(raw)
     assert np.array_equal(cleaned > 0.5, expected)
     same = (raw > 0.5) == expected
     assert np.array_equal(cleaned[same], raw[same]) and cleaned[11, 11] == np.nextafter(np.float32(0.5), np.float32(1))
@@ -229,9 +229,9 @@ def test_cleaning_keeps_the_largest_part_and_leaves_clean_masks_alone():
     dust = np.zeros((200, 200), dtype=np.float32)
     dust[::4, ::4] = 1
     dust[100:102, 101] = 1
-    assert (clean_foreground(dust) > 0.5).sum() == 3
+    assert (_clean_foreground(dust) > 0.5).sum() == 3
     for raw in (np.zeros((9, 9), np.float32), np.ones((9, 9), np.float32), np.ones((1, 1), np.float32)):
-        assert clean_foreground(raw) is raw
+        assert _clean_foreground(raw) is raw
 
 
 @pytest.mark.parametrize("per", ["class", "instance"])

@@ -18,7 +18,7 @@ from lpg_hf.models.configuration_lpg import BACKBONES, ENCODERS, LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.imagenet import load_encoder_imagenet
 from lpg_hf.models.modeling_lpg import LPGModel, _SqueezeNetEncoder
-from lpg_hf.training.models import widen_inputs
+from lpg_hf.training.models import _widen_inputs
 
 
 auto.register()
@@ -597,7 +597,7 @@ def test_a_checkpoint_runs_as_remote_code_where_lpg_hf_is_not_installed(backbone
 @pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_widened_network_computes_what_the_narrow_one_did(backbone):
     narrow, wide = build(backbone, use_class_prob=False), build(backbone)
-    wide.load_state_dict(widen_inputs(narrow.state_dict(), wide.state_dict()))
+    wide.load_state_dict(_widen_inputs(narrow.state_dict(), wide.state_dict()))
     values = inputs(64, 64, batch=2)
     values["box_mask"] += torch.randn(values["box_mask"].shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -610,7 +610,7 @@ def test_widened_network_computes_what_the_narrow_one_did(backbone):
 @pytest.mark.parametrize("backbone", SMALL_BACKBONES)
 def test_widened_network_learns_to_use_the_class_prob(backbone):
     narrow, wide = build(backbone, use_class_prob=False), build(backbone)
-    before = widen_inputs(narrow.state_dict(), wide.state_dict())
+    before = _widen_inputs(narrow.state_dict(), wide.state_dict())
     wide.load_state_dict(before)
     wide(**inputs(64, 64), labels=random_labels(64, 64)).loss.backward()
     widened = [name for name, value in narrow.state_dict().items() if value.shape != before[name].shape]

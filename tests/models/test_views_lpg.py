@@ -10,16 +10,16 @@ from lpg_hf.models import views_lpg
 from lpg_hf.models.views_lpg import (
     Augmentation,
     View,
+    _box_window,
+    _touched_pixels,
     box_mask_of_view,
     box_views,
-    box_window,
     image_to_view,
     image_views,
     pixel_range,
     random_box_view,
     random_image_view,
     random_window,
-    touched_pixels,
     visible_part,
 )
 
@@ -314,10 +314,10 @@ def test_box_views_are_one_per_box_in_the_order_given():
 
 
 def test_window_is_a_square_around_the_box_with_the_margin_on_each_side():
-    assert box_window(np.array([20, 30, 60, 50]), 0.25) == (10, 10, 70, 70)
-    assert box_window(np.array([20, 30, 60, 50]), 0.0) == (20, 20, 60, 60)
+    assert _box_window(np.array([20, 30, 60, 50]), 0.25) == (10, 10, 70, 70)
+    assert _box_window(np.array([20, 30, 60, 50]), 0.0) == (20, 20, 60, 60)
     for box in BOXES.values():
-        x1, y1, x2, y2 = box_window(np.array(box), 0.25)
+        x1, y1, x2, y2 = _box_window(np.array(box), 0.25)
         assert x2 - x1 == y2 - y1 >= 1
         assert abs((x1 + x2) / 2 - (box[0] + box[2]) / 2) <= 0.5 and abs((y1 + y2) / 2 - (box[1] + box[3]) / 2) <= 0.5
 
@@ -327,9 +327,9 @@ def test_window_holds_every_pixel_that_the_box_touches(context):
     rng = np.random.default_rng(0)
     corner, extent = rng.uniform(-3, 40, (2000, 2)), 10 ** rng.uniform(-2.5, 1.5, (2000, 2))
     for box in np.hstack([corner, corner + extent]):
-        left, top, right, bottom = box_window(box, context)
+        left, top, right, bottom = _box_window(box, context)
         for (low, high), edges in (((left, right), box[[0, 2]]), ((top, bottom), box[[1, 3]])):
-            first, last = touched_pixels(*edges)
+            first, last = _touched_pixels(*edges)
             assert low <= first < last <= high, box
         assert right - left == bottom - top
 

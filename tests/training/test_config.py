@@ -11,7 +11,7 @@ from tiny_run import ROOT, changed, nested, settings_of
 
 from lpg_hf.training.config import Settings, check_same_run, flat, record_run
 from lpg_hf.training.parsing import parse_settings, read_yaml, settings_from_dict
-from lpg_hf.training.steps import micro_batches
+from lpg_hf.training.steps import _micro_batches
 
 
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.yaml"))
@@ -29,7 +29,7 @@ def test_every_configuration_of_the_repository_parses_and_trains_on_1_to_8_proce
     for processes in range(1, 9):
         for network in ("lpg", "segmenter"):
             section = getattr(settings, network)
-            shares = micro_batches(network, section, processes)
+            shares = _micro_batches(network, section, processes)
             assert sum(map(sum, shares)) == section.batch_size
 
 

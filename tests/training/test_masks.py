@@ -25,7 +25,7 @@ from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from lpg_hf.training import masks as masks_module
 from lpg_hf.training.config import flat
 from lpg_hf.training.data import load_aux, load_eval, load_target
-from lpg_hf.training.masks import cache_class_probs, check_distinct, size_batches, write_pseudo_masks
+from lpg_hf.training.masks import _size_batches, cache_class_probs, check_distinct, write_pseudo_masks
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run
@@ -275,7 +275,7 @@ def test_two_images_never_share_a_mask_file():
 
 
 def test_batches_hold_every_image_once_and_one_padded_size(rows):
-    batches = size_batches(rows, 4)
+    batches = _size_batches(rows, 4)
     assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
     assert max(len(batch) for batch in batches) <= 4
 

@@ -16,9 +16,9 @@ from lpg_hf import (
 )
 from lpg_hf.training.config import SegmenterSettings
 from lpg_hf.training.optim import (
+    _check_complete,
+    _poly_factor,
     build_optimizer,
-    check_complete,
-    poly_factor,
     rate_factor,
     segmenter_groups,
     set_learning_rate,
@@ -65,9 +65,9 @@ def test_the_head_of_both_deeplabs_is_the_classifier():
 def test_an_incomplete_grouping_is_refused():
     model = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="bias"):
-        check_complete(model, [{"params": [model.weight]}])
+        _check_complete(model, [{"params": [model.weight]}])
     with pytest.raises(RuntimeError):
-        check_complete(model, [{"params": [model.weight, model.bias]}, {"params": [model.bias]}])
+        _check_complete(model, [{"params": [model.weight, model.bias]}, {"params": [model.bias]}])
 
 
 def test_a_network_without_a_known_head_is_refused():
@@ -76,7 +76,7 @@ def test_a_network_without_a_known_head_is_refused():
 
 
 def test_poly_goes_from_one_to_zero_over_the_steps():
-    curve = [poly_factor(step, 100) for step in range(101)]
+    curve = [_poly_factor(step, 100) for step in range(101)]
     assert curve[0] == 1 and curve[100] == 0 and curve == sorted(curve, reverse=True)
     assert curve[50] == pytest.approx(0.5**0.9)
 
@@ -91,7 +91,7 @@ def test_the_schedule_keeps_the_ratios_of_the_groups():
 
 
 def test_the_rate_falls_as_poly_or_after_a_rise_as_cosine():
-    assert [rate_factor(t, 10, "poly") for t in range(10)] == [poly_factor(t, 10) for t in range(10)]
+    assert [rate_factor(t, 10, "poly") for t in range(10)] == [_poly_factor(t, 10) for t in range(10)]
     factors = [rate_factor(t, 1000, "cosine") for t in range(1001)]
     assert factors[0] == pytest.approx(1 / 20) and max(factors) == factors[19] < 1
     assert factors[500] == pytest.approx(0.5) and factors[1000] == pytest.approx(0)

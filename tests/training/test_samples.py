@@ -16,7 +16,7 @@ from lpg_hf.training.labels import MaskLabels, SemiLabels, box_labels, true_labe
 from lpg_hf.training.models import Normalization, lpg_processor
 from lpg_hf.training.run import Run
 from lpg_hf.training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
-from lpg_hf.training.steps import micro_batches
+from lpg_hf.training.steps import _micro_batches
 
 
 class Entries(Positions):
@@ -29,7 +29,7 @@ NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 def entries(samples, start, stop, batch_size=3, rank=0, processes=1, micro=None):
     section = LPGSettings(batch_size=batch_size, micro_batch_size=micro)
-    batches = StepBatches(micro_batches("lpg", section, processes), rank, start, stop)
+    batches = StepBatches(_micro_batches("lpg", section, processes), rank, start, stop)
     loader = step_loader(samples, batches, num_workers=0, pin_memory=False)
     return [value for batch in loader for value in zip(batch["entry"].tolist(), batch["draw"].tolist())]
 
@@ -57,11 +57,11 @@ def test_processes_share_the_global_batch_of_one(processes, micro):
 
 
 def test_micro_batches_are_even_and_no_larger_than_asked():
-    assert micro_batches("lpg", LPGSettings(batch_size=10, micro_batch_size=3), 1) == [[3, 3, 2, 2]]
-    assert micro_batches("lpg", LPGSettings(batch_size=10, micro_batch_size=1), 3) == [[1] * 4, [1] * 3, [1] * 3]
-    assert micro_batches("lpg", LPGSettings(batch_size=30, micro_batch_size=8), 4) == [[8], [8], [7], [7]]
+    assert _micro_batches("lpg", LPGSettings(batch_size=10, micro_batch_size=3), 1) == [[3, 3, 2, 2]]
+    assert _micro_batches("lpg", LPGSettings(batch_size=10, micro_batch_size=1), 3) == [[1] * 4, [1] * 3, [1] * 3]
+    assert _micro_batches("lpg", LPGSettings(batch_size=30, micro_batch_size=8), 4) == [[8], [8], [7], [7]]
     with pytest.raises(ValueError, match="lpg.batch_size=7 is less than one image for each of the 8 processes"):
-        micro_batches("lpg", LPGSettings(batch_size=7), 8)
+        _micro_batches("lpg", LPGSettings(batch_size=7), 8)
 
 
 @pytest.mark.parametrize("num_entries", [1, 5])

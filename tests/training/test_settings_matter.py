@@ -11,7 +11,7 @@ from lpg_hf.training.labels import box_labels
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run
 from lpg_hf.training.samples import LPGViews, SegmenterCrops
-from lpg_hf.training.steps import train_lpg, train_segmenter, trains_in_channels_last
+from lpg_hf.training.steps import _trains_in_channels_last, train_lpg, train_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +172,10 @@ def test_networks_too_narrow_for_channels_last_on_a_cpu_train_without_it(base, r
     seen = []
 
     def spied(model, device):
-        seen.append(trains_in_channels_last(model, device))
+        seen.append(_trains_in_channels_last(model, device))
         return seen[-1]
 
-    monkeypatch.setattr("lpg_hf.training.steps.trains_in_channels_last", spied)
+    monkeypatch.setattr("lpg_hf.training.steps._trains_in_channels_last", spied)
     lpg = base.lpg.config | {"embedding_size": 8, "hidden_sizes": [8, 8]}
     segmenter = base.segmenter.config | {"stem_size": 8, "hidden_sizes": [8, 8, 8, 8]}
     narrow = changed(base, {"lpg.config": lpg, "segmenter.config": segmenter})

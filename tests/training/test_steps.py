@@ -13,7 +13,7 @@ from lpg_hf.training.checkpoint import Checkpoints, average_weights
 from lpg_hf.training.data import load_aux, load_target
 from lpg_hf.training.labels import box_labels
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
-from lpg_hf.training.run import Run, start_run, usable_precision
+from lpg_hf.training.run import Run, _usable_precision, start_run
 from lpg_hf.training.samples import LPGViews, SegmenterCrops
 from lpg_hf.training.steps import check_batch, train_lpg, train_segmenter
 
@@ -337,8 +337,8 @@ def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch, native):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert usable_precision("auto") == ("bf16" if native else "no")
-        assert [usable_precision(name) for name in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+        assert _usable_precision("auto") == ("bf16" if native else "no")
+        assert [_usable_precision(name) for name in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
     assert [str(w.message).startswith("mixed_precision=bf16, but this CPU") for w in caught] == [True] * (not native)
 
 

@@ -19,7 +19,7 @@ from lpg_hf.images import read_rgb
 from lpg_hf.label_maps import read_label_map
 from lpg_hf.training.models import build_segmenter
 from lpg_hf.training.own_data import OwnJob
-from lpg_hf.training.segment import SegmentJob, class_probabilities, segment
+from lpg_hf.training.segment import SegmentJob, _class_probabilities, segment
 from lpg_hf.training.train_on_boxes import _settings, train_on_boxes
 
 
@@ -129,8 +129,8 @@ def test_segment_writes_the_argmax_and_resumes(trained, data, tmp_path, capsys):
 def test_scales_are_averaged(trained):
     segmenter = SegmenterProbs.from_pretrained(trained[0])
     image = np.random.default_rng(0).integers(0, 255, (48, 70, 3), dtype=np.uint8)
-    each = [class_probabilities(segmenter, image, (scale,)) for scale in (0.5, 1.0, 1.5)]
-    together = class_probabilities(segmenter, image, (0.5, 1.0, 1.5))
+    each = [_class_probabilities(segmenter, image, (scale,)) for scale in (0.5, 1.0, 1.5)]
+    together = _class_probabilities(segmenter, image, (0.5, 1.0, 1.5))
     assert together.shape == (5, 48, 70) and not np.allclose(each[0], each[1])
     assert np.allclose(together, sum(each) / 3, atol=1e-6) and np.allclose(together.sum(axis=0), 1, atol=1e-5)
 
