@@ -83,6 +83,10 @@ class RunSettings:
             )
 
 
+# Not settings of their own: what a file that is out of the ordinary needs.
+_READ_FIELDS = {"object_value", "box_format", "encoding", "stored_frame", "skip_ambiguous", "max_pixels"}
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Images with boxes, and with masks where masks are needed."""
@@ -94,17 +98,20 @@ class DataSettings:
     split: str | None = None
     classes: str | tuple[str, ...] | None = None  # None: all
     zero_based: bool = False  # VOC xml files whose corners are 0-based and end exclusive
-    object_value: int | None = None  # value of VOC class masks that marks the object of the only class, e.g. 255
-    box_format: str | None = None  # of a dataset or COCO file: xywh (null), xyxy, cxcywh, yolo or voc; of YOLO: obb
-    encoding: str | None = None  # of text files that are not UTF-8, e.g. cp1252
-    stored_frame: bool = False  # labels fit the images as they are stored, before their EXIF rotation
-    skip_ambiguous: bool = False  # COCO: leave out all images that share an id, instead of an error
+    read: dict = field(default_factory=dict)  # further fields of ReadOptions, such as {encoding: cp1252}
     allow_missing: bool = False  # skip images, masks or annotation files that do not exist
     size_mismatch: str = "skip"  # COCO and VOC: image of another size than stated: skip, error, or rescale (boxes)
     drop_difficult: bool = False  # VOC objects flagged difficult
 
     def __post_init__(self):
         _choose(self, format=FORMATS, size_mismatch=SIZE_MISMATCH_CHOICES)
+        for name, value in self.read.items():
+            if name not in _READ_FIELDS:
+                raise ValueError(f"read.{name} is unknown. Choose of {', '.join(sorted(_READ_FIELDS))}.")
+            is_flag = isinstance(getattr(ReadOptions, name), bool)
+            if is_flag != isinstance(value, bool):
+                raise ValueError(f"read.{name}={value!r} must {'' if is_flag else 'not '}be true or false.")
+        self.read_options(masks=False)
 
     def read_options(self, masks: bool) -> ReadOptions:
         """How the annotations are read."""
@@ -113,13 +120,9 @@ class DataSettings:
             classes=self.classes,
             masks=masks,
             zero_based=self.zero_based,
-            object_value=self.object_value,
-            skip_ambiguous=self.skip_ambiguous,
-            stored_frame=self.stored_frame,
-            encoding=self.encoding,
-            box_format=self.box_format,
             allow_missing=self.allow_missing,
             size_mismatch=self.size_mismatch,
+            **self.read,
         )
 
 

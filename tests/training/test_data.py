@@ -40,6 +40,31 @@ def test_missing_images_are_an_error_unless_they_may_be_missing(own, tmp_path, c
             assert "missing_image: 1 (image that does not exist; image " in capsys.readouterr().out
 
 
+def test_what_a_file_out_of_the_ordinary_needs_is_handed_to_its_reader(own, tmp_path):
+    expected = load_aux(own({}))[0]["objects"]["bbox"]
+    path = tmp_path / "data" / "aux" / "annotations.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for item in content["annotations"]:
+        x, y, width, height = item["bbox"]
+        item["bbox"] = [x, y, x + width, y + height]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    np.testing.assert_allclose(load_aux(own({"aux.read": {"box_format": "xyxy"}}))[0]["objects"]["bbox"], expected)
+
+
+@pytest.mark.parametrize(
+    "read, message",
+    [
+        ({"masks": True}, "read.masks is unknown. Choose of box_format, encoding, "),
+        ({"stored_frame": "yes"}, "read.stored_frame='yes' must be true or false"),
+        ({"object_value": True}, "read.object_value=True must not be true or false"),
+        ({"encoding": "utf-9"}, "encoding='utf-9' is unknown"),
+    ],
+)
+def test_what_a_reader_does_not_know_is_refused(own, read, message):
+    with pytest.raises(ValueError, match=message):
+        own({"aux.read": read})
+
+
 def test_images_of_another_size_than_stated_are_skipped_refused_or_rescaled(own, tmp_path):
     path = tmp_path / "data" / "aux" / "annotations.json"
     content = json.loads(path.read_text(encoding="utf-8"))
