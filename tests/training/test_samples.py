@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import pickle
 from shutil import copytree
 
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_run import changed
 
+from lpg_hf.data.load import load_boxes
 from lpg_hf.training.config import LPGSettings
 from lpg_hf.training.data import load_aux, load_target
 from lpg_hf.training.labels import MaskLabels, SemiLabels, box_labels, true_labels
@@ -97,6 +99,29 @@ def test_phases_and_seeds_draw_differently():
 def lpg_views(settings):
     rows = load_aux(Run(Accelerator(cpu=True), settings))
     return LPGViews(rows, lpg_processor(settings), settings, "phase", None)
+
+
+@pytest.mark.parametrize("view", ["image", "box"])
+@pytest.mark.parametrize("size", [(1, 60), (60, 1)])
+def test_an_image_one_pixel_high_or_wide_is_trained_on(settings, tmp_path, view, size):
+    height, width = size
+    x, y = (width - 1) // 2, (height - 1) // 2  # The object is the second half.
+    Image.new("RGB", (width, height), "red").save(tmp_path / "a.png")
+    outline = [x, y, width, y, width, height, x, height]
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [outline]}
+    annotation["bbox"] = [x, y, width - x, height - y]
+    image = {"id": 1, "file_name": "a.png", "width": width, "height": height}
+    content = {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    rows = load_boxes(tmp_path / "a.json", masks=True)
+    changes = {"lpg.processor.view": view, "lpg.min_box_side": 0, "lpg.degrade": 0.5 * (view == "box")}
+    thin = changed(settings, changes | {"lpg.color_jitter": 0.2})
+    views = LPGViews(rows, lpg_processor(thin), thin, "phase", None)
+    crops = SegmenterCrops(rows, NORMALIZATION, thin, "phase", true_labels)
+    for samples in (views, crops):
+        drawn = [samples[position] for position in range(12)]
+        assert all(np.isfinite(sample["pixel_values"]).all() for sample in drawn)
+        assert any((sample["labels"] == 1).any() for sample in drawn)
 
 
 @pytest.mark.parametrize("view", ["image", "box"])
