@@ -81,23 +81,23 @@ def with_usual_columns(dataset: Dataset, root: str, options: ReadOptions, report
     kept, rows = [], []
     taken: set[str] = set()
     for number, row in enumerate(light):
-        picture = undecoded[number]["image"] or {}
-        name = _file_name(row, picture, number, root, taken)
-        size = (row["height"], row["width"]) if states_size else _size(picture, name, options, report)
+        entry = undecoded[number]["image"] or {}
+        name = _file_name(row, entry, number, root, taken)
+        size = (row["height"], row["width"]) if states_size else _size(entry, name, options, report)
         if size is None:
             continue
         kept.append(number)
         rows.append(values.row(row, name, size, options.box_format or "xywh"))
     made = Dataset.from_list(rows, features=values.features())
-    pictures = undecoded if len(kept) == len(undecoded) else undecoded.select(kept)
-    result = concatenate_datasets([pictures.cast_column("image", Image()), made], axis=1)
+    images = undecoded if len(kept) == len(undecoded) else undecoded.select(kept)
+    result = concatenate_datasets([images.cast_column("image", Image()), made], axis=1)
     result.info.builder_name = dataset.info.builder_name
     return result
 
 
-def _size(picture: dict, name: str, options: ReadOptions, report: Report) -> tuple[int, int] | None:
+def _size(image: dict, name: str, options: ReadOptions, report: Report) -> tuple[int, int] | None:
     """(height, width) of an undecoded image; None (and counted) if it cannot be opened."""
-    source = BytesIO(picture["bytes"]) if picture.get("bytes") else picture.get("path")
+    source = BytesIO(image["bytes"]) if image.get("bytes") else image.get("path")
     try:
         if source is None:
             raise ImageProblem("unreadable_image", f"the row of {name} holds no image")
@@ -107,16 +107,16 @@ def _size(picture: dict, name: str, options: ReadOptions, report: Report) -> tup
         return None
 
 
-def _file_name(row: dict, picture: dict, number: int, root: str, taken: set[str]) -> str:
+def _file_name(row: dict, image: dict, number: int, root: str, taken: set[str]) -> str:
     """The name of an image: as stated, else of its file, else the number of the row; each is given once."""
     stated = next((row[key] for key in _NAME_KEYS if isinstance(row.get(key), str) and row[key]), None)
-    path = picture.get("path")
+    path = image.get("path")
     if stated is None and path:
         folder = f"{unicode_path(root)}/"
         path = path.replace("\\", "/")
         stated = path.removeprefix(folder) if path.startswith(folder) else os.path.basename(path)
     if stated is None or stated in taken:
-        suffix = {b"\xff\xd8": ".jpg", b"\x89P": ".png"}.get((picture.get("bytes") or b"")[:2], ".png")
+        suffix = {b"\xff\xd8": ".jpg", b"\x89P": ".png"}.get((image.get("bytes") or b"")[:2], ".png")
         stated = f"{number:06d}{os.path.splitext(stated)[1] if stated else suffix}"
     taken.add(stated)
     return stated
