@@ -627,6 +627,13 @@ def test_names_that_lead_outside_are_refused(coco_tree, tmp_path, name):
     assert report.counts == {"unsafe_path": 1} and "image 1" in report.places["unsafe_path"][0]
 
 
+def test_an_image_with_another_suffix_in_a_folder_that_no_one_stated_is_another_image(coco_tree):
+    coco_tree.content["images"][0]["file_name"] = "batch_1/000000.jpg"
+    coco_tree.add_picture("elsewhere/000000.png")
+    with pytest.raises(FileNotFoundError, match="none of the 1 images exists"):
+        read(coco_tree, allow_missing=False)
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "photos/a.JPEG", "C:\\data\\a.tif"])
 def test_an_image_with_another_suffix_is_used_and_counted(coco_tree, name):
     coco_tree.content["images"][0]["file_name"] = name

@@ -42,9 +42,9 @@ class MatchedImages:
 def match_images(folder: str, stated: Sequence[StatedImage], report: Report) -> MatchedImages:
     """Find images by their whole name, and those that are not there by the end of it.
 
-    The longest end that fits some image counts, and if none does, the longest one without its suffix. It must fit one
-    image only, which no other entry of the file means: else an image whose own folder is missing would get the labels
-    of another.
+    The longest end that fits some image counts, and if none does, the longest one that is the whole name of an image
+    but for its suffix. It must fit one image only, which no other entry of the file means: else an image whose own
+    folder is missing would get the labels of another.
 
     Args:
         folder: of the images, absolute, forward slashes; nothing outside is found.
@@ -114,6 +114,8 @@ class ImageFinder:
                 if fitting and text in texts:
                     is_whole = text == image.name == "/".join(parts[-length:])
                     return fitting, None if is_whole else "image_by_name"
+                # In a folder that the name does not state, the same number means another image.
+                fitting = [name for name in fitting if os.path.splitext(name)[0] == "/".join(parts[-length:])]
                 if fitting:
                     return fitting, "other_suffix"
         return [], None
