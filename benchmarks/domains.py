@@ -22,11 +22,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lpg_hf._files import write_json
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import evenly, open_source
 from lpg_hf.evaluation.compare import ComparedData, Comparison, measure
-from lpg_hf.files import write_json
 from lpg_hf.generators.base import GeneratorOptions
 from lpg_hf.generators.bundle import BUNDLED, bundled
 

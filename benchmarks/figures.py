@@ -19,13 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from lpg_hf import load_generator
+from lpg_hf._files import write_json
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
+from lpg_hf.evaluation._truth import ImageTruth, Truth
 from lpg_hf.evaluation.compare import ComparedData
-from lpg_hf.evaluation.truth import ImageTruth, Truth
-from lpg_hf.files import write_json
 from lpg_hf.generators.base import BoxedImage, MaskGenerator
 from lpg_hf.masks.assembly import ImageMasks, assemble, boxed_image
 from lpg_hf.metrics.box_masks import BoxMaskScores

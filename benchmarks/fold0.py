@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lpg_small import COCO_NAME_OF_VOC, joined
 from benchmarks.voc_target import forget_other_source
-from lpg_hf.data.formats.voc import read_voc, write_voc
+from lpg_hf._files import write_atomically
+from lpg_hf.data._formats.voc import read_voc, write_voc
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.files import write_atomically
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS, IGNORE_INDEX, VOC_CLASSES
 

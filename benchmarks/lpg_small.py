@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.domains import BoxSet
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.voc import read_voc
+from lpg_hf.data._formats.voc import read_voc
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.evaluation.compare import measure
 from lpg_hf.hub import write_card

@@ -18,11 +18,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf import bundled, load_generator
-from lpg_hf.data.formats.coco_forms import rle_to_polygons
+from lpg_hf._files import read_text
+from lpg_hf.data._formats.coco_forms import rle_to_polygons
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import evenly, open_source
-from lpg_hf.files import read_text
 from lpg_hf.generators.base import BoxedImage
 from lpg_hf.masks.assembly import AssemblyOptions, BoxMask, assemble, boxed_image
 from lpg_hf.metrics.box_masks import as_mask

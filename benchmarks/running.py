@@ -20,8 +20,8 @@ import yaml
 
 from benchmarks.cells import Cell, as_used, differences, expand, json_like
 from benchmarks.history import with_sections
+from lpg_hf._files import write_atomically
 from lpg_hf.devices import resolve_dtype
-from lpg_hf.files import write_atomically
 from lpg_hf.training.config import public_settings
 from lpg_hf.training.models import package_versions
 from lpg_hf.training.parsing import merged, read_yaml, settings_from_dict

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lpg_hf._files import walk_files
 from lpg_hf.evaluation.compare import evenly
-from lpg_hf.files import walk_files
 from lpg_hf.images import IMAGE_SUFFIXES, read_rgb
 from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.visualize import colour_index, overlay, panel

@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lpg_hf.files import write_json
+from lpg_hf._files import write_json
 
 
 def thin_things(content: dict, classes: list[str], num_images: int, without: set[str]) -> dict:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lpg_hf.files import write_atomically
+from lpg_hf._files import write_atomically
 
 
 SPLITS = ("train", "train_val20")

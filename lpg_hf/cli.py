@@ -328,8 +328,8 @@ def _finetune(
 
     Example: `lpg-hf finetune my.json --images photos --out my-lpg`
     """
+    from lpg_hf.training._own_data import OwnJob
     from lpg_hf.training.finetune import finetune
-    from lpg_hf.training.own_data import OwnJob
 
     options = _read_options(split, read_flags, max_pixels, size_mismatch, masks=True)
     finetune(OwnJob(annotations, out, images, format, options, model, steps, seed), typer.echo)
@@ -369,8 +369,8 @@ def _train(
 
     Example: `lpg-hf train boxes.json --images photos --segmenter nvidia/mit-b0 --out my-segmenter`
     """
-    from lpg_hf.training.own_data import OwnJob
-    from lpg_hf.training.train_on_boxes import train_on_boxes
+    from lpg_hf.training._own_data import OwnJob
+    from lpg_hf.training._train_on_boxes import train_on_boxes
 
     options = _read_options(split, read_flags, max_pixels, size_mismatch, masks=True)
     job = OwnJob(annotations, out, images, format, options, model, steps, seed)
@@ -399,8 +399,8 @@ def _segment(
 
     Example: `lpg-hf segment my-segmenter VOC2012 --split val --crf --out predicted --truth VOC2012/SegmentationClass`
     """
+    from lpg_hf._files import write_json
     from lpg_hf.evaluation.evaluate import evaluate
-    from lpg_hf.files import write_json
     from lpg_hf.images import MAX_PIXELS
     from lpg_hf.training.segment import SegmentJob, segment
 
@@ -643,7 +643,7 @@ def _prepare_data(
 
     Example: `lpg-hf prepare-data voc-aug --out data --archives Downloads`
     """
-    from lpg_hf.data.prepare import PrepareOptions, prepare
+    from lpg_hf.data._prepare import PrepareOptions, prepare
 
     prepare(what, PrepareOptions(out, archives, limit, long_side, check=check, log=typer.echo))
 
@@ -668,8 +668,8 @@ def _eval(
 
     Example: `lpg-hf eval masks VOC2012/SegmentationClass --class-names classes.txt --json scores.json`
     """
+    from lpg_hf._files import write_json
     from lpg_hf.evaluation.evaluate import evaluate
-    from lpg_hf.files import write_json
     from lpg_hf.images import MAX_PIXELS
 
     result = evaluate(
@@ -785,8 +785,8 @@ def _compare(
 
     Example: `lpg-hf compare instances.json --images photos --truth instances.json --generators box --out compared`
     """
+    from lpg_hf._files import write_json
     from lpg_hf.evaluation.compare import ComparedData, Comparison, as_dict, compare, table, write
-    from lpg_hf.files import write_json
     from lpg_hf.generators.base import GeneratorOptions
 
     names = None if generators is None else [name.strip() for name in generators.split(",") if name.strip()]

@@ -26,8 +26,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from lpg_hf.cards import write_card
-from lpg_hf.files import check_replaceable
+from lpg_hf._cards import write_card
+from lpg_hf._files import check_replaceable
+from lpg_hf._weight_files import reading_weights, why_unreadable
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
@@ -36,7 +37,6 @@ from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
 from lpg_hf.models.modeling_lpg import LPGModel
-from lpg_hf.weight_files import reading_weights, why_unreadable
 
 
 logger = logging.getLogger(__name__)

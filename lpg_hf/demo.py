@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats.coco import write_coco
+from lpg_hf.data._formats.coco import write_coco
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, GeneratorOptions, MaskGenerator

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from lpg_hf.files import check_replaceable
+from lpg_hf._files import check_replaceable
+from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage
 from lpg_hf.models.modeling_lpg import LPGModel
-from lpg_hf.weight_files import reading_weights
 
 
 OPSETS = range(13, 21)  # of the tracing exporter

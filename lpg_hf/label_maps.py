@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from lpg_hf.files import write_atomically
+from lpg_hf._files import write_atomically
 from lpg_hf.images import MAX_PIXELS, open_image
 from lpg_hf.labels import IGNORE_INDEX, voc_palette
 

@@ -24,7 +24,7 @@ from benchmarks.fold0 import auxiliary, write_target
 from benchmarks.history import with_sections
 from benchmarks.report import duration, render
 from benchmarks.running import ROOT, Bench, Busy, Commands, commands, run_cell, thinned_log
-from lpg_hf.data.formats.voc import read_voc, write_voc
+from lpg_hf.data._formats.voc import read_voc, write_voc
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.synthetic import _write_synthetic_dataset

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from lpg_hf import cards
+from lpg_hf import _cards as cards
 from lpg_hf.hub import write_card
 
 

@@ -136,7 +136,7 @@ def test_the_report_goes_to_a_new_folder_and_is_complete_or_absent(data, tmp_pat
     def stop(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr("lpg_hf.files.os.replace", stop)
+    monkeypatch.setattr("lpg_hf._files.os.replace", stop)
     assert run(capsys, "check", path, "--json", tmp_path / "new" / "folder" / "s.json")[0] == 2
     assert [file.name for file in (tmp_path / "new" / "folder").iterdir()] == ["r.json"]
 

@@ -24,7 +24,7 @@ from huggingface_hub import HfApi, RepoCard
 from PIL import Image
 
 from lpg_hf.cli import main
-from lpg_hf.data.formats.coco import read_coco
+from lpg_hf.data._formats.coco import read_coco
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.generators.base import Patch

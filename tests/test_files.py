@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from lpg_hf.data.formats.json_files import read_json
-from lpg_hf.files import json_text, read_bytes, read_head, read_text, unicode_path, write_json
+from lpg_hf._files import json_text, read_bytes, read_head, read_text, unicode_path, write_json
+from lpg_hf.data._formats.json_files import read_json
 from lpg_hf.images import open_image
 
 
@@ -42,7 +42,7 @@ def test_a_stream_receives_the_bytes_and_is_never_replaced(tmp_path):
 
 
 def test_standard_output_in_a_file_is_appended_to(tmp_path):
-    code = "from lpg_hf.files import write_json\nprint('first', flush=True)\nwrite_json('/dev/stdout', [1])"
+    code = "from lpg_hf._files import write_json\nprint('first', flush=True)\nwrite_json('/dev/stdout', [1])"
     with open(tmp_path / "out.txt", "w") as file:
         subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
     assert (tmp_path / "out.txt").read_text() == "first\n[\n  1\n]\n"

@@ -81,3 +81,15 @@ def test_architecture_page_lists_every_module_once():
     files = {path.relative_to(ROOT).as_posix() for path in modules().values() if path.name != "__init__.py"}
     assert sorted(listed) == sorted(files)
     assert set(re.findall(r"^\d+\. `([^`]+)`", routes, re.MULTILINE)) <= files
+
+
+def test_public_names_are_at_most_260():
+    """Functions and classes of `lpg_hf` without an underscore in their own or in any containing name, as in PEP 8."""
+    public = [
+        f"{name}.{node.name}"
+        for name, path in modules().items()
+        if name.startswith("lpg_hf") and "._" not in name
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert len(public) <= 260, f"{len(public)} public names; what only lpg_hf itself uses belongs in a private module"

@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from lpg_hf.cli import app
-from lpg_hf.data.prepare.weights import WEIGHTS
+from lpg_hf.data._prepare.weights import WEIGHTS
 from lpg_hf.training.parsing import parse_settings
 
 

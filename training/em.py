@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets import Dataset
 
+from lpg_hf._files import write_json
 from lpg_hf.data.load import class_names
-from lpg_hf.files import write_json
 from lpg_hf.training.config import Settings
 from lpg_hf.training.data import check_num_classes, load_aux, rows_digest
 from lpg_hf.training.labels import box_labels

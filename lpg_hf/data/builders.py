@@ -53,11 +53,11 @@ from datasets import (
 )
 from PIL import Image as PILImage
 
-from lpg_hf.data.formats import coco, tools, voc, yolo, yolo_layout
+from lpg_hf._files import fs_path, json_text, unicode_path, write_atomically
+from lpg_hf.data._formats import coco, tools, voc, yolo, yolo_layout
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
-from lpg_hf.files import fs_path, json_text, unicode_path, write_atomically
 from lpg_hf.label_maps import no_class_message
 
 

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats import coco, voc, yolo, yolo_dataset, yolo_layout
-from lpg_hf.data.formats.rle import class_in_box_to_rle
+from lpg_hf._files import fs_path, place_output, resolve_inside, unfinished_folder
+from lpg_hf.data._formats import coco, voc, yolo, yolo_dataset, yolo_layout
+from lpg_hf.data._formats.rle import class_in_box_to_rle
+from lpg_hf.data._painting import paint_label_map
+from lpg_hf.data._recognise import recognise_format, voc_folders
+from lpg_hf.data._upright import upright_size
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
-from lpg_hf.data.painting import paint_label_map
-from lpg_hf.data.recognise import recognise_format, voc_folders
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
-from lpg_hf.data.upright import upright_size
-from lpg_hf.files import fs_path, place_output, resolve_inside, unfinished_folder
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 

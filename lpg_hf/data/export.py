@@ -22,12 +22,12 @@ from datasets import Dataset
 from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from lpg_hf.cards import render_card
-from lpg_hf.data.formats.coco import with_class_names
+from lpg_hf._cards import render_card
+from lpg_hf._files import fs_path, place_output, unfinished_folder, write_atomically
+from lpg_hf.data._formats.coco import with_class_names
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
-from lpg_hf.files import fs_path, place_output, unfinished_folder, write_atomically
 
 
 logger = logging.getLogger(__name__)

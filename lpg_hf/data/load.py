@@ -19,13 +19,13 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever HTTP library the client uses
 )
 
+from lpg_hf._files import fs_path, reading_as, relative_name, resolve_inside, unicode_path, walk_files
+from lpg_hf.data._formats import tools
+from lpg_hf.data._hub_rows import has_usual_columns, with_usual_columns
+from lpg_hf.data._recognise import recognise_format
 from lpg_hf.data.builders import CocoBoxes, ToolBoxes, VocBoxes, YoloBoxes, file_fingerprint, split_name
-from lpg_hf.data.formats import tools
-from lpg_hf.data.hub_rows import has_usual_columns, with_usual_columns
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.data.recognise import recognise_format
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
-from lpg_hf.files import fs_path, reading_as, relative_name, resolve_inside, unicode_path, walk_files
 
 
 logger = logging.getLogger(__name__)

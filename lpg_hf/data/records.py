@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from lpg_hf._rle import Rle
+from lpg_hf.data._upright import upright_box, upright_labels, upright_points, upright_rle, upright_size
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
-from lpg_hf.data.upright import upright_box, upright_labels, upright_points, upright_rle, upright_size
 from lpg_hf.images import ImageProblem, image_orientation, image_size
 from lpg_hf.label_maps import read_label_map
-from lpg_hf.rle import Rle
 
 
 # How far a box may reach over the border before it is counted as clipped: rounding by other tools, and ours.

@@ -9,8 +9,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lpg_hf._files import fs_path, json_text, write_atomically
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.files import fs_path, json_text, write_atomically
 
 
 MAX_PLACES = 10

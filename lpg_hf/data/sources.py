@@ -24,13 +24,14 @@ import numpy as np
 from datasets import Dataset, Image
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.examples import check_size, column_source, mask_column
-from lpg_hf.data.formats import coco, coco_layout, coco_parts, tools, voc, yolo, yolo_layout
-from lpg_hf.data.formats.rle import class_in_box_to_rle, segmentation_to_rle
-from lpg_hf.data.formats.yolo_dataset import place_image
+from lpg_hf._files import fs_path, reading_as, relative_name, unicode_path, walk_files, write_atomically
+from lpg_hf.data._examples import check_size, column_source, mask_column
+from lpg_hf.data._formats import coco, coco_layout, coco_parts, tools, voc, yolo, yolo_layout
+from lpg_hf.data._formats.rle import class_in_box_to_rle, segmentation_to_rle
+from lpg_hf.data._formats.yolo_dataset import place_image
+from lpg_hf.data._recognise import DATASET_FILES, recognise_format, voc_folders
 from lpg_hf.data.load import class_names, load_parquet, objects_per_row
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
-from lpg_hf.data.recognise import DATASET_FILES, recognise_format, voc_folders
 from lpg_hf.data.records import (
     NO_CLASS,
     BoxObject,
@@ -43,7 +44,6 @@ from lpg_hf.data.records import (
     note_corners,
 )
 from lpg_hf.data.report import NothingUsable, Report
-from lpg_hf.files import fs_path, reading_as, relative_name, unicode_path, walk_files, write_atomically
 from lpg_hf.images import ImageProblem, read_rgb
 
 

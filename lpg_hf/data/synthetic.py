@@ -27,8 +27,8 @@ import numpy as np
 import typer
 from PIL import Image
 
+from lpg_hf._rle import encode_mask
 from lpg_hf.labels import voc_palette
-from lpg_hf.rle import encode_mask
 
 
 # Part of the stored settings: raise it when the same arguments draw other images.

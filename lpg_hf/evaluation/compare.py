@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from lpg_hf._files import fs_path, write_atomically, write_json
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import PROBLEMS, Report
 from lpg_hf.data.sources import Source, evenly, open_source
+from lpg_hf.evaluation._truth import ImageTruth, Truth, open_truth
 from lpg_hf.evaluation.evaluate import LabelPairs
-from lpg_hf.evaluation.truth import ImageTruth, Truth, open_truth
-from lpg_hf.files import fs_path, write_atomically, write_json
 from lpg_hf.generators import check_generator, generator_of
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, GeneratorOptions, check_choice
 from lpg_hf.label_maps import no_class_message

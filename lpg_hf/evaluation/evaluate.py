@@ -15,19 +15,19 @@ from statistics import mean
 import numpy as np
 from tqdm import tqdm
 
-from lpg_hf.data.formats.coco import id_text, read_categories
-from lpg_hf.data.formats.json_files import read_json
-from lpg_hf.data.formats.rle import checked_rle, segmentation_to_rle
-from lpg_hf.data.formats.voc import read_class_list
-from lpg_hf.data.painting import crowd_pixels
+from lpg_hf._files import fs_path
+from lpg_hf._rle import Rle, encode_mask
+from lpg_hf.data._formats.coco import id_text, read_categories
+from lpg_hf.data._formats.json_files import read_json
+from lpg_hf.data._formats.rle import checked_rle, segmentation_to_rle
+from lpg_hf.data._formats.voc import read_class_list
+from lpg_hf.data._painting import crowd_pixels
 from lpg_hf.data.records import BoxObject, Geometry, finite_numbers, stated_size
 from lpg_hf.data.report import Report
-from lpg_hf.files import fs_path
 from lpg_hf.images import MAX_PIXELS
 from lpg_hf.label_maps import IGNORE_INDEX_16, no_class_message, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
-from lpg_hf.rle import Rle, encode_mask
 
 
 MAX_NAMED = 10

@@ -46,7 +46,7 @@ def load_generator(
         OSError: a folder or Hub id that does not exist.
     """
     if callable(name):
-        from lpg_hf.generators.function import FunctionGenerator
+        from lpg_hf.generators._function import FunctionGenerator
 
         return FunctionGenerator(name)
     options = GeneratorOptions(
@@ -71,23 +71,23 @@ def generator_of(name: str, options: GeneratorOptions) -> MaskGenerator:
         if value and kind not in users.split():
             raise ValueError(f"{option}={value} is for the generator {users}, not for {name!r}; leave it out.")
     if kind == "box":
-        from lpg_hf.generators.box import BoxGenerator
+        from lpg_hf.generators._box import BoxGenerator
 
         return BoxGenerator()
     if kind == "grabcut":
-        from lpg_hf.generators.grabcut import GrabCutGenerator
+        from lpg_hf.generators._grabcut import GrabCutGenerator
 
         return GrabCutGenerator()
     if kind == "densecrf":
-        from lpg_hf.generators.densecrf import DenseCRFGenerator
+        from lpg_hf.generators._densecrf import DenseCRFGenerator
 
         return DenseCRFGenerator()
     if kind == "saliency":
-        from lpg_hf.generators.saliency import SaliencyGenerator
+        from lpg_hf.generators._saliency import SaliencyGenerator
 
         return SaliencyGenerator(which, batch_size=options.batch_size)
     if kind == "sam":
-        from lpg_hf.generators.sam import SAMGenerator
+        from lpg_hf.generators._sam import SAMGenerator
 
         device, dtype = options.placement()
         return SAMGenerator(which, device, dtype, options.batch_size, revision=options.revision)

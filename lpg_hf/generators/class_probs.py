@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 import lpg_hf.models  # noqa: F401  makes the Auto classes know our segmenters
+from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.base import PAD_MULTIPLE
 from lpg_hf.hub import fetch_stage
-from lpg_hf.weight_files import reading_weights
 
 
 _CELL = 4  # pixels; logits that lie closer together are stored at the centres of cells of this side

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.base import BoxedImage, GeneratorOptions, MaskGenerator, Patch, weights_digest
 from lpg_hf.generators.bundle import bundled, named_stage
 from lpg_hf.generators.class_probs import SegmenterProbs
@@ -20,7 +21,6 @@ from lpg_hf.hub import fetch_stage
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.models.views_lpg import View
-from lpg_hf.weight_files import reading_weights
 
 
 class LPGGenerator(MaskGenerator):

@@ -1,6 +1,6 @@
 """Stages and datasets on the Hub: cards, push and pull. Nothing here imports torch."""
 
-from lpg_hf.cards import write_card
+from lpg_hf._cards import write_card
 from lpg_hf.hub.pull import fetch_stage, pull_run
 from lpg_hf.hub.push import Pushed, PushOptions, PushReport, push_data, push_run
 

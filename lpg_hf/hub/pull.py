@@ -15,9 +15,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from lpg_hf.cards import read_json
-from lpg_hf.hub.client import HTTP_ERROR, HUB_ERRORS, reason
-from lpg_hf.hub.stages import stage_repo_id
+from lpg_hf._cards import read_json
+from lpg_hf.hub._client import HTTP_ERROR, HUB_ERRORS, reason
+from lpg_hf.hub._stages import stage_repo_id
 
 
 # Copies of the weights for other frameworks, which repositories of other people's models hold too.

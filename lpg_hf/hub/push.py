@@ -10,9 +10,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from lpg_hf.cards import read_json
-from lpg_hf.hub.client import HUB_ERRORS, commit_files, reason, repo_info, signed_in
-from lpg_hf.hub.stages import check_stage, find_stages, prepare_stage
+from lpg_hf._cards import read_json
+from lpg_hf.hub._client import HUB_ERRORS, commit_files, reason, repo_info, signed_in
+from lpg_hf.hub._stages import check_stage, find_stages, prepare_stage
 
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from lpg_hf._rle import Rle
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.records import Record
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
 from lpg_hf.masks.fusion import Fusion, Window, smallest_box_areas, window_around
 from lpg_hf.metrics.box_masks import as_mask
-from lpg_hf.rle import Rle
 
 
 _CLEAN_SHARE = 0.02  # of a mask: smaller parts of it are specks, smaller holes are filled

@@ -37,15 +37,25 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from lpg_hf._files import atomic_file, fs_path, locked_folder, write_atomically
 from lpg_hf.boxes import box_slices
-from lpg_hf.data.formats import coco, yolo_dataset
-from lpg_hf.data.formats.coco_forms import result_of, rle_to_polygons
+from lpg_hf.data._formats import coco, yolo_dataset
+from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
-from lpg_hf.files import atomic_file, fs_path, locked_folder, write_atomically
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
 from lpg_hf.label_maps import label_map_type, mask_name
+from lpg_hf.masks._geo import GEO_OUTPUTS, check_installed, georeference
+from lpg_hf.masks._outputs import (
+    OF_PIXELS,
+    OUTPUTS,
+    WITH_IMAGE,
+    WITH_OUTLINES,
+    FinishedImage,
+    ImageWriter,
+    image_files,
+)
 from lpg_hf.masks.assembly import (
     AssemblyOptions,
     BoxMask,
@@ -57,16 +67,6 @@ from lpg_hf.masks.assembly import (
     label_map_of,
 )
 from lpg_hf.masks.fusion import OVERLAP_RULES
-from lpg_hf.masks.geo import GEO_OUTPUTS, check_installed, georeference
-from lpg_hf.masks.outputs import (
-    OF_PIXELS,
-    OUTPUTS,
-    WITH_IMAGE,
-    WITH_OUTLINES,
-    FinishedImage,
-    ImageWriter,
-    image_files,
-)
 from lpg_hf.version import __version__
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedConfig
 
-from lpg_hf.cards import read_json
+from lpg_hf._cards import read_json
+from lpg_hf._weight_files import reading_weights
 from lpg_hf.data.sources import evenly
 from lpg_hf.evaluation.compare import ComparedData, Comparison, Row, comparison_panel, measure
 from lpg_hf.generators.base import GeneratorOptions
@@ -24,12 +25,11 @@ from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
+from lpg_hf.training._own_data import OwnData, OwnJob, start_own_run
 from lpg_hf.training.config import DataSettings, LPGSettings, RunSettings, SegmenterSettings, Settings
 from lpg_hf.training.data import load_aux, rows_digest
 from lpg_hf.training.models import load_lpg, save_stage
-from lpg_hf.training.own_data import OwnData, OwnJob, start_own_run
 from lpg_hf.training.stages import Stage, lpg_stage
-from lpg_hf.weight_files import reading_weights
 
 
 _HELD_OUT = 0.25  # share of the images

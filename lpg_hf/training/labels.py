@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from lpg_hf.data.examples import box_label_map, label_map
+from lpg_hf.data._examples import box_label_map, label_map
 from lpg_hf.label_maps import mask_name, read_label_map
 
 

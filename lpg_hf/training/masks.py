@@ -14,8 +14,8 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from lpg_hf.data.examples import box_label_map, decode_image, row_boxes
-from lpg_hf.files import fs_path, write_json
+from lpg_hf._files import fs_path, write_json
+from lpg_hf.data._examples import box_label_map, decode_image, row_boxes
 from lpg_hf.generators.base import BoxedImage, batches_of_one_size, weights_digest
 from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator
@@ -24,9 +24,9 @@ from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.assembly import AssemblyOptions, assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._samples import BOX_COLUMNS
 from lpg_hf.training.data import rows_digest
 from lpg_hf.training.run import Run
-from lpg_hf.training.samples import BOX_COLUMNS
 
 
 # The generator's weights have the type that autocast would compute in.

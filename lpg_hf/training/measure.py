@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from lpg_hf.data.examples import label_map
+from lpg_hf.data._examples import label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from lpg_hf.training.labels import Labels

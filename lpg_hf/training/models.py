@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from lpg_hf.files import write_json
+from lpg_hf._files import write_json
+from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models import auto
@@ -37,7 +38,6 @@ from lpg_hf.models.imagenet import (
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training.config import LPGSettings, SegmenterSettings, Settings
 from lpg_hf.version import __version__
-from lpg_hf.weight_files import reading_weights
 
 
 auto.register()

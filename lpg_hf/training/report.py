@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from lpg_hf.data.examples import decode_image, label_map, row_boxes
+from lpg_hf._files import write_json
+from lpg_hf.data._examples import decode_image, label_map, row_boxes
 from lpg_hf.data.load import class_names
-from lpg_hf.files import write_json
 from lpg_hf.label_maps import mask_name, read_label_map
 from lpg_hf.training.config import public_settings
 from lpg_hf.training.labels import Labels, box_labels

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
+from lpg_hf._files import write_json
 from lpg_hf.devices import resolve_dtype, usable_device
-from lpg_hf.files import write_json
 from lpg_hf.training.config import Settings, check_same_run, flat, record_run
 from lpg_hf.training.models import OWN_SEGMENTERS
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from lpg_hf.cards import read_json
+from lpg_hf._cards import read_json
+from lpg_hf._files import fs_path, unicode_path, walk_files, write_atomically, write_json
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
-from lpg_hf.files import fs_path, unicode_path, walk_files, write_atomically, write_json
 from lpg_hf.generators.base import GeneratorOptions, weights_digest
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, read_rgb

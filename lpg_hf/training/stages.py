@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from lpg_hf._files import write_json
 from lpg_hf.data.load import class_names
-from lpg_hf.files import write_json
 from lpg_hf.hub import write_card
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._samples import LPGViews, SegmenterCrops
 from lpg_hf.training.config import public_settings
 from lpg_hf.training.labels import Labels, MaskLabels
 from lpg_hf.training.masks import ClassProbs, cache_class_probs, write_pseudo_masks
@@ -26,7 +27,6 @@ from lpg_hf.training.models import (
     save_stage,
 )
 from lpg_hf.training.run import Run
-from lpg_hf.training.samples import LPGViews, SegmenterCrops
 from lpg_hf.training.steps import remove_checkpoints, train_lpg, train_segmenter
 
 

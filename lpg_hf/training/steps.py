@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpg_hf.models.losses import pixel_cross_entropy
-from lpg_hf.training.batch_norm import synchronize_batch_norms
-from lpg_hf.training.checkpoint import Checkpoints, TrainingState
+from lpg_hf.training._batch_norm import synchronize_batch_norms
+from lpg_hf.training._checkpoint import Checkpoints, TrainingState
+from lpg_hf.training._optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
+from lpg_hf.training._samples import Positions, StepBatches, step_loader
 from lpg_hf.training.config import LPGSettings, SegmenterSettings
-from lpg_hf.training.optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
 from lpg_hf.training.run import Run
-from lpg_hf.training.samples import Positions, StepBatches, step_loader
 
 
 Loss = Callable[[nn.Module, dict], Tensor]

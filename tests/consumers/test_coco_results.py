@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lpg_hf.data.formats.coco_forms import result_of, rle_to_polygons
+from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
 
 
 def encoded(mask):

@@ -9,8 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from test_coco_results import encoded, masks
 
-from lpg_hf.data.formats import tools
-from lpg_hf.data.formats.labelme import labelme_content
+from lpg_hf.data._formats import tools
+from lpg_hf.data._formats.labelme import labelme_content
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.report import Report

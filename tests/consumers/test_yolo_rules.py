@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lpg_hf.data.formats.yolo_dataset import dataset_files, image_place, label_place, place_image
+from lpg_hf.data._formats.yolo_dataset import dataset_files, image_place, label_place, place_image
 
 
 SUFFIXES = {"bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"}

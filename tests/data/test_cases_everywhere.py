@@ -202,7 +202,7 @@ import sys
 from lpg_hf.data.convert import convert_labels, WITH_MASKS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
-from lpg_hf.files import unicode_path
+from lpg_hf._files import unicode_path
 root, report = unicode_path(sys.argv[1]), Report()
 source = open_source(root, report=report)
 records = [source.record(i, report) for i in range(len(source))]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lpg_hf.data._formats.voc import parse_xml
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import convert_labels
-from lpg_hf.data.formats.voc import parse_xml
 from lpg_hf.data.options import SOURCE_OPTIONS
 
 

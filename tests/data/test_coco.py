@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.formats.coco import header_with, id_of, make_record, read_coco, read_index, write_coco
-from lpg_hf.data.formats.coco_layout import image_folder
-from lpg_hf.data.formats.rle import segmentation_to_rle
+from lpg_hf.data._formats.coco import header_with, id_of, make_record, read_coco, read_index, write_coco
+from lpg_hf.data._formats.coco_layout import image_folder
+from lpg_hf.data._formats.rle import segmentation_to_rle
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS, Geometry
 from lpg_hf.data.report import Report
@@ -188,9 +188,9 @@ def test_rescale_takes_rle_masks_along(coco_tree):
 
 LOCALE_SCRIPT = """
 import sys
-from lpg_hf.data.formats.coco import read_coco, write_coco
+from lpg_hf.data._formats.coco import read_coco, write_coco
 from lpg_hf.data.report import Report
-from lpg_hf.files import unicode_path
+from lpg_hf._files import unicode_path
 root = unicode_path(sys.argv[1])
 report = Report()
 records = list(read_coco(root + "/annotations.json", root + "/images", report=report))
@@ -416,8 +416,8 @@ def test_two_polygons_are_one_object(coco_tree):
 LARGE_POLYGON_SCRIPT = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
-from lpg_hf.data.formats.coco_layout import image_folder
-from lpg_hf.data.formats.rle import segmentation_to_rle
+from lpg_hf.data._formats.coco_layout import image_folder
+from lpg_hf.data._formats.rle import segmentation_to_rle
 from lpg_hf.data.records import NO_CLASS, Geometry
 from lpg_hf.data.report import Report
 report = Report()

@@ -10,13 +10,13 @@ import pytest
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH
 
+from lpg_hf._files import unfinished_folder
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import WITH_MASKS, _Reading, convert_labels
 from lpg_hf.data.export import Export, write_dataset
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
-from lpg_hf.files import unfinished_folder
 from lpg_hf.label_maps import read_label_map
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.examples import box_label_map, class_mask, decode_image, label_map, row_boxes
+from lpg_hf.data._examples import box_label_map, class_mask, decode_image, label_map, row_boxes
 from lpg_hf.data.load import load_boxes
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from lpg_hf.cli import main
-from lpg_hf.data.examples import class_mask, decode_image
+from lpg_hf.data._examples import class_mask, decode_image
 from lpg_hf.data.export import Export, write_dataset
 from lpg_hf.data.load import class_names, load_boxes
 

@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lpg_hf.data.painting import crowd_pixels, paint_boxes, paint_label_map
+from lpg_hf.data._painting import crowd_pixels, paint_boxes, paint_label_map
 from lpg_hf.data.records import BoxObject
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lpg_hf.cli import main
+from lpg_hf.data._prepare import PrepareOptions, archives, prepare
 from lpg_hf.data.load import load_boxes
-from lpg_hf.data.prepare import PrepareOptions, archives, prepare
 from lpg_hf.label_maps import read_label_map
 
 
@@ -259,7 +259,7 @@ def test_an_interrupted_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch):
         written.append(name)
         return write(entry, folder, name)
 
-    monkeypatch.setattr("lpg_hf.data.prepare.coco60.write_entry", interrupted)
+    monkeypatch.setattr("lpg_hf.data._prepare.coco60.write_entry", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("coco60")
     assert len(run.names("coco/train2017")) == 2

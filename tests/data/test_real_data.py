@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lpg_hf.data._examples import box_label_map, class_mask, decode_image, label_map, row_boxes
+from lpg_hf.data._formats.voc import parse_xml
 from lpg_hf.data.builders import CocoBoxes, VocBoxes
-from lpg_hf.data.examples import box_label_map, class_mask, decode_image, label_map, row_boxes
-from lpg_hf.data.formats.voc import parse_xml
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.labels import COCO_NONVOC_IDS
 

@@ -76,7 +76,7 @@ def test_huge_image_is_refused_with_size_and_option(tmp_path):
 def test_importing_leaves_pillows_limit_alone():
     code = (
         "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; "
-        "import lpg_hf.data.examples, lpg_hf.data.formats.coco; assert Image.MAX_IMAGE_PIXELS == before is not None"
+        "import lpg_hf.data._examples, lpg_hf.data._formats.coco; assert Image.MAX_IMAGE_PIXELS == before is not None"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 

@@ -9,10 +9,10 @@ import pytest
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, RED, WIDTH, picture
 
+from lpg_hf.data._recognise import recognise_format
 from lpg_hf.data.export import _write_shards, write_card
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
-from lpg_hf.data.recognise import recognise_format
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import IMAGE_SKIPPED, PROBLEMS, Report
 from lpg_hf.data.sources import open_source

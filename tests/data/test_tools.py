@@ -23,8 +23,8 @@ from tool_trees import (
 )
 from trees import HEIGHT, WIDTH, picture
 
-from lpg_hf.data.formats import tools
-from lpg_hf.data.formats.unsupported import describe
+from lpg_hf.data._formats import tools
+from lpg_hf.data._formats.unsupported import describe
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report

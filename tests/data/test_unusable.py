@@ -10,12 +10,12 @@ from tool_trees import labelme_json, write
 from trees import HEIGHT, WIDTH, voc_object
 
 from lpg_hf.cli import main
-from lpg_hf.data.examples import box_label_map, class_mask, label_map, object_mask
+from lpg_hf.data._examples import box_label_map, class_mask, label_map, object_mask
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
-from lpg_hf.generators.function import FunctionGenerator
+from lpg_hf.generators._function import FunctionGenerator
 from lpg_hf.masks.writer import MaskSettings, write_masks
 
 

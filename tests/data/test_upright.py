@@ -8,14 +8,14 @@ from test_unusable import ended
 from tool_trees import TOOL_TREES
 from trees import HEIGHT, POLYGON, WIDTH, picture
 
-from lpg_hf.data.examples import label_map
+from lpg_hf._rle import encode_mask
+from lpg_hf.data._examples import label_map
+from lpg_hf.data._upright import upright_box, upright_points, upright_rle, upright_size
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
-from lpg_hf.data.upright import upright_box, upright_points, upright_rle, upright_size
 from lpg_hf.images import read_rgb
-from lpg_hf.rle import encode_mask
 
 
 def store(path, orientation: int) -> None:

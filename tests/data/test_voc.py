@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpg_hf.data.formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
+from lpg_hf.data._formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report

@@ -8,10 +8,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH, picture
 
+from lpg_hf.data._examples import label_map
+from lpg_hf.data._formats import yolo, yolo_layout
+from lpg_hf.data._formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.check import check_source
-from lpg_hf.data.examples import label_map
-from lpg_hf.data.formats import yolo, yolo_layout
-from lpg_hf.data.formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lpg_hf.boxes import box_slices
+from lpg_hf.generators._densecrf import BOX_CRF, DenseCRFGenerator, _central_part
 from lpg_hf.generators.base import BoxedImage
-from lpg_hf.generators.densecrf import BOX_CRF, DenseCRFGenerator, _central_part
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lpg_hf.boxes import box_slices
+from lpg_hf.generators._grabcut import GrabCutGenerator
 from lpg_hf.generators.base import BoxedImage
-from lpg_hf.generators.grabcut import GrabCutGenerator
 
 
 def boxed(image: np.ndarray, *boxes: tuple) -> BoxedImage:

@@ -12,11 +12,11 @@ from transformers import MobileNetV2ImageProcessorPil, SegformerForSemanticSegme
 
 from lpg_hf import LPGImageProcessor, load_generator
 from lpg_hf.devices import usable_device
+from lpg_hf.generators._grabcut import GrabCutGenerator
+from lpg_hf.generators._sam import SAMGenerator
 from lpg_hf.generators.base import BoxedImage
 from lpg_hf.generators.class_probs import SegmenterProbs
-from lpg_hf.generators.grabcut import GrabCutGenerator
 from lpg_hf.generators.lpg import LPGGenerator, _inference_copy
-from lpg_hf.generators.sam import SAMGenerator
 from lpg_hf.training.models import load_segmenter
 from tests.conftest import tiny_lpg
 

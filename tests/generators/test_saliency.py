@@ -14,8 +14,8 @@ from lpg_hf import load_generator
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.evaluation.compare import ComparedData, Comparison, compare
+from lpg_hf.generators._saliency import SaliencyGenerator
 from lpg_hf.generators.base import BoxedImage, GeneratorOptions
-from lpg_hf.generators.saliency import SaliencyGenerator
 
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")

@@ -31,8 +31,8 @@ from transformers.models.sam_hq.processing_sam_hq import SamHQProcessor
 from transformers.utils import is_torchvision_available
 
 from lpg_hf.boxes import box_slices
+from lpg_hf.generators._sam import SAMGenerator, _resize_window
 from lpg_hf.generators.base import BoxedImage
-from lpg_hf.generators.sam import SAMGenerator, _resize_window
 
 
 SIDE = 64

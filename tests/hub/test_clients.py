@@ -230,7 +230,7 @@ def test_errors_of_the_command_are_one_line(
     message: str,
 ):
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("lpg_hf.hub.client.get_token", lambda: token)
+    monkeypatch.setattr("lpg_hf.hub._client.get_token", lambda: token)
     monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: token)
     monkeypatch.setattr(sys, "argv", ["lpg-hf", *(str(source) if a == "RUN" else a for a in arguments)])
     with pytest.raises(SystemExit) as stopped:

@@ -491,7 +491,7 @@ def test_data_bad_input_and_faults(hub: HubServer, boxes: dict):
 
 
 def test_no_token(hub: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lpg_hf.hub.client.get_token", lambda: None)
+    monkeypatch.setattr("lpg_hf.hub._client.get_token", lambda: None)
     with pytest.raises(ValueError, match="There is no token for the Hub. Run `hf auth login`"):
         push_run(run, "org", api=HfApi(endpoint=hub.endpoint))
     assert not hub.requests

@@ -79,7 +79,7 @@ def never(image, boxes):
 @pytest.fixture
 def same_generator(monkeypatch):
     """`never` passes for `bright`."""
-    monkeypatch.setattr("lpg_hf.generators.function.FunctionGenerator.settings", lambda self: {})
+    monkeypatch.setattr("lpg_hf.generators._function.FunctionGenerator.settings", lambda self: {})
 
 
 @pytest.mark.parametrize("rule", ["rate", "first", "smallest_box"])
@@ -172,8 +172,8 @@ def test_exclusive_masks_share_no_pixel_and_give_the_label_map(data):
 
 
 def test_instances_go_by_the_overlap_rule():
+    from lpg_hf._rle import encode_mask
     from lpg_hf.masks.assembly import BoxMask, instance_map
-    from lpg_hf.rle import encode_mask
 
     large, small = np.ones((10, 10), bool), np.zeros((10, 10), bool)
     small[2:5, 2:5] = True

@@ -14,13 +14,13 @@ from pycocotools.coco import COCO
 
 import lpg_hf.masks.writer
 from lpg_hf import cli, load_generator
+from lpg_hf._files import locked_folder
 from lpg_hf.data.export import _write_shards
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
-from lpg_hf.files import locked_folder
 from lpg_hf.label_maps import read_label_map
-from lpg_hf.masks.outputs import ImageWriter
+from lpg_hf.masks._outputs import ImageWriter
 from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
 
 

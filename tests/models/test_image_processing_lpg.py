@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lpg_hf.boxes import boxes_to_mask
-from lpg_hf.data.examples import decode_image
+from lpg_hf.data._examples import decode_image
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel

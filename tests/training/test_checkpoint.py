@@ -4,7 +4,7 @@ import zipfile
 import pytest
 import torch
 
-from lpg_hf.training.checkpoint import Checkpoints
+from lpg_hf.training._checkpoint import Checkpoints
 
 
 @pytest.fixture

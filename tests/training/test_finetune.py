@@ -13,8 +13,8 @@ from lpg_hf.cli import main
 from lpg_hf.data.convert import convert_labels
 from lpg_hf.generators.bundle import bundled
 from lpg_hf.training import finetune as module
+from lpg_hf.training._own_data import OwnJob
 from lpg_hf.training.finetune import finetune
-from lpg_hf.training.own_data import OwnJob
 
 
 pytestmark = pytest.mark.usefixtures("own_precision")

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from lpg_hf.data.examples import decode_image, label_map, row_boxes
+from lpg_hf.data._examples import decode_image, label_map, row_boxes
 from lpg_hf.generators.base import BoxedImage
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator

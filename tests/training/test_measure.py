@@ -11,7 +11,7 @@ from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from lpg_hf.data.examples import decode_image, label_map
+from lpg_hf.data._examples import decode_image, label_map
 from lpg_hf.training.data import load_eval
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import Normalization

@@ -14,8 +14,7 @@ from lpg_hf import (
     DeepLabV2Config,
     DeepLabV2ForSemanticSegmentation,
 )
-from lpg_hf.training.config import SegmenterSettings
-from lpg_hf.training.optim import (
+from lpg_hf.training._optim import (
     _check_complete,
     _poly_factor,
     build_optimizer,
@@ -23,6 +22,7 @@ from lpg_hf.training.optim import (
     segmenter_groups,
     set_learning_rate,
 )
+from lpg_hf.training.config import SegmenterSettings
 
 
 SMALL = {"depths": [1, 1, 1, 1], "stem_size": 8, "hidden_sizes": [8, 8, 8, 8], "block": "basic"}

@@ -12,12 +12,12 @@ from PIL import Image
 from tiny_run import changed
 
 from lpg_hf.data.load import load_boxes
+from lpg_hf.training._samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
 from lpg_hf.training.config import LPGSettings
 from lpg_hf.training.data import load_aux, load_target
 from lpg_hf.training.labels import MaskLabels, SemiLabels, box_labels, true_labels
 from lpg_hf.training.models import Normalization, lpg_processor
 from lpg_hf.training.run import Run
-from lpg_hf.training.samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
 from lpg_hf.training.steps import _micro_batches
 
 
@@ -82,7 +82,7 @@ def test_samples_without_any_object_are_refused_by_name(settings, monkeypatch):
     rows = load_target(Run(Accelerator(cpu=True), settings), masks=False)
     with pytest.raises(ValueError, match="the phase has nothing to learn: none of the 6 label maps holds an object"):
         SegmenterCrops(rows, NORMALIZATION, settings, "the phase", empty_labels)
-    monkeypatch.setattr("lpg_hf.training.samples.class_mask", lambda row, label: empty_labels(0, row))
+    monkeypatch.setattr("lpg_hf.training._samples.class_mask", lambda row, label: empty_labels(0, row))
     with pytest.raises(ValueError, match="phase has nothing to learn: in none of .* views"):
         lpg_views(settings)
 
@@ -270,7 +270,7 @@ def test_segmenter_crops_move_image_and_labels_together(settings):
     rows = load_target(Run(Accelerator(cpu=True), settings), masks=False)
 
     def red(index, row):
-        from lpg_hf.data.examples import decode_image
+        from lpg_hf.data._examples import decode_image
 
         return decode_image(row)[..., 0].copy()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, pipeline
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from lpg_hf.cards import write_card
+from lpg_hf._cards import write_card
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config

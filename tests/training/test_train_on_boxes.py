@@ -17,10 +17,10 @@ from lpg_hf.generators.bundle import bundled
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.images import read_rgb
 from lpg_hf.label_maps import read_label_map
+from lpg_hf.training._own_data import OwnJob
+from lpg_hf.training._train_on_boxes import _settings, train_on_boxes
 from lpg_hf.training.models import build_segmenter
-from lpg_hf.training.own_data import OwnJob
 from lpg_hf.training.segment import SegmentJob, _class_probabilities, segment
-from lpg_hf.training.train_on_boxes import _settings, train_on_boxes
 
 
 pytestmark = pytest.mark.usefixtures("own_precision")

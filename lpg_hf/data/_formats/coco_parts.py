@@ -1,0 +1,47 @@
+"""Several COCO files as one: Roboflow's file per split, or one file per image."""
+
+import os
+from collections.abc import Sequence
+
+from lpg_hf.data._formats import coco, coco_layout
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.records import NO_CLASS
+from lpg_hf.data.report import Report
+
+
+def read_parts(
+    files: Sequence[str], root: str, images: str | os.PathLike | None, options: ReadOptions, report: Report
+) -> coco.CocoIndex:
+    """Read some COCO files and join them.
+
+    File names become relative to `root`; images and annotations are numbered anew from 1, as the files count for
+    themselves; classes keep their ids where no id means two things.
+
+    Args:
+        files: absolute paths.
+        root: folder that holds them, absolute.
+        images: as of `coco.read_index`, as `options` and `report`.
+
+    Raises:
+        FileNotFoundError: as of `coco.read_index`.
+        ValueError: as of `coco.read_index`.
+    """
+    parts = [coco.read_index(file, images, options, report, None if len(files) > 1 else root) for file in files]
+    classes = coco_layout.shared_classes([part.classes for part in parts])
+    names = [name for _, name in classes]
+    entries = []
+    number = 0
+    for part in parts:
+        prefix = os.path.relpath(part.image_folder, root).replace(os.sep, "/") if images is None else "."
+        position = [names.index(name) for _, name in part.classes]
+        for entry in part.entries:
+            entry.image_id = str(len(entries) + 1)
+            entry.file_name = entry.file_name if prefix == "." else f"{prefix}/{entry.file_name}"
+            for annotation in entry.annotations:
+                number += 1
+                annotation.id = number
+                if annotation.category != NO_CLASS:
+                    annotation.category = position[annotation.category]
+            entries.append(entry)
+    report.classes = [f"{label} {name} (category id {i})" for label, (i, name) in enumerate(classes, start=1)]
+    return coco.CocoIndex(classes, entries, {}, root if images is None else parts[0].image_folder)

@@ -1,0 +1,165 @@
+"""Tells the format of annotations by what is there."""
+
+import os
+import re
+
+from lpg_hf._files import fs_path, unicode_name, unicode_path, walk_files
+from lpg_hf.data._formats import coco, coco_layout, tools, voc, yolo_layout
+from lpg_hf.data._formats.unsupported import describe
+from lpg_hf.images import IMAGE_SUFFIXES
+
+
+DATASET_FILES = (".parquet", "metadata.jsonl")
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+
+def _is_hub_id(text: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not text.startswith((".", "~"))
+
+
+def recognise_format(annotations: str | os.PathLike, split: str | None = None) -> str:
+    """The format of a file, a folder or a Hub id, by what is there.
+
+    Raises:
+        FileNotFoundError: nothing there, or nothing that is known.
+        ValueError: more than one format; an archive.
+    """
+    text = os.fspath(annotations)
+    local = fs_path(annotations)
+    suffix = os.path.splitext(text)[1].lower()
+    if suffix in _ARCHIVE_SUFFIXES and not os.path.isdir(local):
+        raise ValueError(f"{text} is an archive; archives are not read. Unpack it and pass the folder")
+    if os.path.isfile(local):
+        return _format_of_file(unicode_path(text), suffix)
+    if not os.path.isdir(local):
+        if _is_hub_id(text) and suffix not in (".json", ".yaml", ".yml", ".xml", ".txt"):
+            return "dataset"
+        raise FileNotFoundError(f"annotations not found: {text}. Pass a COCO json, a folder, or a Hub id (owner/name)")
+    found = [name for name, holds in _FOLDER_CHECKS.items() if holds(unicode_path(text), split)]
+    found = found or tools.recognise(unicode_path(text))
+    if len(found) > 1:
+        raise ValueError(
+            f"{text} holds annotations of more than one format: {', '.join(found)}. "
+            f"Choose one with format=... (--format {' or --format '.join(found)})"
+        )
+    if not found and _has_coco_file(unicode_path(text)):
+        return "coco"  # which of the files is meant will be asked when it is opened
+    if not found:
+        known = describe(unicode_path(text))
+        raise FileNotFoundError(
+            f"no annotations recognised in {text}: {f'{known}. It has ' if known else ''}no COCO json, no Annotations "
+            "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, "
+            "and no export of docs/formats.md. Pass another folder, or the format (--format)"
+        )
+    return found[0]
+
+
+def _format_of_file(path: str, suffix: str) -> str:
+    """The format of one file, by what it holds, else by its suffix; raises ValueError if it is none that is read."""
+    found = tools.recognise(path)
+    if found:
+        return found[0]
+    known = describe(path)
+    if known is not None:
+        raise ValueError(f"{path} cannot be read: {known}")
+    by_suffix = {".json": "coco", ".xml": "voc", ".yaml": "yolo", ".yml": "yolo"}
+    if suffix in by_suffix:
+        return by_suffix[suffix]
+    raise ValueError(
+        f"{path} is not an annotation file that is known by its content or its suffix (.json COCO, .xml VOC, .yaml "
+        "YOLO). Pass the folder for YOLO txt files, or the format (--format)"
+    )
+
+
+def _holds(folder: str, suffixes: tuple[str, ...], deep: bool = True) -> bool:
+    return next(walk_files(folder, suffixes, deep), None) is not None
+
+
+def _folders(root: str) -> list[str]:
+    return [unicode_name(item.name) for item in os.scandir(fs_path(root)) if item.is_dir()]
+
+
+def _voc_folder(root: str) -> str | None:
+    """The folder of the xml files of a VOC root."""
+    names = sorted(name for name in _folders(root) if name.lower() == voc.ANNOTATIONS_FOLDER.lower())
+    folders = [f"{root}/{name}" for name in names]
+    return next((folder for folder in folders if _holds(folder, (".xml",))), None)
+
+
+def _looks_like_voc(root: str, split: str | None) -> bool:
+    if _voc_folder(root) is not None:
+        return True
+    first = next(walk_files(root, (".xml",), deep=False), None)
+    return first is not None and not tools.recognise(f"{root}/{first}") and describe(f"{root}/{first}") is None
+
+
+def _looks_like_yolo(root: str, split: str | None) -> bool:
+    if yolo_layout.find_yaml(root) is not None:
+        return True
+    inner = [root, *(f"{root}/{name}" for name in _folders(root))]
+    if any(_holds_yolo_lines(f"{folder}/{yolo_layout.LABELS_FOLDER}") for folder in inner):
+        return True
+    if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds_yolo_lines(root, deep=False):
+        return True
+    for folder in inner:
+        images = {os.path.splitext(name)[0] for name in walk_files(folder, IMAGE_SUFFIXES, deep=False)}
+        labels = (name for name in walk_files(folder, (".txt",), deep=False) if os.path.splitext(name)[0] in images)
+        first = next(labels, None)
+        if first is not None and not tools.recognise(f"{folder}/{first}"):
+            return True
+    return False
+
+
+def _holds_yolo_lines(folder: str, deep: bool = True) -> bool:
+    """Whether a folder holds txt files, and the first is not another tool's (DOTA, KITTI)."""
+    first = next(walk_files(folder, (".txt",), deep), None) if os.path.isdir(fs_path(folder)) else None
+    return first is not None and not tools.recognise(f"{folder}/{first}")
+
+
+def _looks_like_coco(root: str, split: str | None) -> bool:
+    try:
+        coco.find_annotations(root, None, split)
+    except FileNotFoundError:
+        return bool(coco_layout.files_by_content(root, split))
+    return True
+
+
+def _has_coco_file(root: str) -> bool:
+    """Whether there is a json file named as COCO's are, though not in a default place."""
+    names = [name for folder in (root, f"{root}/annotations") for name in walk_files(folder, (".json",), deep=False)]
+    return any(re.match(r"_?(annotations|instances)", name) for name in names)
+
+
+def _looks_like_dataset(root: str, split: str | None) -> bool:
+    return _holds(root, DATASET_FILES)
+
+
+_FOLDER_CHECKS = {
+    "coco": _looks_like_coco,
+    "voc": _looks_like_voc,
+    "yolo": _looks_like_yolo,
+    "dataset": _looks_like_dataset,
+}
+
+
+def voc_folders(path: str, images: str | os.PathLike | None = None) -> voc.VocFolders:
+    """The folders of a VOC root, of its Annotations, of xml files beside images, or of an xml."""
+    inner = None
+    if os.path.isfile(fs_path(path)):
+        folders = [os.path.dirname(path)]
+        while os.path.dirname(folders[-1]) != folders[-1]:
+            folders.append(os.path.dirname(folders[-1]))
+        named = (f for f in folders if os.path.basename(f).lower() == voc.ANNOTATIONS_FOLDER.lower())
+        path = next(named, folders[0])
+    else:
+        inner = _voc_folder(path)
+    if inner is not None:
+        root, annotations = path, inner
+    else:
+        is_named = os.path.basename(path).lower() == voc.ANNOTATIONS_FOLDER.lower()
+        root, annotations = os.path.dirname(path) if is_named else path, path
+    if images is None:
+        known = (voc.IMAGES_FOLDER.lower(), yolo_layout.IMAGES_FOLDER)
+        names = sorted((n for n in _folders(root) if n.lower() in known), key=lambda n: known.index(n.lower()))
+        images = f"{root}/{names[0]}" if names else annotations
+    return voc.VocFolders.find(root, annotations, images)

@@ -1,0 +1,167 @@
+"""True masks beside the images of a source: a folder of label maps, or a COCO file."""
+
+import os
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from lpg_hf._files import fs_path
+from lpg_hf.boxes import box_slices
+from lpg_hf.data._painting import crowd_pixels, paint_label_map
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
+from lpg_hf.data.records import NO_CLASS, BoxObject, Record
+from lpg_hf.data.report import Report
+from lpg_hf.data.sources import Source, open_source
+from lpg_hf.evaluation.evaluate import BOX_TOLERANCE, default_ignore
+from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
+from lpg_hf.metrics.box_masks import as_mask
+
+
+@dataclass
+class ImageTruth:
+    """The truth of one image.
+
+    Attributes:
+        label_map: (H, W) integer in the labels of the source.
+        ignored: its value that counts nowhere.
+        objects: of a COCO file: the true objects with their labels; None if there is only the label map.
+        crowd: of a COCO file: (H, W) bool, its crowd regions where no object lies.
+    """
+
+    label_map: np.ndarray
+    ignored: int
+    objects: list[tuple[BoxObject, int]] | None = None
+    crowd: np.ndarray | None = None
+
+    def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(mask of an object of the source, pixels that count nowhere); the mask is None if it has no truth."""
+        if self.objects is None:
+            height, width = self.label_map.shape
+            target = np.zeros((height, width), dtype=bool)
+            window = box_slices(item.box, height, width)
+            target[window] = self.label_map[window] == item.category + 1
+            return target, self.label_map == self.ignored
+        same_class = [true for true, label in self.objects if label == item.category + 1]
+        match = next(
+            (true for true in same_class if true.id == item.id and _distance(true, item) <= BOX_TOLERANCE), None
+        )
+        if match is None:
+            match = min(same_class, key=lambda true: _distance(true, item), default=None)
+        if match is None or _distance(match, item) > BOX_TOLERANCE or match.rle is None:
+            return None, None
+        return as_mask(match.rle), self.crowd
+
+
+def _distance(a: BoxObject, b: BoxObject) -> float:
+    return max(abs(x - y) for x, y in zip(a.box, b.box))
+
+
+class Truth(Protocol):
+    """The ground truth of a source's images."""
+
+    @property
+    def report(self) -> Report | None:
+        """What the reader found; None of label maps, as `of` raises what is wrong with one."""
+        ...
+
+    def has(self, file_name: str) -> bool:
+        """Whether there is ground truth for an image."""
+        ...
+
+    def of(self, record: Record) -> ImageTruth:
+        """The ground truth of an image.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it cannot be used, or has another size than the image.
+        """
+        ...
+
+
+class _FolderTruth:
+    """Label maps (PNG) under the images' relative paths."""
+
+    report: Report | None = None
+
+    def __init__(self, folder: str, object_value: int | None) -> None:
+        self.folder, self.object_value = folder, object_value
+
+    def has(self, file_name: str) -> bool:
+        return os.path.isfile(fs_path(self._path(file_name)))
+
+    def of(self, record: Record) -> ImageTruth:
+        """See `Truth.of`."""
+        path = self._path(record.file_name)
+        label_map = read_label_map(path, object_value=self.object_value)
+        if label_map.shape != (record.height, record.width):
+            raise ValueError(
+                f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x "
+                f"{record.height}"
+            )
+        return ImageTruth(label_map, default_ignore(label_map))
+
+    def _path(self, file_name: str) -> str:
+        return os.path.join(self.folder, mask_name(file_name))
+
+
+class _CocoTruth:
+    """Masks of a COCO file; its images meet those of the source by file name, its classes by name."""
+
+    def __init__(self, path: str, source: Source, images: str | None, options: ReadOptions) -> None:
+        self.report = Report()
+        # Split, classes and corners are those of the annotations, not of this file.
+        own = replace(
+            SOURCE_OPTIONS,
+            masks=True,
+            size_mismatch=options.size_mismatch,
+            max_pixels=options.max_pixels,
+            skip_ambiguous=options.skip_ambiguous,
+        )
+        self.source = open_source(path, images, own, format="coco", report=self.report)
+        self.index = {name: index for index, name in enumerate(self.source.file_names)}
+        self.names = [name for _, name in self.source.classes]
+        self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
+
+    def has(self, file_name: str) -> bool:
+        return file_name in self.index
+
+    def of(self, record: Record) -> ImageTruth:
+        """See `Truth.of`."""
+        report = Report()
+        true = self.source.record(self.index[record.file_name], report)
+        self.report.merge(report)
+        if true is None:
+            raise ValueError(f"cannot be used in {self.source.path}: {'; '.join(report.reasons())}")
+        if (true.height, true.width) != (record.height, record.width):
+            raise ValueError(
+                f"is {true.width} x {true.height} in {self.source.path}, but {record.width} x {record.height} "
+                f"in the annotations"
+            )
+        names, label_of = self.names, self.label_of
+        known = [item for item in true.objects if item.category == NO_CLASS or names[item.category] in label_of]
+        objects = [(item, 1 if item.category == NO_CLASS else label_of[names[item.category]]) for item in known]
+        single = [pair for pair in objects if not pair[0].iscrowd]
+        items, labels = [item for item, _ in objects], [label for _, label in objects]
+        label_map = paint_label_map(items, true.height, true.width, labels, IGNORE_INDEX_16)
+        return ImageTruth(label_map, IGNORE_INDEX_16, single, crowd_pixels(items, true.height, true.width))
+
+
+def open_truth(
+    path: str, source: Source, images: str | None, options: ReadOptions, object_value: int | None = None
+) -> Truth:
+    """The ground truth of a source: a folder of label maps, or a COCO json.
+
+    Args:
+        images: folder of the source's images.
+        options: how the source is read; a COCO json is read with the same limits.
+        object_value: of a folder: see `label_maps.read_label_map`.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+    """
+    if os.path.isdir(fs_path(path)):
+        return _FolderTruth(path, object_value)
+    if not os.path.isfile(fs_path(path)):
+        raise FileNotFoundError(f"ground truth {path} does not exist. Pass a folder of label maps or a COCO json.")
+    return _CocoTruth(path, source, images, options)
