@@ -1,13 +1,14 @@
 """Opening image files: headers, EXIF orientation, limits, and any kind of image as upright 8-bit RGB."""
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from lpg_hf._files import fs_path
 
@@ -74,15 +75,14 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
     if isinstance(source, (str, os.PathLike)):
         source = fs_path(source)
     try:
-        if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
+        if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):  # to open a pipe waits for a writer
             raise OSError("it is not a file")
         with _without_pixel_limit():
             image = Image.open(source, formats=FORMATS)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is not an image of a known format" if unknown else getattr(error, "strerror", None) or str(error)
-        is_cut_file = isinstance(source, str) and os.path.isfile(source) and _ends_early(source)
-        if is_cut_file or "truncated" in reason.lower():
+        if _is_cut_file(source) or "truncated" in reason.lower():
             raise ImageProblem("truncated_image", f"the image {name} is cut off: {reason}") from error
         raise ImageProblem("unreadable_image", f"cannot open the image {name}: {reason}") from error
     width, height = image.size
@@ -96,12 +96,19 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
     return image
 
 
-def _ends_early(path: str) -> bool:
+def _is_cut_file(source: ImageSource) -> bool:
+    if not isinstance(source, str) or not os.path.isfile(source):
+        return False
+    with open(source, "rb") as file:
+        return _ends_early(file)
+
+
+def _ends_early(file: IO[bytes]) -> bool:
     """Whether the end mark of a JPEG or PNG is absent: the file may be cut off, only decoding can tell."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
-        end = file.read()
+    file.seek(0)
+    start = file.read(8)
+    file.seek(max(file.seek(0, os.SEEK_END) - 64, 0))
+    end = file.read()
     return (start[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in end) or (start == PNG_START and b"IEND" not in end)
 
 
@@ -141,7 +148,8 @@ def image_size(path: str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) ->
     with open_image(path, name, max_pixels) as image:
         width, height = image.size
         turned = _exif_orientation(image) in (5, 6, 7, 8)
-        if image.format not in FORMATS_WITH_AN_END or (isinstance(path, str) and _ends_early(fs_path(path))):
+        is_file = isinstance(path, str) and isinstance(image, ImageFile.ImageFile)
+        if image.format not in FORMATS_WITH_AN_END or (is_file and image.fp and _ends_early(image.fp)):
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError) as error:

@@ -130,12 +130,11 @@ def voc_palette() -> np.ndarray:
     Returns:
         (256, 3) uint8 RGB; row 0 is black, row 255 the cream colour of the void border.
     """
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for index in range(256):
-        for bit in range(3):
-            for channel in range(3):
-                palette[index, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return palette
+    index = np.arange(256)[:, None]  # (256, 1)
+    palette = np.zeros((256, 3), dtype=np.int64)
+    for level in range(3):
+        palette |= ((index >> (3 * level + np.arange(3))) & 1) << (7 - level)
+    return palette.astype(np.uint8)
 
 
 def clean_name(name: str) -> str:

@@ -319,25 +319,35 @@ def _clean_foreground(foreground: np.ndarray, threshold: float = 0.5) -> np.ndar
 
 def _without_specks(foreground: np.ndarray, mask: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Foreground and mask without the parts below `least` pixels, never without the largest."""
-    _, parts, of_part, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    specks = of_part[:, cv2.CC_STAT_AREA] < least
-    specks[[0, 1 + int(of_part[1:, cv2.CC_STAT_AREA].argmax())]] = False
+    parts, areas = _parts(mask, connectivity=8)
+    specks = areas < least
+    specks[[0, 1 + int(areas[1:].argmax())]] = False
     if not specks.any():
         return foreground, mask
-    kept = np.take(~specks, np.asarray(parts, dtype=np.int32))
+    kept = np.take(~specks, parts)
     return foreground * kept, mask * kept
 
 
 def _without_holes(foreground: np.ndarray, mask: np.ndarray, least: float, threshold: float) -> np.ndarray:
     """The foreground, just above the threshold in the holes of the mask below `least` pixels."""
     padded = cv2.copyMakeBorder(1 - mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
-    _, holes, of_hole, _ = cv2.connectedComponentsWithStats(padded, connectivity=4)
-    filled = of_hole[:, cv2.CC_STAT_AREA] < least
+    holes, areas = _parts(padded, connectivity=4)
+    filled = areas < least
     filled[[0, int(holes[0, 0])]] = False
     if not filled.any():
         return foreground
     just_above = np.nextafter(np.float32(threshold), np.float32(1))
-    return np.where(np.take(filled, np.asarray(holes, dtype=np.int32)[1:-1, 1:-1]), just_above, foreground)
+    return np.where(np.take(filled, holes)[1:-1, 1:-1], just_above, foreground)
+
+
+def _parts(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Connected parts of a mask, and the pixels of each; number 0 is what lies outside the mask.
+
+    Counting the labels takes a third of the time of OpenCV's statistics, which also have boxes and centres.
+    """
+    _, parts = cv2.connectedComponents(mask, connectivity=connectivity)
+    parts = np.asarray(parts, dtype=np.int32)
+    return parts, np.bincount(parts.ravel())
 
 
 def _cut_to_regions(patch: Patch, image: BoxedImage) -> Patch:

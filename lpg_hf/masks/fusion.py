@@ -107,7 +107,7 @@ class Fusion:
 
     def _top_first(self, present: list[int]) -> list[int]:
         """The positions of some classes in the order in which they lie on each other."""
-        if self.rule == "first":
+        if self.rule == "first" or len(present) < 2:
             return present
         areas, labels = np.zeros(len(present), dtype=np.int64), self.labels[present]
         seen, contested = np.zeros(self.size, dtype=bool), np.zeros(self.size, dtype=bool)
