@@ -258,7 +258,7 @@ def masks(
     """
     from lpg_hf.data.report import Report
     from lpg_hf.data.sources import open_source
-    from lpg_hf.generators import generator_of
+    from lpg_hf.generators import NamedGenerator
     from lpg_hf.generators.base import GeneratorOptions
     from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
 
@@ -288,7 +288,7 @@ def masks(
     loaded = GeneratorOptions(model, segmenter, names, 2 * batch_size, flip, device, dtype, revision)
     written = write_masks(
         source,
-        generator_of(generator, loaded),
+        NamedGenerator(generator, loaded),
         out,
         settings,
         report=report,

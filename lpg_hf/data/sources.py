@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path, reading_as, relative_name, unicode_path, walk_files, write_atomically
@@ -30,7 +30,6 @@ from lpg_hf.data._formats import coco, coco_layout, coco_parts, tools, voc, yolo
 from lpg_hf.data._formats.rle import class_in_box_to_rle, segmentation_to_rle
 from lpg_hf.data._formats.yolo_dataset import place_image
 from lpg_hf.data._recognise import DATASET_FILES, recognise_format, voc_folders
-from lpg_hf.data.load import class_names, load_parquet, objects_per_row
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
 from lpg_hf.data.records import (
     NO_CLASS,
@@ -46,6 +45,9 @@ from lpg_hf.data.records import (
 from lpg_hf.data.report import NothingUsable, Report
 from lpg_hf.images import ImageProblem, read_rgb
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # takes a second to import, and only one of the formats needs it
 
 FORMATS = ("coco", "voc", "yolo", "dataset", *tools.TOOL_FORMATS)
 Folder = str | os.PathLike | None
@@ -83,7 +85,7 @@ class Source:
     make_record: Callable[[int, Report], Record | None]
     options: ReadOptions
     coco_header: dict = field(default_factory=dict)
-    rows: Dataset | None = None
+    rows: "Dataset | None" = None
     annotation_files: Sequence[str] = ()
     image_folder: str | None = None
     has_coco_ids: bool = False
@@ -335,6 +337,8 @@ def _open_yolo(annotations: str, images: Folder, options: ReadOptions, report: R
 
 
 def _open_dataset(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
+    from lpg_hf.data.load import class_names
+
     dataset = _load_rows(annotations, images, options, report)
     names = class_names(dataset)
     chosen = _chosen_classes(names, options.classes, annotations)
@@ -392,8 +396,10 @@ _OPENERS = {
 }
 
 
-def _load_rows(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Dataset:
+def _load_rows(annotations: str, images: Folder, options: ReadOptions, report: Report) -> "Dataset":
     """The rows of a dataset, checked to have the columns that are needed."""
+    from lpg_hf.data.load import load_parquet
+
     try:
         dataset = load_parquet(annotations, images, options, report)
     except ValueError:
@@ -428,7 +434,11 @@ def _chosen_classes(names: list[str], classes: Classes, annotations: str) -> lis
 class _Rows:
     """The rows of a dataset as records; `position` maps the category of a row to that of a record."""
 
-    def __init__(self, dataset: Dataset, position: dict[int, int], options: ReadOptions):
+    def __init__(self, dataset: "Dataset", position: dict[int, int], options: ReadOptions):
+        from datasets import Image
+
+        from lpg_hf.data.load import class_names
+
         self.names, self.position, self.options = class_names(dataset), position, options
         image_columns = [name for name in ("image", "mask") if name in dataset.features]
         self.undecoded = dataset
@@ -506,6 +516,8 @@ class _Rows:
         return BoxObject(box, position, area, iscrowd, difficult, columns["id"][i], rle)
 
 
-def _first_ids(dataset: Dataset) -> list[int]:
+def _first_ids(dataset: "Dataset") -> list[int]:
     """Ids from 1 through all rows: that of the first object of each row, and one more at the end."""
+    from lpg_hf.data.load import objects_per_row
+
     return [1, *(1 + np.cumsum(objects_per_row(dataset))).tolist()]

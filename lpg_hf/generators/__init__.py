@@ -1,10 +1,16 @@
 """Boxes to foreground maps: one file per method, one signature for all (`base.MaskGenerator`)."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lpg_hf._files import fs_path
 from lpg_hf.generators.base import GeneratorOptions, MaskGenerator
+from lpg_hf.generators.bundle import BUNDLED, named_stage
 
 
 if TYPE_CHECKING:
@@ -62,14 +68,58 @@ def load_generator(
     return generator_of(name, options)
 
 
+@dataclass(frozen=True)
+class NamedGenerator:
+    """A generator that is not loaded yet, as loading may take seconds.
+
+    Args:
+        name: one of `GENERATORS`.
+
+    Raises:
+        ValueError: an unknown name, or an option that the generator does not have.
+    """
+
+    name: str
+    options: GeneratorOptions
+
+    def __post_init__(self):
+        check_generator(self.name)
+        kind = self.name.partition(":")[0]
+        for option, users in (("model", "lpg"), ("flip", "lpg"), ("segmenter", "lpg"), ("revision", "lpg or sam")):
+            value = getattr(self.options, option)
+            if value and kind not in users.split():
+                raise ValueError(
+                    f"{option}={value} is for the generator {users}, not for {self.name!r}; leave it out."
+                )
+
+    def load(self) -> MaskGenerator:
+        """The generator; see `load_generator` for the errors."""
+        return generator_of(self.name, self.options)
+
+    def digest(self) -> str | None:
+        """A hash of the name, the options, and the sizes and times of the files that `load` reads.
+
+        None where these may change unseen, as those of the Hub do.
+        """
+        kind, _, which = self.name.partition(":")
+        models = (
+            [which] if which else [self.options.model or BUNDLED[0], self.options.segmenter] if kind == "lpg" else []
+        )
+        states = []
+        for model in filter(None, models):
+            path = Path(fs_path(named_stage(model)))
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            if not all(file.exists() for file in files):
+                return None
+            states += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        options = {name: value if value is None else str(value) for name, value in asdict(self.options).items()}
+        return hashlib.sha256(json.dumps([self.name, options, states]).encode()).hexdigest()
+
+
 def generator_of(name: str, options: GeneratorOptions) -> MaskGenerator:
     """As `load_generator`, for options that are passed on whole."""
-    check_generator(name)
+    NamedGenerator(name, options)  # is checked
     kind, _, which = name.partition(":")
-    for option, users in (("model", "lpg"), ("flip", "lpg"), ("segmenter", "lpg"), ("revision", "lpg or sam")):
-        value = getattr(options, option)
-        if value and kind not in users.split():
-            raise ValueError(f"{option}={value} is for the generator {users}, not for {name!r}; leave it out.")
     if kind == "box":
         from lpg_hf.generators._box import BoxGenerator
 

@@ -207,14 +207,16 @@ def _inference_copy(model: LPGModel) -> LPGModel:
     Raises:
         ValueError: a weight is not finite, such as a variance that does not fit into float16.
     """
-    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    network = copy.deepcopy(model).float().eval().requires_grad_(False)
+    # By numpy: torch would start its threads for each of many small tensors, which takes longer than the test itself.
+    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    broken = [name for name, value in weights.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
             f"{len(broken)} weights of the LPG are not finite in {model.dtype}, such as {broken[0]}. Load the "
             f"model in "
             "float32; the generator's own dtype may be lower, as it folds the batch norms first."
         )
-    network = copy.deepcopy(model).float().eval().requires_grad_(False)
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             _fold_norms(module)

@@ -32,6 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -44,6 +45,7 @@ from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
+from lpg_hf.generators import NamedGenerator
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
 from lpg_hf.label_maps import label_map_type, mask_name
 from lpg_hf.masks._geo import GEO_OUTPUTS, check_installed, georeference
@@ -177,7 +179,7 @@ class Processes:
 
 def write_masks(
     source: Source,
-    generator: MaskGenerator,
+    generator: MaskGenerator | NamedGenerator,
     out: str | os.PathLike,
     settings: MaskSettings,
     *,
@@ -189,7 +191,8 @@ def write_masks(
 
     Args:
         source: from `open_source`.
-        generator: makes the masks; called from several threads.
+        generator: makes the masks; called from several threads. One that is only named is loaded when it is needed, so
+            that a run that is refused or finished already answers at once.
         out: folder, created if it is missing.
         report: what opening the source found.
         overwrite: delete what an earlier run wrote to `out`; other files stay.
@@ -210,7 +213,7 @@ def write_masks(
 
 def _write_masks(
     source: Source,
-    generator: MaskGenerator,
+    generator: MaskGenerator | NamedGenerator,
     out: Path,
     settings: MaskSettings,
     report: Report,
@@ -218,17 +221,26 @@ def _write_masks(
     processes: Processes,
 ) -> Report | None:
     """As `write_masks`, in a folder that is ours alone."""
+    before = None if overwrite else _run_before(out)
     asked = {
         "version": __version__,
         "annotations": source.path,
         **source.identity,
         "annotations_sha256": _digest(source),
-        **generator.settings(),
         **settings.identity(),
     }
-    before = None if overwrite else _run_before(out)
+    is_finished = before is not None and _read_run(out / "report.json") is not None
+    digest = generator.digest() if isinstance(generator, NamedGenerator) else None
+    if before is not None:  # What can be refused is, before anything is loaded.
+        _with_outputs_of(before["settings"], asked, settings, out)
+    if before is not None and is_finished and digest is not None and digest == before.get("generator_digest"):
+        of_generator = {key: value for key, value in before["settings"].items() if key not in asked}
+    else:
+        generator = _loaded(generator)
+        of_generator = generator.settings()
+    asked = of_generator | asked
     identity = asked if before is None else _with_outputs_of(before["settings"], asked, settings, out)
-    if before is not None and _read_run(out / "report.json") is not None:
+    if before is not None and is_finished:
         repaired = _repaired(out, source)
         if repaired:
             raise ValueError(
@@ -239,8 +251,9 @@ def _write_masks(
         if identity == before["settings"]:
             logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
             return _finished_report(out)
+    generator = _loaded(generator)
     _prepare(out, before, identity, source.file_names, overwrite)
-    run = _MaskRun(source, generator, out, settings, identity, report)
+    run = _MaskRun(source, generator, out, settings, identity, report, digest)
     try:
         _write_blocks(run, processes)
         written = _join(run)
@@ -252,6 +265,10 @@ def _write_masks(
             _leave_nothing(run, processes)
         raise
     return written
+
+
+def _loaded(generator: MaskGenerator | NamedGenerator) -> MaskGenerator:
+    return generator.load() if isinstance(generator, NamedGenerator) else generator
 
 
 def _leave_nothing(run: "_MaskRun", processes: Processes) -> None:
@@ -371,8 +388,9 @@ class _MaskRun:
         settings: MaskSettings,
         identity: dict,
         report: Report,
+        generator_digest: str | None = None,
     ):
-        self.source, self.generator, self.out = source, generator, out
+        self.source, self.generator, self.out, self.generator_digest = source, generator, out, generator_digest
         self.settings, self.identity, self.index_report = settings, identity, report
         self.outputs = _outputs_of(identity)
         self.map_type, self.ignored = label_map_type(len(source.classes))
@@ -714,7 +732,8 @@ def _join(run: _MaskRun) -> Report | None:
         files = yolo_dataset.dataset_files([name for _, name in source.classes], written, source.splits)
         for name, text in files.items():
             write_atomically(out / name, text.encode("utf-8", "surrogateescape"), run.scratch)
-    head = {"settings": run.identity, "report": asdict(report), "summary": report.summary().splitlines()}
+    head: dict[str, Any] = {"settings": run.identity, "generator_digest": run.generator_digest}
+    head |= {"report": asdict(report), "summary": report.summary().splitlines()}
     _write_json(out / "report.json", head, {"images": _report_entries(run)}, run.scratch)
     return report
 

@@ -424,7 +424,7 @@ def test_options_are_what_the_records_depend_on_besides_the_files(voc_tree, tmp_
 def test_a_data_set_of_the_hub_has_a_fingerprint_in_place_of_files(coco_tree, tmp_path, monkeypatch):
     coco_tree.write()
     dataset = load_boxes("coco", root=coco_tree.root)
-    monkeypatch.setattr("lpg_hf.data.sources.load_parquet", lambda *arguments: dataset)
+    monkeypatch.setattr("lpg_hf.data.load.load_parquet", lambda *arguments: dataset)
     first, again = (opened("owner/name")[0] for _ in range(2))
     assert list(first.annotation_files) == [] and first.identity["fingerprint"] == again.identity["fingerprint"]
     dataset = dataset.select([0, 0])

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from lpg_hf.data.sources import open_source
 from lpg_hf.label_maps import read_label_map
 from lpg_hf.masks._outputs import ImageWriter
 from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
+from tests.conftest import tiny_lpg
 
 
 NAMES = ["set1/a.jpg", "set1/b c.png", "é/图片.jpg", "d.png", "e.jpg", "f.jpg"]
@@ -637,6 +641,46 @@ def test_bad_flags_give_one_line_and_leave_nothing(flags: list, message: str, da
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and error.count("\n") == 1
     assert not (data / "out").exists()
+
+
+RUN = """
+import sys
+from lpg_hf import cli
+for command in eval(sys.argv[1]):
+    try:
+        cli.main(["masks", *command])
+    except SystemExit as stopped:
+        loaded = [name for name in ("torch", "transformers", "datasets") if name in sys.modules]
+        print("exit", stopped.code or 0, *loaded)
+"""
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_library_is_imported_before_it_is_needed(name: str, data: Path, lpg_folder: Path):
+    """GrabCut, a finished run of an LPG, and refused runs: `import torch` alone takes seconds."""
+    annotations, images = SOURCES[name]
+    flags = [] if images is None else ["--images", str(data / images)]
+    lpg = [str(data / annotations), *flags, "--out", str(data / "lpg"), "--model", str(lpg_folder)]
+    assert run("masks", *lpg) == 0
+    grabcut = [str(data / annotations), *flags, "--out", str(data / "grabcut"), "--generator", "grabcut"]
+    commands = [grabcut, lpg, [*lpg, "--threshold", "0.4"], [str(data / "absent.json"), "--out", str(data / "no")]]
+    ended = subprocess.run([sys.executable, "-c", RUN, repr(commands)], capture_output=True, text=True, timeout=120)
+    assert [line for line in ended.stdout.splitlines() if line.startswith("exit")] == [
+        *("exit 0", "exit 0", "exit 2", "exit 2")
+    ], ended.stderr
+
+
+def test_a_finished_run_is_refused_if_the_model_has_changed(data: Path, lpg_folder: Path, tmp_path, capsys):
+    model = Path(shutil.copytree(lpg_folder, tmp_path / "model"))
+    command = ["masks", data / "yolo", "--out", data / "out", "--model", model]
+    assert run(*command) == 0
+    os.utime(model / "config.json", (1, 1))  # the same weights, as a fresh copy has them
+    assert run(*command) == 0
+    other = tiny_lpg()
+    other.generator.head[-1].weight.data.mul_(2)
+    other.save_pretrained(model)
+    assert run(*command) == 2
+    assert "made with other settings: weights_sha256 was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("report", ['{"images": 6}', "[1]", "", '{"settings": {}}'])
