@@ -190,11 +190,15 @@ class LPGImageProcessor(PilBackend):
         pixels = image_to_view(image, view, self._fill)
         if view.detail is not None:
             pixels = reduce_detail(pixels, view.detail)
-        pixels = (pixels.astype(np.float32) * np.float32(self.rescale_factor) - mean) / std
+        # The normalised value of every grey level, looked up: the same numbers as of all pixels, in half the time.
+        levels = (np.arange(256, dtype=np.float32)[:, None] * np.float32(self.rescale_factor) - mean) / std
+        normalized = np.empty((3, *view.size), dtype=np.float32)
+        for channel in range(3):
+            np.take(levels[:, channel].copy(), pixels[..., channel], out=normalized[channel], mode="clip")
         if self.view_min_size and view.window == (0, 0, *view.size[::-1]) and not view.flip:
             # Parity: the official padding is exactly the mean colour, which the 8-bit fill only comes near to.
-            pixels[image.shape[0] :] = pixels[:, image.shape[1] :] = 0
-        return {"pixel_values": pixels.transpose(2, 0, 1)}
+            normalized[:, image.shape[0] :] = normalized[:, :, image.shape[1] :] = 0
+        return {"pixel_values": normalized}
 
     @property
     def _fill(self) -> tuple[int, ...]:
@@ -208,8 +212,14 @@ class LPGImageProcessor(PilBackend):
         encoded = {"box_mask": box_mask_of_view(view, self.box_encoding)[None]}
         if class_prob is not None:
             scale = 1 / 255 if class_prob.dtype == np.uint8 else 1.0
-            prob = Image.fromarray(class_prob.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            encoded["class_prob"] = image_to_view(np.asarray(prob), view)[None] * np.float32(scale)
+            if class_prob.shape != size:
+                prob = Image.fromarray(class_prob.astype(np.float32))
+                class_prob = np.asarray(prob.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            rows, columns = visible_part(view, *size)  # the rest of the image is not looked at
+            x1, y1, x2, y2 = view.window
+            window = (x1 - columns.start, y1 - rows.start, x2 - columns.start, y2 - rows.start)
+            inside = image_to_view(class_prob[rows, columns].astype(np.float32), replace(view, window=window))
+            encoded["class_prob"] = inside[None] * np.float32(scale)
         return encoded
 
     def decode(

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 from torch.utils.data import DataLoader, Sampler
 
 from lpg_hf.boxes import box_slices
@@ -121,7 +121,7 @@ class LPGViews(Positions):
         view = processor.views(boxes, labels, height, width)[view_index]
         view = processor.random_view(view, (height, width), rng, self.augmentation)
         if settings.color_jitter > 0:
-            image = _jitter_color(image, settings.color_jitter, rng)
+            image = _jitter_color(image, view, settings.color_jitter, rng)
         if settings.degrade > 0 and rng.random() < settings.degrade:
             image = _degraded(image, view, rng)
         target = self._target(row, view, view_index)
@@ -135,12 +135,29 @@ class LPGViews(Positions):
         return sample | {"name": f"{row['file_name']} class {view.label}"}
 
 
-def _jitter_color(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 RGB whose brightness, contrast and saturation are multiplied by 1 - strength to 1 + strength."""
-    jittered = Image.fromarray(image)
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        jittered = enhance(jittered).enhance(rng.uniform(1 - strength, 1 + strength))
-    return np.asarray(jittered)
+def _jitter_color(image: np.ndarray, view: View, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 RGB whose part in the view has other brightness, contrast and saturation.
+
+    They are multiplied by 1 - strength to 1 + strength. Contrast changes around the mean of the whole image; the first
+    two are looked up for the 256 levels, as they are the same function of every value.
+    """
+    brightness, contrast, saturation = (rng.uniform(1 - strength, 1 + strength) for _ in range(3))
+    levels = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
+    brighter = ImageEnhance.Brightness(levels).enhance(brightness)
+    mean = int(ImageStat.Stat(Image.fromarray(_looked_up(image, brighter)).convert("L")).mean[0] + 0.5)
+    grey = Image.new("RGB", levels.size, (mean, mean, mean))
+    table = Image.blend(grey, brighter, contrast)
+    part = visible_part(view, *image.shape[:2])
+    jittered = image.copy()
+    if jittered[part].size:
+        pixels = Image.fromarray(_looked_up(image[part], table))
+        jittered[part] = ImageEnhance.Color(pixels).enhance(saturation)
+    return jittered
+
+
+def _looked_up(pixels: np.ndarray, table: Image.Image) -> np.ndarray:
+    """Every value of the pixels in a table of 256 grey levels."""
+    return np.take(np.asarray(table)[0, :, 0], pixels)
 
 
 def _degraded(image: np.ndarray, view: View, rng: np.random.Generator) -> np.ndarray:

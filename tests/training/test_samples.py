@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from PIL import Image, ImageEnhance
 from tiny_run import changed
 
 from lpg_hf.data.load import load_boxes
-from lpg_hf.training._samples import LPGViews, Positions, SegmenterCrops, StepBatches, step_loader
+from lpg_hf.models.views_lpg import View
+from lpg_hf.training._samples import LPGViews, Positions, SegmenterCrops, StepBatches, _jitter_color, step_loader
 from lpg_hf.training.config import LPGSettings
 from lpg_hf.training.data import load_aux, load_target
 from lpg_hf.training.labels import MaskLabels, SemiLabels, box_labels, true_labels
@@ -210,6 +211,19 @@ def test_colour_jitter_changes_colours_and_nothing_else(settings):
     one, other = plain[0], jittered[0]
     assert all(np.array_equal(one[name], other[name]) for name in ("box_mask", "labels"))
     assert not np.array_equal(one["pixel_values"], other["pixel_values"])
+
+
+def test_colour_jitter_is_that_of_pillow_inside_the_view():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    view = View(1, np.zeros((1, 4), np.float32), (10, -5, 40, 25), (30, 30))
+    jittered = _jitter_color(image, view, 0.4, np.random.default_rng(1))
+    factors, expected = np.random.default_rng(1), Image.fromarray(image)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        expected = enhance(expected).enhance(factors.uniform(0.6, 1.4))
+    inside = np.s_[:25, 10:40]
+    assert np.array_equal(jittered[inside], np.asarray(expected)[inside])
+    jittered[inside] = image[inside]
+    assert np.array_equal(jittered, image)
 
 
 def test_views_grow_in_the_course_of_training_whatever_the_start(settings):
