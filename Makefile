@@ -40,7 +40,7 @@ demo: $(STAMP)
 	$(LAUNCH) training/em.py --config $(DEMO_CONFIG)
 	$(LAUNCH) training/deploy.py --config $(DEMO_CONFIG)
 	$(PY) benchmarks/demo_photos.py data $(DEMO)/photos
-	$(PY) -m lpg_hf.cli masks $(DEMO)/photos/boxes.json --images $(DEMO)/photos/images --out $(DEMO)/photos/masks \
+	$(PY) -m lpg_hf.cli masks $(DEMO)/photos/boxes.json --images $(DEMO)/photos/images --out $(DEMO)/photos/masks --model lpg-base \
 		--write png,coco --overwrite
 	$(PY) benchmarks/demo_photos.py panel $(DEMO)/photos
 

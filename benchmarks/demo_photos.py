@@ -102,7 +102,7 @@ def drawn(folder: Path, names: Sequence[str] = tuple(PHOTOS)) -> list[tuple[np.n
 def write_panel(folder: Path) -> Path:
     """Write panel.png: every photograph with its boxes, and with its masks; returns its path."""
     path = folder / "panel.png"
-    panel(["boxes", "masks by lpg-small"], [list(pair) for pair in drawn(folder)], cell_width=400).save(path)
+    panel(["boxes", "masks by lpg-base"], [list(pair) for pair in drawn(folder)], cell_width=400).save(path)
     return path
 
 

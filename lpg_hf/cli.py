@@ -189,14 +189,18 @@ def masks(
     images: _Images = None,
     model: _Model = None,
     generator: Annotated[
-        str, typer.Option(help="lpg, grabcut, densecrf, box, sam:ID, or saliency:FILE.onnx.")
+        str,
+        typer.Option(
+            help="lpg, grabcut, densecrf, box, sam:ID, or saliency:FILE.onnx; auto: the best on true masks that the "
+            "annotations have."
+        ),
     ] = "lpg",
     format: _AnyFormat = "auto",
     write: Annotated[
         str,
         typer.Option(
             help="Comma-separated: png, coco, coco-polygons, coco-results, yolo, labelme, instances-png, crops, "
-            "geotiff, geojson. "
+            "geotiff, geojson, html (the masks with the lowest scores, to look at first). "
             "A later run may add some: the masks are kept."
         ),
     ] = "png",
@@ -286,6 +290,14 @@ def masks(
     source = open_source(annotations, images, options, format=format, report=report).limited(limit)
     names = tuple(name for _, name in source.classes)
     loaded = GeneratorOptions(model, segmenter, names, 2 * batch_size, flip, device, dtype, revision)
+    if generator == "auto":
+        from lpg_hf.evaluation.choose import choose_generator
+        from lpg_hf.evaluation.compare import ComparedData
+
+        place = None if images is None else str(images)
+        data = ComparedData(annotations, place, None, format, options, options.object_value)
+        generator, loaded = choose_generator(data, loaded, typer.echo)
+        settings = replace(settings, generator=generator)
     written = write_masks(
         source,
         NamedGenerator(generator, loaded),
@@ -747,9 +759,11 @@ def _export_onnx(
 def _compare(
     annotations: _Source,
     truth: Annotated[
-        str,
-        typer.Option(help="Ground truth: folder of label maps, or COCO json with masks (may be ANNOTATIONS itself)."),
-    ],
+        str | None,
+        typer.Option(
+            help="Ground truth: folder of label maps, or COCO json with masks. Default: masks of ANNOTATIONS."
+        ),
+    ] = None,
     images: _Images = None,
     generators: Annotated[
         str | None,
@@ -783,7 +797,7 @@ def _compare(
 
     Exit status: 0 success; 1 a generator did not run, and the table says why.
 
-    Example: `lpg-hf compare instances.json --images photos --truth instances.json --generators box --out compared`
+    Example: `lpg-hf compare instances.json --images photos --generators box,lpg --out compared`
     """
     from lpg_hf._files import write_json
     from lpg_hf.evaluation.compare import ComparedData, Comparison, as_dict, compare, table, write

@@ -1,4 +1,4 @@
-"""True masks beside the images of a source: a folder of label maps, or a COCO file."""
+"""True masks beside the images of a source: a folder of label maps, a COCO file, or the annotations themselves."""
 
 import os
 from dataclasses import dataclass, replace
@@ -8,7 +8,9 @@ import numpy as np
 
 from lpg_hf._files import fs_path
 from lpg_hf.boxes import box_slices
+from lpg_hf.data._formats.voc import MASKS_FOLDER
 from lpg_hf.data._painting import crowd_pixels, paint_label_map
+from lpg_hf.data._recognise import voc_folders
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
@@ -105,22 +107,13 @@ class _FolderTruth:
         return os.path.join(self.folder, mask_name(file_name))
 
 
-class _CocoTruth:
-    """Masks of a COCO file; its images meet those of the source by file name, its classes by name."""
+class _SourceTruth:
+    """Masks of annotations; their images meet those of the source by file name, their classes by name."""
 
-    def __init__(self, path: str, source: Source, images: str | None, options: ReadOptions) -> None:
-        self.report = Report()
-        # Split, classes and corners are those of the annotations, not of this file.
-        own = replace(
-            SOURCE_OPTIONS,
-            masks=True,
-            size_mismatch=options.size_mismatch,
-            max_pixels=options.max_pixels,
-            skip_ambiguous=options.skip_ambiguous,
-        )
-        self.source = open_source(path, images, own, format="coco", report=self.report)
-        self.index = {name: index for index, name in enumerate(self.source.file_names)}
-        self.names = [name for _, name in self.source.classes]
+    def __init__(self, masks: Source, report: Report, source: Source) -> None:
+        self.source, self.report = masks, report
+        self.index = {name: index for index, name in enumerate(masks.file_names)}
+        self.names = [name for _, name in masks.classes]
         self.label_of = {name: label for label, (_, name) in enumerate(source.classes, start=1)}
 
     def has(self, file_name: str) -> bool:
@@ -148,11 +141,12 @@ class _CocoTruth:
 
 
 def open_truth(
-    path: str, source: Source, images: str | None, options: ReadOptions, object_value: int | None = None
+    path: str | None, source: Source, images: str | None, options: ReadOptions, object_value: int | None = None
 ) -> Truth:
     """The ground truth of a source: a folder of label maps, or a COCO json.
 
     Args:
+        path: None: the masks of the annotations themselves, of VOC those of its folder SegmentationClass.
         images: folder of the source's images.
         options: how the source is read; a COCO json is read with the same limits.
         object_value: of a folder: see `label_maps.read_label_map`.
@@ -160,8 +154,22 @@ def open_truth(
     Raises:
         FileNotFoundError: it does not exist.
     """
+    if path is None and source.format == "voc":
+        return _FolderTruth(f"{voc_folders(source.path).root}/{MASKS_FOLDER}", object_value)
+    report = Report()
+    if path is None:
+        masks = open_source(source.path, images, replace(options, masks=True), format=source.format, report=report)
+        return _SourceTruth(masks, report, source)
     if os.path.isdir(fs_path(path)):
         return _FolderTruth(path, object_value)
     if not os.path.isfile(fs_path(path)):
         raise FileNotFoundError(f"ground truth {path} does not exist. Pass a folder of label maps or a COCO json.")
-    return _CocoTruth(path, source, images, options)
+    # Split, classes and corners are those of the annotations, not of this file.
+    own = replace(
+        SOURCE_OPTIONS,
+        masks=True,
+        size_mismatch=options.size_mismatch,
+        max_pixels=options.max_pixels,
+        skip_ambiguous=options.skip_ambiguous,
+    )
+    return _SourceTruth(open_source(path, images, own, format="coco", report=report), report, source)

@@ -55,18 +55,23 @@ class ComparedData:
         annotations: see `open_source`.
         images: see `open_source`.
         truth: folder of label maps, whose labels are the classes in the order of the source; or a COCO json with
-            masks.
+            masks; None: the masks of the annotations themselves (VOC: of the folder SegmentationClass).
         format: see `open_source`.
         options: how the annotations and a COCO json of the truth are read.
         object_value: of a folder of label maps: the value that marks the object of the only class.
     """
 
     annotations: str
-    images: str | None
-    truth: str
+    images: str | None = None
+    truth: str | None = None
     format: str = "auto"
     options: ReadOptions = SOURCE_OPTIONS
     object_value: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the ground truth is, for messages."""
+        return self.truth or self.annotations
 
     def open(self, report: Report) -> tuple[Source, Truth]:
         """The source, whose problems go into `report`, and its ground truth."""
@@ -181,13 +186,13 @@ def compare(
     with_truth = [index for index, name in enumerate(source.file_names) if truth.has(name)]
     if not with_truth:
         raise ValueError(
-            f"none of the {len(source)} images of {data.annotations} has ground truth in {data.truth}, for example "
+            f"none of the {len(source)} images of {data.annotations} has ground truth in {data.place}, for example "
             f"{source.file_names[0] if len(source) else '(no image)'}. Label maps have the image's relative "
             f"path, with .png."
         )
     indices = evenly(with_truth, limit or len(with_truth))
     if not any(_holds_a_class(source, truth, index) for index in indices):
-        raise ValueError(no_class_message(f"the ground truth {data.truth} of the {len(indices)} images"))
+        raise ValueError(no_class_message(f"the ground truth {data.place} of the {len(indices)} images"))
     chosen = replace(comparison, indices=indices, shown=evenly(indices, num_shown))
     context = multiprocessing.get_context("spawn")
     rows = []

@@ -33,6 +33,7 @@ OUTPUTS = (
         "crops",
         "geotiff",
         "geojson",
+        "html",
     ),
     "overlay",
 )

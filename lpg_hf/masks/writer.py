@@ -8,6 +8,7 @@
     OUT/instances/NAME.png    16-bit grey: number of the object in the image's list of annotations; 65535 is ignored
     OUT/geotiff/NAME.tif      label map on the map, of an image that is a GeoTIFF
     OUT/geojson/NAME.geojson  polygons on the map, with class and score
+    OUT/report.html           the masks with the lowest scores, to look at first
     OUT/crops/NAME/ID.png     an object as RGBA, transparent around its mask
     OUT/overlays/NAME.jpg     the image with its label map and boxes
     OUT/classes.txt           class names in the order of the labels
@@ -58,6 +59,7 @@ from lpg_hf.masks._outputs import (
     ImageWriter,
     image_files,
 )
+from lpg_hf.masks._review import review_page
 from lpg_hf.masks.assembly import (
     AssemblyOptions,
     BoxMask,
@@ -81,6 +83,7 @@ _JOINED_FILES = {
     "coco": ("instances.json",),
     "coco-polygons": ("instances_polygons.json",),
     "coco-results": ("results.json",),
+    "html": ("report.html",),
     "yolo": (*yolo_dataset.YAML_FILES[:1], *(f"{split}.txt" for split in yolo_dataset.SPLITS)),
 }
 BLOCK_SIZE = 8  # images: what a killed run does again at most, per thread
@@ -138,7 +141,7 @@ class MaskSettings(AssemblyOptions):
     @property
     def granularity(self) -> str:
         """`per`, or its default."""
-        return self.per or ("instance" if set(self.write) - {"png", "geotiff"} else "class")
+        return self.per or ("instance" if set(self.write) - {"png", "geotiff", "html"} else "class")
 
     def identity(self) -> dict:
         """What masks and outputs depend on; None where no output depends on a setting."""
@@ -726,6 +729,9 @@ def _join(run: _MaskRun) -> Report | None:
     write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), run.scratch)
     for output in sorted(run.outputs & {"coco", "coco-polygons", "coco-results"}):
         _write_coco(run, output)
+    if "html" in run.outputs:
+        page = review_page(source, (image for block in run.blocks() for image in block["images"]))
+        write_atomically(out / "report.html", page, run.scratch)
     if "yolo" in run.outputs:
         images = (image for block in run.blocks() for image in block["images"] if "objects" in image)
         written = [image["file_name"] for image in images if "unusable" not in image]

@@ -1,8 +1,10 @@
-"""`lpg-hf compare`: known scores, ground truth of both kinds, generators that cannot run, and the files."""
+"""`lpg-hf compare`: known scores, ground truth of both kinds, generators that cannot run, and the files; and what
+`--generator auto` makes of it."""
 
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,10 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf.cli import app
+from lpg_hf.data.convert import WITH_MASKS, convert_labels
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.evaluation.choose import choose_generator
 from lpg_hf.evaluation.compare import (
     COLUMNS,
     ComparedData,
@@ -405,3 +409,57 @@ def test_wrong_settings_are_told_before_any_work(tree, names, changes, message):
     (tree / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         compare(comparison(tree, **changes), names)
+
+
+@pytest.mark.parametrize("file", ["full.json", "voc"])
+def test_auto_takes_what_measures_best_on_the_true_masks(tree, file):
+    """Objects of one colour on another: dense CRF or GrabCut find them, the filled box is wrong."""
+    if file == "voc":
+        convert_labels(
+            str(tree / "full.json"), str(tree / "voc"), "voc", images=str(tree / "images"), options=WITH_MASKS
+        )
+        (tree / "voc" / "JPEGImages").symlink_to(tree / "images")
+    lines: list[str] = []
+    name, options = choose_generator(own_data(tree, file), GeneratorOptions(device="cpu", flip=True), lines.append)
+    numbers = re.search(r"on 2 images with true masks: (.*)", lines[-1])
+    assert numbers is not None
+    scores = {word.rsplit(" ", 1)[0]: float(word.rsplit(" ", 1)[1]) for word in numbers[1].split(", ")}
+    assert scores["box"] == pytest.approx(100 * np.mean(BOX_IOUS), abs=0.05)
+    assert {"lpg-small", "lpg-base", "grabcut"} <= scores.keys()
+    best = max(scores, key=lambda key: scores[key])
+    assert scores[best] > 90 and (options.model or name) == best and options.flip == (name == "lpg")
+
+
+def test_auto_without_true_masks_takes_lpg_base_and_says_so(tree):
+    lines: list[str] = []
+    name, options = choose_generator(own_data(tree, "boxes.json"), GeneratorOptions(device="cpu"), lines.append)
+    assert (name, options.model) == ("lpg", "lpg-base")
+    assert lines == ["--generator auto: no object has a true mask, so nothing is measured: using lpg-base"]
+
+
+def own_data(tree: Path, file: str) -> ComparedData:
+    return ComparedData(str(tree / file), str(tree / "images") if file != "voc" else None)
+
+
+def test_the_command_masks_takes_auto(tree):
+    arguments = [
+        "masks",
+        tree / "full.json",
+        "--images",
+        tree / "images",
+        "--out",
+        tree / "out",
+        "--generator",
+        "auto",
+    ]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0 and "IoU per box on 2 images with true masks" in result.output
+    settings = json.loads((tree / "out" / "report.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["generator"] in ("lpg", "densecrf", "grabcut", "box")
+
+
+def test_truth_is_by_default_that_of_the_annotations(tree):
+    of_json = ComparedData(str(tree / "full.json"), str(tree / "images"), str(tree / "full.json"))
+    named = measure(Comparison(of_json, indices=(0, 1, 2)), "box")
+    default = measure(Comparison(dataclasses.replace(of_json, truth=None), indices=(0, 1, 2)), "box")
+    assert default.scores["mean_box_iou"] == named.scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
