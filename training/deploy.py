@@ -5,6 +5,7 @@
 Stage 0 trains a segmenter on filled boxes; each stage s = 1..S writes pseudo masks with the given LPG_s and the
 segmenter of stage s - 1, and trains segmenter s on them. `--run.mode semi` lets the images of `run.semi_split` keep
 their ground truth, `--run.mode full` trains on ground truth alone, for as many rounds (the upper bound).
+`--run.labels SOURCE` trains on the labels of a compared method instead of an LPG's (docs/label_sources.md).
 Results: RUN/target/stageK/{segmenter,pseudo_masks}, RUN/target/{metrics.json,table.md,panel.png}; in the other modes
 below RUN/target_semi and RUN/target_full.
 """
@@ -23,15 +24,16 @@ from datasets import Dataset
 from lpg_hf.data.load import class_names
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.generators.crf import dense_crf
+from lpg_hf.training._label_sources import load_label_source
+from lpg_hf.training._labels import Labels, SemiLabels, box_labels, true_labels
 from lpg_hf.training.config import Settings
 from lpg_hf.training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target, rows_digest
-from lpg_hf.training.labels import Labels, SemiLabels, box_labels, true_labels
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.models import build_segmenter, load_lpg
 from lpg_hf.training.parsing import list_configs, parse_settings
 from lpg_hf.training.report import DeployScores
 from lpg_hf.training.run import Run, start_run, stop_on_refusal
-from lpg_hf.training.stages import Stage, mask_stage, segmenter_stage
+from lpg_hf.training.stages import Stage, mask_stage, segmenter_stage, source_stage
 from lpg_hf.training.steps import check_batch
 
 
@@ -73,11 +75,16 @@ def run_deploy(settings: Settings) -> dict:
     mode = settings.run.mode
     name = "target" if mode == "weak" else f"target_{mode}"
     run = start_run(settings, f"{name}/settings.json")
-    numbers = range(1, settings.run.num_stages + 1) if mode != "full" else ()
+    source = None
+    if mode != "full" and settings.run.labels != "lpg":
+        source = load_label_source(settings.run.labels, settings.run.overlap_rule)
+    numbers = range(1, settings.run.num_stages + 1) if mode != "full" and source is None else ()
     generators = {number: load_lpg(*_stage_source(settings, number)) for number in numbers}
     rows = load_target(run, masks=mode == "full")
     evaluation = load_eval(run) if "segmenter" in settings.run.measure else None
     _check_before_training(run, rows, evaluation)
+    if source is not None:
+        source.check(rows)
     supervised = _supervision(run, rows)
     run.begin(target=rows_digest(rows))
     truth = load_target(run, masks=True) if "masks" in settings.run.measure else None
@@ -90,6 +97,9 @@ def run_deploy(settings: Settings) -> dict:
         labels = box_labels
         if number in generators:
             labels = mask_stage(run, stage, rows, generators[number], segmenter)
+        elif source is not None:
+            labels = source_stage(run, stage, rows, source, segmenter)
+        if number in generators or (source is not None and (source.refines or number == 0)):
             scores.add_pseudo_masks(stage, labels)
         num_steps = settings.segmenter.target_steps or settings.segmenter.steps
         segmenter = segmenter_stage(run, stage, rows, supervised(labels), segmenter, num_steps)

@@ -20,9 +20,9 @@ from datasets import Dataset
 
 from lpg_hf._files import write_json
 from lpg_hf.data.load import class_names
+from lpg_hf.training._labels import box_labels
 from lpg_hf.training.config import Settings
 from lpg_hf.training.data import check_num_classes, load_aux, rows_digest
-from lpg_hf.training.labels import box_labels
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps
 from lpg_hf.training.models import build_lpg, build_segmenter, load_lpg

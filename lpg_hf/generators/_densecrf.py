@@ -82,7 +82,7 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         box = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
         unary = np.full(window.shape[:2], 1 - CERTAIN, dtype=np.float32)
         unary[box] = self.prior
-        unary[tuple(_central_part(side, self.centre) for side in box)] = CERTAIN
+        unary[tuple(central_part(side, self.centre) for side in box)] = CERTAIN
         scale = min(1.0, self.max_side / max(unary.shape))
         if scale < 1:
             width, height = (max(1, round(side * scale)) for side in reversed(unary.shape))
@@ -104,7 +104,7 @@ class DenseCRFGenerator(BoxByBoxGenerator):
         return dense_crf(window, np.stack([1 - unary, unary]), pixels)[1].clip(0, 1)
 
 
-def _central_part(side: slice, share: float) -> slice:
+def central_part(side: slice, share: float) -> slice:
     """The middle of a box's rows or columns, such that both together cover `share` of its area; at least a pixel."""
     length = side.stop - side.start
     part = min(length, max(1, round(length * math.sqrt(share))))

@@ -46,8 +46,8 @@ def pixel_cross_entropy(
 
     logits = logits.float()
     if at == "logits":
-        labels = _resize_nearest(labels, logits.shape[-2:])
-        weight = None if weight is None else _resize_nearest(weight, logits.shape[-2:])
+        labels = resize_nearest(labels, logits.shape[-2:])
+        weight = None if weight is None else resize_nearest(weight, logits.shape[-2:])
     elif at == "labels":
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     else:
@@ -80,8 +80,8 @@ def box_dice(logits: Tensor, labels: Tensor, box_mask: Tensor, *, ignore_index: 
 
     Source: Milletari et al., "V-Net" (2016), without the squares.
     """
-    labels = _resize_nearest(labels, logits.shape[-2:])
-    counts = (_resize_nearest(box_mask, logits.shape[-2:]) > 0) & (labels != ignore_index)  # (B, h, w)
+    labels = resize_nearest(labels, logits.shape[-2:])
+    counts = (resize_nearest(box_mask, logits.shape[-2:]) > 0) & (labels != ignore_index)  # (B, h, w)
     probability = torch.softmax(logits.float(), dim=1)[:, 1] * counts
     target = ((labels == 1) & counts).float()
     overlap, true = (probability * target).sum(dim=(1, 2)), target.sum(dim=(1, 2))  # (B,)
@@ -89,7 +89,7 @@ def box_dice(logits: Tensor, labels: Tensor, box_mask: Tensor, *, ignore_index: 
     return torch.where(true > 0, dice, 0.0).mean()
 
 
-def _resize_nearest(maps: Tensor, size: torch.Size) -> Tensor:
+def resize_nearest(maps: Tensor, size: torch.Size) -> Tensor:
     """(B, H, W) -> (B, *size), nearest pixel centre; integers up to 2^24 pass through float32 unchanged."""
     if maps.shape[-2:] == size:
         return maps

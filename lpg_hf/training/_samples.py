@@ -18,12 +18,12 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 from torch.utils.data import DataLoader, Sampler
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.data._examples import class_mask, decode_image, object_mask, row_boxes
+from lpg_hf.data._examples import box_label_map, class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.views_lpg import Augmentation, View, image_to_view, random_window, visible_part
+from lpg_hf.training._labels import Labels, filling_rates_of
 from lpg_hf.training.config import Settings
-from lpg_hf.training.labels import Labels
 from lpg_hf.training.models import Normalization
 
 
@@ -221,18 +221,23 @@ class SegmenterCrops(Positions):
     def sample(self, entry: int, rng: np.random.Generator, position: int) -> dict:
         row, settings = self.rows[entry], self.settings.segmenter
         image = decode_image(row)
-        label_map = self.labels(entry, row)
+        label_map = self.labels(entry, row, position // self.num_entries)
         size = settings.crop_size
         scale = settings.scales[rng.integers(len(settings.scales))]
         height, width = image.shape[:2]
         window = random_window(height, width, size, scale, rng)
         view = View(0, np.empty((0, 4)), window, (size, size), bool(rng.random() < 0.5))
         pixels = image_to_view(image, view, self.normalization.fill)
-        return {
+        sample = {
             "pixel_values": self.normalization(pixels),
             "labels": image_to_view(label_map, view, IGNORE_INDEX).astype(np.int64),
             "name": row["file_name"],
         }
+        rates = filling_rates_of(self.labels, row)
+        if rates is not None:
+            sample["filling_rates"] = rates
+            sample["box_labels"] = image_to_view(box_label_map(row), view, IGNORE_INDEX).astype(np.int64)
+        return sample
 
 
 class StepBatches(Sampler[list[int]]):

@@ -11,6 +11,7 @@ from lpg_hf.data.options import SIZE_MISMATCH_CHOICES, ReadOptions
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.fusion import OVERLAP_RULES
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
+from lpg_hf.training._label_sources import check_label_source
 
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -60,6 +61,8 @@ class RunSettings:
     stages: str | None = None
     fixed_stage: int | None = None  # the LPG of this stage in every round (Table II); None: each round its own
     mode: str = "weak"  # weak; semi: images of semi_split keep their ground truth; full: all do
+    # what deploy.py trains on: lpg, or a compared method, see docs/label_sources.md (sdi-box, bcm, folder:DIR, ...)
+    labels: str = "lpg"
     semi_split: str | None = "train"  # a VOC list, or a COCO file of those images with masks
     # masks: pseudo masks on the target's masks; segmenter: on the evaluation data; crf: the segmenter after a dense
     # CRF too
@@ -68,8 +71,11 @@ class RunSettings:
     def __post_init__(self):
         _choose(self, stage_init=("previous", "initial"), mixed_precision=("no", "bf16", "fp16", "auto"))
         _choose(self, mode=("weak", "semi", "full"), overlap_rule=OVERLAP_RULES)
-        _at_least(self, 1, "num_stages", "num_threads", "inference_batch_size", "checkpoint_every", "log_every")
+        _at_least(self, 1, "num_threads", "inference_batch_size", "checkpoint_every", "log_every")
         _at_least(self, 0, "seed", "num_workers")
+        _at_least(self, 1 if self.labels == "lpg" else 0, "num_stages")
+        if self.labels != "lpg":
+            check_label_source(self.labels)
         if not self.dir.strip():
             raise ValueError("dir is empty; name the folder that the run is written to.")
         if not 0 < self.aux_fraction <= 1:
@@ -320,8 +326,9 @@ def public_settings(settings: Settings) -> dict:
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
     for section in values.values():
         for name, value in section.items():
-            if isinstance(value, str) and ("/" in value or "\\" in value) and Path(value).expanduser().exists():
-                section[name] = Path(value).name
+            kind, colon, path = value.partition(":") if name == "labels" else ("", "", value)
+            if isinstance(path, str) and ("/" in path or "\\" in path) and Path(path).expanduser().exists():
+                section[name] = f"{kind}{colon}{Path(path).name}"
     return values
 
 

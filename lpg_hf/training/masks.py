@@ -10,20 +10,24 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from torch import Tensor
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from lpg_hf._files import fs_path, write_json
 from lpg_hf.data._examples import box_label_map, decode_image, row_boxes
+from lpg_hf.data.load import class_names
 from lpg_hf.generators.base import BoxedImage, batches_of_one_size, weights_digest
 from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator
-from lpg_hf.label_maps import mask_name, write_label_map
+from lpg_hf.label_maps import mask_name, read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.assembly import AssemblyOptions, assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._label_sources.base import LabelSource
 from lpg_hf.training._samples import BOX_COLUMNS
 from lpg_hf.training.data import rows_digest
 from lpg_hf.training.run import Run
@@ -51,9 +55,16 @@ def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:
 
 
 def encoded_images(
-    run: Run, segmenter: SegmenterProbs, rows: Dataset, description: str
+    run: Run,
+    segmenter: SegmenterProbs,
+    rows: Dataset,
+    description: str,
+    batches: list[list[int]] | None = None,
 ) -> Iterator[tuple[list[int], list[np.ndarray], list[SegmenterInput]]]:
     """This process's share of the images, decoded and encoded in threads, in batches of one padded size.
+
+    Args:
+        batches: some of `_own_batches`; None: all of them.
 
     Yields:
         indices: of the rows.
@@ -65,9 +76,20 @@ def encoded_images(
         images = [decode_image(rows[i]) for i in indices]
         return indices, images, [segmenter.encode(image) for image in images]
 
-    batches, settings = _size_batches(rows, run.settings.run.inference_batch_size), run.settings.run
-    mine = batches[run.accelerator.process_index :: run.accelerator.num_processes]
-    return _progress(run, prefetch(load, mine, settings.num_workers), len(mine), description)
+    mine = _own_batches(run, rows) if batches is None else batches
+    return _progress(run, prefetch(load, mine, run.settings.run.num_workers), len(mine), description)
+
+
+def _own_batches(run: Run, rows: Dataset) -> list[list[int]]:
+    """This process's share of `_size_batches`."""
+    batches = _size_batches(rows, run.settings.run.inference_batch_size)
+    return batches[run.accelerator.process_index :: run.accelerator.num_processes]
+
+
+def image_logits(logits: Tensor, item: SegmenterInput, image: np.ndarray) -> Tensor:
+    """(C, H, W) logits at the pixels of an image, from the segmenter's (C, h, w) for its input."""
+    height, width = image.shape[:2]
+    return F.interpolate(logits[None], size=item.frame, mode="bilinear")[0, :, :height, :width]
 
 
 def _progress(run: Run, batches: Iterator, total: int, description: str) -> Iterator:
@@ -214,9 +236,7 @@ def write_pseudo_masks(
         dtype=_GENERATOR_DTYPES[accelerator.mixed_precision],
     )
     options = AssemblyOptions(overlap_rule=settings.overlap_rule, clean=False)  # as the paper says
-    names = rows["file_name"][:]
-    check_distinct(names)
-    paths = [Path(fs_path(folder / mask_name(name))) for name in names]
+    paths = _mask_paths(rows, folder)
 
     def write(group: list[int]) -> None:
         images, crowds = [], []
@@ -232,15 +252,87 @@ def write_pseudo_masks(
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_label_map(paths[index], label_map)
 
-    groups = _size_batches(rows, settings.inference_batch_size)
-    mine = groups[accelerator.process_index :: accelerator.num_processes]
-    missing = [group for group in mine if not all(paths[index].is_file() for index in group)]
+    missing = _missing_batches(run, rows, paths)
     for _ in _progress(run, prefetch(write, missing, settings.num_workers), len(missing), description):
         pass
     accelerator.wait_for_everyone()
     if run.is_main:
         write_json(folder / "complete.json", {"images": len(rows), "overlap_rule": settings.overlap_rule})
     accelerator.wait_for_everyone()
+
+
+def write_source_labels(
+    run: Run,
+    source: LabelSource,
+    rows: Dataset,
+    segmenter: SegmenterProbs | None,
+    folder: Path,
+    description: str,
+) -> None:
+    """Writes one palette PNG per image: the labels of a source, in groups that resume as pseudo masks do.
+
+    `folder/complete.json`, with the source's summary, appears at the end.
+
+    Args:
+        segmenter: of the round before, whose probabilities the source refines; None: it takes none.
+
+    Raises:
+        ValueError: a label map has another size than its image, or a label that is no class.
+    """
+    names, num_labels = rows["file_name"][:], len(class_names(rows)) + 1
+    paths = _mask_paths(rows, folder)
+    missing = _missing_batches(run, rows, paths)
+
+    def write(index: int, image: np.ndarray, probs: np.ndarray | None) -> None:
+        paths[index].parent.mkdir(parents=True, exist_ok=True)
+        source.write(paths[index], rows[index], image, probs)
+        _check_labels(read_label_map(paths[index]), image, num_labels, names[index], paths[index])
+
+    def write_group(group: list[int]) -> None:
+        for index in group:
+            write(index, decode_image(rows[index]), None)
+
+    if segmenter is None:
+        groups = prefetch(write_group, missing, run.settings.run.num_workers)
+        for _ in _progress(run, groups, len(missing), description):
+            pass
+    else:
+        for indices, images, inputs in encoded_images(run, segmenter, rows, description, missing):
+            with run.accelerator.autocast():
+                logits = segmenter.logits(inputs)
+            for index, image, item, one in zip(indices, images, inputs, logits):
+                write(index, image, image_logits(one, item, image).softmax(dim=0).cpu().numpy())
+    run.accelerator.wait_for_everyone()
+    if run.is_main:
+        summary = source.summary(rows, folder, num_labels)
+        if summary:
+            run.print(f"{description}: {summary}")
+        write_json(folder / "complete.json", {"images": len(rows), "labels": run.settings.run.labels} | summary)
+    run.accelerator.wait_for_everyone()
+
+
+def _check_labels(label_map: np.ndarray, image: np.ndarray, num_labels: int, name: str, path: Path) -> None:
+    """Raises ValueError, and takes the file away, if a written label map does not fit its image or the classes."""
+    wrong = np.setdiff1d(label_map, [*range(num_labels), IGNORE_INDEX])
+    if label_map.shape != image.shape[:2] or len(wrong):
+        path.unlink()
+        what = f"labels {wrong[:5].tolist()}" if len(wrong) else f"height and width {label_map.shape}"
+        raise ValueError(
+            f"the label map of {name} has {what}, but the image has height and width {image.shape[:2]}, and labels "
+            f"are 0 to {num_labels - 1} and {IGNORE_INDEX}."
+        )
+
+
+def _mask_paths(rows: Dataset, folder: Path) -> list[Path]:
+    """The label map of each row in a folder."""
+    names = rows["file_name"][:]
+    check_distinct(names)
+    return [Path(fs_path(folder / mask_name(name))) for name in names]
+
+
+def _missing_batches(run: Run, rows: Dataset, paths: list[Path]) -> list[list[int]]:
+    """Those of this process's batches that lack a label map."""
+    return [group for group in _own_batches(run, rows) if not all(paths[index].is_file() for index in group)]
 
 
 def check_distinct(file_names: list[str]) -> None:

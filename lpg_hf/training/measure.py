@@ -4,7 +4,6 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -12,8 +11,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from lpg_hf.data._examples import label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
-from lpg_hf.training.labels import Labels
-from lpg_hf.training.masks import encoded_images, frozen_segmenter, prefetch
+from lpg_hf.training._labels import Labels
+from lpg_hf.training.masks import encoded_images, frozen_segmenter, image_logits, prefetch
 from lpg_hf.training.run import Run
 
 
@@ -65,9 +64,8 @@ def measure_segmenter(
     for indices, images, inputs in encoded_images(run, segmenter, rows, description):
         with run.accelerator.autocast():
             logits = segmenter.logits(inputs)
-        for index, image, item, image_logits in zip(indices, images, inputs, logits):
-            height, width = image.shape[:2]
-            full = F.interpolate(image_logits[None], size=item.frame, mode="bilinear")[0, :, :height, :width]
+        for index, image, item, one in zip(indices, images, inputs, logits):
+            full = image_logits(one, item, image)
             truth = label_map(rows[index])
             confusion.update(full.argmax(dim=0).cpu().numpy(), truth)
             if with_crf:

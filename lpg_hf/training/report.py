@@ -9,8 +9,8 @@ from lpg_hf._files import write_json
 from lpg_hf.data._examples import decode_image, label_map, row_boxes
 from lpg_hf.data.load import class_names
 from lpg_hf.label_maps import mask_name, read_label_map
+from lpg_hf.training._labels import Labels, box_labels
 from lpg_hf.training.config import public_settings
-from lpg_hf.training.labels import Labels, box_labels
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import load_segmenter, package_versions
 from lpg_hf.training.run import Run
@@ -135,7 +135,7 @@ def write_table(path: Path, metrics: dict) -> None:
 def write_panel(path: Path, rows: Dataset, target: Path, num_stages: int) -> None:
     """Image, boxes, pseudo masks of each stage and ground truth of a few images (Fig. 3 and 5), evenly chosen."""
     names = class_names(rows)
-    stages = [s for s in range(1, num_stages + 1) if (target / f"stage{s}" / "pseudo_masks").is_dir()]
+    stages = [s for s in range(num_stages + 1) if (target / f"stage{s}" / "pseudo_masks").is_dir()]
     has_truth = "mask" in rows.column_names or "segmentation" in rows.features["objects"]
     columns = ["image", "boxes", *(f"stage {s}" for s in stages), *(["ground truth"] if has_truth else [])]
     cells = []

@@ -13,10 +13,17 @@ from lpg_hf.hub import write_card
 from lpg_hf.labels import COCO_CLASSES, COCO_VOC_IDS
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._label_sources.base import LabelSource
+from lpg_hf.training._labels import Labels, MaskLabels
 from lpg_hf.training._samples import LPGViews, SegmenterCrops
 from lpg_hf.training.config import public_settings
-from lpg_hf.training.labels import Labels, MaskLabels
-from lpg_hf.training.masks import ClassProbs, cache_class_probs, write_pseudo_masks
+from lpg_hf.training.masks import (
+    ClassProbs,
+    cache_class_probs,
+    frozen_segmenter,
+    write_pseudo_masks,
+    write_source_labels,
+)
 from lpg_hf.training.models import (
     Normalization,
     build_lpg,
@@ -117,6 +124,26 @@ def mask_stage(
         probs = _class_probs(run, stage, rows, segmenter) if model.config.use_class_prob else None
         write_pseudo_masks(run, model, processor, rows, probs, folder, f"{stage.name} pseudo masks")
     return MaskLabels(folder)
+
+
+def source_stage(run: Run, stage: Stage, rows: Dataset, source: LabelSource, segmenter: Path | None) -> Labels:
+    """Before a round's M-step: writes the labels of a source to `pseudo_masks` in the stage's folder.
+
+    Args:
+        source: one that does not refine writes in round 0 only; the later rounds have the same labels.
+        segmenter: of the stage before; None in round 0.
+
+    Returns:
+        The labels for `segmenter_stage` and `measure_label_maps`.
+    """
+    first = stage.folder.parent / "stage0"
+    folder = (stage.folder if source.refines else first) / "pseudo_masks"
+    if not (folder / "complete.json").is_file():
+        before = None
+        if source.refines and segmenter is not None:
+            before = frozen_segmenter(run, *load_segmenter(segmenter))
+        write_source_labels(run, source, rows, before, folder, f"{stage.name} labels")
+    return source.labels(folder, run.settings.run.seed)
 
 
 def _class_probs(run: Run, stage: Stage, rows: Dataset, segmenter: Path | None) -> ClassProbs:

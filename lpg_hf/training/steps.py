@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from lpg_hf.models.losses import pixel_cross_entropy
 from lpg_hf.training._batch_norm import synchronize_batch_norms
 from lpg_hf.training._checkpoint import Checkpoints, TrainingState
+from lpg_hf.training._label_sources.bcm import confident_labels
 from lpg_hf.training._optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
 from lpg_hf.training._samples import Positions, StepBatches, step_loader
 from lpg_hf.training.config import LPGSettings, SegmenterSettings
@@ -128,7 +130,7 @@ def _lpg_loss(model: nn.Module, batch: dict) -> Tensor:
 
 
 def _segmenter_loss(model: nn.Module, batch: dict, stride: int | None) -> Tensor:
-    """Cross-entropy over all logits of the network.
+    """Cross-entropy over all logits of the network; with filling rates of BCM, over the pixels that these keep.
 
     Args:
         stride: pixels per position of the loss; None: the logits' own positions.
@@ -136,11 +138,20 @@ def _segmenter_loss(model: nn.Module, batch: dict, stride: int | None) -> Tensor
     labels = batch["labels"]  # (B, H, W)
     outputs = model(pixel_values=batch["pixel_values"])
     maps = outputs.get("scale_logits") or (outputs.logits,)  # DeepLab v2 sums over its scales
-    if stride is None:
-        losses = [pixel_cross_entropy(logits, labels) for logits in maps]
+    if stride is not None:
+        at_stride = (slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
+        labels = labels[at_stride]  # (B, H/stride, W/stride)
+    if "filling_rates" in batch:
+        boxes = batch["box_labels"]  # (B, H, W)
+        if stride is not None:
+            boxes = boxes[at_stride]
+            size = labels.shape[-2:]
+            maps = [F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False) for logits in maps]
+        kept = partial(confident_labels, labels=labels, box_labels=boxes, filling_rates=batch["filling_rates"])
+        losses = [pixel_cross_entropy(logits, kept(logits)) for logits in maps]
     else:
-        labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]  # (B, H/stride, W/stride)
-        losses = [pixel_cross_entropy(logits, labels, at="labels") for logits in maps]
+        at = "logits" if stride is None else "labels"
+        losses = [pixel_cross_entropy(logits, labels, at=at) for logits in maps]
     return reduce(torch.add, losses)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lpg_hf.boxes import box_slices
-from lpg_hf.generators._densecrf import BOX_CRF, DenseCRFGenerator, _central_part
+from lpg_hf.generators._densecrf import BOX_CRF, DenseCRFGenerator, central_part
 from lpg_hf.generators.base import BoxedImage
 
 
@@ -118,7 +118,7 @@ def test_every_argument_matters(change):
     ],
 )
 def test_the_central_part_is_in_the_middle_and_never_empty(side, share, expected):
-    assert _central_part(side, share) == expected
+    assert central_part(side, share) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from tiny_run import changed
 
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._labels import box_labels
 from lpg_hf.training.data import load_aux, load_target
-from lpg_hf.training.labels import box_labels
 from lpg_hf.training.models import build_segmenter, save_stage
 from lpg_hf.training.run import Run
 from lpg_hf.training.stages import Stage, lpg_stage, segmenter_stage

@@ -13,10 +13,10 @@ from tiny_run import changed
 
 from lpg_hf.data.load import load_boxes
 from lpg_hf.models.views_lpg import View
+from lpg_hf.training._labels import MaskLabels, SemiLabels, box_labels, true_labels
 from lpg_hf.training._samples import LPGViews, Positions, SegmenterCrops, StepBatches, _jitter_color, step_loader
 from lpg_hf.training.config import LPGSettings
 from lpg_hf.training.data import load_aux, load_target
-from lpg_hf.training.labels import MaskLabels, SemiLabels, box_labels, true_labels
 from lpg_hf.training.models import Normalization, lpg_processor
 from lpg_hf.training.run import Run
 from lpg_hf.training.steps import _micro_batches
@@ -283,7 +283,7 @@ def test_segmenter_crops_move_image_and_labels_together(settings):
     """The label map is the image's own red channel, so they must stay equal under scale, pad, crop and flip."""
     rows = load_target(Run(Accelerator(cpu=True), settings), masks=False)
 
-    def red(index, row):
+    def red(index, row, epoch=None):
         from lpg_hf.data._examples import decode_image
 
         return decode_image(row)[..., 0].copy()

@@ -6,9 +6,9 @@ import pytest
 from accelerate import Accelerator
 from tiny_run import changed, settings_of
 
+from lpg_hf.training._labels import box_labels
 from lpg_hf.training._samples import LPGViews, SegmenterCrops
 from lpg_hf.training.data import load_aux
-from lpg_hf.training.labels import box_labels
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run
 from lpg_hf.training.steps import _trains_in_channels_last, train_lpg, train_segmenter

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tiny_run import LARGEFOV, changed, launch, run_script, settings_of, weights
 
 from lpg_hf.training._checkpoint import Checkpoints, average_weights
+from lpg_hf.training._labels import box_labels
 from lpg_hf.training._samples import LPGViews, SegmenterCrops
 from lpg_hf.training.data import load_aux, load_target
-from lpg_hf.training.labels import box_labels
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run, _usable_precision, start_run
 from lpg_hf.training.steps import check_batch, train_lpg, train_segmenter
