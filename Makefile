@@ -23,7 +23,7 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
-.PHONY: install demo bench bench-domains test test-slow test-peer test-consumers quality style clean
+.PHONY: install demo bench bench-domains test test-slow test-floors crash test-peer test-consumers quality style clean
 
 install: $(STAMP)
 
@@ -59,6 +59,20 @@ test: $(STAMP)
 # What takes minutes: runs that are killed and resumed, checkpoints without the package, notebooks.
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not gpu and not peer and not consumers" $(PYTEST_ARGS)
+
+# The tests with the oldest versions that pyproject.toml allows, in an environment of their own. Of torch pip's choice.
+FLOORS ?= .venv-floors
+
+test-floors:
+	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints-oldest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest $(PYTEST_ARGS)
+
+# Kills, signals, full disks and several processes at once, for every command that writes: about an hour.
+ROUNDS ?= 12
+
+crash: $(STAMP)
+	LPG_HF_CRASH_ROUNDS=$(ROUNDS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/crash -n 0 -m ""
 
 test-peer: $(STAMP)
 	$(PY) tests/peer/fetch.py

@@ -2,11 +2,13 @@
 
 import errno
 import filecmp
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,22 @@ from typing import Any, BinaryIO
 
 
 logger = logging.getLogger(__name__)
+
+# In a folder that a process writes to: the lock, with the name of the process.
+LOCK_FILE = ".lock"
+
+# What no file is to blame for, in words that say what to do.
+_NO_FILES_LEFT = "too many files are open. Raise the limit (`ulimit -n`), and start the same command again"
+_SYSTEM_ERRORS = {
+    errno.ENOSPC: "no space is left on the disk. Free some, and start the same command again",
+    errno.EDQUOT: "your quota of the disk is used up. Free some space, and start the same command again",
+    errno.EFBIG: "no file may become so large here (`ulimit -f`). Raise the limit, and start the same command again",
+    errno.EMFILE: _NO_FILES_LEFT,
+    errno.ENFILE: _NO_FILES_LEFT,
+    errno.ENOMEM: "no memory is left. Close other programs, and start the same command again",
+    errno.EROFS: "the disk is read-only. Choose another place",
+}
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 # Reading the umask means setting it, which is not safe beside other threads; so once, on import.
 _UMASK = os.umask(0)
@@ -38,6 +56,26 @@ def unicode_path(path: str | os.PathLike) -> str:
 def unicode_name(name: str) -> str:
     """A name that the operating system gave, as true Unicode text (see `fs_path`)."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+class MachineError(RuntimeError):
+    """The machine is at fault, not a file that cannot be opened now: no files may be opened, or no memory is left.
+
+    Neither an OSError nor a ValueError, so that nobody counts the file as a broken one.
+    """
+
+
+def check_machine(error: Exception) -> None:
+    """Raises MachineError if a file could not be opened because of the machine."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise MachineError(system_message(error)) from error
+
+
+def system_message(error: OSError) -> str:
+    """What an error of the system means, and for which file, without its number."""
+    files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    said = _SYSTEM_ERRORS.get(error.errno or 0) or os.strerror(error.errno or 0)
+    return f"{files or 'a file or connection'}: {said}"
 
 
 def check_replaceable(path: str | os.PathLike) -> None:
@@ -91,16 +129,80 @@ def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = Non
             yield file
         return
     check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".unfinished.", dir=scratch or path.parent)
+    lock, temporary = _temporary_file(scratch or path.parent, path.name if scratch is None else None)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield file
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that only the owner can read
+        os.chmod(temporary, 0o666 & ~_UMASK)  # until here only the owner can read it
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # Somebody has deleted the folder.
+            os.unlink(temporary)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _temporary_file(folder: str | os.PathLike, name: str | None) -> tuple[int | None, str]:
+    """A file for unfinished content, and a descriptor that locks it, or None.
+
+    Args:
+        name: of the finished file, which decides the temporary one, so that those of killed processes do not pile up;
+            None: any.
+    """
+    if name is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # A digest, as the name itself may be as long as the system allows.
+        path = Path(folder, f".unfinished.{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}")
+        while (lock := _open_lock(path, 0o600)) is not None:
+            if not _flock(lock, wait=True):
+                os.close(lock)
+                path.unlink(missing_ok=True)
+                break
+            if _is_at(lock, path):  # Else its earlier owner has renamed it meanwhile.
+                return lock, str(path)
+            os.close(lock)
+    descriptor, temporary = tempfile.mkstemp(prefix=".unfinished.", dir=folder)
+    os.close(descriptor)
+    return None, temporary
+
+
+def _open_lock(path: Path, mode: int) -> int | None:
+    """A descriptor of a lock file, made if needed; None: it must not be written."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), mode)
+    except OSError as error:
+        if error.errno in _NOT_WRITABLE:
+            return None
+        raise
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def _flock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Locks an open file until it is closed; False where the system has no locks.
+
+    Raises:
+        BlockingIOError: another process has it, and `wait` is off.
+    """
+    try:
+        import fcntl
+
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return False
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return False
+    return True
 
 
 @contextmanager
@@ -108,61 +210,86 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
     """An empty hidden folder beside an output, deleted at the end; what a killed process left in it is deleted first.
 
     Raises:
-        ValueError: another process writes the same output.
+        ValueError: another process writes the same output; names it.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.unfinished")
-    while True:
-        folder.mkdir(exist_ok=True)
-        lock = _locked(folder)
-        if lock is None:
-            raise ValueError(f"another process writes {target} now. Wait until it ends, or choose another place.")
-        with suppress(FileNotFoundError):  # Its earlier owner may have deleted the folder before it was locked.
-            if os.fstat(lock).st_ino == folder.stat().st_ino:
-                break
-        os.close(lock)
+    place = Path(os.path.abspath(target))
+    folder = place.with_name(f".{place.name}.unfinished")
+    lock = _lock(folder, shared=False, output=target)
+    folder.mkdir(parents=True, exist_ok=True)  # Says why, where it is not there.
     try:
         for item in folder.iterdir():
-            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            if item.name != LOCK_FILE:
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
-def locked_folder(folder: Path, shared: bool) -> Iterator[None]:
+def locked_folder(folder: Path, shared: bool = False) -> Iterator[None]:
     """A folder that one process writes to at a time, or several that know of each other (`shared`); made if needed.
 
     Raises:
-        ValueError: another process writes to it.
+        ValueError: another process writes to it; names it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _locked(folder, shared)
-    if lock is None:
-        raise ValueError(f"another process writes to {folder} now. Wait until it ends, or choose another folder.")
+    made = [folder, *(place for place in folder.parents if not place.exists())]
+    lock = _lock(folder, shared, output=folder)
     try:
         yield
     finally:
-        with suppress(OSError):  # It is not empty, or is gone.
-            folder.rmdir()
+        with suppress(OSError):  # Others share it; or a folder is not empty, or is gone.
+            if lock is not None:
+                _flock(lock)
+            (folder / LOCK_FILE).unlink()
+            for place in made:
+                place.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, shared: bool, output: Path) -> int | None:
+    """A descriptor that holds the lock of a folder until the process ends; None where nothing can be written.
+
+    Args:
+        folder: made if needed. The lock is a file in it, which states process and host.
+        output: what the error says that the other process writes.
+
+    Raises:
+        ValueError: another process has the lock; names it.
+    """
+    path = folder / LOCK_FILE
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _open_lock(path, 0o666)
+        except FileNotFoundError:  # Its earlier owner has deleted the folder just now.
+            continue
+        except OSError as error:
+            if error.errno in _NOT_WRITABLE:
+                return None
+            with suppress(OSError):
+                folder.rmdir()
+            raise
+        if lock is None:
+            return None
+        try:
+            _flock(lock, shared=shared)
+        except BlockingIOError:
+            owner = os.read(lock, 200).decode("utf-8", "replace").strip()
+            os.close(lock)
+            raise ValueError(
+                f"another process writes {output} now{f' ({owner})' if owner else ''}. Wait until it ends, or choose "
+                "another place."
+            ) from None
+        if _is_at(lock, path):  # Else its earlier owner has deleted the file before it was locked.
+            break
         os.close(lock)
-
-
-def _locked(folder: Path, shared: bool = False) -> int | None:
-    """A descriptor that holds the lock of a folder until the process ends; None: another process has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except ImportError:  # Windows has no such lock.
-        pass
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(descriptor)
-            return None  # Other errors are of file systems without locks.
-    return descriptor
+    with suppress(OSError):  # The disk may be full: then the name is missing.
+        os.truncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return lock
 
 
 def place_output(written: Path, target: Path) -> bool:
@@ -205,7 +332,7 @@ def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Itera
         deep: go into its folders.
     """
     base = fs_path(folder)
-    for current, folders, files in os.walk(base):
+    for current, folders, files in os.walk(base, onerror=check_machine):
         folders[:] = sorted(folders) if deep else []
         inner = os.path.relpath(current, base)
         for name in sorted(files):
@@ -220,9 +347,14 @@ def read_bytes(path: str | os.PathLike, size: int = -1) -> bytes:
     Raises:
         OSError: there is no such file.
         ValueError: it is a pipe or a device, which might never end.
+        MachineError: no file can be opened.
     """
-    # Opening a pipe that nobody writes to would wait for ever; a regular file knows no O_NONBLOCK.
-    descriptor = os.open(fs_path(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        # Opening a pipe that nobody writes to would wait for ever; a regular file knows no O_NONBLOCK.
+        descriptor = os.open(fs_path(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        check_machine(error)
+        raise
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError(f"{path} is a pipe or a device, not a file")
@@ -279,12 +411,19 @@ def read_list(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: as of `read_text`.
     """
-    local = fs_path(path)
-    if os.path.islink(local):
-        real = os.path.realpath(local)
-        if os.path.dirname(real) != os.path.realpath(os.path.dirname(local)):
-            logger.warning("%s is a link: its names are those of %s", path, unicode_name(real))
+    real = link_out(path)
+    if real is not None:
+        logger.warning("%s is a link: its names are those of %s", path, real)
     return read_text(path).splitlines()
+
+
+def link_out(path: str | os.PathLike) -> str | None:
+    """The file that a link to another folder leads to; None: it is a file of its own folder."""
+    local = fs_path(path)
+    if not os.path.islink(local):
+        return None
+    real = os.path.realpath(local)
+    return None if os.path.dirname(real) == os.path.realpath(os.path.dirname(local)) else unicode_name(real)
 
 
 @lru_cache(maxsize=4096)

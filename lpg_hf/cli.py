@@ -848,10 +848,13 @@ def demo(
 
 def _in_one_line(error: Exception, given: list[str]) -> str:
     """What a person can do about an error; a message of ours is left as it is."""
+    from lpg_hf._files import MachineError, system_message
+
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        return f"{files or 'a file or connection'}: {error.strerror}"
-    if isinstance(error, (OSError, ValueError, ImportError)) and str(error):
+        return system_message(error)
+    if number := re.search(r"\(os error (\d+)\)", str(error)):  # of a library in Rust
+        return system_message(OSError(int(number[1]), str(error)))
+    if isinstance(error, (OSError, ValueError, ImportError, MachineError)) and str(error):
         return str(error)
     text = " ".join(str(error).split()) or "no further detail"
     files = [word for word in given[1:] if os.path.exists(word)]

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf._cards import write_card
-from lpg_hf._files import check_replaceable
+from lpg_hf._files import atomic_file, check_replaceable, place_output, unfinished_folder
 from lpg_hf._weight_files import reading_weights, why_unreadable
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
@@ -101,12 +100,14 @@ def convert(
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the file cannot be read as plain tensors; tensors are missing, unknown, of another shape or type,
-            or not finite; `num_labels` or `classes` do not fit; `out` exists.
+            or not finite; `num_labels` or `classes` do not fit; `out` is in use.
+        FileExistsError: `out` holds something else than this checkpoint.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if kind is not None and kind not in MODELS:
         raise ValueError(f"kind={kind!r} is unknown. Choose one of {', '.join(MODELS)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    is_in_use = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_in_use and not (out / "metrics.json").is_file():
         raise ValueError(f"{out} exists and is not an empty folder. Name another one or remove it.")
     tensors, unused = read_official(checkpoint)
     official = _Official(checkpoint, tensors, _checked_kind(tensors, kind, checkpoint))
@@ -165,14 +166,11 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
     tensors = {official: state_dict[name].contiguous() for name, official in names.items()}
     first = _first_conv(tensors, kind)
     tensors[first] = _swap_red_and_blue(tensors[first])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        temporary = Path(work) / out.name
+    with atomic_file(out) as file:
         if out.suffix == ".safetensors":
-            save_file(tensors, temporary)
+            file.write(save(tensors))
         else:
-            torch.save(tensors, temporary)
-        os.replace(temporary, out)
+            torch.save(tensors, file)
     return out
 
 
@@ -525,17 +523,15 @@ def _check_official_behaviour(
 
 
 def _write_folder(out: Path, model: PreTrainedModel, processor: BaseImageProcessor, record: dict) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        folder = Path(work) / out.name
+    with unfinished_folder(out) as work:
+        folder = work / out.name
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (folder / "metrics.json").write_text(text, encoding="utf-8")
         write_card(folder)
-        if out.is_dir():
-            out.rmdir()  # only an empty one comes this far; Windows replaces no folder
-        os.replace(folder, out)
+        if not place_output(folder, out):
+            logger.warning("%s holds this checkpoint already; nothing was written", out)
 
 
 __all__ = ["convert", "read_official", "to_official"]

@@ -9,6 +9,7 @@ import html
 import importlib.util
 import ipaddress
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,7 +17,9 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +40,8 @@ from lpg_hf.masks.pipeline import checked_boxes
 from lpg_hf.visualize import colorize, colour_index, draw_boxes, overlay
 
 
+logger = logging.getLogger(__name__)
+
 try:
     import gradio as gr  # pyright: ignore[reportMissingImports]  (an extra)
 except ModuleNotFoundError as error:
@@ -55,6 +60,9 @@ DEFAULT_LABEL = "object"
 # How the page is served, here and in the Space. Only this many sessions, the last used, keep their images.
 LAUNCH = {"max_file_size": "100mb", "state_session_capacity": 20, "ssr_mode": False, "footer_links": []}
 BOX_FORMAT = "x1 y1 x2 y2 label"
+# Of a visitor, which is an address: requests that change something, and computing while others wait, in one minute.
+MAX_REQUESTS = 120
+MAX_SECONDS = 20.0
 
 # One pattern for a whole line would try every way to share out its blanks: seconds for 200 of them.
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -317,6 +325,7 @@ class Page:
         segmenter: Hub id or folder, for an LPG that uses its class probability. Labels are then its class names.
         device: see `load_generator`.
         max_pixels: a larger image is refused.
+        visitors: what each has used; None: nobody is limited.
 
     Attributes:
         generators: names of the generators that can be chosen, the best first.
@@ -334,7 +343,9 @@ class Page:
         *,
         device: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        visitors: "_Visitors | None" = None,
     ):
+        self.visitors = visitors or _Visitors()
         if segmenter is not None and model is None:
             raise ValueError(f"the segmenter {segmenter} is for an LPG: pass --model ID_OR_DIR (model=...) too.")
         self.max_pixels = max_pixels
@@ -402,10 +413,21 @@ class Page:
             return np.asarray(shown(upload.pixels)), _problem(error)
 
     def run(
-        self, upload: Upload | None, text: str, label: str, name: str, per: str, threshold: float, folder: str | None
+        self,
+        upload: Upload | None,
+        text: str,
+        label: str,
+        name: str,
+        per: str,
+        threshold: float,
+        folder: str | None,
+        request: gr.Request | None = None,
     ) -> tuple:
         """The masks, or a message about what is missing."""
-        start = time.perf_counter()
+        start, visitor = time.perf_counter(), _address(request)
+        if not self.visitors.may_compute(visitor):
+            message = "Others are waiting, and you have had your share of this minute. Try again in a minute."
+            return _problem(message), gr.update(visible=False), *[None] * 6, folder
         try:
             result = _find_masks(
                 upload,
@@ -417,7 +439,9 @@ class Page:
                 threshold=threshold,
             )
         except (OSError, ValueError, ImportError) as error:
-            return _problem(error), gr.update(visible=False), *[None] * 6, folder
+            return _problem(_for_visitors(error)), gr.update(visible=False), *[None] * 6, folder
+        finally:
+            self.visitors.computed(visitor, time.perf_counter() - start)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         folder = tempfile.mkdtemp(prefix="lpg_hf_demo_")
@@ -483,9 +507,10 @@ def build_demo(
     *,
     device: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    visitors: "_Visitors | None" = None,
 ) -> gr.Blocks:
     """The page; arguments and errors as of `Page`. `.launch(**LAUNCH)` serves it."""
-    page = Page(model, segmenter, device=device, max_pixels=max_pixels)
+    page = Page(model, segmenter, device=device, max_pixels=max_pixels, visitors=visitors)
     known = "" if page.classes is None else f" The model `lpg` knows these labels: {', '.join(page.classes[:40])}."
     with gr.Blocks(title="Masks from boxes", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.Markdown(
@@ -625,7 +650,8 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="lpg_hf_demo_") as folder:
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
-        demo = build_demo(model, segmenter, device=device, max_pixels=max_pixels)
+        visitors = _Visitors()
+        demo = build_demo(model, segmenter, device=device, max_pixels=max_pixels, visitors=visitors)
         try:
             _, address, _ = demo.launch(
                 server_name=host,
@@ -633,7 +659,7 @@ def serve(
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
-                app_kwargs={"middleware": [(_OwnPagesOnly, (), {"host": host})]},
+                app_kwargs={"middleware": [(_OwnPagesOnly, (), {"host": host, "visitors": visitors})]},
                 **LAUNCH,
             )
         except OSError as error:
@@ -644,25 +670,93 @@ def serve(
         demo.block_thread()
 
 
+class _Visitors:
+    """What each visitor has used in the last minute; a visitor is an address. Safe for threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.lock = clock, threading.Lock()
+        # Address -> times and amounts: of requests, and of seconds of computing.
+        self.requests: dict[str, deque[tuple[float, float]]] = {}
+        self.seconds: dict[str, deque[tuple[float, float]]] = {}
+
+    def admit(self, visitor: str) -> bool:
+        """Counts a request that changes something; False: there were too many."""
+        with self.lock:
+            if _used(self.requests, visitor, self.clock()) >= MAX_REQUESTS:
+                return False
+            self.requests.setdefault(visitor, deque()).append((self.clock(), 1.0))
+            return True
+
+    def may_compute(self, visitor: str) -> bool:
+        """Whether it is a visitor's turn: alone there is no limit, beside others a share of the time."""
+        with self.lock:
+            now = self.clock()
+            others = any(_used(self.requests, other, now) for other in list(self.requests) if other != visitor)
+            return not others or _used(self.seconds, visitor, now) < MAX_SECONDS
+
+    def computed(self, visitor: str, seconds: float) -> None:
+        """Counts the time of an answer."""
+        with self.lock:
+            self.seconds.setdefault(visitor, deque()).append((self.clock(), seconds))
+
+
+def _used(amounts: dict[str, deque[tuple[float, float]]], visitor: str, now: float) -> float:
+    """The sum of the last minute; what is older is forgotten, and so is a visitor who has nothing left."""
+    recent = amounts.get(visitor, deque())
+    while recent and recent[0][0] < now - 60:
+        recent.popleft()
+    if not recent:
+        amounts.pop(visitor, None)
+    return sum(amount for _, amount in recent)
+
+
+def _address(request: "gr.Request | None") -> str:
+    client = getattr(request, "client", None)
+    return getattr(client, "host", None) or ""
+
+
+def _for_visitors(error: Exception) -> str:
+    """A message for a visitor: errors of the system name files of the server, which are the log's business."""
+    if isinstance(error, OSError):
+        logger.warning("no masks were made: %s", error)
+        return "The server cannot make masks now; its log says why. Try another generator, or try later."
+    return str(error)
+
+
 class _OwnPagesOnly:
-    """Answers only what asks for this server by its own name, and from its own pages.
+    """Answers only what asks for this server by its own name, from its own pages, and not too often.
 
     A page of another site can name this machine with a domain of its own (DNS rebinding), or send requests to it. The
     names are those of this machine, addresses in numbers, and `host`; a page's origin must be the host that it asks.
     """
 
-    def __init__(self, app: Callable, host: str):
-        self.app = app
+    def __init__(self, app: Callable, host: str, visitors: _Visitors):
+        self.app, self.visitors = app, visitors
         self.names = {"localhost", socket.gethostname().lower(), host.lower()}
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] not in ("http", "websocket") or self._is_ours(dict(scope["headers"])):
+        refused = None
+        if scope["type"] in ("http", "websocket"):
+            refused = self._refusal(scope)
+        if refused is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"this page is not served under that name"})
+            status, text = refused
+            await send(
+                {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]}
+            )
+            await send({"type": "http.response.body", "body": text})
+
+    def _refusal(self, scope: dict) -> tuple[int, bytes] | None:
+        """Status and text of the answer to what is not served; None: it is."""
+        if not self._is_ours(dict(scope["headers"])):
+            return 403, b"this page is not served under that name"
+        visitor = (scope.get("client") or ("",))[0]
+        if scope.get("method", "POST") == "POST" and not self.visitors.admit(visitor):
+            return 429, b"too many requests; wait a minute"
+        return None
 
     def _is_ours(self, headers: dict[bytes, bytes]) -> bool:
         host = headers.get(b"host", b"").decode("latin-1").lower()

@@ -13,7 +13,6 @@ import contextlib
 import copy
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from lpg_hf._files import check_replaceable
+from lpg_hf._files import check_replaceable, unfinished_folder
 from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage
@@ -94,9 +93,8 @@ def export_onnx(
         names += ["box_mask", "class_prob"] if loaded.config.use_class_prob else ["box_mask"]
     network = _Logits(loaded, names).to("cpu", torch.float32).eval()
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        file = Path(work) / out.name
+    with unfinished_folder(out) as work:
+        file = work / out.name
         _trace(network, file, opset, size, title)
         onnx.checker.check_model(str(file))
         sizes = list(dict.fromkeys((batch, *(size or (height, width))) for batch, height, width in CHECKED))

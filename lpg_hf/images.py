@@ -10,7 +10,7 @@ from typing import IO, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from lpg_hf._files import fs_path
+from lpg_hf._files import check_machine, fs_path
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -69,6 +69,7 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
 
     Raises:
         ImageProblem: it cannot be opened, or is too large.
+        MachineError: no file can be opened.
     """
     if isinstance(source, Image.Image):
         return source
@@ -80,6 +81,7 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
         with _without_pixel_limit():
             image = Image.open(source, formats=FORMATS)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        check_machine(error)
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is not an image of a known format" if unknown else getattr(error, "strerror", None) or str(error)
         if _is_cut_file(source) or "truncated" in reason.lower():
@@ -99,8 +101,12 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
 def _is_cut_file(source: ImageSource) -> bool:
     if not isinstance(source, str) or not os.path.isfile(source):
         return False
-    with open(source, "rb") as file:
-        return _ends_early(file)
+    try:
+        with open(source, "rb") as file:
+            return _ends_early(file)
+    except OSError as error:
+        check_machine(error)
+        raise
 
 
 def _ends_early(file: IO[bytes]) -> bool:
@@ -184,6 +190,7 @@ def read_rgb(source: ImageSource, name: str | None = None, max_pixels: int = MAX
             image = image.transpose(_UPRIGHT[orientation])
         return np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)
     except (OSError, SyntaxError) as error:
+        check_machine(error)
         kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
         raise ImageProblem(kind, f"cannot decode the image {name}: {error}. Replace the file or remove it") from error
 

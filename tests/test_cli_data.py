@@ -211,7 +211,7 @@ def test_messages_use_the_names_of_the_command_line(data, tmp_path, capsys, argu
         (RecursionError(), "an unexpected RecursionError: no further detail"),
         (ValueError(), "an unexpected ValueError: no further detail"),
         (PermissionError(13, "Permission denied", "a.json"), "a.json: Permission denied"),
-        (OSError(28, "No space left on device"), "a file or connection: No space left on device"),
+        (OSError(28, "No space left on device"), "a file or connection: no space is left on the disk"),
         (ValueError("a.json is empty"), "a.json is empty"),
     ],
 )

@@ -474,14 +474,19 @@ def test_files_without_a_state_dict_are_refused(tmp_path):
         read_official(tmp_path / "absent.pth")
 
 
-def test_an_existing_folder_is_left_alone(tmp_path):
+def test_an_existing_folder_is_left_alone_or_said_to_be_finished(tmp_path, caplog):
     checkpoint, out = saved(tiny("lpg4"), tmp_path / "o.pth"), tmp_path / "ours"
     out.mkdir()
     convert(checkpoint, out)  # empty: taken
-    before = (out / "config.json").read_bytes()
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    convert(checkpoint, out)
+    assert "holds this checkpoint already; nothing was written" in caplog.text
+    with pytest.raises(FileExistsError, match="exists already"):
+        convert(checkpoint, out, view_min_size=640)
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
+    (out / "metrics.json").unlink()
     with pytest.raises(ValueError, match="is not an empty folder"):
         convert(checkpoint, out)
-    assert (out / "config.json").read_bytes() == before
 
 
 def test_an_empty_folder_is_taken_where_folders_cannot_be_replaced(tmp_path, monkeypatch):

@@ -76,10 +76,17 @@ def text_of(message: str) -> str:
 
 
 def run(
-    page, upload, text: str, name: str = "box", per: str = "instance", threshold: float = 0.5, folder=None
+    page,
+    upload,
+    text: str,
+    name: str = "box",
+    per: str = "instance",
+    threshold: float = 0.5,
+    folder=None,
+    request=None,
 ) -> dict:
     keys = ("message", "results", "overlay", "table", "tiles", "label_map", "png", "coco", "folder")
-    return dict(zip(keys, page.run(upload, text, "object", name, per, threshold, folder), strict=True))
+    return dict(zip(keys, page.run(upload, text, "object", name, per, threshold, folder, request), strict=True))
 
 
 # Lines of boxes
@@ -469,8 +476,54 @@ def test_only_its_own_pages_are_answered(demo, host: str, origin: str | None, st
     async def send(message):
         sent.append(message)
 
-    asyncio.run(demo._OwnPagesOnly(page, "0.0.0.0")({"type": "http", "headers": headers}, None, send))
+    served = demo._OwnPagesOnly(page, "0.0.0.0", demo._Visitors())
+    asyncio.run(served({"type": "http", "method": "GET", "headers": headers}, None, send))
     assert sent[0]["status"] == status
+
+
+def test_a_visitor_cannot_send_requests_without_end_and_others_still_can(demo):
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    now, sent = [0.0], []
+    served = demo._OwnPagesOnly(page, "127.0.0.1", demo._Visitors(lambda: now[0]))
+
+    async def send(message):
+        sent.append(message.get("status"))
+
+    def ask(visitor: str, method: str = "POST") -> int:
+        sent.clear()
+        scope = {"type": "http", "method": method, "headers": [(b"host", b"127.0.0.1")], "client": (visitor, 1)}
+        asyncio.run(served(scope, None, send))
+        return sent[0]
+
+    codes = [ask("10.0.0.1") for _ in range(demo.MAX_REQUESTS + 1)]
+    assert codes == [200] * demo.MAX_REQUESTS + [429]
+    assert ask("10.0.0.1", "GET") == ask("10.0.0.2") == 200
+    now[0] = 61.0
+    assert ask("10.0.0.1") == 200
+
+
+def test_a_visitor_who_has_computed_for_long_lets_others_go_first(demo, page, upload, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(page, "visitors", demo._Visitors(lambda: now[0]))
+    page.visitors.computed("10.0.0.1", demo.MAX_SECONDS)
+    first, other = (SimpleNamespace(client=SimpleNamespace(host=f"10.0.0.{n}")) for n in (1, 2))
+    assert "1 mask by box" in run(page, upload, "10 10 50 50", name="box", request=first)["message"]
+    assert page.visitors.admit("10.0.0.2")
+    assert "Others are waiting" in run(page, upload, "10 10 50 50", name="box", request=first)["message"]
+    assert "1 mask by box" in run(page, upload, "10 10 50 50", name="box", request=other)["message"]
+    now[0] = 61.0
+    assert "1 mask by box" in run(page, upload, "10 10 50 50", name="box", request=first)["message"]
+
+
+def test_an_error_of_the_system_tells_a_visitor_no_path(demo, page, upload, monkeypatch: pytest.MonkeyPatch):
+    def failing(*arguments, **options):
+        raise OSError(28, "No space left on device", "/home/somebody/cache/file")
+
+    monkeypatch.setattr(demo, "_find_masks", failing)
+    message = run(page, upload, "10 10 50 50")["message"]
+    assert "The server cannot make masks now" in message and "/home" not in message
 
 
 def test_a_served_page_refuses_a_foreign_host_and_a_foreign_origin(demo, lpg_folder):

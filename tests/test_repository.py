@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_oldest_versions_are_the_declared_floors():
         name = requirement.partition("[")[0]
         if name not in free:
             assert re.fullmatch(re.escape(floor) + r"(\.0)*", oldest[name]), name
+
+
+def test_a_source_distribution_holds_everything_that_its_tests_need(tmp_path: Path):
+    code = (
+        "from setuptools import Distribution; d = Distribution({'script_name': 'setup.py'});"
+        "d.parse_config_files(['pyproject.toml']);"
+        f"c = d.get_command_obj('egg_info'); c.egg_base = {str(tmp_path)!r}; c.ensure_finalized(); c.run();"
+        "print(*c.filelist.files, sep='\\0')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    packed = {Path(name).as_posix() for name in done.stdout.strip().split("\n")[-1].split("\0")}
+    assert [name for name in tracked_files() if name not in packed and not name.startswith(".ci/")] == []
 
 
 def test_no_file_names_data_beside_the_repository():

@@ -14,8 +14,6 @@ Command: ``python -m lpg_hf.data.synthetic ROOT [--num-aux N ...]``
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from lpg_hf._files import unfinished_folder
 from lpg_hf._rle import encode_mask
 from lpg_hf.labels import voc_palette
 
@@ -406,8 +405,6 @@ def _write_synthetic_dataset(
         "size": list(size),
         "seed": seed,
     }
-    if _finished(root, settings):
-        return root
     if root.exists() and not (root / SETTINGS_FILE).is_file() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(
             f"{root} exists and holds no {SETTINGS_FILE}, so it was not written by this generator and is left alone. "
@@ -419,19 +416,16 @@ def _write_synthetic_dataset(
 
 def _write_and_rename(root: Path, settings: dict) -> None:
     size, seed = settings["size"], settings["seed"]
-    root.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
+    with unfinished_folder(root) as work:
+        if _finished(root, settings):
+            return
         new = work / "new"
         _write_coco(new / "aux", settings["num_aux"], size, seed)
         _write_voc(new / "target", settings["num_target"], settings["num_eval"], size, seed)
         (new / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if not _finished(root, settings):  # another process may have finished meanwhile
-            if root.exists():
-                root.rename(work / "old")
-            new.rename(root)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if root.exists():
+            root.rename(work / "old")
+        new.rename(root)
 
 
 def main(

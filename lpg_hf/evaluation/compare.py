@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lpg_hf._files import fs_path, write_atomically, write_json
+from lpg_hf._files import atomic_file, write_atomically, write_json
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import PROBLEMS, Report
@@ -383,9 +383,8 @@ def write(out: str | os.PathLike, rows: Sequence[Row], comparison: Comparison) -
     write_json(Path(out, "comparison.json"), as_dict(rows, comparison))
     figure = comparison_panel(rows, comparison)
     if figure is not None:
-        path = Path(fs_path(out), "panel.jpg")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.save(path, quality=90)
+        with atomic_file(Path(out, "panel.jpg")) as file:
+            figure.save(file, "JPEG", quality=90)
 
 
 def comparison_panel(rows: Sequence[Row], comparison: Comparison) -> Image.Image | None:

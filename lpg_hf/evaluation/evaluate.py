@@ -15,7 +15,7 @@ from statistics import mean
 import numpy as np
 from tqdm import tqdm
 
-from lpg_hf._files import fs_path
+from lpg_hf._files import fs_path, link_out
 from lpg_hf._rle import Rle, encode_mask
 from lpg_hf.data._formats.coco import id_text, read_categories
 from lpg_hf.data._formats.json_files import read_json
@@ -307,6 +307,11 @@ def _evaluate_label_maps(
     else:
         per_class = {name: ious.get(label) for label, name in enumerate(["background", *classes])}
     notes = [f"{num_void} predictions hold the ignored value, which counts as background"] if num_void else []
+    links = [
+        path for folder in (prediction, truth) for name in both if link_out(path := f"{os.fspath(folder)}/{name}")
+    ]
+    if links:
+        notes.append(f"{len(links)} label maps are links to files elsewhere, e.g. {links[0]} -> {link_out(links[0])}")
     return Evaluation(
         "label_maps",
         scores,

@@ -1,5 +1,7 @@
 """What push and pull share: the client, one commit for one repository, and errors of the Hub in one line."""
 
+import json
+import re
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo, get_token
@@ -12,6 +14,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from lpg_hf._files import system_message
 
 
 # A broken connection raises HTTPError of the HTTP library, which is not an OSError; a failed upload is a RuntimeError
@@ -85,30 +89,51 @@ def repo_info(api: HfApi, repo_id: str, repo_type: str, revision: str | None = N
     return read(repo_id, revision=revision)
 
 
-def reason(error: Exception, what: str) -> str:
-    """Why the Hub refused `what` (a repository id), in one line."""
+# What to do, by the status that the server answered; others are of the server's side.
+_REMEDIES = {
+    400: "update the package huggingface_hub, or look at the repository's page",
+    401: "the token is wrong or has expired: run `hf auth login` again",
+    402: "the server asks for payment: look at the account's page",
+    403: "the token may not write there",
+    404: "check the name, and the address in HF_ENDPOINT",
+    409: "somebody else changes it: try again",
+    412: "somebody else pushes to it: try again",
+    413: "a file is too large for this server",
+    429: "wait some minutes, then try again",
+    507: "the server has no space left",
+}
+
+
+def reason(error: Exception, what: str, revision: str | None = None) -> str:
+    """Why the Hub refused `what` (a repository id), and what to do, in one line."""
     response = getattr(error, "response", None)
     if isinstance(error, GatedRepoError):
         return f"access to {what} is restricted; ask for access on its page, then run `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
-        return f"{what} has no such revision"
+        return f"{what} has no such revision{'' if revision is None else f' {revision!r}'}; see its branches and tags"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{what} does not exist, or is private and your token may not see it"
+        return f"{what} does not exist, or is private and your token may not see it; check name and `hf auth whoami`"
     if isinstance(error, LocalEntryNotFoundError | RuntimeError) and isinstance(error.__cause__, HTTPError):
-        return reason(error.__cause__, what)
+        return reason(error.__cause__, what, revision)
     if isinstance(error, OfflineModeIsEnabled):
-        return "the Hub is switched off (HF_HUB_OFFLINE is set)"
+        return "the Hub is switched off (HF_HUB_OFFLINE is set); unset it"
     if isinstance(error, LocalEntryNotFoundError):
-        return f"{what} is not in the cache, and the Hub is switched off (HF_HUB_OFFLINE) or cannot be reached"
+        return (
+            f"{what} is not in the cache, and the Hub is switched off (HF_HUB_OFFLINE) or cannot be reached; connect "
+            "once to load it"
+        )
     if response is not None:
         said = getattr(error, "server_message", None) or response.reason_phrase
-        hints = {
-            401: "; the token is wrong or has expired: run `hf auth login` again",
-            403: "; the token may not write there",
-            507: "; the server has no space left",
-        }
-        hint = hints.get(response.status_code, "")
-        return f"the server answered {response.status_code} ({' '.join(said.split())}){hint}"
+        remedy = _REMEDIES.get(response.status_code, "the server has a problem: try again later")
+        return f"the server answered {response.status_code} ({' '.join(said.split())}); {remedy}"
     if isinstance(error, HTTPError):
-        return f"the connection failed ({type(error).__name__}: {error})"
-    return " ".join(str(error).split())
+        text = re.sub(r"\[Errno -?\d+\] ", "", str(error))
+        return f"the connection failed ({type(error).__name__}: {text}); check the network and HF_ENDPOINT"
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return system_message(error)
+    if isinstance(error, json.JSONDecodeError):
+        return f"what answered is not the Hub, maybe a proxy ({error}); check the network and HF_ENDPOINT"
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError | RuntimeError):  # of the client of large files, Xet
+        return f"{text or type(error).__name__}; try again, or without Xet (HF_HUB_DISABLE_XET=1)"
+    return text

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from lpg_hf._cards import read_json
+from lpg_hf._files import place_output, unfinished_folder
 from lpg_hf.hub._client import HTTP_ERROR, HUB_ERRORS, reason
 from lpg_hf.hub._stages import stage_repo_id
 
@@ -54,7 +55,7 @@ def fetch_stage(
             folder = _snapshot(api or HfApi(), str(source), revision)
         except HUB_ERRORS as error:
             raise OSError(
-                f"{source} cannot be loaded from a folder or the Hub: {_why(error, str(source), revision)}."
+                f"{source} cannot be loaded from a folder or the Hub: {reason(error, str(source), revision)}."
             ) from error
     config = read_json(folder / "config.json")
     if not config:
@@ -120,7 +121,7 @@ def pull_run(
                         log(f"{repo_id} does not exist, but the run has {expected} stages: the push was incomplete")
                     break
                 raise OSError(
-                    f"{repo_id} was not pulled: {_why(error, repo_id, revision)}. Once this is solved, the same "
+                    f"{repo_id} was not pulled: {reason(error, repo_id, revision)}. Once this is solved, the same "
                     "command finishes the work."
                 ) from error
             fetch_stage(snapshot, kind=kind)
@@ -158,11 +159,6 @@ def _part(kind: str, metrics: dict, repo_id: str) -> str:
     return part
 
 
-def _why(error: Exception, repo_id: str, revision: str | None) -> str:
-    text = reason(error, repo_id)
-    return text + (f" {revision!r}" if text.endswith("revision") else "")
-
-
 def _snapshot(api: HfApi, repo_id: str, revision: str | None) -> Path:
     try:
         return Path(api.snapshot_download(repo_id, revision=revision, ignore_patterns=OTHER_WEIGHTS))
@@ -187,10 +183,13 @@ def _copy_complete(snapshot: Path, folder: Path) -> None:
             raise ValueError(
                 f"{folder} exists and is not this stage ({(differing + missing)[0]} differs). Choose another --out."
             )
-        return
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name in names:
-        shutil.copyfile(snapshot / name, temporary / name)
-    os.replace(temporary, folder)
+        if not os.access(folder.parent, os.W_OK):
+            return
+    with unfinished_folder(folder) as unfinished:  # Also deletes what a killed process left beside a finished stage.
+        if folder.exists():
+            return
+        written = unfinished / folder.name
+        written.mkdir()
+        for name in names:
+            shutil.copyfile(snapshot / name, written / name)
+        place_output(written, folder)

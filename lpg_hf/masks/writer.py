@@ -39,7 +39,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from lpg_hf._files import atomic_file, fs_path, locked_folder, write_atomically
+from lpg_hf._files import LOCK_FILE, atomic_file, fs_path, locked_folder, write_atomically
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats import coco, yolo_dataset
 from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
@@ -88,6 +88,7 @@ _JOINED_FILES = {
 }
 BLOCK_SIZE = 8  # images: what a killed run does again at most, per thread
 BLOCKS = ".parts"  # folder of the block files
+SCRATCH = "unfinished"  # folder in it of the files that a thread is writing
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,8 @@ def _write_masks(
             return _finished_report(out)
     generator = _loaded(generator)
     _prepare(out, before, identity, source.file_names, overwrite)
+    if processes.count == 1:
+        shutil.rmtree(out / BLOCKS / SCRATCH, ignore_errors=True)  # of a killed process
     run = _MaskRun(source, generator, out, settings, identity, report, digest)
     try:
         _write_blocks(run, processes)
@@ -263,9 +266,12 @@ def _write_masks(
         if written is not None and written.images == 0:
             shutil.rmtree(out / BLOCKS, ignore_errors=True)
             raise ValueError(f"no image of {source.path} can be used, so no mask was made.\n{written.summary()}")
-    except Exception:
-        if before is None:
+    except Exception as error:
+        is_gone = not (out / BLOCKS / "settings.json").is_file()
+        if before is None or is_gone:
             _leave_nothing(run, processes)
+        if is_gone and isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"{out} was deleted while masks were written to it. Start again.") from error
         raise
     return written
 
@@ -279,8 +285,6 @@ def _leave_nothing(run: "_MaskRun", processes: Processes) -> None:
     if processes.count > 1 or any(run.block_file(block).is_file() for block in range(run.num_blocks)):
         return
     _clear(run.out, {"settings": run.identity, "file_names": run.source.file_names}, set())
-    if run.out.is_dir() and not any(run.out.iterdir()):
-        run.out.rmdir()
 
 
 def _run_before(out: Path) -> dict | None:
@@ -293,7 +297,7 @@ def _run_before(out: Path) -> dict | None:
     damaged = _damaged(out)
     if before is None and damaged is not None:
         raise ValueError(f"{damaged} is damaged. Start again with --overwrite, or choose another folder.")
-    if before is None and out.is_dir() and any(item.name != BLOCKS for item in out.iterdir()):
+    if before is None and out.is_dir() and any(item.name not in (BLOCKS, LOCK_FILE) for item in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
     return before
 
@@ -399,7 +403,7 @@ class _MaskRun:
         self.map_type, self.ignored = label_map_type(len(source.classes))
         self.stop = threading.Event()
         self.num_blocks = -(-len(source) // BLOCK_SIZE)
-        self.scratch = out / BLOCKS / "unfinished"
+        self.scratch = out / BLOCKS / SCRATCH
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.writer = ImageWriter(
             source, out, self.scratch, self.outputs, identity["with_images"] or "none", identity["simplify"] or 0.0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lpg_hf._files import locked_folder
 from lpg_hf.data.load import class_names
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
@@ -57,8 +58,14 @@ def train_on_boxes(
         FileNotFoundError: annotations, images or a model are not there.
         FileExistsError: `job.out` holds something else.
         ValueError: no boxes; the LPG takes a class probability; more than 254 classes; the work was begun with other
-            settings.
+            settings; another process does it.
     """
+    with locked_folder(job.unfinished, shared=int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        return _train_on_boxes(job, segmenter, weights, log)
+
+
+def _train_on_boxes(job: OwnJob, segmenter: str, weights: str | None, log: Callable[[str], None]) -> dict:
+    """As `train_on_boxes`, in a folder that is ours alone."""
     with job.claiming():  # Errors come before the masks are made.
         data = job.read(log)
         asked = job.asked(data, segmenter=segmenter, weights=weights)

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import PreTrainedConfig
 
 from lpg_hf._cards import read_json
+from lpg_hf._files import locked_folder
 from lpg_hf._weight_files import reading_weights
 from lpg_hf.data.sources import evenly
 from lpg_hf.evaluation.compare import ComparedData, Comparison, Row, comparison_panel, measure
@@ -55,9 +56,15 @@ def finetune(job: OwnJob, log: Callable[[str], None] = print) -> dict:
         FileNotFoundError: annotations, images or the model are not there.
         FileExistsError: `job.out` holds something else.
         ValueError: the annotations have no masks, or in one image only; the model takes a class probability; the work
-            was begun with other settings.
+            was begun with other settings; another process does it.
     """
     start = _start(job.model)
+    with locked_folder(job.unfinished):
+        return _finetune(job, start, log)
+
+
+def _finetune(job: OwnJob, start: Path, log: Callable[[str], None]) -> dict:
+    """As `finetune`, in a folder that is ours alone."""
     with job.claiming():
         masks = _with_masks(job, log)
         asked = job.asked(masks)

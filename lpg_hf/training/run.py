@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
-from lpg_hf._files import write_json
+from lpg_hf._files import MachineError, system_message, write_json
 from lpg_hf.devices import resolve_dtype, usable_device
 from lpg_hf.training.config import Settings, check_same_run, flat, record_run
 from lpg_hf.training.models import OWN_SEGMENTERS
@@ -160,8 +160,10 @@ def stop_on_refusal(script: str, work: Callable[[], object]) -> None:
             # All processes meet what concerns them all, and then the launcher ends this one while it sleeps. Others
             # fail because the main process is gone. What only this one met, it reports itself.
             time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError) and not isinstance(error, MachineError):
             raise
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            sys.exit(f"{script}: {system_message(error)}")
         sys.exit(f"{script}: {error}")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lpg_hf._cards import read_json
-from lpg_hf._files import fs_path, unicode_path, walk_files, write_atomically, write_json
+from lpg_hf._files import fs_path, locked_folder, unicode_path, walk_files, write_atomically, write_json
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
@@ -65,10 +65,17 @@ def segment(job: SegmentJob) -> list[str]:
 
     Raises:
         FileNotFoundError: no images, or no such model.
-        ValueError: the folder was written with another model or other options; scales for a model that resizes.
+        ValueError: the folder was written with another model or other options; scales for a model that resizes;
+            another process writes there.
         ImportError: the dense CRF is not installed.
     """
     folder, names = _listed(job)
+    with locked_folder(Path(fs_path(job.out))):
+        return _write_label_maps(job, folder, names)
+
+
+def _write_label_maps(job: SegmentJob, folder: str, names: list[str]) -> list[str]:
+    """As `segment`, in a folder that is ours alone."""
     device, dtype = GeneratorOptions(device=job.device, dtype=job.dtype).placement()
     segmenter = SegmenterProbs.from_pretrained(job.model, device=device, dtype=dtype)
     if job.scales != (1.0,) and segmenter.encode(np.zeros((64, 96, 3), np.uint8)).pixels.shape[1:] < (64, 96):

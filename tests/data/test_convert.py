@@ -430,7 +430,7 @@ def test_a_finished_conversion_is_told_from_other_files(coco_tree, tmp_path, to,
 def test_a_second_conversion_to_the_same_place_is_told_so(coco_tree, tmp_path):
     coco_tree.write()
     with unfinished_folder(tmp_path / "out"):
-        with pytest.raises(ValueError, match="another process writes .*out now. Wait until it ends"):
+        with pytest.raises(ValueError, match=rf"writes .*out now \(process {os.getpid()} on .+\). Wait"):
             convert_labels(coco_tree.root, tmp_path / "out", "yolo")
     assert convert_labels(coco_tree.root, tmp_path / "out", "yolo").is_new
 

@@ -78,6 +78,15 @@ def test_maps_of_16_bits_have_their_own_ignored_value(folders):
     assert result.notes == ["1 predictions hold the ignored value, which counts as background"]
 
 
+def test_label_maps_that_lie_elsewhere_are_told(folders, tmp_path):
+    write_label_map(folders[1] / "a.png", np.array([[0, 1]], np.uint8))
+    write_label_map(tmp_path / "elsewhere" / "b.png", np.array([[0, 1]], np.uint8))
+    write_label_map(folders[0] / "c.png", np.array([[0, 1]], np.uint8))
+    (folders[0] / "a.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (note,) = evaluate(*folders).notes
+    assert note.startswith("1 label maps are links to files elsewhere, e.g. ") and note.endswith("elsewhere/b.png")
+
+
 def test_the_ignored_value_can_be_chosen(folders):
     write_label_map(folders[0] / "a.png", np.array([[0, 1, 1]], np.uint8))
     write_label_map(folders[1] / "a.png", np.array([[0, 1, 9]], np.uint8))

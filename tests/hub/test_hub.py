@@ -1,7 +1,10 @@
 """Push and pull against a local Hub, also while it fails. Models that compute are in test_hub_clients.py."""
 
+import errno
 import json
+import re
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,10 +13,12 @@ import pytest
 from hub_runs import folders, write_small_run
 from hub_server import TOKEN, HubServer
 from huggingface_hub import HfApi, ModelCard, close_session, constants
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from lpg_hf.data.export import Export
 from lpg_hf.hub import PushOptions, fetch_stage, pull_run, push_data, push_run
+from lpg_hf.hub._client import HTTP_ERROR, reason
 
 
 # huggingface_hub's own way to send a file.
@@ -342,6 +347,27 @@ def test_faults_say_what_is_where_and_the_same_command_finishes(
     assert hub.content()["model", "org/lpg-stage1"] == new["model", "org/lpg-stage1"]
     push_run(other_run, "org", api=client(hub))
     assert hub.content() == new
+
+
+HTTP = sys.modules[HTTP_ERROR.__module__]
+ERRORS_OF_THE_CLIENT = [
+    PermissionError("Token refresh failed"),  # Xet raises these without a number
+    RuntimeError("Network error: Request error: HTTP status client error (404 Not Found)"),
+    OSError(errno.ENOSPC, "Error writing: [errno 28]", "blob"),
+    json.JSONDecodeError("Expecting value", "<html>", 0),
+    HTTP.ConnectError("refused"),
+    *(
+        HfHubHTTPError("bad", response=HTTP.Response(status, request=HTTP.Request("GET", "http://hub")))
+        for status in (400, 402, 403, 404, 409, 412, 413, 418, 429, 500, 502, 504, 507)
+    ),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS_OF_THE_CLIENT, ids=str)
+def test_every_error_of_the_hub_is_one_line_with_a_remedy(error: Exception):
+    text = reason(error, "org/name")
+    assert re.search("check|try again|wait|Free|look at|may not|has no space|too large for", text), text
+    assert "\n" not in text and "errno" not in text.lower()
 
 
 @pytest.mark.parametrize("kind", ["429", "503"])

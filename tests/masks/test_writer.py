@@ -808,7 +808,7 @@ def test_a_damaged_block_file_is_named(data: Path, lpg_folder: Path, monkeypatch
 
 def test_a_second_run_in_the_same_folder_is_told_of_the_first(data: Path, lpg_folder: Path):
     with locked_folder(data / "out", shared=True):
-        with pytest.raises(ValueError, match="another process writes to .*out now. Wait until it ends"):
+        with pytest.raises(ValueError, match=r"writes .*out now \(process .* on .*\). Wait until it ends"):
             masks_of(data, data / "out", lpg_folder)
         masks_of(data, data / "out", lpg_folder, rank=0, count=2)  # one of those that share the work
     assert masks_of(data, data / "out", lpg_folder, rank=1, count=2) is not None

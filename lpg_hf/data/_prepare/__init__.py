@@ -10,6 +10,7 @@
 interruption.
 """
 
+from lpg_hf._files import locked_folder
 from lpg_hf.data._prepare.coco60 import prepare_coco60
 from lpg_hf.data._prepare.progress import PrepareOptions
 from lpg_hf.data._prepare.voc_aug import prepare_voc_aug
@@ -19,6 +20,7 @@ from lpg_hf.data._prepare.weights import prepare_weights
 __all__ = ["PREPARE", "PrepareOptions", "prepare"]
 
 PREPARE = {"coco60": prepare_coco60, "voc-aug": prepare_voc_aug, "weights": prepare_weights}
+_FOLDERS = {"coco60": "coco", "voc-aug": "voc", "weights": "weights"}
 
 
 def prepare(what: str, options: PrepareOptions) -> None:
@@ -26,9 +28,11 @@ def prepare(what: str, options: PrepareOptions) -> None:
 
     Raises:
         FileNotFoundError: archives are missing; the message names each, its page, and the folder it belongs into.
-        ValueError: unknown name; an archive is not the published one, is damaged, or names files outside the folder.
+        ValueError: unknown name; an archive is not the published one, is damaged, or names files outside the folder;
+            or another process prepares it.
         ImportError: SciPy is missing, which reads SBD's files.
     """
     if what not in PREPARE:
         raise ValueError(f"unknown data {what!r}. Choose one of {', '.join(PREPARE)}.")
-    PREPARE[what](options)
+    with locked_folder(options.root / _FOLDERS[what]):
+        PREPARE[what](options)
