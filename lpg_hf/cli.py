@@ -62,6 +62,19 @@ _Encoding = Annotated[str | None, typer.Option(help="Of text files that are not 
 _StoredFrame = Annotated[
     bool, typer.Option("--stored-frame", help="Labels fit the images as stored, before their EXIF rotation.")
 ]
+_Bands = Annotated[
+    str | None,
+    typer.Option(
+        help="Bands of the images that are red, green and blue, such as 4,3,2, or one that is grey. Default: 1,2,3."
+    ),
+]
+_Stretch = Annotated[
+    str | None,
+    typer.Option(
+        help="Values that become black and white: none (the range of the type), bits (of as many bits as "
+        "are used), minmax, 2%,98% or 0,4095. Default: bits; floats: 2%,98%."
+    ),
+]
 _SkipAmbiguous = Annotated[
     bool, typer.Option("--skip-ambiguous", help="COCO: leave out all images that share an id, instead of an error.")
 ]
@@ -134,6 +147,8 @@ _READ_FLAGS: dict[str, tuple[Any, Any]] = {
     "box_format": (_BoxFormat, None),
     "encoding": (_Encoding, None),
     "stored_frame": (_StoredFrame, False),
+    "bands": (_Bands, None),
+    "stretch": (_Stretch, None),
 }
 
 
@@ -403,6 +418,8 @@ def _segment(
     device: _Device = None,
     dtype: _Dtype = "auto",
     max_pixels: _MaxPixels = None,
+    bands: _Bands = None,
+    stretch: _Stretch = None,
     json_file: _JsonFile = None,
 ) -> None:
     """Predict label maps with a trained segmenter: OUT/masks/NAME.png, and the classes in OUT/classes.txt.
@@ -411,13 +428,16 @@ def _segment(
 
     Example: `lpg-hf segment my-segmenter VOC2012 --split val --crf --out predicted --truth VOC2012/SegmentationClass`
     """
+    from lpg_hf._bands import Rendering
     from lpg_hf._files import write_json
     from lpg_hf.evaluation.evaluate import evaluate
     from lpg_hf.images import MAX_PIXELS
     from lpg_hf.training.segment import SegmentJob, segment
 
     numbers = tuple(_number(text) for text in scales.split(","))
-    bad = segment(SegmentJob(model, images, out, split, numbers, crf, device, dtype, max_pixels or MAX_PIXELS))
+    rendering = Rendering(bands, stretch)
+    job = SegmentJob(model, images, out, split, numbers, crf, device, dtype, max_pixels or MAX_PIXELS, rendering)
+    bad = segment(job)
     for line in bad:
         typer.echo(f"skipped: {line}")
     typer.echo(f"written to {out}")

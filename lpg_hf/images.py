@@ -8,8 +8,20 @@ from contextlib import contextmanager
 from typing import IO, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from lpg_hf._bands import (
+    TIFF_STARTS,
+    Bands,
+    Notes,
+    Rendering,
+    TooManyPixels,
+    bands_in_file,
+    pillow_bands,
+    pillow_holds,
+    png_bands,
+    tiff_bands,
+)
 from lpg_hf._files import check_machine, fs_path
 
 
@@ -90,12 +102,66 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
     width, height = image.size
     if width * height > max_pixels:
         image.close()
-        raise ImageProblem(
-            "image_too_large",
-            f"the image {name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
-            "raise max_pixels (--max-pixels) if you trust the file",
-        )
+        raise _too_large(name, f"{width} x {height} = {width * height} pixels", max_pixels)
     return image
+
+
+def _too_large(name: str, what: str, max_pixels: int) -> ImageProblem:
+    return ImageProblem(
+        "image_too_large",
+        f"the image {name} has {what}, more than max_pixels={max_pixels}; raise max_pixels (--max-pixels) if you "
+        "trust the file",
+    )
+
+
+def _open(source: ImageSource, name: str, max_pixels: int, rendering: Rendering = Rendering()) -> Image.Image | Bands:
+    """As `open_image`; a TIFF that Pillow does not hold is read as a whole."""
+    try:
+        image = open_image(source, name, max_pixels)
+    except ImageProblem as problem:
+        if problem.kind != "unreadable_image" or isinstance(source, Image.Image) or not _starts_as_tiff(source):
+            raise
+        return _read_tiff(source, name, max_pixels)
+    is_cut = image.format == "TIFF" and getattr(image, "fp", None) and not pillow_holds(image, rendering)
+    return _read_tiff(image, name, max_pixels) if is_cut else image
+
+
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[IO[bytes]]:
+    """The file of an image."""
+    if isinstance(source, (str, os.PathLike)):
+        with open(fs_path(source), "rb") as file:
+            yield file
+        return
+    file = getattr(source, "fp", None) if isinstance(source, Image.Image) else source
+    assert file is not None
+    yield file
+
+
+def _starts_as_tiff(source: ImageSource) -> bool:
+    if isinstance(source, (str, os.PathLike)) and not os.path.isfile(fs_path(source)):
+        return False
+    with _opened(source) as file:
+        file.seek(0)
+        return file.read(4) in TIFF_STARTS
+
+
+def _read_tiff(source: ImageSource, name: str, max_pixels: int) -> Bands:
+    """All bands of a TIFF of any number type; raises ImageProblem."""
+    try:
+        with _opened(source) as file:
+            return tiff_bands(file, max_pixels)
+    except ImportError as error:
+        raise ImageProblem(
+            "unreadable_image",
+            f"the image {name} is a TIFF of several bands, or of values beyond 8 bits, which needs the extra tiff: "
+            "pip install 'lpg_hf[tiff]'",
+        ) from error
+    except TooManyPixels as error:
+        raise _too_large(name, str(error), max_pixels) from error
+    except Exception as error:  # tifffile raises many types on a damaged file.
+        check_machine(error)
+        raise ImageProblem("unreadable_image", f"tifffile cannot read the image {name}: {error}") from error
 
 
 def _is_cut_file(source: ImageSource) -> bool:
@@ -137,7 +203,10 @@ def image_orientation(path: str, name: str, max_pixels: int = MAX_PIXELS) -> int
     Raises:
         ImageProblem: unreadable or too large.
     """
-    with open_image(path, name, max_pixels) as image:
+    image = _open(path, name, max_pixels)
+    if isinstance(image, Bands):  # As Pillow does, readers turn TIFF themselves.
+        return 1
+    with image:
         orientation = _exif_orientation(image)
     return orientation if orientation in _UPRIGHT else 1
 
@@ -151,11 +220,15 @@ def image_size(path: str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) ->
     Raises:
         ImageProblem: unreadable, too large or cut off.
     """
-    with open_image(path, name, max_pixels) as image:
+    opened = _open(path, name, max_pixels)
+    if isinstance(opened, Bands):
+        height, width = opened.values.shape[:2]
+        return (width, height) if opened.orientation in (5, 6, 7, 8) else (height, width)
+    with opened as image:
         width, height = image.size
         turned = _exif_orientation(image) in (5, 6, 7, 8)
-        is_file = isinstance(path, str) and isinstance(image, ImageFile.ImageFile)
-        if image.format not in FORMATS_WITH_AN_END or (is_file and image.fp and _ends_early(image.fp)):
+        file = getattr(image, "fp", None) if isinstance(path, str) else None
+        if image.format not in FORMATS_WITH_AN_END or (file and _ends_early(file)):
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError) as error:
@@ -163,50 +236,75 @@ def image_size(path: str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) ->
     return (width, height) if turned else (height, width)
 
 
-def read_rgb(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_rgb(
+    source: ImageSource,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    rendering: Rendering = Rendering(),
+    notes: Notes | None = None,
+) -> np.ndarray:
     """An image as upright 8-bit RGB.
 
-    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is
-    divided by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are
-    refused.
+    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. Of more bands
+    than three the first three are taken, and values beyond 8 bits are scaled, as `rendering` says.
 
     Args:
         source: path, binary file, or an opened image.
         name: for messages; None: the path.
         max_pixels: a larger image is refused before it takes memory.
+        rendering: bands and range of the values.
+        notes: takes what was assumed of the image, as (key in `PROBLEMS`, in words).
 
     Returns:
         (H, W, 3) uint8 RGB, turned as the EXIF orientation says.
 
     Raises:
-        ImageProblem: cannot be opened or is cut off; the message names the file.
-        ValueError: a kind of image that is refused.
+        ImageProblem: cannot be opened, is cut off, or does not have the bands; the message names the file.
     """
     name = name or (os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image")
-    image = open_image(source, name, max_pixels)
+    image, notes = _open(source, name, max_pixels, rendering), [] if notes is None else notes
+    if not isinstance(image, Bands) and not pillow_holds(image, rendering) and getattr(image, "fp", None):
+        image = _read_png(image, name)
+    if isinstance(image, Bands):
+        pixels = _rendered(image, name, rendering, notes)
+        upright = _UPRIGHT.get(image.orientation)
+        return pixels if upright is None else np.array(Image.fromarray(pixels).transpose(upright))
     try:
+        if (num_bands := bands_in_file(image)) > len(image.getbands()):
+            notes.append(("chosen_bands", f"1,2,3 of {num_bands}"))
         orientation = _exif_orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-        return np.array(image) if image.mode == "RGB" and "transparency" not in image.info else _to_rgb(image, name)
+        if image.mode == "RGB" and "transparency" not in image.info and rendering == Rendering():
+            return np.array(image)
+        bands = pillow_bands(image)
     except (OSError, SyntaxError) as error:
-        check_machine(error)
-        kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
-        raise ImageProblem(kind, f"cannot decode the image {name}: {error}. Replace the file or remove it") from error
+        raise _undecodable(name, error) from error
+    return _rendered(bands, name, rendering, notes)
 
 
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ValueError(
-                f"the image {name} holds values {values.min()}..{values.max()}; save it with 8 or 16 bits"
-            )
-        grey = np.round(values / 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise ValueError(f"the image {name} holds floats, whose range is not known; save it with 8 bits")
-    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return np.array(image.convert("RGB"))
+def _undecodable(name: str, error: Exception) -> ImageProblem:
+    check_machine(error)
+    kind = "truncated_image" if "truncated" in str(error).lower() else "unreadable_image"  # Pillow's only sign.
+    return ImageProblem(kind, f"cannot decode the image {name}: {error}. Replace the file or remove it")
+
+
+def _read_png(image: Image.Image, name: str) -> Bands:
+    """All bits of a PNG with 16-bit colours; raises ImageProblem."""
+    try:
+        with _opened(image) as file:
+            file.seek(0)
+            data = file.read()
+        image.load()  # Pillow tells whether it is damaged, and OpenCV does not.
+        bands = png_bands(data)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _undecodable(name, error) from error
+    bands.orientation = _exif_orientation(image)
+    return bands
+
+
+def _rendered(bands: Bands, name: str, rendering: Rendering, notes: Notes) -> np.ndarray:
+    try:
+        return bands.to_rgb(rendering, notes)
+    except ValueError as error:
+        raise ImageProblem("unreadable_image", f"cannot use the image {name}: {error}") from error

@@ -7,11 +7,13 @@ Every function works on the row alone and in the frame of the upright image, hei
 """
 
 import io
+import json
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from lpg_hf._bands import Rendering
 from lpg_hf.boxes import clip_boxes, convert_boxes
 from lpg_hf.data._painting import paint_boxes, paint_label_map
 from lpg_hf.data.records import NO_CLASS, BoxObject
@@ -38,12 +40,9 @@ def column_source(row: dict, column: str) -> tuple[Image.Image | BinaryIO | str,
 def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The image of a row as upright RGB.
 
-    Grey becomes three equal channels. Transparent pixels are laid over white, as a viewer shows them. 16-bit grey is
-    divided by 257, so that 65535 is 255. 32-bit integers beyond 16 bits and floats have no agreed range and are
-    refused.
-
     Args:
-        row: `image` is a decoded PIL image, or {"path", "bytes"} of an `Image(decode=False)` column.
+        row: `image` is a decoded PIL image, or {"path", "bytes"} of an `Image(decode=False)` column; `rendering`, if
+            it is there, tells the bands and the range of the values, see `images.read_rgb`.
         max_pixels: a larger image is refused before it takes memory.
 
     Returns:
@@ -51,10 +50,11 @@ def decode_image(row: dict, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     Raises:
         ImageProblem: cannot be opened or is cut off; the message names the file.
-        ValueError: a kind of image that is refused, or another size than the row states.
+        ValueError: another size than the row states.
     """
     source, name = column_source(row, "image")
-    pixels = read_rgb(source, name, max_pixels)
+    stated = row.get("rendering")
+    pixels = read_rgb(source, name, max_pixels, Rendering(**json.loads(stated)) if stated else Rendering())
     check_size(pixels, _stated_size(row), name)
     return pixels
 

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever HTTP library the client uses
 )
 
+from lpg_hf._bands import Rendering
 from lpg_hf._files import fs_path, reading_as, relative_name, resolve_inside, unicode_path, walk_files
 from lpg_hf.data._formats import tools
 from lpg_hf.data._hub_rows import has_usual_columns, with_usual_columns
@@ -41,7 +42,7 @@ FORMATS = (*BUILDERS, "parquet")
 BUILDER_OPTIONS = {item.name for item in fields(ReadOptions)} - {"keep_missing", "keep_unlisted"}
 # Of a row of a dataset; no other column is read.
 _COLUMNS = ("image", "mask", "image_id", "file_name", "height", "width", "license", "objects")
-PARQUET_OPTIONS = {"split", "masks", "allow_missing", "box_format"}
+PARQUET_OPTIONS = {"split", "masks", "allow_missing", "box_format", "bands", "stretch"}
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -79,11 +80,12 @@ def load_boxes(
         cache_dir: of `datasets`.
         report: takes the problems, for the caller to show.
         **options: fields of `options.ReadOptions`: split, classes, masks, keep_empty, allow_missing, max_pixels, ...;
-            for "parquet" only split, masks, allow_missing and box_format. What `split` and `classes` may be: see the
-            builders.
+            for "parquet" only split, masks, allow_missing, box_format, bands and stretch. What `split` and `classes`
+            may be: see the builders.
 
     Returns:
-        The rows described in `builders`.
+        The rows described in `builders`. With `bands` or `stretch` they have a column "rendering", so that what opens
+        their images later knows of it.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -102,7 +104,7 @@ def load_boxes(
         dataset = load_parquet(root, images, ReadOptions(**options), found, cache_dir)
         # Who passes a report opens the rows one by one and counts them.
         _tell(root, found if report is not None else replace(found, **_totals(dataset)), report)
-        return dataset
+        return _with_rendering(dataset, ReadOptions(**options).rendering)
 
     if unknown := sorted(set(options) - BUILDER_OPTIONS):
         raise ValueError(f"format {format!r} has no option {', '.join(unknown)}")
@@ -115,13 +117,20 @@ def load_boxes(
                 data_dir=None if root is None else unicode_path(root),
                 annotations=_text(annotations),
                 images=_text(images),
-                options=read,
+                options=replace(read, bands=None, stretch=None),  # the rows hold no pixels
             )
             builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
     except NothingUsable as error:
         raise ValueError(f"{error}\n{tools.likeness(error.path)}".rstrip()) from error
     _tell(root or annotations, builder.report, report)
-    return builder.as_dataset(split=split_name(read.split))
+    return _with_rendering(builder.as_dataset(split=split_name(read.split)), read.rendering)
+
+
+def _with_rendering(dataset: Dataset, rendering: Rendering) -> Dataset:
+    """The rows with how `_examples.decode_image` is to read their images, where that is out of the ordinary."""
+    if rendering == Rendering():
+        return dataset
+    return dataset.add_column("rendering", [json.dumps(asdict(rendering))] * len(dataset))
 
 
 def _recognised(place: str, split: str | None) -> tuple[str, Any, Any]:

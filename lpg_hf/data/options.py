@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lpg_hf._bands import Rendering
 from lpg_hf.boxes import BOX_FORMATS
 from lpg_hf.images import MAX_PIXELS
 
@@ -68,6 +69,8 @@ class ReadOptions:
         stored_frame: boxes and masks are in the frame of the image as it is stored, before its EXIF rotation; they are
             turned with it.
         skip_ambiguous: leave out, and count, all images that share an id; off, they are an error (COCO).
+        bands: of the images that are red, green and blue, see `Rendering`.
+        stretch: which values of the images become 0 and 255, see `Rendering`.
 
     Raises:
         ValueError: a value is not one of the choices.
@@ -89,6 +92,8 @@ class ReadOptions:
     box_format: str | None = None
     encoding: str | None = None
     stored_frame: bool = False
+    bands: str | Sequence[int] | None = None
+    stretch: str | None = None
 
     def __post_init__(self):
         if self.size_mismatch not in SIZE_MISMATCH_CHOICES:
@@ -106,6 +111,12 @@ class ReadOptions:
             raise ValueError(f"max_pixels={self.max_pixels} must be at least 1")
         if self.classes is not None and not isinstance(self.classes, str):
             object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "bands", self.rendering.bands)
+
+    @property
+    def rendering(self) -> Rendering:
+        """How the values of an image become 8-bit RGB."""
+        return Rendering(self.bands, self.stretch)
 
     @property
     def changed(self) -> dict[str, Any]:

@@ -46,6 +46,9 @@ PROBLEMS = {
     "unreadable_image": ProblemKind(IMAGE_SKIPPED, "image that cannot be opened"),
     "truncated_image": ProblemKind(IMAGE_SKIPPED, "image file that is cut off"),
     "image_too_large": ProblemKind(IMAGE_SKIPPED, "image with more pixels than max_pixels"),
+    "chosen_bands": ProblemKind("first ones taken", "image of other bands than red, green and blue (--bands)"),
+    "alpha_as_band": ProblemKind("not transparent", "image whose transparency has mostly values in between: a band"),
+    "scaled_values": ProblemKind("scaled to 8 bits", "image with values of other kinds than 8 bits (--stretch)"),
     "size_mismatch": ProblemKind(IMAGE_SKIPPED, "stated size differs from the image's"),
     "stored_size": ProblemKind(
         IMAGE_SKIPPED,
@@ -126,6 +129,9 @@ PROBLEMS = {
 }
 # Kinds that good files have too; any other kind deserves a warning.
 EXPECTED = {
+    "chosen_bands",
+    "alpha_as_band",
+    "scaled_values",
     "image_by_name",
     "grouping_category",
     "rotated_box",

@@ -119,6 +119,8 @@ class Source:
             "classes": classes,
             "box_format": options.box_format,
             "stored_frame": options.stored_frame,
+            "bands": None if options.bands is None else list(options.bands),
+            "stretch": options.stretch,
         } | ({} if self.fingerprint is None else {"fingerprint": self.fingerprint})
 
     def __len__(self) -> int:
@@ -143,8 +145,8 @@ class Source:
         """
         return self.make_record(index, report)
 
-    def image(self, record: Record) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, upright.
+    def image(self, record: Record, report: Report | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, upright; the report counts what is assumed of its bands and values.
 
         Raises:
             OSError: cannot be opened or is cut off.
@@ -156,8 +158,12 @@ class Source:
             source, name = column_source(self.rows[record.row], "image")
         else:
             raise FileNotFoundError(f"the image {record.file_name} does not exist")
-        pixels = read_rgb(source, name, self.options.max_pixels)
+        notes = []
+        pixels = read_rgb(source, name, self.options.max_pixels, self.options.rendering, notes)
         check_size(pixels, record.size, name)
+        if report is not None:
+            for kind, text in notes:
+                report.add(kind, f"{record.file_name}: {text}")
         return pixels
 
     def place_image(self, record: Record, place: str | os.PathLike, how: str, scratch: Folder = None) -> None:
@@ -186,7 +192,7 @@ class Source:
     def decode(self, record: Record, report: Report) -> np.ndarray | None:
         """As `image`; None if it cannot be decoded, which is counted and takes it out of the report's totals."""
         try:
-            return self.image(record)
+            return self.image(record, report)
         except (OSError, ValueError) as error:
             kind = error.kind if isinstance(error, ImageProblem) else "unreadable_image"
             report.add(kind, f"{record.file_name}: {error}")

@@ -570,10 +570,10 @@ class _MaskRun:
         for index in members:
             image_report = Report()
             image = self.source.decode(records[index], image_report)
+            report.merge(image_report)
             if image is not None:
                 images.append((index, image))
                 continue
-            report.merge(image_report)
             problems = entries[index].get("problems", {}) | image_report.places
             entries[index] |= {"skipped": True, "problems": problems}
         return images

@@ -446,7 +446,8 @@ class LPGImageProcessor(PilBackend):
 def _upright_rgb(image: Image.Image) -> np.ndarray:
     """A PIL image as `lpg_hf.images.read_rgb` reads it; a checkpoint that is used without the package lacks that one.
 
-    Turned as the EXIF orientation says; transparent pixels are laid over white; 16-bit grey is divided by 257.
+    Turned as the EXIF orientation says; transparent pixels are laid over white; of 16-bit grey, the largest number of
+    as many bits as the image uses is white: 4095 where its largest value is 3000.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -465,7 +466,8 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
             f"a PIL image of mode {image.mode} holds floats or values beyond 16 bits: convert it to 8 or 16 bits."
         )
     if values is not None:
-        return np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, axis=-1)
+        white = 2 ** max(8, int(values.max(initial=0)).bit_length()) - 1
+        return np.repeat(np.round(values.astype(np.float32) * (255 / white)).astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)

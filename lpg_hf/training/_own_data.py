@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -118,7 +118,9 @@ class OwnJob:
             log(read.report.summary())
         options = replace(self.options, masks=False)
         source = open_source(self.annotations, self.images, options, format=self.format, report=Report())
-        return OwnData(content, source.image_folder or _placed_images(source, self.unfinished / "images"))
+        images = source.image_folder or _placed_images(source, self.unfinished / "images")
+        read = {name: value for name, value in options.changed.items() if name in ("bands", "stretch")}
+        return OwnData(content, images, read)
 
 
 def _differing(asked: dict, other: dict) -> str:
@@ -144,15 +146,18 @@ class OwnData:
     Attributes:
         content: of a COCO file.
         images: folder of the images.
+        read: the fields of `ReadOptions` that say how the images become RGB.
     """
 
     content: dict
     images: str
+    read: dict = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """A hash of the annotations."""
-        return hashlib.sha256(json_text(self.content).encode("utf-8")).hexdigest()
+        """A hash of the annotations, and of how the images are read."""
+        read = {"read": self.read} if self.read else {}
+        return hashlib.sha256(json_text(self.content | read).encode("utf-8")).hexdigest()
 
     @property
     def num_images(self) -> int:
@@ -168,7 +173,7 @@ class OwnData:
         images = [self.content["images"][index] for index in indices]
         ids = {image["id"] for image in images}
         annotations = [item for item in self.content["annotations"] if item["image_id"] in ids]
-        return OwnData(self.content | {"images": images, "annotations": annotations}, self.images)
+        return replace(self, content=self.content | {"images": images, "annotations": annotations})
 
     def write(self, folder: Path, name: str) -> str:
         """Writes the COCO file `folder/name.json`."""

@@ -133,7 +133,7 @@ def _settings(job: OwnJob, train: OwnData, held_out: OwnData | None, segmenter: 
     """The M-step by the size of the data and the kind of the segmenter."""
     folder = job.unfinished
     annotations = train.write(folder, "train")
-    target = DataSettings(format="coco", annotations=annotations, images=train.images, classes="all")
+    target = DataSettings(format="coco", annotations=annotations, images=train.images, classes="all", read=train.read)
     measured = None if held_out is None else held_out.write(folder, "held_out")
     side = float(np.median([max(image["height"], image["width"]) for image in train.content["images"]]))
     is_own = segmenter == "small" or is_own_segmenter(segmenter)

@@ -90,7 +90,16 @@ class RunSettings:
 
 
 # Not settings of their own: what a file that is out of the ordinary needs.
-_READ_FIELDS = {"object_value", "box_format", "encoding", "stored_frame", "skip_ambiguous", "max_pixels"}
+_READ_FIELDS = {
+    "object_value",
+    "box_format",
+    "encoding",
+    "stored_frame",
+    "skip_ambiguous",
+    "max_pixels",
+    "bands",
+    "stretch",
+}
 
 
 @dataclass(frozen=True)

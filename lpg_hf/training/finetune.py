@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from lpg_hf._cards import read_json
 from lpg_hf._files import locked_folder
 from lpg_hf._weight_files import reading_weights
+from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.sources import evenly
 from lpg_hf.evaluation.compare import ComparedData, Comparison, Row, comparison_panel, measure
 from lpg_hf.generators.base import GeneratorOptions
@@ -110,7 +111,7 @@ def _trained_in_turns(
     for number, held_out in enumerate(folds, start=1):
         folder = job.unfinished / f"part{number}"
         part = masks.part(held_out).write(folder, "held_out")
-        comparison = _comparison(part, masks.images, len(held_out))
+        comparison = _comparison(part, masks, len(held_out))
         before = _measured(comparison, "before", start)
         log(f"before: {100 * (before.scores['mean_box_iou'] or 0):.1f} IoU per box of the held-out part")
         rest = [index for index in range(masks.num_images) if index not in held_out]
@@ -143,7 +144,7 @@ def _with_masks(job: OwnJob, log: Callable[[str], None]) -> OwnData:
         "images": [image for image in data.content["images"] if image["id"] in ids],
         "annotations": [item for item in annotations if item["image_id"] in ids],
     }
-    return OwnData(data.content | kept, data.images)
+    return replace(data, content=data.content | kept)
 
 
 def _folds(num_images: int, seed: int) -> list[list[int]]:
@@ -179,7 +180,13 @@ def _settings(job: OwnJob, start: Path, folder: Path, masks: OwnData) -> Setting
         run=RunSettings(
             dir=str(folder), seed=job.seed, num_stages=1, mixed_precision="auto", num_workers=1, checkpoint_every=100
         ),
-        aux=DataSettings(format="coco", annotations=masks.write(folder, "train"), images=masks.images, classes="all"),
+        aux=DataSettings(
+            format="coco",
+            annotations=masks.write(folder, "train"),
+            images=masks.images,
+            classes="all",
+            read=masks.read,
+        ),
         lpg=LPGSettings(
             stage1_class_prob=False,
             config=config,
@@ -216,9 +223,10 @@ def _mixed(start: Path, trained: Path, name: str, folder: Path) -> Path:
     return folder / name
 
 
-def _comparison(annotations: str, images: str, num_images: int) -> Comparison:
+def _comparison(annotations: str, masks: OwnData, num_images: int) -> Comparison:
     indices = tuple(range(num_images))
-    data = ComparedData(annotations, images, annotations, "coco")
+    options = replace(SOURCE_OPTIONS, **masks.read)
+    data = ComparedData(annotations, masks.images, annotations, "coco", options)
     return Comparison(data, indices=indices, shown=evenly(indices, _NUM_SHOWN))
 
 

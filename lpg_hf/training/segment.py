@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+from lpg_hf._bands import Rendering
 from lpg_hf._cards import read_json
 from lpg_hf._files import fs_path, locked_folder, unicode_path, walk_files, write_atomically, write_json
 from lpg_hf.data.options import SOURCE_OPTIONS
@@ -40,6 +41,7 @@ class SegmentJob:
         device: see `GeneratorOptions`.
         dtype: see `GeneratorOptions`.
         max_pixels: larger images are skipped.
+        rendering: bands and range of the values of the images.
     """
 
     model: str
@@ -51,6 +53,7 @@ class SegmentJob:
     device: str | None = None
     dtype: str = "auto"
     max_pixels: int = MAX_PIXELS
+    rendering: Rendering = Rendering()
 
     def __post_init__(self):
         if not self.scales or min(self.scales) <= 0:
@@ -88,7 +91,7 @@ def _write_label_maps(job: SegmentJob, folder: str, names: list[str]) -> list[st
     value_type, _ = label_map_type(len(classes))
     missing = [name for name in names if not (job.out / "masks" / mask_name(name)).is_file()]
     bad = []
-    images = prefetch(partial(_decoded, folder, job.max_pixels), missing, num_workers=2)
+    images = prefetch(partial(_decoded, folder, job), missing, num_workers=2)
     for name, image in cast("Iterable[tuple]", tqdm(images, total=len(missing), unit="image")):
         if isinstance(image, Exception):
             bad.append(f"{name}: {image}")
@@ -145,11 +148,11 @@ def _listed(job: SegmentJob) -> tuple[str, list[str]]:
     return folder, names
 
 
-def _decoded(folder: str, max_pixels: int, name: str) -> tuple[str, np.ndarray | Exception]:
+def _decoded(folder: str, job: SegmentJob, name: str) -> tuple[str, np.ndarray | Exception]:
     """An image, or why it cannot be used."""
     path = f"{folder}/{name}"
     try:
-        return name, read_rgb(path, path, max_pixels)
+        return name, read_rgb(path, path, job.max_pixels, job.rendering)
     except (OSError, ValueError) as error:
         return name, error
 
@@ -157,6 +160,8 @@ def _decoded(folder: str, max_pixels: int, name: str) -> tuple[str, np.ndarray |
 def _check_same_settings(job: SegmentJob, segmenter: SegmenterProbs) -> None:
     """Records what the masks depend on; raises ValueError if the folder was written with something else."""
     settings = {"scales": list(job.scales), "crf": job.crf, "weights_sha256": weights_digest(segmenter.model)}
+    given = {"bands": list(job.rendering.bands or ()), "stretch": job.rendering.stretch}
+    settings |= {name: value for name, value in given.items() if value}
     path = job.out / "settings.json"
     if path.is_file() and read_json(path) != settings:
         raise ValueError(

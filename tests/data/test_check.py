@@ -80,14 +80,6 @@ def test_damage_inside_an_image_is_found_by_decoding(coco_tree):
     assert checked.report.places["unreadable_image"][0].startswith("a.png: cannot decode the image")
 
 
-def test_images_of_a_refused_kind_are_named(coco_tree):
-    Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, dtype=np.float32)).save(coco_tree.images / "a.tif")
-    coco_tree.content["images"][0]["file_name"] = "a.tif"
-    checked = check_source(coco_tree.write())
-    assert checked.report.counts == {"unreadable_image": 1} and checked.report.images == 0
-    assert "a.tif holds floats" in checked.summary()
-
-
 def test_class_masks_are_checked_on_request_and_stop_nothing(voc_tree):
     voc_tree.add("b")
     voc_tree.add_mask("a", np.full((HEIGHT, WIDTH), 7, dtype=np.uint8))
