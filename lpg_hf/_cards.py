@@ -8,7 +8,8 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lpg_hf._files import write_atomically
+from lpg_hf._files import json_text, write_atomically
 
 
 # Installed, the templates are package data; in a checkout they lie beside the package.
 TEMPLATES = [Path(__file__).parent / "hub_cards", Path(__file__).parents[1] / "hub_cards"]
 _METRIC_NAME = re.compile(r"(iou|accuracy)(_|$)")
 _COMPUTE_KEYS = ("device", "processes", "mixed_precision", "seconds", "loss", "steps", "versions")
+_NO_CARD = "cannot be described"
 _LATER = "after_training_"  # prefix of what was set after training
 _STAGE_ROWS = {
     "pseudo_mask_miou": "pseudo masks of the LPG",
@@ -72,6 +74,27 @@ class _StageFiles:
         return "origin" in (self.metrics.get("settings") or {})
 
 
+@contextmanager
+def reading_stage(folder: str | os.PathLike) -> Iterator[None]:
+    """Around what computes with the values of a stage folder's json files: one of another type is an error.
+
+    Raises:
+        ValueError: one line with the folder and the remedy.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # jinja2, yaml and Python raise many types
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError) and (os.fspath(folder) in reason or _NO_CARD in reason):
+            raise  # It names the file, and more than is known here.
+        raise ValueError(
+            f"{folder} {_NO_CARD}: a value in metrics.json, config.json or preprocessor_config.json has an "
+            f"unexpected type ({type(error).__name__}: {reason[:200]}). Correct the value, or save the stage again."
+        ) from error
+
+
 def write_card(folder: str | os.PathLike) -> Path:
     """Write `README.md` of a stage folder from its `config.json`, `preprocessor_config.json` and `metrics.json`.
 
@@ -89,9 +112,14 @@ def write_card(folder: str | os.PathLike) -> Path:
 
     Raises:
         FileNotFoundError: the folder holds no `config.json`.
-        ValueError: a file is not valid JSON, or `kind` is neither "lpg" nor "segmenter".
+        ValueError: a file is not valid JSON, a value has another type, or `kind` is neither "lpg" nor "segmenter".
     """
-    stage = _StageFiles.read(Path(folder))
+    with reading_stage(folder):
+        return _write_card(Path(folder))
+
+
+def _write_card(folder: Path) -> Path:
+    stage = _StageFiles.read(folder)
     known, results = stage.metrics, _results(stage.metrics)
     number, run = known.get("stage"), known.get("run") or {}
     content = render_card(
@@ -166,15 +194,43 @@ def _card_data(stage: _StageFiles, results: list[tuple[str, float]]) -> ModelCar
     )
 
 
-def render_card(template: str, **values: Any) -> str:
-    """A template of hub_cards/, filled in; a missing value that the template needs is an error."""
-    return _environment().get_template(template).render(**values)
+def render_card(template: str, *, card_data: str, **values: Any) -> str:
+    """A template of hub_cards/, filled in; a missing value that the template needs is an error.
+
+    Args:
+        card_data: the front matter, in yaml.
+        values: texts may hold anything: they become one line that Markdown shows as it is, and with the filter
+            `python` a literal for a line of code.
+    """
+    return _environment().get_template(template).render(card_data=_Verbatim(card_data), **values)
+
+
+class _Verbatim(str):
+    """Text that is written as it is."""
+
+
+def _markdown(value: Any) -> Any:
+    """What an expression of a template gives, so that no name in it ends a table, or becomes a link or a tag."""
+    if not isinstance(value, str) or isinstance(value, _Verbatim):
+        return value
+    text = " ".join(value.split()) if "\n" in value or "\r" in value else value
+    text = text.replace("<", "&lt;").replace("|", "\\|").replace("`", "'").replace("](", "]\\(").replace("*", "\\*")
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def _python(value: object) -> _Verbatim:
+    """A text as a literal of Python in double quotes."""
+    return _Verbatim(json_text(str(value)))
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader([str(path) for path in TEMPLATES], encoding="utf-8")
-    return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_markdown
+    )
+    environment.filters["python"] = _python
+    return environment
 
 
 def read_json(path: Path) -> dict:
@@ -263,5 +319,4 @@ def _table(values: dict) -> list[tuple[str, str]]:
 
 def _shown(value: str | float | Sequence | dict | None) -> str:
     """A value for a cell of a table, as the JSON file has it."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

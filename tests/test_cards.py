@@ -262,3 +262,30 @@ def test_a_card_that_cannot_be_written_leaves_nothing(stage: Path, monkeypatch: 
     with pytest.raises(OSError, match="disk full"):
         write_card(stage)
     assert sorted(path.name for path in stage.iterdir()) == before
+
+
+def test_no_name_ends_a_table_or_a_line_of_python(stage: Path):
+    odd = 'a"b\nc | d ](http://x.y) <img src=x> `e` *f* \\g'
+    change(stage, "config.json", use_class_prob=True)
+    change(stage, "metrics.json", repo_id=odd, segmenter=odd, classes=[odd], dataset=odd, settings={"note": odd})
+    text = write_card(stage).read_text(encoding="utf-8")
+    body = text.split("\n---\n", 1)[1]
+    blocks = re.findall("```python\n(.*?)\n```", body, re.DOTALL)
+    shown = re.sub("```python\n.*?\n```", "", body, flags=re.DOTALL)
+    assert "<img" not in shown and "](http://x.y)" not in shown
+    assert blocks and all(compile(block, "card", "exec") for block in blocks)
+    values: dict = {}
+    exec(next(line for block in blocks for line in block.splitlines() if line.startswith("source = ")), values)
+    assert values["source"] == odd
+    (row,) = [line for line in body.splitlines() if line.startswith("| note |")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"run": 3}, {"classes": [{}], "per_class_iou": [0.1]}, {"settings": [1]}, {"run": {"segmenter_miou": {"x": 1}}}],
+)
+def test_a_value_of_another_type_is_an_error_in_one_line(stage: Path, values: dict):
+    change(stage, "metrics.json", **values)
+    with pytest.raises(ValueError, match="metrics.json"):
+        write_card(stage)

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from lpg_hf._cards import read_json, write_card
+from lpg_hf._cards import read_json, reading_stage, write_card
 
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -90,6 +90,11 @@ def check_stage(stage: Stage) -> None:
         FileNotFoundError: a file of the stage is missing.
         ValueError: the folder holds another kind of model, or incomplete weights.
     """
+    with reading_stage(stage.folder):
+        _check_stage(stage)
+
+
+def _check_stage(stage: Stage) -> None:
     folder = stage.folder
     for name in ("config.json", "preprocessor_config.json", "metrics.json"):
         if not (folder / name).is_file():
@@ -129,7 +134,15 @@ def prepare_stage(stage: Stage, stages: list[Stage], org: str, prefix: str, work
 
     Returns:
         Path in the repository -> local file. Weights stay where they are.
+
+    Raises:
+        ValueError: a value in a json file of the stage or of the target has another type.
     """
+    with reading_stage(stage.folder):
+        return _prepare_stage(stage, stages, f"{org}/{prefix}", work)
+
+
+def _prepare_stage(stage: Stage, stages: list[Stage], run_id: str, work: Path) -> dict[str, Path]:
     source = stage.folder
     files = {path.name: path for path in sorted(source.iterdir()) if path.suffix == ".safetensors"}
     files |= {path.name: path for path in source.glob("*.safetensors.index.json")}
@@ -149,7 +162,7 @@ def prepare_stage(stage: Stage, stages: list[Stage], org: str, prefix: str, work
     written = {
         "config.json": config,
         "preprocessor_config.json": processor,
-        "metrics.json": metrics | _context(stage, stages, config, metrics, f"{org}/{prefix}"),
+        "metrics.json": metrics | _context(stage, stages, config, metrics, run_id),
     }
     for name, values in written.items():
         (work / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
