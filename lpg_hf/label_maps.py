@@ -6,6 +6,7 @@ More than 254 classes do not fit beside the ignored value 255: such maps are uin
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +18,8 @@ from lpg_hf.labels import IGNORE_INDEX, voc_palette
 
 
 IGNORE_INDEX_16 = 65535
+# Of the files that are written for an image, in any format.
+_SUFFIXES = (".png", ".jpg", ".txt", ".json", ".xml", ".tif", ".geojson")
 
 
 def label_map_type(num_classes: int) -> tuple[type, int]:
@@ -63,6 +66,33 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray, scratch: str
 def mask_name(file_name: str) -> str:
     """The label map of an image: the same relative path, with the suffix .png."""
     return str(PurePosixPath(file_name).with_suffix(".png"))
+
+
+def clashing_names(file_names: Sequence[str]) -> dict[int, str]:
+    """The images whose files in an output would lie where those of another image lie.
+
+    Args:
+        file_names: of all images, relative, forward slashes.
+
+    Returns:
+        Position -> name of the other image: an earlier one of the same name but for the suffix, or one in a folder
+        that is called like a file of the image (x.jpg beside x.png/y.jpg: the label map and the folder x.png).
+    """
+    innermost = {os.path.dirname(name): name for name in file_names}
+    above = (
+        (folder, name) for inside, name in innermost.items() for folder in (inside, *PurePosixPath(inside).parents)
+    )
+    folders = {str(folder): name for folder, name in above if str(folder).endswith(_SUFFIXES)}
+    clashing, first = {}, {}
+    for index, name in enumerate(file_names):
+        stem = os.path.splitext(name)[0]
+        inside = (folders[f"{stem}{end}"] for end in _SUFFIXES if f"{stem}{end}" in folders) if folders else ()
+        other = first.get(stem) or next(iter(inside), None)
+        if other is None:
+            first[stem] = name
+        else:
+            clashing[index] = other
+    return clashing
 
 
 def check_lossless(image: Image.Image, name: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpg_hf.label_maps import read_label_map, write_label_map
+from lpg_hf.label_maps import clashing_names, read_label_map, write_label_map
 from lpg_hf.labels import voc_palette
 
 
@@ -63,3 +63,10 @@ def test_colour_image_is_no_label_map(tmp_path: Path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="a.png is an image of mode RGB"):
         read_label_map(tmp_path / "a.png")
+
+
+def test_images_whose_files_would_lie_in_one_place_are_told():
+    names = ["a.jpg", "b.jpg", "a.png", "sub/a.jpg", "x.jpg", "x.png/y.jpg", "c.d/e.jpg", "z.jpg", "s/z.txt/1/2.jpg"]
+    assert clashing_names(names) == {2: "a.jpg", 4: "x.png/y.jpg"}
+    assert clashing_names(["s/z.jpg", *names[-2:]]) == {0: "s/z.txt/1/2.jpg"}
+    assert clashing_names(["a.jpg", "a.jpg"]) == {1: "a.jpg"}

@@ -28,7 +28,7 @@ from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
-from lpg_hf.label_maps import read_label_map, write_label_map
+from lpg_hf.label_maps import clashing_names, read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 
 
@@ -152,13 +152,11 @@ class _Reading:
         return any(item.rle is not None and not item.iscrowd for record in look for item in record.objects)
 
     def __iter__(self) -> Iterator[Record]:
-        taken: set[str] = set()
+        taken = {} if self.to == "coco" else clashing_names(self.source.file_names)
         for index, name in enumerate(self.source.file_names):
-            stem = os.path.splitext(name)[0]
-            if self.to != "coco" and stem in taken:
-                self.report.add("label_name_taken", f"{name}: {stem}")
+            if index in taken:
+                self.report.add("label_name_taken", f"{name}: {taken[index]}")
                 continue
-            taken.add(stem)
             record = self.source.record(index, self.report)
             if record is not None and record.has_unusable and not self._marks_regions(record):
                 self.report.add("unmarked_region", name)

@@ -31,7 +31,7 @@ class ProblemKind:
 
 
 PROBLEMS = {
-    "invalid_image_entry": ProblemKind(IMAGE_SKIPPED, "image entry without a usable id and file name"),
+    "invalid_image_entry": ProblemKind(IMAGE_SKIPPED, "image entry without a usable id, file name or size"),
     "duplicate_image_id": ProblemKind(IMAGE_SKIPPED, "image id that another image has too"),
     "unsafe_path": ProblemKind(IMAGE_SKIPPED, "file name that leads outside the image folder"),
     "missing_image": ProblemKind(IMAGE_SKIPPED, "image that does not exist"),
@@ -39,7 +39,9 @@ PROBLEMS = {
     "unreadable_class_list": ProblemKind("not used", "class list that is no text, or states a name twice"),
     "generator_failed": ProblemKind(IMAGE_SKIPPED, "image one pixel high or wide, at which the generator failed"),
     "invalid_class_mask": ProblemKind("mask not used", "class mask that fits neither its image nor the classes"),
-    "label_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose label file an earlier image has already"),
+    "label_name_taken": ProblemKind(
+        IMAGE_SKIPPED, "image whose label file would have the name of another one's label file or folder"
+    ),
     "mask_without_object": ProblemKind(KEPT, "class mask without a pixel of any class"),
     "missing_mask": ProblemKind(IMAGE_SKIPPED, "image without a class mask"),
     "unreadable_annotation": ProblemKind(IMAGE_SKIPPED, "annotation file that is not valid"),
@@ -120,7 +122,9 @@ PROBLEMS = {
     "fits_as_corners": ProblemKind(KEPT, "box over the border whose numbers fit as x1, y1, x2, y2"),
     "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ProblemKind(KEPT, "VOC box with a coordinate 0"),
-    "mask_name_taken": ProblemKind(IMAGE_SKIPPED, "image whose mask would have the name of an earlier one's"),
+    "mask_name_taken": ProblemKind(
+        IMAGE_SKIPPED, "image whose mask would have the name of another one's mask or folder"
+    ),
     "low_score": ProblemKind("skipped", "mask whose score is below min_score"),
     "no_georeference": ProblemKind("no geotiff and no geojson", "image that is no GeoTIFF"),
     "empty_mask": ProblemKind("kept, without a pixel", "box in which the generator found no object"),

@@ -22,7 +22,7 @@ from lpg_hf.data.load import class_names
 from lpg_hf.generators.base import BoxedImage, batches_of_one_size, weights_digest
 from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterProbs
 from lpg_hf.generators.lpg import LPGGenerator
-from lpg_hf.label_maps import mask_name, read_label_map, write_label_map
+from lpg_hf.label_maps import clashing_names, mask_name, read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.assembly import AssemblyOptions, assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
@@ -337,17 +337,14 @@ def _missing_batches(run: Run, rows: Dataset, paths: list[Path]) -> list[list[in
 
 def check_distinct(file_names: list[str]) -> None:
     """Raises ValueError if two images, or two entries of one image, would share a mask file."""
-    taken: dict[str, str] = {}
-    for name in file_names:
-        mask = mask_name(name)
-        if mask in taken and taken[mask] == name:
+    for index, other in clashing_names(file_names).items():
+        name, mask = file_names[index], mask_name(file_names[index])
+        if other == name:
             raise ValueError(
                 f"the dataset has two entries of the image {name}, which would share the mask {mask}. Put all boxes "
                 "of an image into one entry (COCO: one image id; VOC: one xml file, whose <filename> is its image)."
             )
-        if mask in taken:
-            raise ValueError(f"{taken[mask]} and {name} would share the mask {mask}: rename one of the images.")
-        taken[mask] = name
+        raise ValueError(f"{other} and {name} would share the mask {mask}: rename one of the images.")
 
 
 def _labels_of_rows(rows: Dataset) -> list[np.ndarray]:
