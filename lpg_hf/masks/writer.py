@@ -48,7 +48,7 @@ from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
 from lpg_hf.generators import NamedGenerator
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
-from lpg_hf.label_maps import label_map_type, mask_name
+from lpg_hf.label_maps import clashing_names, label_map_type
 from lpg_hf.masks._geo import GEO_OUTPUTS, check_installed, georeference
 from lpg_hf.masks._outputs import (
     OF_PIXELS,
@@ -284,7 +284,7 @@ def _leave_nothing(run: "_MaskRun", processes: Processes) -> None:
     """Deletes what a run without one finished block has written, so that the corrected command is not refused."""
     if processes.count > 1 or any(run.block_file(block).is_file() for block in range(run.num_blocks)):
         return
-    _clear(run.out, {"settings": run.identity, "file_names": run.source.file_names}, set())
+    _clear(run.out, [{"settings": run.identity, "file_names": run.source.file_names}], set())
 
 
 def _run_before(out: Path) -> dict | None:
@@ -303,15 +303,10 @@ def _run_before(out: Path) -> dict | None:
 
 
 def _damaged(out: Path) -> Path | None:
-    """The file that tells of an earlier run in `out`, if no such file can be read as json."""
+    """The file that tells of an earlier run in `out`, if no such file is as a run writes it."""
     paths = [path for path in (out / "report.json", out / BLOCKS / "settings.json") if path.is_file()]
-    for path in paths:
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-            return None
-        except (ValueError, RecursionError):
-            continue
-    return paths[0] if paths and (out / BLOCKS).is_dir() else None  # other programs write a report.json too
+    is_ours = (out / BLOCKS).is_dir()  # other programs write a report.json too
+    return paths[0] if paths and is_ours and not any(map(_read_run, paths)) else None
 
 
 def _with_outputs_of(before: dict, asked: dict, settings: MaskSettings, out: Path) -> dict:
@@ -408,12 +403,7 @@ class _MaskRun:
         self.writer = ImageWriter(
             source, out, self.scratch, self.outputs, identity["with_images"] or "none", identity["simplify"] or 0.0
         )
-        first: dict[str, int] = {}
-        self.same_name = {
-            index: source.file_names[earlier]
-            for index, name in enumerate(source.file_names)
-            if (earlier := first.setdefault(mask_name(name), index)) != index
-        }
+        self.same_name = clashing_names(source.file_names)
 
     def block_file(self, block: int) -> Path:
         return self.out / BLOCKS / f"{block:06d}.json"
@@ -425,9 +415,17 @@ class _MaskRun:
     def _read(self, block: int) -> dict:
         path = self.block_file(block)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            text, _, digest = path.read_bytes().rpartition(b"\n")
+            if digest != _sha256(text):
+                raise ValueError("it is not as it was written")
+            return json.loads(text)
+        except ValueError as error:
             raise ValueError(f"{path} is damaged. Delete it; the same command makes its masks again.") from error
+
+    def _write_block_file(self, block: int, content: dict) -> None:
+        """A line of json, and its hash: masks that changed on the disk are told from those that were made."""
+        text = json.dumps(content).encode()
+        write_atomically(self.block_file(block), text + b"\n" + _sha256(text), self.scratch)
 
     def images_of(self, block: int) -> range:
         """The images of a block."""
@@ -465,7 +463,7 @@ class _MaskRun:
             bar.update(len(members))
         images = [entries[index] for index in sorted(entries)]
         content = {"report": asdict(report), "outputs": sorted(self.outputs), "images": images}
-        write_atomically(self.block_file(block), json.dumps(content).encode(), self.scratch)
+        self._write_block_file(block, content)
 
     def _add_outputs(self, block: int) -> None:
         """Writes the outputs that a block lacks, of the masks in its file."""
@@ -498,7 +496,7 @@ class _MaskRun:
             self.writer.write(finished, lacking)
         content["report"] = asdict(report)
         content["outputs"] = sorted(self.outputs)
-        write_atomically(self.block_file(block), json.dumps(content).encode(), self.scratch)
+        self._write_block_file(block, content)
 
     def _finished(
         self, record: Record, masks: Sequence[BoxMask | None], label_map: np.ndarray, pixels: np.ndarray | None
@@ -607,6 +605,10 @@ class _MaskRun:
         } | ({"unusable": True} if record.has_unusable else {})
 
 
+def _sha256(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
+
+
 def _stored_mask(item: dict | None) -> BoxMask | None:
     """The mask of an object in a block file; None for an object that it lacks."""
     return None if item is None else BoxMask(item["rle"], item["area"], item["score"], item["fill_rate"])
@@ -632,7 +634,8 @@ def _prepare(out: Path, before: dict | None, identity: dict, file_names: list[st
         states = {"settings": identity, "file_names": file_names}
         earlier = states if _damaged(out) is not None else _run_before(out)
     if earlier is not None:
-        _clear(out, earlier, _files_of_run(identity, file_names))
+        started = _read_run(out / BLOCKS / "settings.json")  # Its report may have been edited since.
+        _clear(out, [earlier, *([started] if started else [])], _files_of_run(identity, file_names))
     if before is not None and _read_run(out / "report.json") is not None:
         _check_foreign(out, set(), _files_of_run(identity, file_names) - _files_of_run(before["settings"], file_names))
     if before is None or before["settings"] != identity:
@@ -642,13 +645,20 @@ def _prepare(out: Path, before: dict | None, identity: dict, file_names: list[st
 
 
 def _read_run(path: Path) -> dict | None:
-    """What a run wrote to its report or at its start; None if the file is absent or not from a run."""
+    """What a run wrote to its report or at its start; None if the file is absent, damaged or not from a run."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    settings = content.get("settings") if isinstance(content, dict) else None
-    return content if isinstance(settings, dict) and "annotations_sha256" in settings else None
+        content = json.loads(path.read_bytes())
+        settings = content["settings"]
+        is_run = {"annotations_sha256", "overlay"} <= settings.keys() and set(settings["write"]) <= set(OUTPUTS)
+        if "report" in content:  # Of a finished run.
+            Report(**content["report"]).summary()
+            names = [image["file_name"] for image in content["images"]]
+            names += [kind for image in content["images"] if "skipped" in image for kind in image["problems"]]
+        else:
+            names = content.get("file_names", [])  # Earlier versions do not state them.
+        return content if is_run and all(isinstance(name, str) and name for name in names) else None
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
+        return None  # A value of another type.
 
 
 def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
@@ -664,21 +674,21 @@ def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
     }
 
 
-def _clear(out: Path, before: dict, wanted: set[str]) -> None:
+def _clear(out: Path, stated: Sequence[dict], wanted: set[str]) -> None:
     """Deletes the files of an earlier run, and no others.
 
     Args:
-        before: what the earlier run states.
+        stated: what the earlier run states, in one file or in two.
         wanted: files of the new run.
 
     Raises:
         ValueError: a file of unknown origin has the name of one of `wanted`; then nothing is deleted.
     """
-    if "images" in before:
-        names = [image["file_name"] for image in before["images"] if "skipped" not in image]
-    else:
-        names = before.get("file_names", ())  # Earlier versions do not state them at the start.
-    written = {fs_path(out / file) for file in _files_of_run(before["settings"], names)}
+    written = set()
+    for before in stated:
+        names = [image["file_name"] for image in before.get("images", ()) if "skipped" not in image]
+        names += before.get("file_names", ())
+        written |= {fs_path(out / file) for file in _files_of_run(before["settings"], names)}
     # Links to folders are not followed: the run makes none, so the files behind one are not its own.
     present = (str(Path(folder, name)) for folder, _, files in os.walk(out) for name in files)
     left = {path for path in present if path in written or os.path.dirname(path) in written}  # a folder of crops
@@ -797,8 +807,7 @@ def _write_coco(run: _MaskRun, output: str) -> None:
     licences = coco.LicenceIds(head)
     images = []
     for image_id, image in entries():
-        # Block files of earlier versions have no licence.
-        license = {"license": licences.find(image["license"])} if image.get("license") else {}
+        license = {"license": licences.find(image["license"])} if image["license"] else {}
         images.append({"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")} | license)
     head |= licences.header()
     _write_json(run.out / name, head, {"images": images, "annotations": filter(None, made)}, run.scratch)

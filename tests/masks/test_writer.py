@@ -441,19 +441,6 @@ def test_licences_of_images_come_back_from_every_process(data: Path, licensed: d
     assert not any("license" in image for image in report["images"])
 
 
-def test_block_files_without_licences_are_joined_too(data: Path, licensed: dict, lpg_folder: Path, monkeypatch):
-    monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
-    masks_of(data, data / "out", lpg_folder, rank=0, count=2)
-    for path in (data / "out/.parts").glob("0*.json"):
-        block = json.loads(path.read_text())
-        for image in block["images"]:
-            del image["license"]
-        path.write_text(json.dumps(block))
-    masks_of(data, data / "out", lpg_folder, rank=1, count=2)
-    written = json.loads((data / "out/instances.json").read_text(encoding="utf-8"))
-    assert [image.get("license") for image in written["images"]] == [None, None, 6, None, None, None]
-
-
 def test_licences_and_image_ids_of_a_data_set_are_listed(data: Path, licensed: dict):
     (data / "parquet/data").mkdir(parents=True)
     dataset = load_boxes("coco", annotations=data / "coco.json", images=data / "images", keep_empty=True)
@@ -776,7 +763,20 @@ def test_a_process_that_does_not_exist_is_refused(data: Path, capsys, monkeypatc
     assert "rank=5 (RANK) must be from 0 to 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"\xff\xfe\xff"])
+OTHER_TYPES = [
+    {"settings": {"annotations_sha256": "", "overlay": False, "write": [[]]}},
+    {"settings": {"annotations_sha256": "", "overlay": False, "write": ["png"]}, "report": 3, "images": []},
+    {"settings": {"annotations_sha256": "", "overlay": False, "write": ["png"]}, "report": {}, "images": [{"a": 1}]},
+    {"settings": {"annotations_sha256": "", "write": ["png"]}, "file_names": []},
+    {"settings": {"annotations_sha256": "", "overlay": False, "write": ["png"]}, "file_names": [0.5]},
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[" * 100_000, b"\xff\xfe\xff", *(json.dumps(content).encode() for content in OTHER_TYPES)],
+    ids=range(4 + len(OTHER_TYPES)),
+)
 def test_a_damaged_file_of_a_run_is_named_and_overwrite_goes_on(data: Path, lpg_folder: Path, text: bytes):
     out = data / "out"
     masks_of(data, out, lpg_folder)
@@ -793,17 +793,46 @@ def test_a_damaged_file_of_a_run_is_named_and_overwrite_goes_on(data: Path, lpg_
     assert (out / "mine.txt").unlink() is None and files(out) == expected
 
 
-def test_a_damaged_block_file_is_named(data: Path, lpg_folder: Path, monkeypatch):
+@pytest.mark.parametrize("change", [(b"{", b"["), (b"1", b"2"), (b"\n", b""), (b'"outputs"', b'"output"')])
+def test_a_damaged_block_file_is_named(data: Path, lpg_folder: Path, monkeypatch, change: tuple[bytes, bytes]):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)
     masks_of(data, data / "out", lpg_folder, rank=0, count=2)
     block = next((data / "out" / ".parts").glob("0*.json"))
-    block.write_text("{")
+    block.write_bytes(block.read_bytes().replace(*change, 1))
     with pytest.raises(ValueError, match=f"{block.name} is damaged. Delete it"):
         masks_of(data, data / "out", lpg_folder, rank=1, count=2)
     block.unlink()
     for rank in (0, 1):
         masks_of(data, data / "out", lpg_folder, rank=rank, count=2)
     assert (data / "out" / "report.json").is_file()
+
+
+def test_an_edited_report_does_not_keep_overwrite_from_the_files_of_its_run(data: Path):
+    command = ["masks", data / "yolo", "--out", data / "out", "--generator", "box", "--overwrite"]
+    assert run(*command, "--write", "png,coco") == 0
+    report = json.loads((data / "out" / "report.json").read_text())
+    report["settings"]["write"] = ["coco"]
+    (data / "out" / "report.json").write_text(json.dumps(report))
+    assert run(*command, "--write", "png") == 0 and not (data / "out" / "instances.json").exists()
+
+
+def test_an_image_beside_a_folder_that_is_called_like_its_mask_is_counted(tmp_path: Path):
+    names = ["x.jpg", "x.png/y.jpg"]
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40)).save(tmp_path / "images" / name)
+    content = coco_content() | {
+        "images": [{"id": 100 + i, "file_name": name, "width": 60, "height": 40} for i, name in enumerate(names)]
+    }
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in (100, 101)]
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    arguments = ["--out", out, "--generator", "box", "--write", "png,yolo,labelme,crops", "--overlay"]
+    assert run("masks", tmp_path / "coco.json", "--images", tmp_path / "images", *arguments) == 1
+    assert [path.relative_to(out).as_posix() for path in out.glob("masks/**/*.png") if path.is_file()] == [
+        "masks/x.png/y.png"
+    ]
+    assert json.loads((out / "report.json").read_text())["report"]["counts"]["mask_name_taken"] == 1
 
 
 def test_a_second_run_in_the_same_folder_is_told_of_the_first(data: Path, lpg_folder: Path):
