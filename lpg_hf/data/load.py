@@ -42,6 +42,25 @@ FORMATS = (*BUILDERS, "parquet")
 BUILDER_OPTIONS = {item.name for item in fields(ReadOptions)} - {"keep_missing", "keep_unlisted"}
 # Of a row of a dataset; no other column is read.
 _COLUMNS = ("image", "mask", "image_id", "file_name", "height", "width", "license", "objects")
+# What the values of these columns must be, of those in "objects" of each object: (words, check of an Arrow type).
+_INTEGER = ("whole numbers", pa.types.is_integer)
+_NUMBER = ("numbers", lambda kind: pa.types.is_integer(kind) or pa.types.is_floating(kind))
+_FLAG = ("true or false", lambda kind: pa.types.is_boolean(kind) or pa.types.is_integer(kind))
+_TEXT = ("texts", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind))
+_NAME = ("texts or whole numbers", lambda kind: _TEXT[1](kind) or pa.types.is_integer(kind))
+_TYPES = {
+    "image_id": _NAME,
+    "file_name": _TEXT,
+    "height": _INTEGER,
+    "width": _INTEGER,
+    "license": _TEXT,
+    "objects.bbox": ("lists of numbers", lambda kind: pa.types.is_nested(kind) and _NUMBER[1](kind.value_type)),
+    "objects.area": _NUMBER,
+    "objects.iscrowd": _FLAG,
+    "objects.difficult": _FLAG,
+    "objects.id": _INTEGER,
+    "objects.segmentation": ("run lengths: size and counts", lambda kind: {"size", "counts"} <= _fields(kind)),
+}
 PARQUET_OPTIONS = {"split", "masks", "allow_missing", "box_format", "bands", "stretch"}
 
 
@@ -213,6 +232,7 @@ def load_parquet(
     if options.masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
         raise ValueError(f"{root} was exported without masks; export it again from a dataset with masks=True")
     dataset = _known_columns(dataset, root)
+    _check_types(dataset, root)
     columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]
     if not is_folder_of_images:
         dataset = _without_foreign_paths(dataset, columns, root, report)
@@ -282,6 +302,23 @@ def _known_columns(dataset: Dataset, root: str | os.PathLike) -> Dataset:
             except (pa.ArrowException, TypeError, ValueError) as error:
                 raise ValueError(f"the column {name!r} of {root} holds no images: {error}") from error
     return dataset
+
+
+def _fields(kind: pa.DataType) -> set[str]:
+    return {field.name for field in kind} if isinstance(kind, pa.StructType) else set()
+
+
+def _check_types(dataset: Dataset, root: str | os.PathLike) -> None:
+    """Raises ValueError if a column holds values of another type than `_TYPES` says."""
+    kinds = {field.name: field.type for field in dataset.features.arrow_schema}
+    objects = kinds["objects"]
+    for field in objects if isinstance(objects, pa.StructType) else ():
+        kinds[f"objects.{field.name}"] = getattr(field.type, "value_type", field.type)
+    for name, (wanted, holds) in _TYPES.items():
+        if name in kinds and not holds(kinds[name]):
+            raise ValueError(
+                f"the column {name!r} of {root} holds {kinds[name]}, not {wanted}. Correct it, or leave it out"
+            )
 
 
 def _decodes(feature: Any) -> bool:

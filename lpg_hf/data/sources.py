@@ -41,6 +41,7 @@ from lpg_hf.data.records import (
     finish_record,
     finite_numbers,
     note_corners,
+    stated_size,
 )
 from lpg_hf.data.report import NothingUsable, Report
 from lpg_hf.images import ImageProblem, read_rgb
@@ -458,9 +459,13 @@ class _Rows:
     def make_record(self, number: int, file_name: str, report: Report) -> Record | None:
         """The record of a row; None (and counted) if it is skipped."""
         row = self.light[number]
+        row["objects"] = row["objects"] or {"bbox": [], "category": []}
         if self.first_ids is not None:
             row["objects"]["id"] = list(range(self.first_ids[number], self.first_ids[number + 1]))
-        size = row["height"], row["width"]
+        size = stated_size(row["height"], row["width"])
+        if size is None:
+            report.add("invalid_image_entry", f"{file_name}: height {row['height']}, width {row['width']}")
+            return None
         labels = None
         if self.label_maps is not None:
             row["mask"] = self.label_maps[number]["mask"]
@@ -471,13 +476,16 @@ class _Rows:
             report.add("image_too_large", f"{file_name}: {size[1]} x {size[0]}")
             return None
         columns, objects, num_lost = row["objects"], [], 0
+        if len({-1 if values is None else len(values) for values in columns.values()}) > 1:
+            report.add("invalid_annotation", f"{file_name}: columns of objects of different lengths")
+            columns, num_lost = {"category": []}, 1
         for i, category in enumerate(columns["category"]):
             where = f"{file_name}: annotation {columns['id'][i]}"
             if category is not None and category >= 0 and category not in self.position:
                 report.add("other_class", where, self.names[category])
                 continue
             numbers = finite_numbers(columns["bbox"][i], 4)
-            if numbers is None:
+            if numbers is None or columns["id"][i] is None:
                 report.add("invalid_box", f"{where} {columns['bbox'][i]}")
                 num_lost += 1
                 continue
@@ -517,7 +525,8 @@ class _Rows:
         if labels is not None and rle is not None:
             area = float(coco_mask.area(rle))
         else:
-            area = columns["area"][i] if "area" in columns else box_area(box)
+            stated = finite_numbers([columns["area"][i]], 1) if "area" in columns else None
+            area = stated[0] if stated else box_area(box)
         position = self.position.get(category, NO_CLASS)
         return BoxObject(box, position, area, iscrowd, difficult, columns["id"][i], rle)
 

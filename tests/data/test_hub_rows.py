@@ -142,3 +142,59 @@ def test_paths_in_parquet_rows_are_not_opened(tmp_path):
     root = parquet(tmp_path / "set", columns, row, {**row, "image": {"path": str(tmp_path / "secret.png")}})
     source = open_source(root, report=(report := Report()))
     assert len(source) == 1 and report.counts == {"unsafe_path": 1}
+
+
+ROW = {"image_id": "1", "file_name": "a.png", "width": 60, "height": 40}
+OBJECTS = {"id": [1, 2], "bbox": BOXES, "category": [0, 1], "area": [320.0, 168.0], "iscrowd": [False, False]}
+TYPES = {"id": NUMBERS, "bbox": BOX, "category": NAMED, "area": List(Value("float64")), "iscrowd": List(Value("bool"))}
+
+
+def own_rows(root, features: dict, row: dict):
+    """A folder with a row as the exports have it, its features changed."""
+    (root / "data").mkdir(parents=True)
+    image = io.BytesIO()
+    picture().save(image, "PNG")
+    columns = {"image": Image(), "image_id": Value("string"), "file_name": Value("string")}
+    columns |= {"width": Value("int32"), "height": Value("int32"), "objects": TYPES}
+    content = {"image": {"bytes": image.getvalue()}, **ROW, "objects": OBJECTS, **row}
+    rows = Dataset.from_list([content, {**content, **ROW, "file_name": "b.png", "objects": OBJECTS}],
+                             features=Features(columns | features))  # fmt: skip
+    rows.to_parquet(root / "data" / "train-0.parquet")
+    return root
+
+
+@pytest.mark.parametrize(
+    "row, kind",
+    [
+        ({"height": None}, "invalid_image_entry"),
+        ({"width": 0}, "invalid_image_entry"),
+        ({"objects": {**OBJECTS, "area": [1.0]}}, "incomplete_image"),
+        ({"objects": {**OBJECTS, "iscrowd": None}}, "incomplete_image"),
+        ({"objects": {**OBJECTS, "id": [1, None]}}, "incomplete_image"),
+        ({"objects": {**OBJECTS, "bbox": [BOXES[0], None]}}, "incomplete_image"),
+        ({"objects": None}, "empty_image"),
+    ],
+)
+def test_a_row_that_lacks_values_is_counted(tmp_path, row, kind):
+    report = Report()
+    source = open_source(own_rows(tmp_path / "set", {}, row), None, SOURCE_OPTIONS, format="dataset", report=report)
+    records = [source.record(index, report) for index in range(2)]
+    assert report.counts[kind] == 1 and records[1] is not None and len(records[1].objects) == 2
+    assert (records[0] is None) == (kind != "empty_image")
+
+
+@pytest.mark.parametrize(
+    "features, row",
+    [
+        ({"height": Value("string")}, {"height": "forty"}),
+        ({"width": Value("float32")}, {"width": 60.5}),
+        ({"objects": {**TYPES, "id": TEXTS}}, {"objects": {**OBJECTS, "id": ["a", "b"]}}),
+        ({"objects": {**TYPES, "bbox": TEXTS}}, {"objects": {**OBJECTS, "bbox": ["a", "b"]}}),
+    ],
+)
+def test_a_column_of_another_type_is_an_error(tmp_path, features, row, monkeypatch):
+    monkeypatch.setitem(ROW, next(iter(row)), next(iter(row.values())))
+    monkeypatch.setattr("test_hub_rows.OBJECTS", row.get("objects", OBJECTS))
+    root = own_rows(tmp_path / "set", features, {})
+    with pytest.raises(ValueError, match="the column .* of .* holds .*, not "):
+        open_source(root, None, SOURCE_OPTIONS, format="dataset", report=Report())
