@@ -251,6 +251,24 @@ def test_files_that_are_no_coco(coco_tree, data, text):
         read_index(path, coco_tree.images, ReadOptions(), Report())
 
 
+def test_a_file_with_images_alone_is_read_where_empty_images_are_kept(coco_tree):
+    coco_tree.content |= {"annotations": [], "categories": []}
+    path = coco_tree.write()
+    index = read_index(path, coco_tree.images, ReadOptions(keep_empty=True), Report())
+    assert [entry.file_name for entry in index.entries] == ["a.png"] and index.classes == []
+    with pytest.raises(ValueError, match="lists no annotations"):
+        read_index(path, coco_tree.images, ReadOptions(), Report())
+
+
+def test_ids_of_categories_are_written_as_those_of_the_annotations(coco_tree):
+    coco_tree.content["categories"] = [{"id": "1", "name": "thing"}, {"id": 2.0, "name": "other"}]
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
+    assert header_with(index.header, index.classes)["categories"] == [
+        {"id": 1, "name": "thing"},
+        {"id": 2, "name": "other"},
+    ]
+
+
 @pytest.mark.parametrize("extra", [{}, {"info": "text", "licenses": "none"}, {"info": {}, "licenses": [3]}])
 def test_header_fields_are_optional(coco_tree, extra):
     coco_tree.content.update(extra)

@@ -224,7 +224,7 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
     """(id, name) of all categories of a file, by ascending id.
 
     Raises:
-        ValueError: no categories, a category without id or name, or an id used twice.
+        ValueError: neither categories nor images, a category without id or name, or an id used twice.
     """
     categories: dict[str, Category] = {}
     for position, category in enumerate(_list_of(content, "categories", path)):
@@ -236,7 +236,7 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
                 f"{path}: two categories have the id {key}: {categories[key][1]!r} and {category['name']!r}"
             )
         categories[key] = (id_of(key), clean_name(str(category["name"])) or f"category {key}")
-    if not categories:
+    if not categories and not content.get("images"):
         raise ValueError(f"{path} lists no categories")
     pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
     used = Counter(name for _, name in pairs)
@@ -812,8 +812,9 @@ def header_with(header: dict, classes: Sequence[Category]) -> dict:
         header: `CocoIndex.header`; may be empty.
         classes: (category id, name) in the order of the labels, as `CocoIndex.classes`.
     """
-    stated = [item for item in header.get("categories", []) if isinstance(item, dict)]
-    known = {id_text(item.get("id")) for item in stated}
+    found = ((id_text(item.get("id")), item) for item in header.get("categories", []) if isinstance(item, dict))
+    stated = [{**item, "id": id_of(key)} for key, item in found if key is not None]  # as the annotations have it
+    known = {id_text(item["id"]) for item in stated}
     added = [{"id": category_id, "name": name} for category_id, name in classes if id_text(category_id) not in known]
     return {**header, "categories": stated + added}
 
