@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY ?= $(VENV)/bin/python
+# Of `make fuzz`: inputs of each kind, and arguments of pytest that choose kinds, such as `-k coco`.
+FUZZ_INPUTS ?= 100000
+FUZZ_ARGS ?=
 # Extra arguments for pip, such as an index that serves CPU builds of torch.
 PIP_ARGS ?=
 # One worker per core; a test uses one thread (OMP_NUM_THREADS).
@@ -23,7 +26,7 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
-.PHONY: install demo bench bench-domains test test-slow test-floors crash test-peer test-consumers quality style clean
+.PHONY: install demo bench bench-domains test test-slow test-floors crash fuzz test-peer test-consumers quality style clean
 
 install: $(STAMP)
 
@@ -73,6 +76,10 @@ ROUNDS ?= 12
 
 crash: $(STAMP)
 	LPG_HF_CRASH_ROUNDS=$(ROUNDS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/crash -n 0 -m ""
+
+# Changed files of every kind that is read (tests/fuzz): about an hour and a half a kind and core; the first fault of a kind ends it.
+fuzz: $(STAMP)
+	LPG_HF_FUZZ=$(FUZZ_INPUTS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/fuzz -o timeout=0 -n auto $(FUZZ_ARGS)
 
 test-peer: $(STAMP)
 	$(PY) tests/peer/fetch.py

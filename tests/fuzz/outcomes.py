@@ -1,0 +1,101 @@
+"""What an input may lead to: a result, a counted skip, or an error in one line; in five seconds, with 1 GB at most."""
+
+import io
+import os
+import resource
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+
+from lpg_hf.cli import app
+
+
+# Inputs of each kind: `make fuzz` sets the variable; else some in `make test`, more in `make test-slow`.
+_STATED = os.environ.get("LPG_HF_FUZZ")
+_COUNTS = [int(_STATED)] if _STATED else [50, pytest.param(300, marks=pytest.mark.slow)]
+inputs = pytest.mark.parametrize("inputs", _COUNTS)
+# What `lpg_hf.cli.main` runs, built once: that takes longer than most inputs.
+_COMMAND = typer.main.get_command(app)
+_SECONDS = 5
+_KILOBYTES = 1_000_000
+# What a command turns into one line as it is; any other type is a fault of ours.
+ERRORS = (OSError, ValueError, ImportError)
+
+
+class Fault(AssertionError):
+    """An outcome that no input may have."""
+
+
+def fuzz(inputs: int, drawn: SearchStrategy, check: Callable[[Any], None]) -> None:
+    """Calls `check` with so many drawn values, always the same ones; the first that fails is made small and shown."""
+    limits = settings(
+        max_examples=inputs,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+
+    @limits
+    @given(drawn)
+    def one(value: Any) -> None:
+        with _quiet():
+            check(value)
+
+    one()
+
+
+@contextmanager
+def allowed() -> Iterator[None]:
+    """Around what an input is handed to; a fault where it ends otherwise than it may."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGPROF, _too_slow)
+    signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # CPU time: others may keep the machine busy
+    try:
+        yield
+    except ERRORS as error:
+        if not str(error).strip():
+            raise Fault(f"{type(error).__name__} without a word") from error
+    except SystemExit as end:
+        if end.code not in (0, 1, 2, None):
+            raise Fault(f"exit status {end.code}") from end
+    except (Exception, MemoryError) as error:
+        if isinstance(error, Fault):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise Fault(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})") from error
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > _KILOBYTES:
+        raise Fault("more than 1 GB of memory")
+
+
+def run(*arguments: object) -> int:
+    """The command line in this process; the exit status, 2 where an error is one line. Raises `Fault`."""
+    status = 2
+    with allowed():
+        try:
+            _COMMAND(list(map(str, arguments)))
+        except SystemExit as end:
+            status = int(end.code or 0)
+            raise
+    return status
+
+
+def _too_slow(*_: object) -> None:
+    raise Fault(f"more than {_SECONDS} seconds")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
