@@ -7,6 +7,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
+from killed import Runner
 from tiny_run import changed, run_script, weights
 
 from lpg_hf._rle import encode_mask
@@ -386,6 +387,22 @@ def test_a_source_is_trained_on_from_start_to_metrics_and_resumes(values, rows, 
     run_script("deploy.py", changes, tmp_path / "run")
     again = weights(tmp_path / "run")
     assert {key: digest for key, digest in again.items() if "gone" not in key} == weights(tmp_path / "whole")
+
+
+def test_a_source_that_draws_and_refines_is_killed_and_ends_with_the_same_bytes(values, rows, tmp_path):
+    """Around the renames of candidates, label maps, checkpoints and networks."""
+    changes = values | {"run.num_stages": 1, "run.measure": []}
+    changes["run.labels"] = f"boxsup:{rows_proposals(rows, tmp_path / 'proposals.json')}"
+    run_script("deploy.py", changes, tmp_path / "whole")
+    runner = Runner()
+    kills = [(3, "after"), (4, "before"), ("stage0/segmenter", "before"), (5, "before"), (10, "after")]
+    codes = [runner.run("deploy.py", changes, tmp_path / "run", *kill) for kill in kills]
+    codes.append(runner.run("deploy.py", changes, tmp_path / "run"))
+    assert codes == [-9] * len(kills) + [0], (codes, (tmp_path / "run.log").read_text()[-3000:])
+    files = {p.relative_to(tmp_path / "run"): p.read_bytes() for p in (tmp_path / "run").rglob("pseudo_masks/**/*.*")}
+    assert len([name for name in files if name.suffix == ".json"]) == 2 * (len(rows) + 1)
+    assert all((tmp_path / "whole" / name).read_bytes() == content for name, content in files.items())
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 def test_bcm_trains_on_other_pixels_than_its_proposals_alone(values, tmp_path):
