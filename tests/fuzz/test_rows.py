@@ -13,7 +13,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from mutations import CHANGES, changed_bytes, changed_json, changed_text, json_bytes
 from outcomes import allowed, fuzz, inputs, run
-from trees import picture
+from trees_in_memory import picture
 
 import lpg_hf.data.load
 from lpg_hf.data.options import SOURCE_OPTIONS
