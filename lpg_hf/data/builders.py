@@ -54,7 +54,7 @@ from datasets import (
 from PIL import Image as PILImage
 
 from lpg_hf._files import fs_path, json_text, unicode_path, write_atomically
-from lpg_hf.data._formats import coco, tools, voc, yolo, yolo_layout
+from lpg_hf.data._formats import coco, coco_parts, tools, voc, yolo, yolo_layout
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
@@ -133,14 +133,25 @@ def _below(root: str, name: str | None, usual: str = "") -> str:
 class _CocoConfig(_BoxesConfig):
     """Where a COCO dataset is."""
 
-    def paths(self) -> tuple[str, str]:
-        """(annotation file, image folder); raises FileNotFoundError or ValueError."""
-        root, split = None if self.data_dir is None else unicode_path(self.data_dir), self.options.split
-        annotations = coco.find_annotations(root, self.annotations, split)
-        return annotations, coco.find_images(root, self.images, split, annotations)
+    def read_index(self, report: Report) -> coco.CocoIndex:
+        """Raises FileNotFoundError or ValueError."""
+        root, files = self._files()
+        images = None if self.images is None else coco.find_images(root, self.images, self.options.split, files[0])
+        if root is not None and len(files) > 1:
+            return coco_parts.read_parts(files, root, images, self.options, report)
+        return coco.read_index(files[0], images, self.options, report, root)
 
     def sources(self) -> list[str]:
-        return list(self.paths())
+        root, files = self._files()
+        of_parts = [os.path.dirname(file) for file in files] if len(files) > 1 and self.images is None else []
+        return [*files, *(of_parts or [coco.find_images(root, self.images, self.options.split, files[0])])]
+
+    def _files(self) -> tuple[str | None, list[str]]:
+        """(folder of the data or None, annotation files)."""
+        root = None if self.data_dir is None else unicode_path(self.data_dir)
+        if root is None or self.annotations is not None:
+            return root, [coco.find_annotations(root, self.annotations, self.options.split)]
+        return root, coco_parts.files_of(root, self.options.split)
 
 
 @dataclass
@@ -385,7 +396,8 @@ class CocoBoxes(_BoxesBuilder):
     `classes`: None or "all" (every category of the file), "nonvoc60", "voc20" or "all80" (official ids; always the
         full list),
     or a list of category names or ids. Labels follow the ascending category id. `split` names the default files
-    (`coco.find_annotations`, `coco.find_images`) and the split of the dataset.
+    (`coco.find_annotations`, `coco.find_images`) and the split of the dataset. Of a folder with a file per split
+    (Roboflow) or per image, all are one dataset, or those of `split`.
     """
 
     DATASET_NAME = "coco_boxes"
@@ -394,16 +406,15 @@ class CocoBoxes(_BoxesBuilder):
     config: _CocoConfig
 
     def _read_index(self, report: Report) -> tuple[list, Features]:
-        annotations, images = self.config.paths()
-        index = coco.read_index(annotations, images, self.config.options, report)
+        index = self.config.read_index(report)
+        self._folder = index.image_folder
         ids = ", ".join(str(category_id) for category_id, _ in index.classes)
         self.info.description = f"COCO category ids in the order of the labels: {ids}"
         names = [name for _, name in index.classes]
         return index.entries, _features(names, self.config.options.masks, {"license": Value("string")})
 
     def _image_folders(self, entries: list, report: Report) -> list[str]:
-        _, images = self.config.paths()
-        missing = [f"{images}/{name}" for name, kind in report.skipped if kind == "missing_image"]
+        missing = [f"{self._folder}/{name}" for name, kind in report.skipped if kind == "missing_image"]
         return sorted({*super()._image_folders(entries, report), *map(os.path.dirname, missing)})
 
 

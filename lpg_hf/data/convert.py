@@ -100,12 +100,15 @@ def convert_labels(
     format = recognise_format(annotations, options.split) if format == "auto" else format
     if format == "voc":  # Class masks are looked for image by image, as few images may have one.
         options = replace(options, masks=False)
+    split = options.split
+    if format == "coco" and os.path.isfile(fs_path(annotations)):  # Of one file, it is the name of the list alone.
+        options = replace(options, split=None)
     source = open_source(annotations, images, options, format=format, report=report)
     reading = _Reading(source, to, masks, report, with_images)
     with unfinished_folder(target) as unfinished:
         written = unfinished / "out"
         written.mkdir()
-        _WRITERS[to](written, reading, options.split or "all")
+        _WRITERS[to](written, reading, split or "all")
         if report.images == 0:
             raise ValueError(f"no image of {source.path} can be used:\n{report.summary()}")
         if to == "coco" and target.suffix.lower() == ".json":

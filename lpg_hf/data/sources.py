@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path, reading_as, relative_name, unicode_path, walk_files, write_atomically
 from lpg_hf.data._examples import check_size, column_source, mask_column
-from lpg_hf.data._formats import coco, coco_layout, coco_parts, tools, voc, yolo, yolo_layout
+from lpg_hf.data._formats import coco, coco_parts, tools, voc, yolo, yolo_layout
 from lpg_hf.data._formats.rle import class_in_box_to_rle, segmentation_to_rle
 from lpg_hf.data._formats.yolo_dataset import place_image
 from lpg_hf.data._recognise import DATASET_FILES, recognise_format, voc_folders
@@ -260,9 +260,9 @@ def evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
 
 def _open_coco(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:
     path = unicode_path(annotations)
-    is_folder = os.path.isdir(fs_path(path))
-    files = _coco_files(path, options.split) if is_folder else [path]
-    root = path if is_folder else None
+    root = path if os.path.isdir(fs_path(path)) else None
+    files = [path] if root is None else coco_parts.files_of(root, options.split)
+    coco_parts.check_split(files, root, options.split)
     if images is not None:
         images = coco.find_images(root, images, options.split, files[0])
     if root is not None and len(files) > 1:
@@ -281,17 +281,6 @@ def _open_coco(annotations: str, images: Folder, options: ReadOptions, report: R
         image_folder=index.image_folder,
         has_coco_ids=True,
     )
-
-
-def _coco_files(root: str, split: str | None) -> list[str]:
-    """The COCO files of a folder: those of the usual names, else by what the files hold; raises FileNotFoundError."""
-    try:
-        return [coco.find_annotations(root, None, split)]
-    except FileNotFoundError:
-        files = coco_layout.files_by_content(root, split)
-        if not files:
-            raise
-        return files
 
 
 def _open_voc(annotations: str, images: Folder, options: ReadOptions, report: Report) -> Source:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image
-from tool_trees import CORNERS, TOOL_TREES, labelme_json, write
+from tool_trees import CORNERS, OTHER_TREES, TOOL_TREES, labelme_json, write
 
 from lpg_hf.data.check import check_source
 from lpg_hf.data.export import Export, _write_shards, write_dataset
@@ -267,3 +267,16 @@ def test_a_path_that_is_not_there_names_the_formats_too(tmp_path):
         load_boxes("csv", annotations=tmp_path / "gone.csv")
     with pytest.raises(ValueError, match=r"csv data need root=... \(the folder\) or annotations=... \(the file\)"):
         load_boxes("csv")
+
+
+def test_a_folder_of_several_coco_files_is_one_dataset_or_one_of_its_splits(tmp_path):
+    """As on the command line: Roboflow's three files are joined, and `split` takes one."""
+    roboflow = tmp_path / "roboflow"
+    OTHER_TREES["Roboflow COCO"][1](roboflow)
+    rows = load_boxes(roboflow, cache_dir=tmp_path / "cache")
+    assert sorted(rows["file_name"]) == ["test/test.jpg", "train/train.jpg", "valid/valid.jpg"]
+    assert class_names(rows) == ["red"] and [len(row["objects"]["id"]) for row in rows] == [1, 1, 1]
+    assert {tuple(row["image"].size) for row in rows} == {(60, 40)}
+    for split, name in (("train", "train"), ("val", "valid"), ("valid", "valid")):
+        part = load_boxes("coco", root=roboflow, split=split, cache_dir=tmp_path / "cache")
+        assert part["file_name"][:] == [f"{name}.jpg"], split

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 from trees import HEIGHT, RED, WIDTH, picture
 
 from lpg_hf.data._recognise import recognise_format
+from lpg_hf.data.convert import WITH_MASKS, convert_labels
 from lpg_hf.data.export import _write_shards, write_card
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
@@ -413,12 +414,30 @@ def test_options_are_what_the_records_depend_on_besides_the_files(voc_tree, tmp_
         "split": "one",
         "classes": ["thing"],
         "stored_frame": True,
+        "bands": ["3", "2", "1"],
+        "stretch": "minmax",
     }
     voc_tree.add_list("one", "a")
     assert source.identity.keys() == {*changes, "box_format"} and source.identity["box_format"] is None
     for name, value in changes.items():
         changed = opened(voc_tree.root, **{name: tuple(value) if name == "classes" else value})[0].identity
-        assert changed == source.identity | {name: value}
+        assert changed == source.identity | {name: [3, 2, 1] if name == "bands" else value}
+
+
+def test_a_split_that_one_coco_file_cannot_have_is_refused_with_what_is_there(coco_tree, tmp_path):
+    path = coco_tree.write()
+    (coco_tree.root / "other.json").write_text("{}")
+    for place in (path, coco_tree.root):
+        with pytest.raises(
+            ValueError, match=r"split='val' \(--split\) is not in .*annotations\.json.*lie other\.json"
+        ):
+            opened(place, split="val")
+    named = shutil.copy(path, tmp_path / "instances_val2017.json")
+    assert len(opened(named, images=coco_tree.images, split="val2017")[0]) == 1
+    converted = convert_labels(path, tmp_path / "voc", "voc", options=replace(WITH_MASKS, split="val"))
+    assert converted.report.images == 1 and (tmp_path / "voc/ImageSets/Main/val.txt").read_text() == "a\n"
+    shutil.copytree(coco_tree.images, coco_tree.root / "val")  # The layout of one file and a folder per split.
+    assert len(opened(coco_tree.root, split="val")[0]) == 1
 
 
 def test_a_data_set_of_the_hub_has_a_fingerprint_in_place_of_files(coco_tree, tmp_path, monkeypatch):

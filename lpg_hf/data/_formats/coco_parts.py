@@ -3,10 +3,51 @@
 import os
 from collections.abc import Sequence
 
+from lpg_hf._files import fs_path, walk_files
 from lpg_hf.data._formats import coco, coco_layout
+from lpg_hf.data._formats.tool_image import is_of_split, names_of_split
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
+
+
+def files_of(root: str, split: str | None) -> list[str]:
+    """The COCO files of a folder: those of the usual names, else by what the files hold; raises FileNotFoundError."""
+    try:
+        return [coco.find_annotations(root, None, split)]
+    except FileNotFoundError:
+        files = coco_layout.files_by_content(root, split) if os.path.isdir(fs_path(root)) else []
+        if not files:
+            raise
+        return files
+
+
+def check_split(files: Sequence[str], root: str | None, split: str | None) -> None:
+    """Refuse a split that no name tells of: neither that of the file, nor of a folder of images.
+
+    Args:
+        files: that are read, absolute.
+        root: folder that was passed; None: a file was.
+        split: name of the split.
+
+    Raises:
+        ValueError: it would be without any effect.
+    """
+    if split is None or len(files) > 1:
+        return
+    folder, name = os.path.split(files[0])
+    place = f"{os.path.basename(folder)}/{name}"
+    in_folder = (
+        [] if root is None else [item for item in names_of_split(split) if os.path.isdir(fs_path(f"{root}/{item}"))]
+    )
+    if in_folder or is_of_split(place, names_of_split(split)):
+        return
+    others = [other for other in walk_files(folder, (".json",), deep=False) if other != name]
+    beside = f" Beside it lie {', '.join(others[:5])}." if others else ""
+    raise ValueError(
+        f"split={split!r} (--split) is not in {files[0]}: one COCO file has one set of images.{beside} Leave it out, "
+        "or pass the file of the split, or the folder of all"
+    )
 
 
 def read_parts(
