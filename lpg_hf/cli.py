@@ -116,6 +116,9 @@ _JsonFile = Annotated[str | None, typer.Option("--json", help="Write the result 
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Send nothing; list what would be sent.")]
 _Private = Annotated[bool, typer.Option("--private", help="Make new repositories private.")]
 _PushRevision = Annotated[str | None, typer.Option(help="Branch to push to; default: main.")]
+_Simplify = Annotated[
+    float, typer.Option(help="Outlines: with fewer points, this near to the mask in pixels; 0: every pixel again.")
+]
 _PlaceImages = Annotated[
     str, typer.Option("--with-images", help="YOLO, LabelMe: link or copy each image into OUT, or none.")
 ]
@@ -220,9 +223,7 @@ def masks(
         ),
     ] = "png",
     with_images: _PlaceImages = "link",
-    simplify: Annotated[
-        float, typer.Option(help="Outlines: with fewer points, this near to the mask in pixels; 0: every pixel again.")
-    ] = 1.0,
+    simplify: _Simplify = 2.0,
     per: Annotated[
         str | None,
         typer.Option(help="class or instance. Default: class if only png is written, else instance."),
@@ -508,6 +509,7 @@ def convert_labels(
     masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,
     max_pixels: _MaxPixels = None,
     with_images: _PlaceImages = "link",
+    simplify: _Simplify = 0.0,
     *,
     read_flags: dict[str, Any],
 ) -> None:
@@ -517,10 +519,12 @@ def convert_labels(
 
     Example: `lpg-hf convert-labels instances.json labels_yolo --to yolo --images photos`
     """
+    from lpg_hf.data._formats.yolo_dataset import YoloOptions
     from lpg_hf.data.convert import convert_labels as convert_all
 
     options = _read_options(split, read_flags, max_pixels, masks=masks)
-    done = convert_all(annotations, out, to, images=images, options=options, format=format, with_images=with_images)
+    yolo = YoloOptions(with_images, simplify)
+    done = convert_all(annotations, out, to, images=images, options=options, format=format, yolo_options=yolo)
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)
 

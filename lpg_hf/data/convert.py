@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf._files import fs_path, place_output, resolve_inside, unfinished_folder
 from lpg_hf.data._formats import coco, voc, yolo, yolo_dataset, yolo_layout
 from lpg_hf.data._formats.rle import class_in_box_to_rle
+from lpg_hf.data._formats.yolo_dataset import YoloOptions
 from lpg_hf.data._painting import paint_label_map
 from lpg_hf.data._recognise import recognise_format, voc_folders
 from lpg_hf.data._upright import upright_size
@@ -70,7 +71,7 @@ def convert_labels(
     images: str | os.PathLike | None = None,
     options: ReadOptions = WITH_MASKS,
     format: str = "auto",
-    with_images: str = "link",
+    yolo_options: YoloOptions = YoloOptions(),
 ) -> Conversion:
     """Write the labels of a source in another format; `out` is written completely or not at all.
 
@@ -82,7 +83,7 @@ def convert_labels(
         options: how they are read. `split` is also the name of the list that VOC gets; `masks` writes the masks that
             there are.
         format: of `annotations`.
-        with_images: YOLO: "link" or "copy" the images file by file, or "none".
+        yolo_options: images and outlines of a YOLO dataset.
 
     Raises:
         FileNotFoundError: annotations or all images are missing.
@@ -91,7 +92,8 @@ def convert_labels(
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
-    yolo_dataset.check_with_images(with_images)
+    if yolo_options.simplify and (to != "yolo" or not options.masks):
+        raise ValueError(f"simplify={yolo_options.simplify:g} (--simplify) is for outlines of YOLO. Leave it out")
     target = Path(fs_path(os.path.abspath(fs_path(out))))
     if target.is_dir() and any(target.iterdir()) and not (target / _LAST_FILES[to]).is_file():
         raise FileExistsError(f"{out} exists already and is not empty; choose another place or remove it")
@@ -104,7 +106,7 @@ def convert_labels(
     if format == "coco" and os.path.isfile(fs_path(annotations)):  # Of one file, it is the name of the list alone.
         options = replace(options, split=None)
     source = open_source(annotations, images, options, format=format, report=report)
-    reading = _Reading(source, to, masks, report, with_images)
+    reading = _Reading(source, to, masks, report, yolo_options)
     with unfinished_folder(target) as unfinished:
         written = unfinished / "out"
         written.mkdir()
@@ -116,7 +118,7 @@ def convert_labels(
         is_new = place_output(written, target)
     if reading.masks and report.counts.pop("no_mask", 0):
         report.places.pop("no_mask")  # Boxes without a mask are normal here; `lost` has their number.
-    return Conversion(os.fspath(out), report, reading.lost(), _remedy(to, with_images), is_new)
+    return Conversion(os.fspath(out), report, reading.lost(), _remedy(to, yolo_options.with_images), is_new)
 
 
 def _remedy(to: str, with_images: str) -> str:
@@ -131,14 +133,13 @@ def _remedy(to: str, with_images: str) -> str:
 class _Reading:
     """The records of a source as the new format can hold them; counts what it cannot."""
 
-    def __init__(self, source: Source, to: str, masks: bool, report: Report, with_images: str = "none"):
+    def __init__(self, source: Source, to: str, masks: bool, report: Report, yolo: YoloOptions = YoloOptions()):
         self.source, self.to, self.report = source, to, report
         self.names = [name for _, name in source.classes]
-        self.asked_for_masks = masks
+        self.asked_for_masks, self.yolo = masks, yolo
         self.class_masks = _voc_masks_folder(source) if masks and source.format == "voc" else None
         self.masks = source.options.masks or self.class_masks is not None
         self.counts: dict[str, int] = {}
-        self.with_images = with_images
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
             self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
             self.count('names of classes that mean "no object" in VOC: written with " class" behind')
@@ -356,9 +357,9 @@ def _write_yolo(out: Path, reading: _Reading, split: str) -> None:
     for record in reading:
         kept = replace(record, objects=record.single_objects)
         path = _place(out, ".", yolo_dataset.label_place(record.file_name))
-        yolo.write_yolo(path, kept, masks=outlines, only_outlines=outlines)
+        yolo.write_yolo(path, kept, masks=outlines, only_outlines=outlines, simplify=reading.yolo.simplify)
         image = out / yolo_dataset.image_place(record.file_name)
-        reading.source.place_image(record, image, reading.with_images)
+        reading.source.place_image(record, image, reading.yolo.with_images)
         names.append(record.file_name)
     for name, text in yolo_dataset.dataset_files(reading.names, names, reading.source.splits).items():
         (out / name).write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")

@@ -24,7 +24,6 @@ whichever finishes the last block joins the block files.
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import threading
@@ -116,7 +115,7 @@ class MaskSettings(AssemblyOptions):
     batch_size: int = 8
     generator: str = ""
     with_images: str = "link"
-    simplify: float = 1.0
+    simplify: float = 2.0
     tighten_boxes: bool = False
     grow_boxes: float = 0.0
 
@@ -132,8 +131,7 @@ class MaskSettings(AssemblyOptions):
         for name in ("threshold", "min_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: it must lie in [0, 1].")
-        if not 0 <= self.simplify < math.inf:
-            raise ValueError(f"simplify={self.simplify} is a distance in pixels: it must be 0 or above.")
+        yolo_dataset.check_simplify(self.simplify)
         if not -0.5 < self.grow_boxes <= 1:
             raise ValueError(f"grow_boxes={self.grow_boxes} is a share of the box: it must lie above -0.5, at most 1.")
         if self.batch_size < 1:

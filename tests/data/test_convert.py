@@ -12,7 +12,7 @@ from trees import HEIGHT, WIDTH
 
 from lpg_hf._files import unfinished_folder
 from lpg_hf.data.check import check_source
-from lpg_hf.data.convert import WITH_MASKS, _Reading, convert_labels
+from lpg_hf.data.convert import WITH_MASKS, YoloOptions, _Reading, convert_labels
 from lpg_hf.data.export import Export, write_dataset
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
@@ -332,16 +332,37 @@ def test_written_labels_name_no_path_of_this_machine(many, tmp_path):
             assert str(tmp_path).encode() not in file.read_bytes()
 
 
+def test_yolo_outlines_have_fewer_points_if_asked(coco_tree, tmp_path):
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    disc = coco_mask.encode(np.asfortranarray(((rows - 20) ** 2 + (columns - 30) ** 2 < 300).astype(np.uint8)))
+    rle = {"size": [HEIGHT, WIDTH], "counts": disc["counts"].decode()}
+    coco_tree.content["annotations"] = [coco_tree.annotation(bbox=[12, 2, 37, 37], segmentation=rle)]
+    path, points, masks = coco_tree.write(), {}, {}
+    for simplify in (0.0, 0.5):
+        out = tmp_path / f"yolo{simplify}"
+        convert_labels(path, out, "yolo", yolo_options=YoloOptions(simplify=simplify))
+        points[simplify] = len((out / "labels" / "a.txt").read_text().split()) // 2
+        source = open_source(out / "data.yaml", options=WITH_MASKS, report=Report())
+        masks[simplify] = source.record(0, Report()).objects[0].rle
+    assert points[0.5] < points[0.0] / 2
+    assert (
+        coco_mask.iou([masks[0.5]], [disc], [0])[0, 0] > 0.95 and coco_mask.iou([masks[0.0]], [disc], [0])[0, 0] == 1
+    )
+    for target, options in (("voc", WITH_MASKS), ("yolo", SOURCE_OPTIONS)):
+        with pytest.raises(ValueError, match="simplify=2 .--simplify. is for outlines of YOLO"):
+            convert_labels(path, tmp_path / "no", target, options=options, yolo_options=YoloOptions(simplify=2))
+
+
 def test_yolo_result_with_its_images_is_a_yolo_folder(many, tmp_path):
     path = many.write()
     convert_labels(path, tmp_path / "out", "yolo", images=many.images)
     assert same_boxes(everything(path, many.images), everything(tmp_path / "out" / "data.yaml", None))
-    done = convert_labels(path, tmp_path / "none", "yolo", images=many.images, with_images="none")
+    done = convert_labels(path, tmp_path / "none", "yolo", images=many.images, yolo_options=YoloOptions("none"))
     assert "images/" in done.remedy and not (tmp_path / "none" / "images").exists()
     shutil.copytree(many.images, tmp_path / "none" / "images")
     assert same_boxes(everything(path, many.images), everything(tmp_path / "none" / "data.yaml", None))
     with pytest.raises(ValueError, match="with_images='some' .--with-images. must be one of link, copy, none"):
-        convert_labels(path, tmp_path / "new", "yolo", images=many.images, with_images="some")
+        convert_labels(path, tmp_path / "new", "yolo", images=many.images, yolo_options=YoloOptions("some"))
 
 
 def test_class_masks_without_a_class_list_are_refused(voc_tree, tmp_path):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -625,7 +626,7 @@ def yolo_text(record: Record, *, masks: bool = False, only_outlines: bool = Fals
     return "".join(f"{line}\n" for line in lines)
 
 
-def write_yolo(path: str | os.PathLike, record: Record, *, masks: bool = False, only_outlines: bool = False) -> None:
+def write_yolo(path: str | os.PathLike, record: Record, **how: Any) -> None:
     """Write one record as a label file; arguments as of `yolo_text`."""
-    text = yolo_text(record, masks=masks, only_outlines=only_outlines)
+    text = yolo_text(record, **how)
     Path(fs_path(path)).write_text(text, encoding="utf-8", newline="\n")

@@ -11,9 +11,11 @@ An image whose name holds a folder "images" keeps its place: train/images/a.jpg 
 The rules are those of the ultralytics package; tests/consumers/test_yolo_rules.py states them.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import yaml
 
@@ -71,6 +73,32 @@ def dataset_files(
     content["names"] = dict(enumerate(names))
     files = {f"{split}.txt": "".join(lines) for split, lines in lists.items()}
     return {**files, YAML_FILES[0]: yaml.safe_dump(content, allow_unicode=True, sort_keys=False)}
+
+
+@dataclass(frozen=True)
+class YoloOptions:
+    """What a converted YOLO dataset holds.
+
+    Attributes:
+        with_images: "link" or "copy" the images file by file, or "none".
+        simplify: of the outlines, pixels, see `yolo.mask_to_polygons`; 0: every pixel again.
+
+    Raises:
+        ValueError: another choice, or a distance below 0.
+    """
+
+    with_images: str = "link"
+    simplify: float = 0.0
+
+    def __post_init__(self):
+        check_with_images(self.with_images)
+        check_simplify(self.simplify)
+
+
+def check_simplify(value: float) -> None:
+    """Raises ValueError if this is no distance."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"simplify={value} is a distance in pixels: it must be 0 or above.")
 
 
 def check_with_images(value: str) -> None:
