@@ -34,6 +34,8 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 FORMATS_WITH_AN_END = ("JPEG", "MPO", "PNG", "WEBP")  # Pillow's names
 
+_STRIP = 4_000_000  # pixels that are copied from Pillow at once
+
 # What an image can be read from.
 ImageSource = str | os.PathLike | BinaryIO | Image.Image
 # EXIF orientation -> what makes the image upright.
@@ -276,11 +278,22 @@ def read_rgb(
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         if image.mode == "RGB" and "transparency" not in image.info and rendering == Rendering():
-            return np.array(image)
+            return _array(image)
         bands = pillow_bands(image)
     except (OSError, SyntaxError) as error:
         raise _undecodable(name, error) from error
     return _rendered(bands, name, rendering, notes)
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an RGB image, strip by strip: at once, Pillow makes two copies beside it."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(_STRIP // max(width, 1), 1)
+    for top in range(0, height, rows):
+        strip = image if rows >= height else image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(strip)
+    return pixels
 
 
 def _undecodable(name: str, error: Exception) -> ImageProblem:
