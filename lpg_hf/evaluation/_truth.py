@@ -11,6 +11,7 @@ from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats.voc import MASKS_FOLDER
 from lpg_hf.data._painting import crowd_pixels, paint_label_map
 from lpg_hf.data._recognise import voc_folders
+from lpg_hf.data._upright import upright_labels
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
@@ -96,6 +97,8 @@ class _FolderTruth:
         """See `Truth.of`."""
         path = self._path(record.file_name)
         label_map = read_label_map(path, object_value=self.object_value)
+        if record.mask_orientation > 1:  # With `stored_frame` they lie as the annotations do.
+            label_map = upright_labels(label_map, record.mask_orientation)
         if label_map.shape != (record.height, record.width):
             raise ValueError(
                 f"{path} is {label_map.shape[1]} x {label_map.shape[0]}, but the image {record.width} x "
@@ -148,7 +151,8 @@ def open_truth(
     Args:
         path: None: the masks of the annotations themselves, of VOC those of its folder SegmentationClass.
         images: folder of the source's images.
-        options: how the source is read; a COCO json is read with the same limits.
+        options: how the source is read; a COCO json is read with the same limits, and with `stored_frame` the truth is
+            in the frame of the stored images too.
         object_value: of a folder: see `label_maps.read_label_map`.
 
     Raises:
@@ -171,5 +175,6 @@ def open_truth(
         size_mismatch=options.size_mismatch,
         max_pixels=options.max_pixels,
         skip_ambiguous=options.skip_ambiguous,
+        stored_frame=options.stored_frame,
     )
     return _SourceTruth(open_source(path, images, own, format="coco", report=report), report, source)

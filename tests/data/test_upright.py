@@ -15,7 +15,9 @@ from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
+from lpg_hf.evaluation._truth import open_truth
 from lpg_hf.images import read_rgb
+from lpg_hf.label_maps import write_label_map
 
 
 def store(path, orientation: int) -> None:
@@ -96,3 +98,22 @@ def test_class_masks_are_turned_too(voc_tree, tmp_path, orientation):
     record = source.record(0, report)
     assert record is not None and record.objects[0].rle is not None
     assert (coco_mask.decode(record.objects[0].rle) == red).all()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("kind", ["folder", "coco"])
+def test_ground_truth_is_turned_with_the_annotations(coco_tree, tmp_path, orientation, kind):
+    path = coco_tree.write()
+    store(coco_tree.images / "a.png", orientation)
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    mask[8:24, 10:30] = 1
+    write_label_map(tmp_path / "truth" / "a.png", mask)
+    options = ReadOptions(**{**SOURCE_OPTIONS.changed, "stored_frame": True})
+    source = open_source(path, coco_tree.images, options, report=Report())
+    record = source.record(0, Report())
+    place = str(tmp_path / "truth") if kind == "folder" else str(path)
+    truth = open_truth(place, source, str(coco_tree.images), options).of(record)
+    shown = read_rgb(coco_tree.images / "a.png")
+    assert ((truth.label_map == 1) == ((shown[..., 0] == 200) & (shown[..., 1] == 30))).all()
+    target, _ = truth.of_box(record.objects[0])
+    assert target.sum() == 16 * 20
