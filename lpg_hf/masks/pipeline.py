@@ -143,23 +143,21 @@ class BoxToMaskPipeline(Pipeline):
         self,
         box_format: str | None = None,
         per: str | None = None,
-        overlap_rule: str | None = None,
-        threshold: float | None = None,
         output_rle: bool | None = None,
         max_pixels: int | None = None,
-        clean: bool | None = None,
-        exclusive: bool | None = None,
+        **assembly: Any,
     ) -> tuple[dict, dict, dict]:
-        for name, value, allowed in (("per", per, GRANULARITIES), ("overlap_rule", overlap_rule, OVERLAP_RULES)):
-            if value is not None:
-                check_choice(name, value, allowed)
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold} is a probability: it must lie in [0, 1].")
+        assembly = {name: value for name, value in assembly.items() if value is not None}
+        options = AssemblyOptions(**assembly)
+        if per is not None:
+            check_choice("per", per, GRANULARITIES)
+        check_choice("overlap_rule", options.overlap_rule, OVERLAP_RULES)
+        if not 0 <= options.threshold <= 1:
+            raise ValueError(f"threshold={options.threshold} is a probability: it must lie in [0, 1].")
         if max_pixels is not None and max_pixels < 1:
             raise ValueError(f"max_pixels={max_pixels} lets no image in: it must be at least 1.")
         preprocess = {"box_format": box_format, "max_pixels": max_pixels}
         forward = {"per": per}
-        assembly = {"overlap_rule": overlap_rule, "threshold": threshold, "clean": clean, "exclusive": exclusive}
         postprocess = {"per": per, "output_rle": output_rle, **assembly}
         first, second, third = (
             {name: value for name, value in step.items() if value is not None}
