@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 @contextmanager
 def reading_weights(folder: str | os.PathLike) -> Iterator[None]:
-    """Around `from_pretrained(..., trust_remote_code=False)`: what the files hold that cannot be loaded is an error.
+    """Around `from_pretrained(..., trust_remote_code=False)` and what computes with it: a wrong value is an error.
 
     Args:
         folder: folder or Hub id, for the message.
@@ -48,7 +48,7 @@ def _of_config(error: Exception, folder: str | os.PathLike) -> Exception:
         return error
     lines = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return ValueError(
-        f"{folder} cannot be loaded ({type(error).__name__}: {lines[:300]}). Correct config.json or "
+        f"{folder} cannot be used ({type(error).__name__}: {lines[:300]}). Correct config.json or "
         "preprocessor_config.json, or save the model again with save_pretrained."
     )
 

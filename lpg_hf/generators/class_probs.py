@@ -134,6 +134,7 @@ class SegmenterProbs:
     ):
         nn.Module.to(model.eval(), device)
         self.model, self.device = model, torch.device(device)
+        self._name = getattr(model.config, "name_or_path", None) or "the segmenter"
         self._corner_stride = _corner_stride(model.config)
         self._processor = copy.copy(processor)
         setattr(self._processor, "do_center_crop", False)  # of MobileNetV2's processor and others
@@ -172,7 +173,8 @@ class SegmenterProbs:
 
     def encode(self, image: np.ndarray) -> SegmenterInput:
         """(H, W, 3) uint8 RGB -> the segmenter's input; any thread may do it."""
-        pixels, frame = self._processor(image, return_tensors="pt")["pixel_values"][0], image.shape[:2]
+        with reading_weights(self._name):  # A wrong value in preprocessor_config.json shows here.
+            pixels, frame = self._processor(image, return_tensors="pt")["pixel_values"][0], image.shape[:2]
         if pixels.shape[1:] == frame:  # A processor that resizes makes the input cover the image, and nothing else.
             frame = _padded_size(frame[0], frame[1], self._corner_stride)
             pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))
@@ -187,7 +189,8 @@ class SegmenterProbs:
         logits: dict[int, Tensor] = {}
         for members in batches.values():
             batch = torch.stack([inputs[i].pixels for i in members]).to(self.device, self.model.dtype)
-            logits.update(zip(members, self.model(pixel_values=batch).logits.float()))
+            with reading_weights(self._name):
+                logits.update(zip(members, self.model(pixel_values=batch).logits.float()))
         return [logits[i] for i in range(len(inputs))]
 
     def __call__(

@@ -1,5 +1,7 @@
 """Where a segmenter's logits lie in the image, and what is kept of them."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,3 +49,17 @@ def test_logits_are_read_where_the_network_has_looked(stride):
         assert np.abs(stored[0] - expected[: stored.shape[1]]).max() <= 0.51
         between = np.interp(np.arange(119), positions, expected)
         assert np.abs(probs[1][20] - between).max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    "name, changed",
+    [("preprocessor_config.json", {"image_mean": {"a": 1}}), ("config.json", {"patch_sizes": [64, 64, 64, 64]})],
+)
+def test_a_value_that_fails_at_the_first_image_names_the_folder(segmenter_folder, tmp_path, name, changed):
+    folder = shutil.copytree(segmenter_folder, tmp_path / "segmenter")
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**content, **changed}))
+    with pytest.raises(
+        ValueError, match=f"{folder} cannot be used .* Correct config.json or preprocessor_config.json"
+    ):
+        SegmenterProbs.from_pretrained(folder)([np.zeros((9, 9, 3), np.uint8)], [np.array([1])])

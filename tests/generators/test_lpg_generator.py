@@ -332,7 +332,7 @@ def test_a_stage_with_a_bad_field_is_one_line_that_names_it(lpg_folder, tmp_path
     folder = tmp_path / "lpg"
     shutil.copytree(lpg_folder, folder)
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | {field: value}))
-    with pytest.raises(ValueError, match=f"^{folder} cannot be loaded .* save the model again") as error:
+    with pytest.raises(ValueError, match=f"^{folder} cannot be used .* save the model again") as error:
         load_generator("lpg", model=folder)
     assert "\n" not in str(error.value)
 
