@@ -92,6 +92,7 @@ def convert_labels(
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
+    options.check_no_rendering()
     if yolo_options.simplify and (to != "yolo" or not options.masks):
         raise ValueError(f"simplify={yolo_options.simplify:g} (--simplify) is for outlines of YOLO. Leave it out")
     target = Path(fs_path(os.path.abspath(fs_path(out))))

@@ -204,6 +204,7 @@ def write_dataset(
 def _load_splits(export: Export, options: ReadOptions, num_proc: int, report: Report | None) -> dict[str, Dataset]:
     """The rows of each split as they are written, by the name that `datasets` gives it."""
     options = with_class_names(options, export.format)
+    options.check_no_rendering()
     names, files = export.splits or [None], export.annotations or [None]
     files = list(files) * len(names) if len(files) == 1 else files
     if len(files) != len(names):

@@ -118,6 +118,15 @@ class ReadOptions:
         """How the values of an image become 8-bit RGB."""
         return Rendering(self.bands, self.stretch)
 
+    def check_no_rendering(self) -> None:
+        """Raises ValueError if `bands` or `stretch` is set, for what writes no pixels of its own."""
+        given = [name for name in ("bands", "stretch") if name in self.changed]
+        if given:
+            raise ValueError(
+                f"{' and '.join(given)} ({', '.join(f'--{name}' for name in given)}) would change nothing: the image "
+                "files stay as they are. Leave it out, and pass it where the result is read"
+            )
+
     @property
     def changed(self) -> dict[str, Any]:
         """The options that are not at their default."""

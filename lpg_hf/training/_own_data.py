@@ -109,7 +109,7 @@ class OwnJob:
         """The images and their objects, whatever the format; what is skipped is reported."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "data.json")
-            options = replace(self.options, masks=True)
+            options = replace(self.options, masks=True, bands=None, stretch=None)
             read = convert_labels(
                 self.annotations, path, "coco", images=self.images, options=options, format=self.format
             )

@@ -218,6 +218,16 @@ def test_masks_reads_the_bands_and_tells_what_it_assumed(satellite, tmp_path, ca
     assert np.abs(asked["shown"][corner].astype(int) - EXPECTED[corner]).mean() < 10
 
 
+@pytest.mark.parametrize("command", ["convert-labels", "export-data"])
+def test_what_writes_no_pixels_of_its_own_refuses_the_options(satellite, tmp_path, capsys, command):
+    flags = {"convert-labels": [str(satellite), str(tmp_path / "out"), "--to", "yolo"]}
+    flags["export-data"] = [str(tmp_path / "out"), "--format", "coco", "--annotations", str(satellite)]
+    with pytest.raises(SystemExit) as end:
+        main([command, *flags[command], "--bands", "6,5,4", "--stretch", "minmax"])
+    assert end.value.code == 2 and not (tmp_path / "out").exists()
+    assert "bands and stretch (--bands, --stretch) would change nothing" in capsys.readouterr().err
+
+
 def test_rows_for_training_know_how_their_images_are_read(satellite, tmp_path):
     settings = DataSettings(format="coco", read={"bands": [6, 5, 4], "stretch": "bits"})
     rows = load_boxes(
