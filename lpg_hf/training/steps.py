@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lpg_hf.models.losses import pixel_cross_entropy
 from lpg_hf.training._batch_norm import synchronize_batch_norms
 from lpg_hf.training._checkpoint import Checkpoints, TrainingState
+from lpg_hf.training._depthwise import depthwise_in_float32
 from lpg_hf.training._label_sources.bcm import confident_labels
 from lpg_hf.training._optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
 from lpg_hf.training._samples import Positions, StepBatches, step_loader
@@ -167,6 +168,15 @@ def train(
         ValueError: see `check_batch`, `TrainingState.load` and `_explained`.
         FloatingPointError: the loss (the message names the samples) or a weight is not finite.
     """
+    on_cpu = run.accelerator.device.type == "cpu" and run.accelerator.mixed_precision == "bf16"
+    with depthwise_in_float32(model) if on_cpu else nullcontext():
+        return _train(run, phase, model, optimizer, samples, loss_of)
+
+
+def _train(
+    run: Run, phase: Phase, model: nn.Module, optimizer: torch.optim.Optimizer, samples: Positions, loss_of: Loss
+) -> dict:
+    """As `train`."""
     accelerator, every = run.accelerator, run.settings.run.checkpoint_every
     shares = check_batch(run, phase.network, model)
     _prepare_network(run, model)

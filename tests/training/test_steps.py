@@ -1,15 +1,21 @@
 import json
 import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_run import LARGEFOV, changed, launch, run_script, settings_of, weights
+from torch import nn
 
+from lpg_hf.training import steps
 from lpg_hf.training._checkpoint import Checkpoints, average_weights
+from lpg_hf.training._depthwise import depthwise_in_float32
 from lpg_hf.training._labels import box_labels
 from lpg_hf.training._samples import LPGViews, SegmenterCrops
 from lpg_hf.training.data import load_aux, load_target
@@ -216,6 +222,30 @@ def test_a_run_that_would_resume_in_another_precision_is_refused(accelerator, se
     Checkpoints(tmp_path / "a" / "checkpoints").save(before | {"mixed_precision": "bf16"})
     with pytest.raises(ValueError, match="begun with mixed_precision bf16.*resume it with no"):
         trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=4)
+
+
+def test_depthwise_convolutions_with_a_stride_stay_in_float32_under_autocast():
+    strided, plain = nn.Conv2d(8, 8, 3, stride=2, groups=8), nn.Conv2d(8, 8, 3, groups=8)
+    model, x = nn.Sequential(strided, plain), torch.randn(1, 8, 16, 16)
+    exact = strided(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        with depthwise_in_float32(model):
+            assert torch.equal(strided(x), exact) and plain(x).dtype == torch.bfloat16
+        assert strided(x).dtype == torch.bfloat16 and type(strided) is nn.Conv2d
+
+
+@pytest.mark.parametrize("precision, used", [("no", 0), ("bf16", 1)])
+def test_only_bfloat16_changes_depthwise_convolutions(settings, tmp_path, monkeypatch, precision, used):
+    seen = []
+    monkeypatch.setattr(steps, "depthwise_in_float32", lambda model: seen.append(model) or nullcontext())
+    AcceleratorState._reset_state()
+    try:
+        settings = changed(settings, {"segmenter.model": "largefov", "segmenter.config": LARGEFOV["segmenter.config"]})
+        Path(settings.run.dir).mkdir()
+        trained_segmenter(Accelerator(cpu=True, mixed_precision=precision), settings, tmp_path / "a", num_steps=1)
+    finally:
+        AcceleratorState._reset_state()
+    assert len(seen) == used
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain, tmp_path):
