@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -99,7 +99,6 @@ def _progress(run: Run, batches: Iterator, total: int, description: str) -> Iter
 
 def frozen_segmenter(run: Run, model: PreTrainedModel, processor: BaseImageProcessor) -> SegmenterProbs:
     """A segmenter of the run, on the accelerator's device; a box's label is its own."""
-    cast(Any, model).to(memory_format=torch.channels_last)
     return SegmenterProbs(model, processor, device=run.accelerator.device)
 
 
