@@ -18,6 +18,8 @@ BENCH_ARGS ?=
 DATA ?= $(LPG_HF_DATA)
 DOMAINS ?= runs/domains
 DOMAINS_ARGS ?=
+SPEED_ARGS ?=
+GPU_ARGS ?=
 DEMO_CONFIG ?= training/configs/quickstart.yaml
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 # All are given so that accelerate has no default to warn about (its own is a single CPU thread); a GPU is used if there is one.
@@ -26,7 +28,8 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
-.PHONY: install demo bench bench-domains test test-slow test-floors crash fuzz test-peer test-consumers quality style clean
+.PHONY: install demo bench bench-domains bench-speed gpu-check test test-slow test-floors crash fuzz test-peer test-consumers quality \
+	style clean
 
 install: $(STAMP)
 
@@ -55,6 +58,14 @@ bench: $(STAMP)
 # make bench-domains DATA=/photographs DOMAINS_ARGS="--limit 30"
 bench-domains: $(STAMP)
 	$(PY) benchmarks/domains.py --data $(DATA) --out $(DOMAINS) $(DOMAINS_ARGS)
+
+# results/SPEED.md: some minutes; make bench-speed SPEED_ARGS="--against ../before" compares with another checkout.
+bench-speed: $(STAMP)
+	$(PY) benchmarks/speed.py --quick $(SPEED_ARGS)
+
+# What has to be seen once on a GPU: minutes, into results/gpu; make gpu-check GPU_ARGS="--device cpu --tiny" is a dry run.
+gpu-check: $(STAMP)
+	$(PY) benchmarks/gpu_check.py $(GPU_ARGS)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
