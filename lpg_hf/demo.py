@@ -651,6 +651,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="lpg_hf_demo_") as folder:
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
         visitors = _Visitors()
+        guard = {"host": host, "visitors": visitors, "folder": folder}
         demo = build_demo(model, segmenter, device=device, max_pixels=max_pixels, visitors=visitors)
         try:
             _, address, _ = demo.launch(
@@ -659,7 +660,7 @@ def serve(
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
-                app_kwargs={"middleware": [(_OwnPagesOnly, (), {"host": host, "visitors": visitors})]},
+                app_kwargs={"middleware": [(_OwnPagesOnly, (), guard)]},
                 **LAUNCH,
             )
         except OSError as error:
@@ -724,21 +725,26 @@ def _for_visitors(error: Exception) -> str:
 
 
 class _OwnPagesOnly:
-    """Answers only what asks for this server by its own name, from its own pages, and not too often.
+    """Answers only what asks for this server by its own name, from its own pages, and not too often; names no path.
 
     A page of another site can name this machine with a domain of its own (DNS rebinding), or send requests to it. The
     names are those of this machine, addresses in numbers, and `host`; a page's origin must be the host that it asks.
+    gradio names the page's files by their paths in `folder`; outside they have another name, of the same length.
     """
 
-    def __init__(self, app: Callable, host: str, visitors: _Visitors):
+    def __init__(self, app: Callable, host: str, visitors: _Visitors, folder: str):
         self.app, self.visitors = app, visitors
+        self.folder = folder.encode()
+        self.alias = b"/demo".ljust(len(self.folder), b"-")[: len(self.folder)]
         self.names = {"localhost", socket.gethostname().lower(), host.lower()}
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         refused = None
         if scope["type"] in ("http", "websocket"):
             refused = self._refusal(scope)
-        if refused is None:
+        if refused is None and scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif refused is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -748,6 +754,30 @@ class _OwnPagesOnly:
                 {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]}
             )
             await send({"type": "http.response.body", "body": text})
+
+    async def _answer(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """The app's answer, with the alias in place of the folder; the other way round in the request."""
+        has_json = dict(scope["headers"]).get(b"content-type", b"").startswith(b"application/json")
+        rewritten = False
+
+        async def inwards() -> dict:
+            message = await receive()
+            if has_json and message["type"] == "http.request":
+                message = message | {"body": message.get("body", b"").replace(self.alias, self.folder)}
+            return message
+
+        async def outwards(message: dict) -> None:
+            nonlocal rewritten
+            if message["type"] == "http.response.start":
+                kind = dict(message.get("headers", ())).get(b"content-type", b"")
+                rewritten = kind.startswith((b"application/json", b"text/event-stream", b"text/html"))
+            elif rewritten:
+                message = message | {"body": message.get("body", b"").replace(self.folder, self.alias)}
+            await send(message)
+
+        path = scope.get("path", "").replace(self.alias.decode(), self.folder.decode())
+        raw_path = (scope.get("raw_path") or b"").replace(self.alias, self.folder)
+        await self.app(scope | {"path": path, "raw_path": raw_path}, inwards, outwards)
 
     def _refusal(self, scope: dict) -> tuple[int, bytes] | None:
         """Status and text of the answer to what is not served; None: it is."""

@@ -225,7 +225,7 @@ def test_files_that_are_no_image_or_too_large_are_refused_in_one_line(demo, page
     (tmp_path / "notes.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:-2000])
     Image.new("1", (9000, 6000)).save(tmp_path / "huge.png")
-    for name, reason in (("notes", "no image that Pillow"), ("cut", "cannot decode"), ("huge", "54000000 pixels")):
+    for name, reason in (("notes", "of a known format"), ("cut", "cannot decode"), ("huge", "54000000 pixels")):
         upload, _, _, canvas, _, message, _ = page.load(str(tmp_path / f"{name}.png"), None, "", "")
         assert upload is None and canvas is None and str(tmp_path) not in message
         assert text_of(message).startswith("This image cannot be used: ") and reason in message
@@ -476,7 +476,7 @@ def test_only_its_own_pages_are_answered(demo, host: str, origin: str | None, st
     async def send(message):
         sent.append(message)
 
-    served = demo._OwnPagesOnly(page, "0.0.0.0", demo._Visitors())
+    served = demo._OwnPagesOnly(page, "0.0.0.0", demo._Visitors(), "/tmp/x")
     asyncio.run(served({"type": "http", "method": "GET", "headers": headers}, None, send))
     assert sent[0]["status"] == status
 
@@ -486,7 +486,7 @@ def test_a_visitor_cannot_send_requests_without_end_and_others_still_can(demo):
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     now, sent = [0.0], []
-    served = demo._OwnPagesOnly(page, "127.0.0.1", demo._Visitors(lambda: now[0]))
+    served = demo._OwnPagesOnly(page, "127.0.0.1", demo._Visitors(lambda: now[0]), "/tmp/x")
 
     async def send(message):
         sent.append(message.get("status"))
@@ -502,6 +502,35 @@ def test_a_visitor_cannot_send_requests_without_end_and_others_still_can(demo):
     assert ask("10.0.0.1", "GET") == ask("10.0.0.2") == 200
     now[0] = 61.0
     assert ask("10.0.0.1") == 200
+
+
+def test_no_answer_names_a_path_of_the_server(demo):
+    folder, seen = "/home/somebody/tmp/lpg_hf_demo_1", []
+
+    async def page(scope, receive, send):
+        seen.append((scope["path"], (await receive())["body"].decode()))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": f'{{"path": "{folder}/a.png"}}'.encode()})
+
+    served = demo._OwnPagesOnly(page, "127.0.0.1", demo._Visitors(), folder)
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    def ask(path: str, body: str) -> str:
+        async def receive():
+            return {"type": "http.request", "body": body.encode()}
+
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": headers}
+        asyncio.run(served(scope, receive, send))
+        return json.loads(sent[-1]["body"])["path"]
+
+    name = ask("/run", "{}")
+    assert "somebody" not in name and len(name) == len(f"{folder}/a.png")  # the stated length of the answer still fits
+    assert ask(f"/file={name}", name) == name
+    assert seen[-1] == (f"/file={folder}/a.png", f"{folder}/a.png")  # gradio gets its own name again
 
 
 def test_a_visitor_who_has_computed_for_long_lets_others_go_first(demo, page, upload, monkeypatch):
