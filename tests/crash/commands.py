@@ -37,7 +37,15 @@ PRELOADED = (
 )
 ROUNDS = int(os.environ.get("LPG_HF_CRASH_ROUNDS", "1"))
 # Of the json files: what time and machine decide.
-MEASURED = {"seconds", "seconds_per_image", "peak_memory_mb", "peak_gpu_memory_mb", "date", "checked"}
+MEASURED = {
+    "seconds",
+    "seconds_per_image",
+    "boxes_per_second",
+    "peak_memory_mb",
+    "peak_gpu_memory_mb",
+    "date",
+    "checked",
+}
 
 
 @dataclass

@@ -18,9 +18,11 @@ from pathlib import Path
 
 def watch(root: str, act_at: int, action) -> list[int]:
     """Calls `action` at the file operation with the number `act_at` below `root`; returns the running count."""
-    count = [0]
+    count, command = [0], os.getpid()
 
     def hook(event: str, arguments: tuple) -> None:
+        if os.getpid() != command:
+            return  # a process that loads data
         if event.startswith(("open", "os.", "shutil.")) and any(
             isinstance(value, (str, os.PathLike)) and os.fspath(value).startswith(root) for value in arguments
         ):
