@@ -6,6 +6,7 @@ python benchmarks/speed_rows.py masks --quick         # the numbers of one row, 
 import argparse
 import importlib
 import importlib.util
+import io
 import json
 import os
 import statistics
@@ -484,19 +485,19 @@ def index(sizes: Sizes) -> Numbers:
 
 
 def _write_many(path: Path, count: int) -> None:
-    """A COCO file of `count` images of 640 x 480, which are links to one small file."""
-    image = path.parent / "one.jpg"
-    if not image.exists():
-        from PIL import Image
+    """A COCO file of `count` images of 640 x 480, which are links to one small file, or to few: links have a limit."""
+    from PIL import Image
 
-        Image.new("RGB", (8, 6)).resize((640, 480)).save(image, quality=5)
+    one = io.BytesIO()
+    Image.new("RGB", (640, 480)).save(one, "jpeg", quality=5)
     with open(path, "w", encoding="utf-8") as file:
         file.write('{"categories": [{"id": 1, "name": "thing"}], "images": [')
         for i in range(count):
-            link = path.parent / f"{i}.jpg"
-            if not link.exists():
-                os.link(image, link)
-            entry = {"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480}
+            image = path.parent / f"{i}.jpg"
+            if not image.exists():
+                first = path.parent / f"{i // 10_000 * 10_000}.jpg"
+                image.write_bytes(one.getvalue()) if image == first else os.link(first, image)
+            entry = {"id": i, "file_name": image.name, "width": 640, "height": 480}
             file.write(("," if i else "") + json.dumps(entry))
         file.write('], "annotations": [')
         for i in range(5 * count):

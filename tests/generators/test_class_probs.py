@@ -59,7 +59,5 @@ def test_a_value_that_fails_at_the_first_image_names_the_folder(segmenter_folder
     folder = shutil.copytree(segmenter_folder, tmp_path / "segmenter")
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**content, **changed}))
-    with pytest.raises(
-        ValueError, match=f"{folder} cannot be used .* Correct config.json"
-    ):
+    with pytest.raises(ValueError, match=f"{folder} cannot be used .* Correct config.json"):
         SegmenterProbs.from_pretrained(folder)([np.zeros((9, 9, 3), np.uint8)], [np.array([1])])
