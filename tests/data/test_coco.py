@@ -827,3 +827,17 @@ def test_an_image_that_ends_alike_in_a_folder_above_is_not_taken(tmp_path):
     Image.new("RGB", (60, 40)).save(tmp_path / "data" / "another_set" / "1.png")
     assert image_folder(str(tmp_path / "labels_of_mine" / "file.json"), None, None, ["1.png"]) is None
     assert image_folder(str(tmp_path / "annotations" / "file.json"), None, None, ["1.png"]) == str(tmp_path / "data")
+
+
+def test_categories_without_a_name_get_one_of_their_own(coco_tree):
+    coco_tree.content["categories"] = [{"id": 1, "name": "category 7"}, {"id": " ", "name": "blank"}]
+    with pytest.raises(ValueError, match="category number 2 has no id or no name"):
+        read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
+    coco_tree.content["categories"].pop()
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=7))
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(keep_unlisted=True), Report())
+    assert index.classes == [(1, "category 7"), (7, "category 7 (7)")]
+    coco_tree.content["categories"] = []
+    coco_tree.content["annotations"][1]["category_id"] = "a\nb"
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
+    assert [name for _, name in index.classes] == ["category 1", "category a b"]

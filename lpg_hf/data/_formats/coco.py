@@ -205,7 +205,7 @@ def id_text(value: Any) -> str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         return None
-    return str(value).strip()
+    return str(value).strip() or None
 
 
 def id_of(text: str) -> int | str:
@@ -235,7 +235,7 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
             raise ValueError(
                 f"{path}: two categories have the id {key}: {categories[key][1]!r} and {category['name']!r}"
             )
-        categories[key] = (id_of(key), clean_name(str(category["name"])) or f"category {key}")
+        categories[key] = (id_of(key), clean_name(str(category["name"])) or _name_of_id(key))
     if not categories and not content.get("images"):
         raise ValueError(f"{path} lists no categories")
     pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
@@ -556,7 +556,15 @@ def _grouping_category(categories: list[dict], items: list) -> str | None:
 def _categories_of(items: list) -> list[dict]:
     """The categories of a file that lists none: one for each id that its objects state, else one class for all."""
     keys = {id_text(item.category_id) for item in items if isinstance(item, _CocoAnnotation)} - {None}
-    return [{"id": id_of(key), "name": f"category {key}"} for key in keys if key] or [{"id": 1, "name": UNNAMED}]
+    return [{"id": id_of(key), "name": _name_of_id(key)} for key in keys if key] or [{"id": 1, "name": UNNAMED}]
+
+
+def _name_of_id(key: str, taken: Iterable[str] = ()) -> str:
+    """The name of a category that has none, unlike all names that are taken."""
+    name = clean_name(f"category {key}")
+    while name in taken:
+        name += f" ({key})"
+    return name
 
 
 @dataclass
@@ -598,7 +606,7 @@ class _Classes:
         report.add("unlisted_class", where, key)
         if position is None:
             position = self.position[key] = len(self.selected)
-            self.selected.append((id_of(key), f"category {key}"))
+            self.selected.append((id_of(key), _name_of_id(key, {name for _, name in self.selected})))
         return position
 
     def find_unnamed(self, where: str, report: Report) -> int:
