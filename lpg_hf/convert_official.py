@@ -8,6 +8,7 @@ channels of the first convolution change places; no bit of the weights changes.
 Nothing in a checkpoint is executed: torch files are read with `weights_only=True`.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -207,9 +208,9 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with warnings.catch_warnings():  # torch warns of a pickle protocol before it refuses the file
                 warnings.simplefilter("ignore")
                 content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damaged or foreign bytes can lead the two readers to any error
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks to before an incomplete file
+            raise
         raise ValueError(
             f"{checkpoint} cannot be read as plain tensors ({why_unreadable(error)}); nothing in it was executed. "
             "Give an undamaged file written with torch.save(model.state_dict(), ...)."

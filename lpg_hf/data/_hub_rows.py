@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value, concaten
 from lpg_hf._files import unicode_path
 from lpg_hf.boxes import convert_boxes
 from lpg_hf.data.options import ReadOptions
-from lpg_hf.data.records import UNNAMED, finite_numbers
+from lpg_hf.data.records import UNNAMED, finite_numbers, stated_size
 from lpg_hf.data.report import Report
 from lpg_hf.images import ImageProblem, image_size
 
@@ -26,6 +26,7 @@ _BOX_KEYS = ("bbox", "bboxes", "boxes", "box")
 _CLASS_KEYS = ("category", "categories", "label", "labels", "category_id", "class", "classes", "name", "names", "type")
 _CROWD_KEYS = ("iscrowd", "is_crowd")
 _NAME_KEYS = ("file_name", "filename", "image_name")
+_LARGEST_SIDE = 2**31 - 1  # as the rows hold it
 _NO_BOX = [float("nan")] * 4  # counted as "invalid_box" when the row is read
 
 
@@ -83,11 +84,15 @@ def with_usual_columns(dataset: Dataset, root: str, options: ReadOptions, report
     for number, row in enumerate(light):
         entry = undecoded[number]["image"] or {}
         name = _file_name(row, entry, number, root, taken)
-        size = (row["height"], row["width"]) if states_size else _size(entry, name, options, report)
-        if size is None:
+        size = stated_size(row["height"], row["width"]) if states_size else _size(entry, name, options, report)
+        if size is None or max(size) > _LARGEST_SIDE:
+            if states_size:
+                report.add("invalid_image_entry", f"{name}: height {row['height']}, width {row['width']}", image=name)
             continue
         kept.append(number)
         rows.append(values.row(row, name, size, options.box_format or "xywh"))
+    if not rows:
+        raise ValueError(f"no image of the dataset {root} can be used.\n{report.summary()}")
     made = Dataset.from_list(rows, features=values.features())
     images = undecoded if len(kept) == len(undecoded) else undecoded.select(kept)
     result = concatenate_datasets([images.cast_column("image", Image()), made], axis=1)

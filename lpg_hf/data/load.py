@@ -313,11 +313,13 @@ def _check_types(dataset: Dataset, root: str | os.PathLike) -> None:
     kinds = {field.name: field.type for field in dataset.features.arrow_schema}
     objects = kinds["objects"]
     for field in objects if isinstance(objects, pa.StructType) else ():
-        kinds[f"objects.{field.name}"] = getattr(field.type, "value_type", field.type)
+        # A column of objects is a list; what is none has no values of any type.
+        kinds[f"objects.{field.name}"] = getattr(field.type, "value_type", pa.null())
     for name, (wanted, holds) in _TYPES.items():
         if name in kinds and not holds(kinds[name]):
+            kind = "no lists" if pa.types.is_null(kinds[name]) else kinds[name]
             raise ValueError(
-                f"the column {name!r} of {root} holds {kinds[name]}, not {wanted}. Correct it, or leave it out"
+                f"the column {name!r} of {root} holds {kind}, not {wanted}. Correct it, or leave it out"
             )
 
 

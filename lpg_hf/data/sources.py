@@ -427,6 +427,10 @@ def _chosen_classes(names: list[str], classes: Classes, annotations: str) -> lis
     return [name for name in names if name in classes]
 
 
+# Columns with a value for each object of a row.
+_OF_OBJECTS = {"bbox", "category", "area", "iscrowd", "difficult", "id", "segmentation"}
+
+
 class _Rows:
     """The rows of a dataset as records; `position` maps the category of a row to that of a record."""
 
@@ -465,7 +469,7 @@ class _Rows:
             report.add("image_too_large", f"{file_name}: {size[1]} x {size[0]}")
             return None
         columns, objects, num_lost = row["objects"], [], 0
-        if len({-1 if values is None else len(values) for values in columns.values()}) > 1:
+        if len({-1 if columns[name] is None else len(columns[name]) for name in _OF_OBJECTS & columns.keys()}) > 1:
             report.add("invalid_annotation", f"{file_name}: columns of objects of different lengths")
             columns, num_lost = {"category": []}, 1
         for i, category in enumerate(columns["category"]):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from lpg_hf._files import read_text
 from lpg_hf.training.config import Settings, flat
 
 
@@ -81,7 +82,7 @@ def read_yaml(path: str) -> dict:
         raise FileNotFoundError(
             f"Config file {path} does not exist. Those of this repository are in training/configs."
         )
-    values = _parse_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+    values = _parse_yaml(read_text(path), path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold `section: {{name: value}}`.")
     return values

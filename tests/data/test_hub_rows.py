@@ -157,7 +157,8 @@ def own_rows(root, features: dict, row: dict):
     columns = {"image": Image(), "image_id": Value("string"), "file_name": Value("string")}
     columns |= {"width": Value("int32"), "height": Value("int32"), "objects": TYPES}
     content = {"image": {"bytes": image.getvalue()}, **ROW, "objects": OBJECTS, **row}
-    rows = Dataset.from_list([content, {**content, **ROW, "file_name": "b.png", "objects": OBJECTS}],
+    whole = {**OBJECTS, "id": content["objects"]["id"]} if "objects" in features else OBJECTS
+    rows = Dataset.from_list([content, {**content, **ROW, "file_name": "b.png", "objects": whole}],
                              features=Features(columns | features))  # fmt: skip
     rows.to_parquet(root / "data" / "train-0.parquet")
     return root
@@ -197,4 +198,26 @@ def test_a_column_of_another_type_is_an_error(tmp_path, features, row, monkeypat
     monkeypatch.setattr("test_hub_rows.OBJECTS", row.get("objects", OBJECTS))
     root = own_rows(tmp_path / "set", features, {})
     with pytest.raises(ValueError, match="the column .* of .* holds .*, not "):
+        open_source(root, None, SOURCE_OPTIONS, format="dataset", report=Report())
+
+
+def test_sizes_that_no_image_has_are_counted_in_other_layouts(tmp_path):
+    columns, values, _ = LAYOUTS["cppe-5"]
+    image = io.BytesIO()
+    picture().save(image, "PNG")
+    features = Features({"image": Image(), **columns, "width": Value("int64"), "height": Value("int64")})
+    (tmp_path / "data").mkdir()
+    odd = [{"height": 6 * 10**10}, {"height": None}, {"width": -1}]
+    rows = [{"image": {"bytes": image.getvalue()}, **values, **changes} for changes in odd]
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "train-0.parquet")
+    report = Report()
+    with pytest.raises(ValueError, match="no image of the dataset .* can be used"):
+        open_source(tmp_path, None, SOURCE_OPTIONS, format="dataset", report=report)
+    assert report.counts["invalid_image_entry"] == 3
+
+
+def test_a_column_of_objects_that_is_no_list_is_an_error(tmp_path):
+    types = {"objects": {**TYPES, "id": Value("int64")}}
+    with pytest.raises(ValueError, match="the column 'objects.id' of .* holds no lists, not whole numbers"):
+        root = own_rows(tmp_path / "set", types, {"objects": {**OBJECTS, "id": 3}})
         open_source(root, None, SOURCE_OPTIONS, format="dataset", report=Report())

@@ -1,6 +1,7 @@
 """What an input may lead to: a result, a counted skip, or an error in one line; in five seconds, with 1 GB at most."""
 
 import io
+import json
 import os
 import resource
 import signal
@@ -63,8 +64,11 @@ def allowed() -> Iterator[None]:
     try:
         yield
     except ERRORS as error:
-        if not str(error).strip():
-            raise Fault(f"{type(error).__name__} without a word") from error
+        is_chance = isinstance(error, (UnicodeError, json.JSONDecodeError)) or (
+            isinstance(error, ImportError) and "pip install" not in str(error)
+        )
+        if is_chance or not str(error).strip():
+            raise Fault(f"{type(error).__name__} that says not what to do: {error}") from error
     except SystemExit as end:
         if end.code not in (0, 1, 2, None):
             raise Fault(f"exit status {end.code}") from end

@@ -254,3 +254,9 @@ def test_a_run_that_is_older_than_a_setting_had_its_default(settings, tmp_path):
     check_same_run(settings, record)
     with pytest.raises(ValueError, match="lpg.color_jitter: 0.0 then, 0.5 now"):
         check_same_run(changed(settings, {"lpg.color_jitter": 0.5}), record)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"run: {seed: \x98}")
+    with pytest.raises(ValueError, match="x.yaml is not UTF-8 text: byte 12"):
+        parse_settings(["--config", str(tmp_path / "x.yaml")])
