@@ -318,9 +318,7 @@ def _check_types(dataset: Dataset, root: str | os.PathLike) -> None:
     for name, (wanted, holds) in _TYPES.items():
         if name in kinds and not holds(kinds[name]):
             kind = "no lists" if pa.types.is_null(kinds[name]) else kinds[name]
-            raise ValueError(
-                f"the column {name!r} of {root} holds {kind}, not {wanted}. Correct it, or leave it out"
-            )
+            raise ValueError(f"the column {name!r} of {root} holds {kind}, not {wanted}. Correct it, or leave it out")
 
 
 def _decodes(feature: Any) -> bool:
