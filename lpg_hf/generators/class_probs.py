@@ -176,7 +176,9 @@ class SegmenterProbs:
     def encode(self, image: np.ndarray) -> SegmenterInput:
         """(H, W, 3) uint8 RGB -> the segmenter's input; any thread may do it."""
         with reading_weights(self._name):  # A wrong value in preprocessor_config.json shows here.
-            pixels, frame = self._processor(image, return_tensors="pt")["pixel_values"][0], image.shape[:2]
+            # One pixel high, an image could be taken for one with its channels first.
+            encoded = self._processor(image, return_tensors="pt", input_data_format="channels_last")
+        pixels, frame = encoded["pixel_values"][0], image.shape[:2]
         if pixels.shape[1:] == frame:  # A processor that resizes makes the input cover the image, and nothing else.
             frame = _padded_size(frame[0], frame[1], self._corner_stride)
             pixels = F.pad(pixels, (0, frame[1] - pixels.shape[2], 0, frame[0] - pixels.shape[1]))

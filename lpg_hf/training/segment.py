@@ -96,9 +96,15 @@ def _write_label_maps(job: SegmentJob, folder: str, names: list[str]) -> list[st
         if isinstance(image, Exception):
             bad.append(f"{name}: {image}")
             continue
-        probs = _class_probabilities(segmenter, image, job.scales)
-        if job.crf:
-            probs = after_dense_crf(segmenter.model, image, probs)
+        try:
+            probs = _class_probabilities(segmenter, image, job.scales)
+            if job.crf:
+                probs = after_dense_crf(segmenter.model, image, probs)
+        except Exception as error:  # Of many types, from a network that cannot take one pixel in height or width.
+            if min(image.shape[:2]) > 1:
+                raise
+            bad.append(f"{name}: {image.shape[1]} x {image.shape[0]}, {error}")
+            continue
         write_label_map(job.out / "masks" / mask_name(name), probs.argmax(axis=0).astype(value_type))
     return bad
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from tiny_run import run_script
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
+from lpg_hf._bands import Rendering
 from lpg_hf.cli import main
 from lpg_hf.data.convert import convert_labels
 from lpg_hf.generators.bundle import bundled
@@ -142,6 +144,38 @@ def test_images_that_cannot_be_used_are_named(trained, tmp_path):
     bad = segment(SegmentJob(str(trained[0]), tmp_path / "images", tmp_path / "out"))
     assert len(bad) == 1 and bad[0].startswith("bad.png")
     assert (tmp_path / "out" / "masks" / "good.png").is_file()
+
+
+def test_an_image_one_pixel_high_or_wide_stops_nothing(trained, tmp_path, monkeypatch):
+    for name, size in (("high.png", (60, 1)), ("usual.png", (60, 40)), ("wide.png", (1, 60))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / "images" / name)
+    job = SegmentJob(str(trained[0]), tmp_path / "images", tmp_path / "out")
+    assert segment(job) == []
+    assert read_label_map(tmp_path / "out" / "masks" / "high.png").shape == (1, 60)
+
+    def choosy(segmenter, image, scales):
+        if 1 in image.shape[:2]:
+            raise RuntimeError("too thin")
+        return _class_probabilities(segmenter, image, scales)
+
+    monkeypatch.setattr("lpg_hf.training.segment._class_probabilities", choosy)
+    bad = segment(replace(job, out=tmp_path / "other"))
+    assert bad == ["high.png: 60 x 1, too thin", "wide.png: 1 x 60, too thin"]
+    assert [path.name for path in (tmp_path / "other" / "masks").iterdir()] == ["usual.png"]
+
+
+def test_segment_reads_the_bands_that_are_asked_for(trained, tmp_path):
+    values = np.random.default_rng(0).integers(0, 2000, (40, 60, 5)).astype(np.uint16)
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images" / "a.tif", values, photometric="minisblack", planarconfig="contig")
+    job = SegmentJob(str(trained[0]), tmp_path / "images", tmp_path / "out", rendering=Rendering("5,4,3", "0,1999"))
+    assert segment(job) == [] and segment(job) == []
+    shown = np.round(values[..., [4, 3, 2]] / 1999 * 255).astype(np.uint8)
+    expected = _class_probabilities(SegmenterProbs.from_pretrained(trained[0]), shown, (1.0,)).argmax(axis=0)
+    assert (read_label_map(tmp_path / "out" / "masks" / "a.png") == expected).mean() > 0.99
+    with pytest.raises(ValueError, match="written with another model or other options"):
+        segment(replace(job, rendering=Rendering()))
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0)])
