@@ -24,7 +24,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-ROWS = ("masks", "e_step", "views", "m_step", "start", "boxes", "loading", "index")
+ROWS = ("masks", "e_step", "views", "m_step", "start", "boxes", "loading", "index", "processes")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ LINES = (
     Line("all its records, an image", "index records all", "us", "", True),
     Line("memory for it, an image", "index memory all", "kB", "", True),
     Line("the same of a tenth of the images", "index memory a tenth", "kB", "", True),
+    Line("label maps of all of them by the boxes alone, an image", "index masks all", "us", "", True),
+    Line("the same of a tenth of the images", "index masks a tenth", "us", "", True),
+    Line("memory of the process after it", "index masks memory all", "MB", "", True),
+    Line("the same of a tenth of the images", "index masks memory a tenth", "MB", "", True),
+    Line("`lpg-hf masks`, lpg-small, one process of one thread, with its start", "processes 1", "images/s"),
+    Line("two of them that share OUT", "processes 2", "images/s"),
 )  # fmt: skip
 
 

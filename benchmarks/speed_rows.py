@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -74,6 +75,7 @@ class Sizes:
         boxes: images with one box each, JPEG to PNG.
         samples: of the E-step that are loaded.
         indexed: images of a COCO file with five boxes each, which is opened whole and a tenth of it.
+        shared: images with one box each that several processes share.
         tiny: small networks, for the tests.
     """
 
@@ -89,10 +91,11 @@ class Sizes:
     boxes: int = 100
     samples: int = 100
     indexed: int = 200_000
+    shared: int = 400
     tiny: bool = False
 
 
-QUICK = Sizes(rounds=1, images=1, segmenter_crops=4, boxes=16, samples=20, indexed=20_000)
+QUICK = Sizes(rounds=1, images=1, segmenter_crops=4, boxes=16, samples=20, indexed=20_000, shared=40)
 
 
 def _module(*names: str) -> Any:
@@ -371,11 +374,16 @@ def m_step(sizes: Sizes) -> Numbers:
     return numbers
 
 
-def start(sizes: Sizes) -> Numbers:
-    """`lpg-hf masks` as a command on five images, again in the same folder, and with a file that does not exist."""
+def _environment(**more: str) -> dict[str, str]:
+    """Of a process of one thread that imports the lpg_hf that is measured."""
     import lpg_hf
 
-    environment = os.environ | {"PYTHONPATH": str(Path(lpg_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": str(Path(lpg_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | more
+
+
+def start(sizes: Sizes) -> Numbers:
+    """`lpg-hf masks` as a command on five images, again in the same folder, and with a file that does not exist."""
+    environment = _environment()
 
     def seconds(*arguments: str) -> float:
         """CPU seconds of a Python process and its children, by the system's own count."""
@@ -464,7 +472,7 @@ def loading(sizes: Sizes) -> Numbers:
 
 
 def index(sizes: Sizes) -> Numbers:
-    """A COCO file of many images with five boxes each: opened, and every record made."""
+    """A COCO file of many images with five boxes each: opened, every record made, and a label map of each image."""
     numbers: Numbers = {}
     with tempfile.TemporaryDirectory() as name:
         for label, count in (("a tenth", sizes.indexed // 10), ("all", sizes.indexed)):
@@ -478,8 +486,14 @@ def index(sizes: Sizes) -> Numbers:
             if num_boxes != 5 * count:
                 raise RuntimeError(f"{num_boxes} boxes were read of {5 * count}: {report.summary()}")
             numbers[f"index open {label}"] = 1e6 * (opened - begun) / count
-            numbers[f"index records {label}"] = 1e6 * (time.process_time() - opened) / count
+            read = time.process_time()
+            numbers[f"index records {label}"] = 1e6 * (read - opened) / count
             numbers[f"index memory {label}"] = 1000 * ((peak_memory_mb() or float("nan")) - memory) / count
+            out = Path(name, f"masks{count}")
+            write_masks(source, load_generator("box"), out, MaskSettings(generator="box"), report=Report())
+            numbers[f"index masks {label}"] = 1e6 * (time.process_time() - read) / count
+            numbers[f"index masks memory {label}"] = peak_memory_mb() or float("nan")
+            shutil.rmtree(out)
             del source
     return numbers | {"index images": sizes.indexed}
 
@@ -506,7 +520,33 @@ def _write_many(path: Path, count: int) -> None:
         file.write("]}")
 
 
-ROWS = {row.__name__: row for row in (masks, e_step, views, m_step, start, boxes, loading, index)}
+def processes(sizes: Sizes) -> Numbers:
+    """Images a second of `lpg-hf masks` with lpg-small, with its start, in processes of one thread that share OUT."""
+    numbers: Numbers = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder, sizes.shared, 0.4)
+        command = [sys.executable, "-m", "lpg_hf.cli", "masks", str(folder / "boxes.json"), "--images", name]
+        command += ["--num-workers", "1", "--out"]
+        for count in (1, 2):
+            begun = time.perf_counter()
+            started = [
+                subprocess.Popen(
+                    [*command, str(folder / f"out{count}")],
+                    env=_environment(RANK=str(rank), WORLD_SIZE=str(count)),
+                    cwd=name,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                for rank in range(count)
+            ]
+            if any([process.wait() for process in started]):
+                raise RuntimeError(f"masks in {count} processes failed")
+            numbers[f"processes {count}"] = sizes.shared / (time.perf_counter() - begun)
+    return numbers
+
+
+ROWS = {row.__name__: row for row in (masks, e_step, views, m_step, start, boxes, loading, index, processes)}
 
 
 def main() -> None:
