@@ -520,6 +520,8 @@ def _read_coco_json(path: str | os.PathLike) -> dict | list:
     annotations = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(annotations, list):
         raise ValueError(f'{path} is not a COCO annotation file: it has no list "annotations".')
+    if isinstance(content, dict) and not isinstance(content.get("images") or [], list):
+        raise ValueError(f'{path} is not a COCO annotation file: its "images" are no list.')
     return content
 
 

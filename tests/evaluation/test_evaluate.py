@@ -413,3 +413,11 @@ def test_boxes_by_the_thousand_are_matched_in_little_memory():
     tracemalloc.stop()
     with pytest.raises(ValueError, match="image .*: 4000 boxes of the predictions and 4000 .* lie at one place"):
         _match(instances(np.ones((4000, 4))), instances(np.ones((4000, 4)) + 0.5))
+
+
+def test_images_that_are_no_list_are_an_error(tmp_path: Path):
+    content = {"images": 0.5, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    for name, images in (("predicted.json", 0.5), ("truth.json", [])):
+        (tmp_path / name).write_text(json.dumps(content | {"images": images}))
+    with pytest.raises(ValueError, match='predicted.json .* its "images" are no list'):
+        evaluate(tmp_path / "predicted.json", tmp_path / "truth.json")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from mutations import CHANGES
 from outcomes import Fault, allowed, fuzz, inputs, run
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from trees_in_memory import LAYOUTS, changed_tree, inputs_of
+from trees_in_memory import LAYOUTS, changed_file, changed_tree, inputs_of, rich_coco
 
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
@@ -119,3 +121,23 @@ def check_conversion(out: Path, to: str) -> None:
         check_coco(out / "annotations.json")
     if any(path.suffix in (".xml", ".txt", ".json") and path.stat().st_size for path in out.rglob("*")):
         check_source(out, to)
+
+
+@inputs
+def test_scores_of_coco_files(tmp_path, inputs):
+    rich_coco(tmp_path / "coco")
+    truth, out = tmp_path / "coco" / "annotations.json", tmp_path / "out"
+    assert run("masks", truth, "--generator", "box", "--out", out, "--write", "coco,coco-results") < 2
+    files = {path.name: path.read_bytes() for path in (truth, out / "instances.json", out / "results.json")}
+    drawn = st.tuples(st.sampled_from(sorted(files)), CHANGES, st.booleans())
+    fuzz(inputs, drawn, partial(check_scores, tmp_path, files))
+
+
+def check_scores(folder: Path, files: dict[str, bytes], drawn: tuple) -> None:
+    name, changes, of_results = drawn
+    for other, data in files.items():
+        (folder / other).write_bytes(changed_file(other, data, changes) if other == name else data)
+    predicted = folder / ("results.json" if of_results and name != "instances.json" else "instances.json")
+    scores = folder / "scores.json"
+    if run("eval", predicted, folder / "annotations.json", "--json", scores) < 2:
+        strict_json(scores)
