@@ -82,7 +82,7 @@ test-floors:
 	$(FLOORS)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints-oldest.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest $(PYTEST_ARGS)
 
-# Kills, signals, full disks and several processes at once, for every command that writes: about an hour.
+# Kills, signals, full disks and several processes at once, for every command that writes: about half an hour.
 ROUNDS ?= 12
 
 crash: $(STAMP)

@@ -141,8 +141,7 @@ def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = Non
             os.unlink(temporary)
         raise
     finally:
-        if lock is not None:
-            os.close(lock)
+        _close_lock(lock)
 
 
 def _temporary_file(folder: str | os.PathLike, name: str | None) -> tuple[int | None, str]:
@@ -158,25 +157,46 @@ def _temporary_file(folder: str | os.PathLike, name: str | None) -> tuple[int | 
         path = Path(folder, f".unfinished.{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}")
         while (lock := _open_lock(path, 0o600)) is not None:
             if not _flock(lock, wait=True):
-                os.close(lock)
+                _close_lock(lock)
                 path.unlink(missing_ok=True)
                 break
             if _is_at(lock, path):  # Else its earlier owner has renamed it meanwhile.
                 return lock, str(path)
-            os.close(lock)
+            _close_lock(lock)
     descriptor, temporary = tempfile.mkstemp(prefix=".unfinished.", dir=folder)
     os.close(descriptor)
     return None, temporary
 
 
+_locks: set[int] = set()  # the descriptors of this process
+
+
 def _open_lock(path: Path, mode: int) -> int | None:
     """A descriptor of a lock file, made if needed; None: it must not be written."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), mode)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), mode)
     except OSError as error:
         if error.errno in _NOT_WRITABLE:
             return None
         raise
+    _locks.add(lock)
+    return lock
+
+
+def _close_lock(lock: int | None) -> None:
+    if lock in _locks:
+        _locks.remove(lock)
+        os.close(lock)
+
+
+def _forget_locks() -> None:
+    """In a forked process, such as one that loads data: else it would keep the locks of a killed parent."""
+    for lock in list(_locks):
+        _close_lock(lock)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -223,8 +243,7 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        _close_lock(lock)
 
 
 @contextmanager
@@ -245,8 +264,7 @@ def locked_folder(folder: Path, shared: bool = False) -> Iterator[None]:
             (folder / LOCK_FILE).unlink()
             for place in made:
                 place.rmdir()
-        if lock is not None:
-            os.close(lock)
+        _close_lock(lock)
 
 
 def _lock(folder: Path, shared: bool, output: Path) -> int | None:
@@ -278,14 +296,14 @@ def _lock(folder: Path, shared: bool, output: Path) -> int | None:
             _flock(lock, shared=shared)
         except BlockingIOError:
             owner = os.read(lock, 200).decode("utf-8", "replace").strip()
-            os.close(lock)
+            _close_lock(lock)
             raise ValueError(
                 f"another process writes {output} now{f' ({owner})' if owner else ''}. Wait until it ends, or choose "
                 "another place."
             ) from None
         if _is_at(lock, path):  # Else its earlier owner has deleted the file before it was locked.
             break
-        os.close(lock)
+        _close_lock(lock)
     with suppress(OSError):  # The disk may be full: then the name is missing.
         os.truncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from lpg_hf._files import json_text, read_bytes, read_head, read_text, unicode_path, write_json
+from lpg_hf._files import json_text, locked_folder, read_bytes, read_head, read_text, unicode_path, write_json
 from lpg_hf.data._formats.json_files import read_json
 from lpg_hf.images import open_image
 
@@ -69,3 +70,21 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path, read):
     with pytest.raises((ValueError, OSError), match="not a file"):
         read(tmp_path / "a.json")
     assert read_head(tmp_path / "a.json") == ""
+
+
+def test_a_forked_process_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from lpg_hf._files import locked_folder\n"
+        "with locked_folder(Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    if child == 0: os.close(1); time.sleep(60)\n"
+        "    print(child, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE, timeout=50)
+    child = int(ended.stdout)
+    try:
+        assert ended.returncode == -signal.SIGKILL
+        with locked_folder(tmp_path / "out"):
+            os.kill(child, 0)  # It is still there.
+    finally:
+        os.kill(child, signal.SIGKILL)
