@@ -132,9 +132,9 @@ def atomic_file(path: str | os.PathLike, scratch: str | os.PathLike | None = Non
     lock, temporary = _temporary_file(scratch or path.parent, path.name if scratch is None else None)
     try:
         with open(temporary, "wb") as file:
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield file
         os.chmod(temporary, 0o666 & ~_UMASK)  # until here only the owner can read it
+        path.parent.mkdir(parents=True, exist_ok=True)  # now, so that a full disk leaves no empty folder
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):  # Somebody has deleted the folder.

@@ -295,9 +295,20 @@ def _run_before(out: Path) -> dict | None:
     damaged = _damaged(out)
     if before is None and damaged is not None:
         raise ValueError(f"{damaged} is damaged. Start again with --overwrite, or choose another folder.")
-    if before is None and out.is_dir() and any(item.name not in (BLOCKS, LOCK_FILE) for item in out.iterdir()):
+    if before is None and _holds_others(out):
         raise ValueError(f"{out} is not empty and holds no masks of an earlier run. Choose another folder.")
     return before
+
+
+def _holds_others(out: Path) -> bool:
+    """Whether there are files that no run wrote. Empty folders, as a full disk leaves them, do not count."""
+    for folder, folders, files in os.walk(out):
+        if folder == os.fspath(out):
+            folders[:] = [name for name in folders if name != BLOCKS]
+            files = [name for name in files if name != LOCK_FILE]
+        if files or any(os.path.islink(os.path.join(folder, name)) for name in folders):
+            return True
+    return False
 
 
 def _damaged(out: Path) -> Path | None:
