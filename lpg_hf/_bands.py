@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO
 
 import numpy as np
@@ -24,7 +25,8 @@ _DEFAULT_OF_FLOATS = "2%,98%"
 _MAX_VALUES = 2**31  # of all bands of an image
 _SAMPLE = 1_000_000  # pixels that percentiles are taken from
 _GREY_OR_RGB = (0, 1, 2)  # TIFF's photometric interpretations
-_NODATA_TAG, _ORIENTATION_TAG = 42113, 274  # the first is GDAL's
+_KIND_OF_PAGE_TAG, _NODATA_TAG, _ORIENTATION_TAG = 254, 42113, 274  # the second is GDAL's
+_MAX_PAGES = 100
 
 
 class TooManyPixels(ValueError):
@@ -116,6 +118,7 @@ class Bands:
         nodata: value of pixels that hold none.
         orientation: as of EXIF, 1 upright.
         is_inverted: whether 0 is white.
+        num_pages: in the file, see `num_pages`; these are the values of the first.
     """
 
     values: np.ndarray
@@ -124,6 +127,7 @@ class Bands:
     nodata: float | None = None
     orientation: int = 1
     is_inverted: bool = False
+    num_pages: int = 1
 
     def to_rgb(self, rendering: Rendering, notes: Notes) -> np.ndarray:
         """(H, W, 3) uint8 RGB, not turned; what is assumed is added to the notes.
@@ -132,6 +136,8 @@ class Bands:
             ValueError: the image does not have the bands.
         """
         num_bands, alpha = self.values.shape[2], None
+        if self.num_pages > 1:
+            notes.append(("first_page", f"1 of {self.num_pages}"))
         chosen = tuple(map(int, rendering.bands or ()))
         if chosen and max(chosen) > num_bands:
             raise ValueError(f"it has {num_bands} bands, and bands={','.join(map(str, chosen))} needs {max(chosen)}")
@@ -193,6 +199,17 @@ def bands_in_file(image: Image.Image) -> int:
     return num_bands or len(image.getbands())
 
 
+def num_pages(image: Image.Image) -> int:
+    """The number of pages of an opened TIFF, at most 100, without reduced copies and masks of a page; else 1."""
+    count = 1
+    if image.format == "TIFF" and getattr(image, "fp", None):
+        for number in range(1, min(getattr(image, "n_frames", 1), _MAX_PAGES)):
+            image.seek(number)
+            count += not getattr(image, "tag_v2", {}).get(_KIND_OF_PAGE_TAG, 0)
+        image.seek(0)
+    return count
+
+
 def pillow_holds(image: Image.Image, rendering: Rendering) -> bool:
     """Whether the pixels of an opened image are as they are in the file: Pillow cuts colours to 8 bits."""
     num_bands, num_held = bands_in_file(image), len(image.getbands())
@@ -252,6 +269,9 @@ def tiff_bands(file: IO[bytes], max_pixels: int) -> Bands:
             raise ValueError(f"a TIFF of kind {page.photometric!r} is not read. Save it as RGB, or as single bands")
         values = page.asarray()
         tags = {tag.code: tag.value for tag in page.tags}
+        count = sum(
+            not other.subfiletype for other in islice(tiff.pages, 1, _MAX_PAGES) if isinstance(other, TiffPage)
+        )
     if page.axes == "SYX":
         values = np.moveaxis(values, 0, -1)
     values = np.atleast_3d(values)
@@ -260,7 +280,8 @@ def tiff_bands(file: IO[bytes], max_pixels: int) -> Bands:
     values = values.astype(np.uint8) * 255 if values.dtype.kind == "b" else values
     is_alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
     nodata, orientation = _nodata(tags.get(_NODATA_TAG)), int(tags.get(_ORIENTATION_TAG, 1))
-    return Bands(values, is_alpha, nodata=nodata, orientation=orientation, is_inverted=page.photometric == 0)
+    inverted = page.photometric == 0
+    return Bands(values, is_alpha, False, nodata, orientation, inverted, num_pages=1 + count)
 
 
 def _nodata(text: object) -> float | None:

@@ -17,6 +17,7 @@ from lpg_hf._bands import (
     Rendering,
     TooManyPixels,
     bands_in_file,
+    num_pages,
     pillow_bands,
     pillow_holds,
     png_bands,
@@ -274,13 +275,15 @@ def read_rgb(
     try:
         if (num_bands := bands_in_file(image)) > len(image.getbands()):
             notes.append(("chosen_bands", f"1,2,3 of {num_bands}"))
+        if (pages := num_pages(image)) > 1:
+            notes.append(("first_page", f"1 of {pages}"))
         orientation = _exif_orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         if image.mode == "RGB" and "transparency" not in image.info and rendering == Rendering():
             return _array(image)
         bands = pillow_bands(image)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, EOFError) as error:
         raise _undecodable(name, error) from error
     return _rendered(bands, name, rendering, notes)
 

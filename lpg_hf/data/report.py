@@ -49,6 +49,7 @@ PROBLEMS = {
     "truncated_image": ProblemKind(IMAGE_SKIPPED, "image file that is cut off"),
     "image_too_large": ProblemKind(IMAGE_SKIPPED, "image with more pixels than max_pixels"),
     "chosen_bands": ProblemKind("first ones taken", "image of other bands than red, green and blue (--bands)"),
+    "first_page": ProblemKind("first one read", "TIFF of several pages"),
     "alpha_as_band": ProblemKind("not transparent", "image whose transparency has mostly values in between: a band"),
     "scaled_values": ProblemKind("scaled to 8 bits", "image with values of other kinds than 8 bits (--stretch)"),
     "size_mismatch": ProblemKind(IMAGE_SKIPPED, "stated size differs from the image's"),
@@ -134,6 +135,7 @@ PROBLEMS = {
 # Kinds that good files have too; any other kind deserves a warning.
 EXPECTED = {
     "chosen_bands",
+    "first_page",
     "alpha_as_band",
     "scaled_values",
     "image_by_name",

@@ -244,3 +244,18 @@ def test_rows_for_training_know_how_their_images_are_read(satellite, tmp_path):
     assert close(decode_image(row), EXPECTED)
     plain = load_boxes("coco", annotations=str(satellite), images=str(satellite.parent / "images"), cache_dir=tmp_path)
     assert "rendering" not in plain.column_names
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_of_several_pages_the_first_is_read_and_the_others_are_counted(tmp_path, kind):
+    first, path = (SHARES * np.iinfo(kind).max).round().astype(kind), tmp_path / "pages.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(first, photometric="rgb")
+        tiff.write(first[::2, ::2].copy(), photometric="rgb", subfiletype=1)  # a reduced copy
+        tiff.write(first[::-1].copy(), photometric="rgb")
+    notes: list[tuple[str, str]] = []
+    assert close(read_rgb(path, notes=notes), EXPECTED)
+    assert ("first_page", "1 of 2") in notes
+    notes.clear()
+    read_rgb(write_tiff(path, first), notes=notes)
+    assert "first_page" not in dict(notes)
