@@ -38,7 +38,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from lpg_hf._files import LOCK_FILE, atomic_file, fs_path, locked_folder, write_atomically
+from lpg_hf._files import LOCK_FILE, atomic_file, fs_path, locked_folder, relative_name, write_atomically
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats import coco, yolo_dataset
 from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
@@ -659,13 +659,12 @@ def _read_run(path: Path) -> dict | None:
         content = json.loads(path.read_bytes())
         settings = content["settings"]
         is_run = {"annotations_sha256", "overlay"} <= settings.keys() and set(settings["write"]) <= set(OUTPUTS)
+        names = content.get("file_names", [])
         if "report" in content:  # Of a finished run.
             Report(**content["report"]).summary()
-            names = [image["file_name"] for image in content["images"]]
-            names += [kind for image in content["images"] if "skipped" in image for kind in image["problems"]]
-        else:
-            names = content.get("file_names", [])  # Earlier versions do not state them.
-        return content if is_run and all(isinstance(name, str) and name for name in names) else None
+            names = [image["file_name"] for image in content["images"] if "skipped" not in image]
+            is_run &= all(isinstance(image["problems"], dict) for image in content["images"] if "skipped" in image)
+        return content if is_run and all(map(relative_name, names)) else None
     except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
         return None  # A value of another type.
 
