@@ -363,6 +363,7 @@ def test_a_row_that_uses_stages_waits_while_they_are_trained(bench, tmp_path):
             run_cell(bench, user)
 
 
+@pytest.mark.slow
 def test_stages_that_were_trained_with_another_configuration_are_refused(bench, tmp_path):
     rows: dict = {"stages/z": {"kind": "stages"}, "stages/a": {"kind": "deploy", "uses": "stages/z"}}
     used, user = define(tmp_path, rows)

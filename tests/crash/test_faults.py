@@ -55,7 +55,14 @@ def test_a_file_that_must_not_grow_is_one_line_and_the_same_command_finishes(pla
 
 
 # The client of the Hub has messages of its own, which differ from one start to the next.
-@pytest.mark.parametrize("command", [one for one in LOCAL if one.id != "pull-run"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(*one.values, id=one.id, marks=[] if one.id == "masks" else [pytest.mark.slow])
+        for one in LOCAL
+        if one.id != "pull-run"
+    ],
+)
 def test_without_file_descriptors_nothing_wrong_is_written(place, command, undisturbed):
     """An image that cannot be opened now is not a broken image."""
     for free in (0, 1, 2, 3, 5, 8):

@@ -107,6 +107,7 @@ def test_without_arguments_one_screen_says_what_is_needed_and_what_there_is(monk
             parse_settings(line.partition("#")[0].split()[3:])
 
 
+@pytest.mark.slow
 def test_a_refusal_of_two_processes_is_one_line(values, tmp_path):
     """The second phase's batch is looked at before the first one is trained; the launcher has its say after it."""
     result = launch("em.py", values | LARGEFOV | {"lpg.batch_size": 1}, tmp_path / "run", processes=2)

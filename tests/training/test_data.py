@@ -54,7 +54,7 @@ def test_what_a_file_out_of_the_ordinary_needs_is_handed_to_its_reader(own, tmp_
 @pytest.mark.parametrize(
     "read, message",
     [
-        ({"masks": True}, "read.masks is unknown. Choose of box_format, encoding, "),
+        ({"masks": True}, "read.masks is unknown. Choose of bands, box_format, "),
         ({"stored_frame": "yes"}, "read.stored_frame='yes' must be true or false"),
         ({"object_value": True}, "read.object_value=True must not be true or false"),
         ({"encoding": "utf-9"}, "encoding='utf-9' is unknown"),

@@ -349,10 +349,13 @@ def rows_proposals(rows, path):
 
 SOURCES = ["bbox-rect", "bbox-seg", "bbox-em", "sdi-box", "sdi-boxi", "sdi-grabcut:3", "sdi-mcg:", "sdi-mg:", "bcm"]
 SOURCES += ["boxsup:", "folder:", "grabcut"]
+QUICK = ("bbox-rect", "sdi-box", "bcm", "boxsup:")  # one of each kind; the others are marked slow
 REFINING = ("bbox-em", "sdi-box", "sdi-boxi", "boxsup:")
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SOURCES]
+)
 def test_a_source_is_trained_on_from_start_to_metrics_and_resumes(values, rows, tmp_path, monkeypatch, name):
     """Without the run's generators; a run that is stopped after the first round ends as one that is not."""
     if name in ("bbox-seg", "sdi-box", "sdi-boxi", "bcm"):
@@ -389,6 +392,7 @@ def test_a_source_is_trained_on_from_start_to_metrics_and_resumes(values, rows, 
     assert {key: digest for key, digest in again.items() if "gone" not in key} == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_source_that_draws_and_refines_is_killed_and_ends_with_the_same_bytes(values, rows, tmp_path):
     """Around the renames of candidates, label maps, checkpoints and networks."""
     changes = values | {"run.num_stages": 1, "run.measure": []}

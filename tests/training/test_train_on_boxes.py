@@ -80,6 +80,7 @@ def test_generators_with_class_probability_and_data_without_boxes_are_refused(da
         train_on_boxes(OwnJob(str(tmp_path / "none.json"), tmp_path / "none", data / "aux" / "images"))
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_own_segmenter_after_a_refused_attempt(trained, data, tmp_path):
     """Crops of 8n + 1 pixels follow from the kind of network, not from its name."""
     job = OwnJob(str(data / "target"), tmp_path / "again", steps=1)
