@@ -167,7 +167,7 @@ def _converted(value: typing.Any, hint: typing.Any, name: str, source: str) -> t
         if kind is tuple and isinstance(value, (list, tuple)):
             return tuple(_converted(item, typing.get_args(option)[0], name, source) for item in value)
         if kind is float and type(value) in (int, str):
-            with suppress(ValueError):
+            with suppress(ValueError, OverflowError):
                 return float(value)  # YAML reads 1e-3 as text
         if type(value) is kind:
             return value

@@ -260,3 +260,10 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"run: {seed: \x98}")
     with pytest.raises(ValueError, match="x.yaml is not UTF-8 text: byte 12"):
         parse_settings(["--config", str(tmp_path / "x.yaml")])
+
+
+def test_a_whole_number_beyond_any_float_is_named(tmp_path):
+    path = tmp_path / "huge.yaml"
+    path.write_text(f"lpg: {{learning_rate: 1{'0' * 400}}}", encoding="utf-8")
+    with pytest.raises(ValueError, match="lpg.learning_rate=1000.* is int; it must be float"):
+        parse_settings(["--config", str(path)])
