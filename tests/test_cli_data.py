@@ -95,10 +95,10 @@ def test_check_says_and_takes_max_pixels(data, tmp_path, capsys):
 
 def test_headers_only(data, tmp_path, capsys):
     path = data([10, 8, 20, 16])
-    picture = bytearray((tmp_path / "a.png").read_bytes())
-    start = picture.index(b"IDAT") + 8
-    picture[start : start + 6] = b"\xff" * 6
-    (tmp_path / "a.png").write_bytes(picture)
+    image = bytearray((tmp_path / "a.png").read_bytes())
+    start = image.index(b"IDAT") + 8
+    image[start : start + 6] = b"\xff" * 6
+    (tmp_path / "a.png").write_bytes(image)
     assert run(capsys, "check", path, "--no-decode")[0] == 0
     assert run(capsys, "check", path)[0] == 1
 

@@ -49,7 +49,7 @@ KINDS = ("lpg4", "lpg5", "largefov", "deeplab-v2")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def picture(height: int = 321, width: int = 241) -> np.ndarray:
+def make_image(height: int = 321, width: int = 241) -> np.ndarray:
     """Smooth colours with some noise, so that a channel order or a shift of one pixel shows."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 12, 9)).astype(np.float32))
@@ -78,7 +78,7 @@ def converted(request, tmp_path) -> tuple[str, torch.nn.Module, Path]:
 @torch.no_grad()
 def test_lpg_from_image_to_foreground_equals_the_official_path(kind, canvas, tmp_path):
     """321x241, padded to the official canvas, logits brought to its size with align_corners, cut to the boxes."""
-    network, image = tiny(kind), picture()
+    network, image = tiny(kind), make_image()
     boxes, labels = np.array([[20, 30, 120, 200], [150, 10, 241, 90], [100, 150, 230, 321]]), np.array([3, 1, 3])
     probs = np.random.default_rng(1).dirichlet(np.ones(4), (321, 241)).transpose(2, 0, 1).astype(np.float32)
 
@@ -111,7 +111,7 @@ def test_lpg_from_image_to_foreground_equals_the_official_path(kind, canvas, tmp
 @torch.no_grad()
 def test_the_mask_generator_equals_the_official_path(tmp_path):
     """The same through `load_generator`, which computes only where boxes are."""
-    network, image = tiny("lpg4"), picture()
+    network, image = tiny("lpg4"), make_image()
     convert(saved(network, tmp_path / "o.pth"), tmp_path / "ours")
     box = np.array([[20, 30, 120, 200]], dtype=np.float32)
     generator = load_generator("lpg", model=tmp_path / "ours", device="cpu", dtype="float32")
@@ -131,7 +131,7 @@ def test_the_mask_generator_equals_the_official_path(tmp_path):
 @torch.no_grad()
 def test_segmenter_from_image_to_full_size_logits_equals_the_official_path(kind, tmp_path):
     """321x241, logits brought to the image's size with align_corners."""
-    network, image = tiny(kind), picture()
+    network, image = tiny(kind), make_image()
     convert(saved(network, tmp_path / "o.pth"), tmp_path / "ours", kind)
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "ours")
@@ -152,7 +152,7 @@ def test_without_the_official_padding_the_masks_are_others(tmp_path):
             LPGModel.from_pretrained(tmp_path / name),
             LPGImageProcessor.from_pretrained(tmp_path / name),
         )
-        batch = processor(picture(), boxes=[[10, 10, 200, 300]], return_tensors="pt")
+        batch = processor(make_image(), boxes=[[10, 10, 200, 300]], return_tensors="pt")
         views = batch.pop("views")
         with torch.no_grad():
             results.append(processor.post_process_foreground(model(**batch), views, [(321, 241)])[0]["foreground"])
@@ -161,7 +161,7 @@ def test_without_the_official_padding_the_masks_are_others(tmp_path):
 
 def test_images_beyond_the_official_canvas_are_padded_to_what_the_network_needs():
     processor = LPGImageProcessor(view_min_size=64)
-    batch = processor(picture(70, 50), boxes=[[1, 2, 40, 60]], return_tensors="pt")
+    batch = processor(make_image(70, 50), boxes=[[1, 2, 40, 60]], return_tensors="pt")
     assert batch["pixel_values"].shape[2:] == batch["box_mask"].shape[2:] == (70, 64)
     assert batch["pixel_values"][0, :, :, 50:].eq(0).all() and not batch["pixel_values"][0, :, :, :50].eq(0).any()
 
@@ -186,7 +186,7 @@ def test_the_published_sizes_convert(build, kind, tmp_path):
     assert_same_bits(torch.load(tmp_path / "back.pth", weights_only=True), network.state_dict())
 
     side = 128 if kind == "lpg" else 129
-    bgr, boxes = official_pixels(picture(side, side)), torch.zeros(1, 1, side, side)
+    bgr, boxes = official_pixels(make_image(side, side)), torch.zeros(1, 1, side, side)
     boxes[:, :, 20:100, 10:90] = 1
     if kind == "lpg":
         model = LPGModel.from_pretrained(tmp_path / "ours")
@@ -286,7 +286,7 @@ def test_a_network_saved_without_the_multi_scale_wrapper_has_one_scale(tmp_path)
     convert(saved(network, tmp_path / "o.pth"), tmp_path / "ours", "deeplab-v2")
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
     assert model.config.scales is None
-    pixels = official_pixels(picture(65, 49))
+    pixels = official_pixels(make_image(65, 49))
     with torch.no_grad():
         torch.testing.assert_close(model(pixels.flip(1)).logits[:, :, ::4, ::4], network(pixels), rtol=0, atol=1e-4)
     assert_same_bits(torch.load(to_official(tmp_path / "ours", tmp_path / "b.pth")), network.state_dict())

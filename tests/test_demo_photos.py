@@ -31,9 +31,9 @@ def test_the_data_set_has_no_problem(folder):
 def test_images_are_those_of_scikit_image(folder):
     for name in PHOTOS:
         pixels = getattr(skimage.data, name)()
-        with Image.open(folder / "images" / f"{name}.png") as picture:
-            assert picture.mode == "RGB"
-            assert np.array_equal(np.asarray(picture)[..., 0], pixels if pixels.ndim == 2 else pixels[..., 0])
+        with Image.open(folder / "images" / f"{name}.png") as image:
+            assert image.mode == "RGB"
+            assert np.array_equal(np.asarray(image)[..., 0], pixels if pixels.ndim == 2 else pixels[..., 0])
 
 
 def test_boxes_come_back_as_they_were_drawn(folder):
@@ -49,8 +49,8 @@ def test_boxes_come_back_as_they_were_drawn(folder):
 
 def test_the_panel_shows_the_masks(folder):
     for name in PHOTOS:
-        with Image.open(folder / "images" / f"{name}.png") as picture:
-            write_label_map(folder / "masks" / "masks" / f"{name}.png", np.zeros(picture.size[::-1], np.uint8))
+        with Image.open(folder / "images" / f"{name}.png") as image:
+            write_label_map(folder / "masks" / "masks" / f"{name}.png", np.zeros(image.size[::-1], np.uint8))
     panels = []
     for label in (0, 2):
         height, width = skimage.data.coffee().shape[:2]

@@ -16,9 +16,9 @@ def test_round_trip_keeps_every_label_and_shows_colours(tmp_path: Path):
     path = tmp_path / "set 1" / "图片.png"
     write_label_map(path, label_map)
     assert np.array_equal(read_label_map(path), label_map)
-    with Image.open(path) as picture:
-        assert picture.mode == "P" and picture.size == (32, 8) and picture.format == "PNG"
-        assert np.array_equal(np.asarray(picture.convert("RGB")), voc_palette()[label_map])
+    with Image.open(path) as image:
+        assert image.mode == "P" and image.size == (32, 8) and image.format == "PNG"
+        assert np.array_equal(np.asarray(image.convert("RGB")), voc_palette()[label_map])
     assert [p.name for p in path.parent.iterdir()] == ["图片.png"]
 
 

@@ -142,40 +142,40 @@ BUILDERS = {"coco": CocoBoxes, "voc": VocBoxes, "yolo": YoloBoxes}
 
 
 @pytest.fixture(params=BUILDERS)
-def two_pictures(request):
+def two_images(request):
     """(path of an image in a subfolder, function that loads the names of both)."""
     tree = request.getfixturevalue(f"{request.param}_tree")
-    picture = add_everywhere(tree, "set1/b.png")
+    image = add_everywhere(tree, "set1/b.png")
 
     def names(**options):
         return build(BUILDERS[request.param](data_dir=str(tree.root), options=ReadOptions(**options)))["file_name"][:]
 
-    return picture, names
+    return image, names
 
 
-def test_an_image_that_is_repaired_in_its_place_is_seen(two_pictures):
-    picture, names = two_pictures
-    good = picture.read_bytes()
-    picture.write_bytes(good[:100])
+def test_an_image_that_is_repaired_in_its_place_is_seen(two_images):
+    image, names = two_images
+    good = image.read_bytes()
+    image.write_bytes(good[:100])
     assert names() == names() == ["a.png"]
-    picture.write_bytes(good)
+    image.write_bytes(good)
     assert names() == ["a.png", "set1/b.png"]
 
 
-def test_images_of_a_subfolder_that_go_and_come_are_seen(two_pictures):
-    picture, names = two_pictures
-    good = picture.read_bytes()
+def test_images_of_a_subfolder_that_go_and_come_are_seen(two_images):
+    image, names = two_images
+    good = image.read_bytes()
     assert names() == names(allow_missing=True) == ["a.png", "set1/b.png"]
-    picture.unlink()
+    image.unlink()
     assert names(allow_missing=True) == ["a.png"]
-    picture.write_bytes(good)
+    image.write_bytes(good)
     assert names(allow_missing=True) == ["a.png", "set1/b.png"]
 
 
 def test_a_deleted_image_is_an_error_after_a_good_build_too(coco_tree):
-    picture = add_everywhere(coco_tree, "set1/b.png")
+    image = add_everywhere(coco_tree, "set1/b.png")
     assert len(build(coco(coco_tree))) == 2
-    picture.unlink()
+    image.unlink()
     with pytest.raises(FileNotFoundError, match="1 of 2 images are missing"):
         build(coco(coco_tree))
 

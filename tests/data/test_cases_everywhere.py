@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from trees import HEIGHT, RED, WIDTH, add_everywhere, picture
+from trees import HEIGHT, RED, WIDTH, add_everywhere, make_image
 
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import WITH_MASKS
@@ -58,7 +58,7 @@ def test_images_without_boxes_are_background(tree):
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_the_box_falls_on_the_shown_pixels(tree, orientation):
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what stores an upright image turned, by Pillow's numbers
-    stored = picture().transpose(Image.Transpose(turn[orientation]))
+    stored = make_image().transpose(Image.Transpose(turn[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = add_everywhere(tree, "b.png")
@@ -73,7 +73,7 @@ def test_the_box_falls_on_the_shown_pixels(tree, orientation):
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK"])
 def test_every_mode_becomes_rgb(tree, mode):
     path = add_everywhere(tree, "b.tif" if mode == "CMYK" else "b.png")
-    picture().convert(mode).save(path)
+    make_image().convert(mode).save(path)
     source, records, report = opened(tree)
     image = source.image(records[1])
     assert image.shape == (HEIGHT, WIDTH, 3) and image.dtype == np.uint8 and report.counts == {}
@@ -138,7 +138,7 @@ def test_backslashes_become_forward_slashes(coco_tree, voc_tree, yolo_tree):
 
 def test_an_image_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
     secret = tmp_path / "secret.png"
-    picture().save(secret)
+    make_image().save(secret)
     path = add_everywhere(tree, "b.png")
     path.unlink()
     path.symlink_to(secret)
@@ -150,7 +150,7 @@ def test_an_image_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
 def test_a_folder_that_is_a_link_to_the_outside_is_refused(tree, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    picture().save(outside / "b.png")
+    make_image().save(outside / "b.png")
     path = add_everywhere(tree, "set/b.png")
     path.unlink()
     path.parent.rmdir()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from trees import HEIGHT, WIDTH, picture
+from trees import HEIGHT, WIDTH, make_image
 
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import WITH_MASKS
@@ -54,7 +54,7 @@ def test_cut_jpeg_among_good_ones_is_named_for_every_format(coco_tree, voc_tree,
 
 @pytest.mark.parametrize("percent", [10, 60])
 def test_a_cut_image_inside_a_data_set_counts_as_cut(coco_tree, tmp_path, percent):
-    picture().save(coco_tree.images / "a.jpg")
+    make_image().save(coco_tree.images / "a.jpg")
     coco_tree.content["images"][0]["file_name"] = "a.jpg"
     coco_tree.write()
     write_dataset(tmp_path / "exported", Export("coco", coco_tree.root, with_images=True))
@@ -170,15 +170,15 @@ def test_one_xml_file_can_be_checked_alone(voc_tree, place):
     file = voc_tree.root / place
     file.parent.mkdir(exist_ok=True)
     (voc_tree.root / "Annotations" / "a.xml").rename(file)
-    picture_file = {"alone": file.parent}.get(file.parent.name, voc_tree.root / "JPEGImages") / file.relative_to(
+    image_file = {"alone": file.parent}.get(file.parent.name, voc_tree.root / "JPEGImages") / file.relative_to(
         voc_tree.root / place.split("/")[0]
     ).with_suffix(".png")
-    picture_file.parent.mkdir(exist_ok=True)
-    (voc_tree.root / "JPEGImages" / "a.png").rename(picture_file)
+    image_file.parent.mkdir(exist_ok=True)
+    (voc_tree.root / "JPEGImages" / "a.png").rename(image_file)
     checked = check_source(file)
     assert checked.passed and checked.format == "voc" and checked.report.counts == {}, checked.summary()
     assert (checked.report.images, checked.report.objects) == (1, 1)
-    picture_file.unlink()
+    image_file.unlink()
     assert check_source(file).report.counts == {"missing_image": 1}
     assert check_source(file, voc_tree.root / "JPEGImages").report.counts == {"missing_image": 1}
     with pytest.raises(ValueError, match="--split.* is for a folder.*a.xml is one annotation file"):
@@ -200,7 +200,7 @@ def test_a_folder_without_class_masks_gets_a_full_report(voc_tree):
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_cut_image_counts_as_cut_wherever_it_is_cut(coco_tree, suffix, percent):
     path = coco_tree.images / f"a.{suffix}"
-    picture().save(path)
+    make_image().save(path)
     coco_tree.content["images"][0]["file_name"] = path.name
     data = path.read_bytes()
     path.write_bytes(data[: max(len(data) * percent // 100, 8)])
@@ -222,7 +222,7 @@ def test_report_can_be_saved_as_json(coco_tree, tmp_path):
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["counts"] == {"degenerate_box": 1} and content["images"] == 1
     assert content["places"]["degenerate_box"] == ["a.png: annotation 2 [0, 0, 0, 0]"]
-    assert picture().size == (WIDTH, HEIGHT)
+    assert make_image().size == (WIDTH, HEIGHT)
 
 
 def test_every_place_is_in_the_json_file(coco_tree, tmp_path):

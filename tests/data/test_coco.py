@@ -202,7 +202,7 @@ write_coco(root + "/out.json", records, [(1, "\\u72ac \\u010d")])
 
 @pytest.mark.parametrize("locale", [{"PYTHONUTF8": "0", "LC_ALL": "C"}, {"PYTHONUTF8": "1"}])
 def test_names_are_utf8_whatever_the_locale(coco_tree, locale):
-    coco_tree.add_picture("é.png")
+    coco_tree.write_image("é.png")
     coco_tree.content["images"][0]["file_name"] = "é.png"
     coco_tree.content["categories"][0]["name"] = "犬 č"
     coco_tree.write()
@@ -315,7 +315,7 @@ def test_tiny_excess_is_clipped_without_a_word(coco_tree):
 
 def test_a_pixel_over_the_border_of_a_large_image_is_counted(coco_tree):
     coco_tree.add_image("large.png", 2, width=4000)
-    coco_tree.add_picture("large.png", width=4000)
+    coco_tree.write_image("large.png", width=4000)
     boxes = ([-1, 8, 20, 16], [-0.5, 8, 20, 16], [3990, 8, 10.5000001, 16], [3990, 8, 11, 16])
     coco_tree.content["annotations"] = [
         coco_tree.annotation(id=i, image_id=2, bbox=box) for i, box in enumerate(boxes, start=1)
@@ -379,7 +379,7 @@ def test_two_images_of_one_id_are_an_error_or_both_left_out(coco_tree):
 
 @pytest.mark.parametrize("iscrowd", [0, 1])
 def test_uncompressed_rle(coco_tree, iscrowd):
-    coco_tree.add_picture("a.png", height=10, width=5)
+    coco_tree.write_image("a.png", height=10, width=5)
     coco_tree.content["images"][0].update(width=5, height=10)
     segmentation = {"size": [10, 5], "counts": [0, 20, 30]}
     coco_tree.content["annotations"] = [
@@ -621,7 +621,7 @@ def test_sub_folders_and_backslashes(coco_tree):
 
 def test_spaces_and_other_scripts(tmp_path, coco_tree):
     coco_tree.images = coco_tree.root / "données"
-    coco_tree.add_picture("图片 1.png")
+    coco_tree.write_image("图片 1.png")
     coco_tree.content["images"][0]["file_name"] = "图片 1.png"
     records, report = read(coco_tree)
     assert records[0].file_name == "图片 1.png" and report.counts == {}
@@ -633,7 +633,7 @@ def test_spaces_and_other_scripts(tmp_path, coco_tree):
 def test_names_that_lead_outside_are_refused(coco_tree, tmp_path, name):
     outside = tmp_path / "outside"
     outside.mkdir()
-    coco_tree.add_picture("a..b.png").rename(outside / "a.png")
+    coco_tree.write_image("a..b.png").rename(outside / "a.png")
     (coco_tree.images / "link.png").symlink_to(outside / "a.png")
     (coco_tree.images / "folder").symlink_to(outside)
     (coco_tree.images / "a.png").unlink()
@@ -647,7 +647,7 @@ def test_names_that_lead_outside_are_refused(coco_tree, tmp_path, name):
 
 def test_an_image_with_another_suffix_in_a_folder_that_no_one_stated_is_another_image(coco_tree):
     coco_tree.content["images"][0]["file_name"] = "batch_1/000000.jpg"
-    coco_tree.add_picture("elsewhere/000000.png")
+    coco_tree.write_image("elsewhere/000000.png")
     with pytest.raises(FileNotFoundError, match="none of the 1 images exists"):
         read(coco_tree, allow_missing=False)
 
@@ -657,7 +657,7 @@ def test_an_image_with_another_suffix_is_used_and_counted(coco_tree, name):
     coco_tree.content["images"][0]["file_name"] = name
     records, report = read(coco_tree)
     assert [record.file_name for record in records] == ["a.png"] and report.counts == {"other_suffix": 1}
-    coco_tree.add_picture("a.webp")  # Which of the two is meant is not known.
+    coco_tree.write_image("a.webp")  # Which of the two is meant is not known.
     coco_tree.add_image("b.png", 2)
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2))
     records, report = read(coco_tree)

@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from test_unusable import ended
-from trees import picture
+from trees import make_image
 
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
@@ -43,7 +43,7 @@ LAYOUTS = {
 
 def png() -> bytes:
     buffer = io.BytesIO()
-    picture().save(buffer, "PNG")
+    make_image().save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -84,7 +84,7 @@ def test_an_imagefolder_with_metadata(tmp_path):
     (tmp_path / "set" / "train" / "inner").mkdir(parents=True)
     lines = []
     for name, count in (("a.png", 1), ("inner/b.png", 2)):
-        picture().save(tmp_path / "set" / "train" / name)
+        make_image().save(tmp_path / "set" / "train" / name)
         lines.append(json.dumps({"file_name": name, "objects": {"bbox": BOXES[:count], "category": [0, 1][:count]}}))
     (tmp_path / "set" / "train" / "metadata.jsonl").write_text("\n".join(lines))
     source = open_source(tmp_path / "set", report=(report := Report()))
@@ -137,7 +137,7 @@ def test_a_dataset_without_boxes_names_its_columns(tmp_path):
 
 
 def test_paths_in_parquet_rows_are_not_opened(tmp_path):
-    picture().save(tmp_path / "secret.png")
+    make_image().save(tmp_path / "secret.png")
     columns, row, _ = LAYOUTS["numbers"]
     root = parquet(tmp_path / "set", columns, row, {**row, "image": {"path": str(tmp_path / "secret.png")}})
     source = open_source(root, report=(report := Report()))
@@ -153,7 +153,7 @@ def own_rows(root, features: dict, row: dict):
     """A folder with a row as the exports have it, its features changed."""
     (root / "data").mkdir(parents=True)
     image = io.BytesIO()
-    picture().save(image, "PNG")
+    make_image().save(image, "PNG")
     columns = {"image": Image(), "image_id": Value("string"), "file_name": Value("string")}
     columns |= {"width": Value("int32"), "height": Value("int32"), "objects": TYPES}
     content = {"image": {"bytes": image.getvalue()}, **ROW, "objects": OBJECTS, **row}
@@ -204,7 +204,7 @@ def test_a_column_of_another_type_is_an_error(tmp_path, features, row, monkeypat
 def test_sizes_that_no_image_has_are_counted_in_other_layouts(tmp_path):
     columns, values, _ = LAYOUTS["cppe-5"]
     image = io.BytesIO()
-    picture().save(image, "PNG")
+    make_image().save(image, "PNG")
     features = Features({"image": Image(), **columns, "width": Value("int64"), "height": Value("int64")})
     (tmp_path / "data").mkdir()
     odd = [{"height": 6 * 10**10}, {"height": None}, {"width": -1}]

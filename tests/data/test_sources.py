@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from trees import HEIGHT, RED, WIDTH, picture
+from trees import HEIGHT, RED, WIDTH, make_image
 
 from lpg_hf.data._recognise import recognise_format
 from lpg_hf.data.convert import WITH_MASKS, convert_labels
@@ -173,7 +173,7 @@ def test_split_of_voc_and_zero_based(voc_tree):
 def test_other_image_folder(coco_tree, voc_tree, yolo_tree, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
-    picture().save(photos / "a.png")
+    make_image().save(photos / "a.png")
     for folder in (coco_tree.images, voc_tree.root / "JPEGImages", yolo_tree.root / "images"):
         shutil.rmtree(folder)
     for path in (coco_tree.write(), voc_tree.root, yolo_tree.root):
@@ -227,7 +227,7 @@ def test_classes_of_an_exported_data_set(coco_tree, tmp_path):
 
 
 def test_r_m2_file_names_of_a_data_set_that_lead_outside_are_refused(tmp_path):
-    picture().save(tmp_path / "a.png")
+    make_image().save(tmp_path / "a.png")
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -450,7 +450,7 @@ def test_a_data_set_of_the_hub_has_a_fingerprint_in_place_of_files(coco_tree, tm
     assert opened("owner/name")[0].identity["fingerprint"] != first.identity["fingerprint"]
 
 
-def list_absent_pictures(coco_tree, voc_tree, yolo_tree):
+def list_absent_images(coco_tree, voc_tree, yolo_tree):
     """Names of twelve images that each of the trees lists and that do not exist: more than a report names."""
     names = [f"gone{number:02}.png" for number in range(12)]
     for number, name in enumerate(names):
@@ -462,7 +462,7 @@ def list_absent_pictures(coco_tree, voc_tree, yolo_tree):
 
 
 def test_left_out_names_every_image_that_opening_dropped(coco_tree, voc_tree, yolo_tree):
-    names = list_absent_pictures(coco_tree, voc_tree, yolo_tree)
+    names = list_absent_images(coco_tree, voc_tree, yolo_tree)
     coco_tree.content["images"].append({"id": 7, "file_name": "../evil.png", "width": 60, "height": 40})
     (voc_tree.root / "Annotations" / "broken.xml").write_text("<annotation>", encoding="utf-8")
     yolo_tree.write("train.txt", (yolo_tree.root / "train.txt").read_text() + "\n../evil.png\n")

@@ -77,14 +77,14 @@ def test_voc_masks_and_boxes_agree(root: Path):
     splits = {s: (target / f"ImageSets/Segmentation/{s}.txt").read_text().split() for s in ("train", "val")}
     assert len(splits["train"]) == 8 and len(splits["val"]) == 4 and not set(splits["train"]) & set(splits["val"])
     for image_id in splits["train"] + splits["val"]:
-        picture = Image.open(target / f"JPEGImages/{image_id}.jpg")
+        image = Image.open(target / f"JPEGImages/{image_id}.jpg")
         png = Image.open(target / f"SegmentationClass/{image_id}.png")
         labels = np.asarray(png)
-        assert png.mode == "P" and png.size == picture.size and labels.max() <= len(names)
+        assert png.mode == "P" and png.size == image.size and labels.max() <= len(names)
         inside = np.zeros(labels.shape, np.uint8)
         for entry in ElementTree.parse(target / f"Annotations/{image_id}.xml").iter("object"):
             x1, y1, x2, y2 = (int(entry.find(f"bndbox/{tag}").text) for tag in ("xmin", "ymin", "xmax", "ymax"))
-            assert 1 <= x1 <= x2 <= picture.width and 1 <= y1 <= y2 <= picture.height
+            assert 1 <= x1 <= x2 <= image.width and 1 <= y1 <= y2 <= image.height
             label = names.index(entry.find("name").text) + 1
             part = labels[y1 - 1 : y2, x1 - 1 : x2] == label
             assert all(edge.any() for edge in (part[0], part[-1], part[:, 0], part[:, -1]))

@@ -21,7 +21,7 @@ from tool_trees import (
     region,
     write,
 )
-from trees import HEIGHT, WIDTH, picture
+from trees import HEIGHT, WIDTH, make_image
 
 from lpg_hf.data._formats import tools
 from lpg_hf.data._formats.unsupported import describe
@@ -501,5 +501,5 @@ def test_a_known_format_that_is_not_read_is_named(tmp_path, name, content, what)
 def test_nothing_is_said_of_an_unknown_file(tmp_path):
     assert describe(str(write(tmp_path, "x.json", {"a": 1}))) is None
     assert describe(str(write(tmp_path, "y.json", "{"))) is None
-    picture().save(tmp_path / "a.png")
+    make_image().save(tmp_path / "a.png")
     assert describe(str(tmp_path)) is None

@@ -353,7 +353,7 @@ def thin_refusing(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def test_a_thin_image_that_the_generator_cannot_take_is_counted(coco_tree, tmp_path):
-    coco_tree.add_picture("b.png", 1, 60)
+    coco_tree.write_image("b.png", 1, 60)
     coco_tree.content["images"].append({"id": 2, "file_name": "b.png", "width": 60, "height": 1})
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, image_id=2, bbox=[0, 0, 60, 1]))
     source = open_source(coco_tree.write(), coco_tree.images, report=(report := Report()))
@@ -376,6 +376,6 @@ def test_a_run_that_fails_or_comes_to_nothing_leaves_no_folder(coco_tree, tmp_pa
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("kept")
-    coco_tree.add_picture("a.png")
+    coco_tree.write_image("a.png")
     assert ended("masks", path, "--images", coco_tree.images, "--generator", "box", "--out", out) == 2
     assert os.listdir(out) == ["mine.txt"]

@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from test_unusable import ended
 from tool_trees import TOOL_TREES
-from trees import HEIGHT, POLYGON, WIDTH, picture
+from trees import HEIGHT, POLYGON, WIDTH, make_image
 
 from lpg_hf._rle import encode_mask
 from lpg_hf.data._examples import label_map
@@ -21,10 +21,10 @@ from lpg_hf.label_maps import write_label_map
 
 
 def store(path, orientation: int) -> None:
-    """The red rectangle of `picture` as stored pixels, with an orientation: what is shown is turned."""
+    """The red rectangle of `make_image` as stored pixels, with an orientation: what is shown is turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture().save(path, exif=exif, **({"quality": 95} if path.suffix == ".jpg" else {}))
+    make_image().save(path, exif=exif, **({"quality": 95} if path.suffix == ".jpg" else {}))
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))

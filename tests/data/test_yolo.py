@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from trees import HEIGHT, WIDTH, picture
+from trees import HEIGHT, WIDTH, make_image
 
 from lpg_hf.data._examples import label_map
 from lpg_hf.data._formats import yolo, yolo_layout
@@ -133,7 +133,7 @@ def test_places_of_data_yaml_may_lie_in_the_root_of_a_drive(yolo_tree):
 def test_data_yaml_does_not_lead_outside_its_folder(yolo_tree, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    picture().save(outside / "secret.png")
+    make_image().save(outside / "secret.png")
     (outside / "secret.txt").write_text(LINE)
     for text in (f"train: {outside}", "train: ../outside", f"path: {outside}\ntrain: .", "train: list.txt"):
         yolo_tree.write("data.yaml", f"{text}\nnames: [thing]\n")
@@ -147,13 +147,13 @@ def test_data_yaml_does_not_lead_outside_its_folder(yolo_tree, tmp_path):
 def test_links_that_lead_outside_are_refused(yolo_tree, tmp_path, name):
     outside = tmp_path / "outside"
     outside.mkdir()
-    picture().save(outside / "b.png")
+    make_image().save(outside / "b.png")
     (outside / "b.txt").write_text(LINE)
     if name == "folder":
         (yolo_tree.root / "images" / "folder").symlink_to(outside)
         assert records(yolo_tree.root)[0][0].file_name == "a.png"
         (yolo_tree.root / "labels" / "b.txt").symlink_to(outside / "b.txt")
-        picture().save(yolo_tree.root / "images" / "b.png")
+        make_image().save(yolo_tree.root / "images" / "b.png")
     else:
         (yolo_tree.root / "images" / name).symlink_to(outside / "b.png")
     found, report = records(yolo_tree.root)
@@ -381,7 +381,7 @@ def test_two_images_of_one_name_are_reported(yolo_tree):
 def test_fractions_are_of_the_upright_image(yolo_tree):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture().save(yolo_tree.root / "images" / "a.png", exif=exif)
+    make_image().save(yolo_tree.root / "images" / "a.png", exif=exif)
     record, _ = only(yolo_tree.root)
     assert (record.height, record.width) == (WIDTH, HEIGHT)
     assert boxes(record) == [(40 / 6, 12, 20, 36)]

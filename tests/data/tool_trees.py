@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from trees import HEIGHT, WIDTH, picture
+from trees import HEIGHT, WIDTH, make_image
 
 
 BOX = (10.0, 8.0, 30.0, 24.0)
@@ -14,11 +14,11 @@ CORNERS = [[10, 8], [30, 8], [30, 24], [10, 24]]
 
 
 def write(root: Path, name: str, content: object) -> Path:
-    """A text or json file; ".png" and ".jpg": the image of `picture`."""
+    """A text or json file; ".png" and ".jpg": the image of `make_image`."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith((".png", ".jpg")):
-        picture().save(path)
+        make_image().save(path)
     else:
         text = content if isinstance(content, str) else json.dumps(content)
         path.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ RED = (200, 30, 30)
 POLYGON = [[10, 8, 30, 8, 30, 24, 10, 24]]
 
 
-def picture(height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+def make_image(height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
     """Grey with a red rectangle at columns 10..29, rows 8..23."""
     pixels = np.full((height, width, 3), 128, dtype=np.uint8)
     pixels[8:24, 10:30] = RED
@@ -41,21 +41,21 @@ class CocoTree:
         self.root = root
         self.images = root / "images"
         self.images.mkdir(parents=True)
-        picture().save(self.images / "a.png")
+        make_image().save(self.images / "a.png")
         self.content = {
             "images": [{"id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}],
             "annotations": [coco_annotation()],
             "categories": [{"id": 1, "name": "thing"}],
         }
 
-    def add_picture(self, name: str, height: int = HEIGHT, width: int = WIDTH) -> Path:
+    def write_image(self, name: str, height: int = HEIGHT, width: int = WIDTH) -> Path:
         path = self.images / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(height, width).save(path)
+        make_image(height, width).save(path)
         return path
 
     def add_image(self, name: str, image_id: object, **changes) -> None:
-        self.add_picture(name)
+        self.write_image(name)
         self.content["images"].append({"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT, **changes})
 
     def write(self) -> Path:
@@ -99,7 +99,7 @@ class VocTree:
         xml_path.write_text(voc_xml(f"{name}.png") if xml is None else xml, encoding="utf-8")
         path = self.root / "JPEGImages" / (image or f"{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture().save(path)
+        make_image().save(path)
 
     def add_mask(self, name: str, values: np.ndarray | None = None) -> Path:
         if values is None:
@@ -136,7 +136,7 @@ class YoloTree:
         """An image and its label file (None: without); names may hold folders."""
         path = self.root / "images" / split / (image or f"{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture().save(path)
+        make_image().save(path)
         if labels is not None:
             self.write(str(Path("labels", split, f"{name}.txt")), labels)
 

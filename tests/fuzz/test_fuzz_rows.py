@@ -13,7 +13,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from mutations import CHANGES, changed_bytes, changed_json, changed_text, json_bytes
 from outcomes import allowed, fuzz, inputs, run
-from trees_in_memory import picture
+from trees_in_memory import make_image
 
 import lpg_hf.data.load
 from lpg_hf.data.options import SOURCE_OPTIONS
@@ -23,7 +23,7 @@ from lpg_hf.data.sources import open_source
 
 def _png() -> bytes:
     buffer = io.BytesIO()
-    picture().save(buffer, "PNG")
+    make_image().save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -130,7 +130,7 @@ def check_folder(folder: Path, parquet: bytes, metadata: dict, drawn: tuple) -> 
     shutil.rmtree(folder / "cache", ignore_errors=True)
     (root / "data").mkdir(parents=True)
     if kind < 5:
-        picture().save(root / "a.png")
+        make_image().save(root / "a.png")
         lines = (
             json_bytes(changed_json(metadata, changes))
             if kind < 4

@@ -16,7 +16,7 @@ from mutations import CHANGES, Change, changed_bytes, changed_json, changed_text
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from tool_trees import OTHER_TREES, TOOL_TREES  # noqa: E402
-from trees import CocoTree, VocTree, YoloTree, picture, voc_object, voc_xml  # noqa: E402
+from trees import CocoTree, VocTree, YoloTree, make_image, voc_object, voc_xml  # noqa: E402
 
 
 _RLE = {"size": [40, 60], "counts": [488, 16, 24, 16, 1856]}
@@ -115,4 +115,4 @@ def inputs_of(kind: str) -> st.SearchStrategy:
     return st.tuples(st.sampled_from(LAYOUTS[kind]), st.integers(0, 999), CHANGES, st.integers(0, 99))
 
 
-__all__ = ["LAYOUTS", "CocoTree", "changed_file", "changed_tree", "files_of", "inputs_of", "picture", "voc_xml"]
+__all__ = ["LAYOUTS", "CocoTree", "changed_file", "changed_tree", "files_of", "inputs_of", "make_image", "voc_xml"]

@@ -21,7 +21,7 @@ from lpg_hf.training.models import load_segmenter
 from tests.conftest import tiny_lpg
 
 
-def picture(height: int = 45, width: int = 61, seed: int = 0) -> BoxedImage:
+def make_image(height: int = 45, width: int = 61, seed: int = 0) -> BoxedImage:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
     boxes = np.array([[3, 4, 30, 40], [20, 10, 55.5, 33], [40, 2, 60, 20]], dtype=np.float32)
@@ -48,7 +48,7 @@ def test_per_class_equals_the_processors_own_way(view: str, backbone: str, edge_
         fields["backbone_config"] = {"model_type": "resnet", "layer_type": "basic", **sizes}
     model = tiny_lpg(**fields) if backbone == "hourglass" else tiny_lpg_of(backbone, fields)
     processor = LPGImageProcessor(view=view, view_size=64, edge_radius=edge_radius)
-    image = picture()
+    image = make_image()
     inputs = processor(image.image, boxes=image.boxes, box_labels=image.labels, return_tensors="pt")
     with torch.inference_mode():
         outputs = model(inputs["pixel_values"], inputs["box_mask"])
@@ -80,7 +80,7 @@ def test_region_gives_the_same_logits_where_they_are_asked_for():
 
 def test_instances_of_an_image_view_are_seen_one_by_one():
     generator = LPGGenerator(tiny_lpg(), LPGImageProcessor(view="image"))
-    image = picture()
+    image = make_image()
     alone = BoxedImage(image.image, image.boxes[:1], image.labels[:1])
     (_, expected), *_ = generator.patches([alone], "class")
     patches = [patch for _, patch in generator.patches([image], "instance")]
@@ -94,9 +94,9 @@ def test_instances_of_an_image_view_are_seen_one_by_one():
 def test_batches_do_not_change_the_result(view: str, batch_size: int):
     processor = LPGImageProcessor(view=view, view_size=32)
     images = [
-        picture(),
-        picture(50, 64, seed=1),
-        BoxedImage(picture().image, np.empty((0, 4), np.float32), np.array([])),
+        make_image(),
+        make_image(50, 64, seed=1),
+        BoxedImage(make_image().image, np.empty((0, 4), np.float32), np.array([])),
     ]
     one = list(LPGGenerator(tiny_lpg(), processor, batch_size=1).patches(images, "instance"))
     many = list(LPGGenerator(tiny_lpg(), processor, batch_size=batch_size).patches(images, "instance"))
@@ -125,7 +125,7 @@ def test_flip_averages_with_what_the_mirrored_image_gives(view: str):
 
 def test_threads_get_what_one_thread_gets():
     generator = LPGGenerator(tiny_lpg(), LPGImageProcessor(view="box", view_size=32), batch_size=2)
-    images = [picture(seed=seed) for seed in range(8)]
+    images = [make_image(seed=seed) for seed in range(8)]
     expected = [foreground(generator.patches([image], "class")) for image in images]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda image: foreground(generator.patches([image], "class")), images))
@@ -161,7 +161,7 @@ def test_folding_norms_leaves_the_model_alone_and_the_result_the_same():
 
 def test_bfloat16_masks_agree_with_float32_on_more_than_99_percent_of_the_pixels():
     model, processor = tiny_lpg(), LPGImageProcessor()
-    images = [picture(200, 240, seed=seed) for seed in range(3)]
+    images = [make_image(200, 240, seed=seed) for seed in range(3)]
     full = LPGGenerator(model, processor)
     half = LPGGenerator(model, processor, dtype=torch.bfloat16)
     agree = total = 0
@@ -175,7 +175,7 @@ def test_bfloat16_masks_agree_with_float32_on_more_than_99_percent_of_the_pixels
 
 def test_class_probability_comes_from_the_segmenter_or_from_the_caller(segmenter_folder):
     model, processor = tiny_lpg(use_class_prob=True), LPGImageProcessor()
-    image = picture()
+    image = make_image()
     with pytest.raises(ValueError, match="pass a segmenter"):
         list(LPGGenerator(model, processor).patches([image], "class"))
     segmenter = SegmenterProbs.from_pretrained(segmenter_folder, ["cat", "DOG"])
@@ -192,7 +192,7 @@ def test_class_probability_comes_from_the_segmenter_or_from_the_caller(segmenter
 
 def test_optional_class_probability_works_with_a_segmenter_and_without_one(segmenter_folder):
     model, processor = tiny_lpg(use_class_prob=True, class_prob_optional=True), LPGImageProcessor()
-    image, other = picture(), picture(seed=1)
+    image, other = make_image(), make_image(seed=1)
     segmenter = SegmenterProbs.from_pretrained(segmenter_folder, ["cat", "DOG"])
     (probs,) = segmenter([image.image], [image.labels])
     nothing = {label: np.zeros_like(prob) for label, prob in probs.items()}
@@ -214,14 +214,14 @@ def test_optional_class_probability_works_with_a_segmenter_and_without_one(segme
 
 
 def test_segmenter_probabilities_are_those_of_the_named_class(segmenter_folder):
-    image = picture().image
+    image = make_image().image
     swapped = SegmenterProbs.from_pretrained(segmenter_folder, ["dog", "cat"])([image], [np.array([1, 2])])[0]
     own = SegmenterProbs.from_pretrained(segmenter_folder)([image], [np.array([1, 2])])[0]
     assert np.array_equal(swapped[1], own[2]) and np.array_equal(swapped[2], own[1])
 
 
 def test_segmenter_probabilities_cover_the_whole_image_also_if_the_processor_crops(segmenter_folder):
-    image = picture().image
+    image = make_image().image
     model = SegformerForSemanticSegmentation.from_pretrained(segmenter_folder)
     size = {"height": 16, "width": 16}
     crops, plain = (

@@ -66,9 +66,9 @@ def make_sam(folder, kind: str):
     else:
         model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=mask))
     square = {"height": SIDE, "width": SIDE}
-    pictures = SamImageProcessorPil(size={"longest_edge": SIDE}, pad_size=square)
+    image_processor = SamImageProcessorPil(size={"longest_edge": SIDE}, pad_size=square)
     model.save_pretrained(folder)
-    (SamHQProcessor if hq else SamProcessor)(pictures).save_pretrained(folder)
+    (SamHQProcessor if hq else SamProcessor)(image_processor).save_pretrained(folder)
 
 
 def make_sam2(folder, kind: str):
@@ -117,7 +117,7 @@ def folders(tmp_path_factory) -> dict:
 
 
 @pytest.fixture
-def pictures() -> list[BoxedImage]:
+def boxed_images() -> list[BoxedImage]:
     rng = np.random.default_rng(0)
     boxes = np.array([[3, 4, 40.5, 30], [0, 0, 90, 50], [70, 10, 71, 11], [5.2, 6.1, 20.7, 22.3], [50, 20, 90, 50]])
     return [
@@ -131,17 +131,17 @@ def pictures() -> list[BoxedImage]:
     ]
 
 
-def collect(generator: SAMGenerator, pictures: list[BoxedImage]) -> dict:
-    return {(i, patch.boxes[0]): patch for i, patch in generator.patches(pictures, "instance")}
+def collect(generator: SAMGenerator, boxed_images: list[BoxedImage]) -> dict:
+    return {(i, patch.boxes[0]): patch for i, patch in generator.patches(boxed_images, "instance")}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_patch_is_exactly_its_box_and_a_probability(folders, pictures, kind):
-    found = collect(SAMGenerator(folders[kind]), pictures)
+def test_a_patch_is_exactly_its_box_and_a_probability(folders, boxed_images, kind):
+    found = collect(SAMGenerator(folders[kind]), boxed_images)
     assert list(found) == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (2, 0)]
     for (i, k), patch in found.items():
-        assert (patch.rows, patch.columns) == box_slices(pictures[i].boxes[k], *pictures[i].image.shape[:2])
-        assert patch.label == pictures[i].labels[k] and patch.foreground.dtype == np.float32
+        assert (patch.rows, patch.columns) == box_slices(boxed_images[i].boxes[k], *boxed_images[i].image.shape[:2])
+        assert patch.label == boxed_images[i].labels[k] and patch.foreground.dtype == np.float32
         assert patch.foreground.shape == (patch.rows.stop - patch.rows.start, patch.columns.stop - patch.columns.start)
         assert 0 < patch.foreground.min() and patch.foreground.max() < 1
     assert len({round(float(patch.foreground.mean()), 6) for patch in found.values()}) > 3
@@ -149,11 +149,11 @@ def test_a_patch_is_exactly_its_box_and_a_probability(folders, pictures, kind):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("multimask", [False, True])
-def test_chunks_and_company_do_not_matter(folders, pictures, kind, multimask):
-    at_once = collect(SAMGenerator(folders[kind], multimask_output=multimask), pictures)
+def test_chunks_and_company_do_not_matter(folders, boxed_images, kind, multimask):
+    at_once = collect(SAMGenerator(folders[kind], multimask_output=multimask), boxed_images)
     in_twos = SAMGenerator(folders[kind], batch_size=2, multimask_output=multimask)
-    alone = {(0, k): patch for (_, k), patch in collect(in_twos, pictures[:1]).items()}
-    alone |= {(2, k): patch for (_, k), patch in collect(in_twos, pictures[2:]).items()}
+    alone = {(0, k): patch for (_, k), patch in collect(in_twos, boxed_images[:1]).items()}
+    alone |= {(2, k): patch for (_, k), patch in collect(in_twos, boxed_images[2:]).items()}
     assert at_once.keys() == alone.keys()
     for key, patch in at_once.items():
         assert np.allclose(patch.foreground, alone[key].foreground, atol=1e-5)
@@ -161,10 +161,10 @@ def test_chunks_and_company_do_not_matter(folders, pictures, kind, multimask):
 
 @pytest.mark.parametrize("kind", ["sam", "sam_hq"])
 @pytest.mark.parametrize("multimask", [False, True])
-def test_equals_the_processor_and_the_model_of_transformers(folders, pictures, kind, multimask):
+def test_equals_the_processor_and_the_model_of_transformers(folders, boxed_images, kind, multimask):
     processor = (SamHQProcessor if kind == "sam_hq" else SamProcessor).from_pretrained(folders[kind])
     model = (SamHQModel if kind == "sam_hq" else SamModel).from_pretrained(folders[kind]).eval()
-    image = pictures[0]
+    image = boxed_images[0]
     inputs = processor(images=image.image, input_boxes=[image.boxes.tolist()], return_tensors="pt")
     inputs["input_boxes"] = inputs["input_boxes"].float()
     with torch.no_grad():
@@ -182,8 +182,8 @@ def test_equals_the_processor_and_the_model_of_transformers(folders, pictures, k
         assert np.allclose(patch.foreground, expected, atol=1e-5)
 
 
-def test_sam2_equals_the_model_of_transformers_on_the_stretched_image(folders, pictures):
-    image, generator = pictures[0], SAMGenerator(folders["sam2"])
+def test_sam2_equals_the_model_of_transformers_on_the_stretched_image(folders, boxed_images):
+    image, generator = boxed_images[0], SAMGenerator(folders["sam2"])
     model = Sam2Model.from_pretrained(folders["sam2"]).eval()
     scale = torch.tensor([SIDE / 90, SIDE / 50] * 2)
     with torch.no_grad():
@@ -198,29 +198,29 @@ def test_sam2_equals_the_model_of_transformers_on_the_stretched_image(folders, p
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
-def test_sam2_images_are_those_of_its_processor(folders, pictures):
+def test_sam2_images_are_those_of_its_processor(folders, boxed_images):
     from transformers import Sam2ImageProcessor
 
-    theirs = Sam2ImageProcessor.from_pretrained(folders["sam2"])(images=pictures[0].image, return_tensors="pt")
-    ours = SAMGenerator(folders["sam2"]).processor.pixel_values(pictures[0].image)
+    theirs = Sam2ImageProcessor.from_pretrained(folders["sam2"])(images=boxed_images[0].image, return_tensors="pt")
+    ours = SAMGenerator(folders["sam2"]).processor.pixel_values(boxed_images[0].image)
     assert torch.allclose(ours, theirs["pixel_values"], atol=1 / 255 / 0.22)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_half_precision_gives_nearly_the_same(folders, pictures, kind):
-    full = collect(SAMGenerator(folders[kind]), pictures[:1])
-    half = collect(SAMGenerator(folders[kind], dtype=torch.bfloat16), pictures[:1])
+def test_half_precision_gives_nearly_the_same(folders, boxed_images, kind):
+    full = collect(SAMGenerator(folders[kind]), boxed_images[:1])
+    half = collect(SAMGenerator(folders[kind], dtype=torch.bfloat16), boxed_images[:1])
     for key, patch in full.items():
         assert half[key].foreground.dtype == np.float32
         assert abs(half[key].foreground - patch.foreground).mean() < 0.05
 
 
-def test_a_images_embedding_is_computed_once(folders, pictures, monkeypatch):
+def test_a_images_embedding_is_computed_once(folders, boxed_images, monkeypatch):
     generator = SAMGenerator(folders["sam"], batch_size=1)
     calls = []
     encode = generator.network.get_image_embeddings
     monkeypatch.setattr(generator.network, "get_image_embeddings", lambda pixels: calls.append(1) or encode(pixels))
-    assert len(collect(generator, pictures)) == 6 and len(calls) == 2
+    assert len(collect(generator, boxed_images)) == 6 and len(calls) == 2
 
 
 @pytest.mark.parametrize("source, size", [((16, 16), (50, 90)), ((40, 30), (20, 90)), ((3, 5), (3, 5))])

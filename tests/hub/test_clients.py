@@ -284,8 +284,8 @@ def test_the_card_of_a_data_set_keeps_licences(hub: HubServer):
     assert card.data.license == "other" and card.data.configs[0]["data_files"][0]["path"] == "data/train-*.parquet"
     assert "- CC0 http://example.org/cc0" in card.text and "images are not part of this dataset" in card.text
     assert 'load_dataset("org/boxes", split="train", streaming=True)' in card.text
-    with_pictures = hub.files("org/boxes", "with-images", kind="dataset")
-    assert b"not part of this dataset" not in with_pictures["README.md"]
+    with_images = hub.files("org/boxes", "with-images", kind="dataset")
+    assert b"not part of this dataset" not in with_images["README.md"]
 
 
 @pytest.mark.slow

@@ -133,12 +133,12 @@ def test_all_outputs_of_every_format(name: str, data: Path, lpg_folder: Path):
         == 0
     )
 
-    for picture, objects in zip(NAMES, OBJECTS):  # R-G1, R-G3: relative paths are kept
-        label_map = read_label_map(out / "masks" / Path(picture).with_suffix(".png"))
+    for image, objects in zip(NAMES, OBJECTS):  # R-G1, R-G3: relative paths are kept
+        label_map = read_label_map(out / "masks" / Path(image).with_suffix(".png"))
         assert label_map.shape == (40, 60) and set(np.unique(label_map)) <= {0, *(c + 1 for _, c in objects)}
-        with Image.open(out / "overlays" / Path(picture).with_suffix(".jpg")) as shown:
+        with Image.open(out / "overlays" / Path(image).with_suffix(".jpg")) as shown:
             assert shown.size == (60, 40)
-        lines = (out / "labels" / Path(picture).with_suffix(".txt")).read_text().splitlines()
+        lines = (out / "labels" / Path(image).with_suffix(".txt")).read_text().splitlines()
         assert len(lines) <= len(objects)
     assert yaml.safe_load((out / "data.yaml").read_text(encoding="utf-8"))["names"] == dict(
         enumerate(n for _, n in CLASSES)
@@ -176,9 +176,9 @@ def test_label_maps_are_palette_images(data: Path):
     assert (
         run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box") == 0
     )
-    with Image.open(data / "out/masks/set1/a.png") as picture:
-        assert picture.mode == "P" and np.unique(np.asarray(picture)).tolist() == [0, 1, 2]
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) == 3
+    with Image.open(data / "out/masks/set1/a.png") as image:
+        assert image.mode == "P" and np.unique(np.asarray(image)).tolist() == [0, 1, 2]
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) == 3
 
 
 def test_more_than_254_classes_give_16_bit_maps(data: Path):
@@ -356,12 +356,12 @@ def test_an_image_repaired_after_a_finished_run_is_reported(name: str, data: Pat
     annotations, images = SOURCES[name]
     flags = [] if images is None else ["--images", data / images]
     command = ["masks", data / annotations, *flags, "--out", data / "out", "--generator", "box"]
-    picture = data / {"coco": "images", "voc": "voc/JPEGImages", "yolo": "yolo/images"}[name] / "f.jpg"
-    good = picture.read_bytes()
-    picture.write_bytes(good[:100])
+    image = data / {"coco": "images", "voc": "voc/JPEGImages", "yolo": "yolo/images"}[name] / "f.jpg"
+    good = image.read_bytes()
+    image.write_bytes(good[:100])
     assert run(*command) == 1 and run(*command) == 1
     assert "are finished already; --overwrite makes them again" in caplog.text
-    picture.write_bytes(good)
+    image.write_bytes(good)
     assert run(*command) == 2 and "without f.jpg, whose files can be used now" in capsys.readouterr().err
     assert run(*command, "--overwrite") == 0 and (data / "out/masks/f.png").is_file()
 

@@ -166,7 +166,7 @@ def test_batched_equals_one_by_one(build):
     pixel_values = pixels(45, 61, batch=3)
     with torch.no_grad():
         together = model(pixel_values).logits
-        one_by_one = torch.cat([model(picture[None]).logits for picture in pixel_values])
+        one_by_one = torch.cat([model(image[None]).logits for image in pixel_values])
     torch.testing.assert_close(together, one_by_one)
 
 

@@ -22,7 +22,7 @@ every_view = pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCE
 BOXES = [[10, 8, 30, 24], [40.5, 2.25, 70, 39]]
 
 
-def picture(height=40, width=60, seed=0) -> np.ndarray:
+def make_image(height=40, width=60, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -61,7 +61,7 @@ def equal(one, other) -> bool:
 
 @every_view
 def test_images_of_every_kind_give_the_same_batch(processor):
-    image = picture()
+    image = make_image()
     expected = processor(image, boxes=BOXES, return_tensors="pt")
     assert expected["pixel_values"].dtype == expected["box_mask"].dtype == torch.float32
     tensor = torch.from_numpy(image)
@@ -72,7 +72,7 @@ def test_images_of_every_kind_give_the_same_batch(processor):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_images_of_other_modes_become_rgb(mode):
-    image = Image.fromarray(picture()).convert(mode)
+    image = Image.fromarray(make_image()).convert(mode)
     batch = PROCESSORS["box"](image, boxes=BOXES, return_tensors="pt")
     assert equal(batch, PROCESSORS["box"](image.convert("RGB"), boxes=BOXES, return_tensors="pt"))
 
@@ -84,7 +84,7 @@ def test_pil_images_are_read_as_the_package_reads_files(mode, orientation):
         values = np.linspace(0, 65520, 2400).reshape(40, 60)
         image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
     else:
-        image = Image.fromarray(np.dstack([picture(), np.tile(np.arange(60, dtype=np.uint8), (40, 1))])).convert(mode)
+        image = Image.fromarray(np.dstack([make_image(), np.tile(np.uint8(range(60)), (40, 1))])).convert(mode)
     if mode == "P":
         image.info["transparency"] = 7
     image.getexif()[0x0112] = orientation
@@ -96,7 +96,7 @@ def test_pil_images_are_read_as_the_package_reads_files(mode, orientation):
 
 
 def test_pil_images_without_an_agreed_range_are_refused():
-    for values in (np.float32(picture()[..., 0]), np.int32([[70000]]), np.int32([[-1]])):
+    for values in (np.float32(make_image()[..., 0]), np.int32([[70000]]), np.int32([[-1]])):
         with pytest.raises(ValueError, match="convert it to 8 or 16 bits"):
             PROCESSORS["image"](Image.fromarray(values), boxes=[[0, 0, 1, 1]])
 
@@ -104,7 +104,7 @@ def test_pil_images_without_an_agreed_range_are_refused():
 @every_view
 def test_boxes_of_every_kind_give_the_same_batch(processor):
     boxes = [[10, 8, 30, 24], [40, 2, 70, 39]]
-    expected = processor(picture(), boxes=boxes, return_tensors="pt")
+    expected = processor(make_image(), boxes=boxes, return_tensors="pt")
     for same in (
         tuple(map(tuple, boxes)),
         np.array(boxes),
@@ -114,12 +114,12 @@ def test_boxes_of_every_kind_give_the_same_batch(processor):
         torch.tensor(boxes, dtype=torch.float32),
         [torch.tensor(box) for box in boxes],
     ):
-        assert equal(processor(picture(), boxes=same, return_tensors="pt"), expected)
+        assert equal(processor(make_image(), boxes=same, return_tensors="pt"), expected)
 
 
 @every_view
 def test_images_of_different_sizes_and_numbers_of_boxes_in_one_batch_equal_one_by_one(processor):
-    images = [picture(40, 60), picture(15, 16, 1), picture(60, 64, 2), picture(31, 30, 3)]
+    images = [make_image(40, 60), make_image(15, 16, 1), make_image(60, 64, 2), make_image(31, 30, 3)]
     boxes = [BOXES, [[2, 3, 9, 12]], [], [[0, 0, 30, 31], [5, 6, 7, 8], [20, 1, 40, 9]]]
     labels = [[1, 2], [3], [], [4, 5, 4]]
     batch = processor(images, boxes=boxes, box_labels=labels, return_tensors="pt")
@@ -137,7 +137,7 @@ def test_images_of_different_sizes_and_numbers_of_boxes_in_one_batch_equal_one_b
 @every_view
 def test_a_batch_of_different_sizes_covers_each_image_with_its_own_part_of_the_logits(processor):
     """15 x 16 beside 60 x 64: the small image's padded logits have as many pixels as the image itself."""
-    images = [picture(16, 16), picture(64, 64, 1)]
+    images = [make_image(16, 16), make_image(64, 64, 1)]
     batch = processor(images, boxes=[[[0, 0, 16, 16]], [[0, 0, 64, 64]]], return_tensors="pt")
     output = certain(batch)
     if processor.view == "image":
@@ -152,7 +152,7 @@ def test_a_batch_of_different_sizes_covers_each_image_with_its_own_part_of_the_l
 def test_zero_boxes_give_no_view_and_no_mask(processor, boxes, use_class_prob):
     """The documented result; it also passes through the network."""
     probs = np.full((3, 5, 5), 0.5, dtype=np.float32) if use_class_prob else None
-    batch = processor(picture(), boxes=boxes, class_probs=probs, return_tensors="pt")
+    batch = processor(make_image(), boxes=boxes, class_probs=probs, return_tensors="pt")
     assert batch["views"] == [[]] and len(batch["pixel_values"]) == len(batch["box_mask"]) == 0
     output = run(tiny_lpg(use_class_prob), batch)
     result = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]
@@ -161,18 +161,18 @@ def test_zero_boxes_give_no_view_and_no_mask(processor, boxes, use_class_prob):
 
 
 def test_without_boxes_only_pixel_values_come_out():
-    batch = PROCESSORS["box"]([picture(40, 60), picture(30, 50)], return_tensors="pt")
+    batch = PROCESSORS["box"]([make_image(40, 60), make_image(30, 50)], return_tensors="pt")
     assert set(batch) == {"pixel_values"} and batch["pixel_values"].shape == (2, 3, 40, 60)
 
 
 def test_views_follow_the_processor():
     labels = [2, 1, 2]
     boxes = [[10, 8, 30, 24], [0, 0, 5, 5], [40, 2, 60, 39]]
-    whole = PROCESSORS["image"](picture(), boxes=boxes, box_labels=labels, return_tensors="pt")
+    whole = PROCESSORS["image"](make_image(), boxes=boxes, box_labels=labels, return_tensors="pt")
     assert whole["pixel_values"].shape == (2, 3, 40, 60)  # one per class
     assert [view.label for view in whole["views"][0]] == [2, 1]
     assert (whole["box_mask"][0, 0].numpy() == boxes_to_mask(np.array(boxes)[[0, 2]], 40, 60)).all()
-    windows = PROCESSORS["box"](picture(), boxes=boxes, box_labels=labels, return_tensors="pt")
+    windows = PROCESSORS["box"](make_image(), boxes=boxes, box_labels=labels, return_tensors="pt")
     assert windows["pixel_values"].shape == (3, 3, 64, 64)  # one per box
     assert [view.label for view in windows["views"][0]] == labels
     for row, view in zip(windows["box_mask"], windows["views"][0]):
@@ -180,7 +180,7 @@ def test_views_follow_the_processor():
 
 
 def test_view_settings_are_read():
-    image = picture()
+    image = make_image()
     near = LPGImageProcessor(view="box", view_size=64, view_context=0.0)(image, boxes=BOXES)
     far = LPGImageProcessor(view="box", view_size=64, view_context=1.0)(image, boxes=BOXES)
     assert np.mean(near["box_mask"]) > 0.4 > 0.15 > np.mean(far["box_mask"])
@@ -197,7 +197,7 @@ def test_view_settings_are_read():
 
 @pytest.mark.parametrize("return_tensors, kind", [("pt", torch.Tensor), ("np", np.ndarray), (None, np.ndarray)])
 def test_tensors_are_of_the_kind_asked_for_and_views_survive_to(return_tensors, kind):
-    batch = PROCESSORS["box"](picture(), boxes=BOXES, return_tensors=return_tensors)
+    batch = PROCESSORS["box"](make_image(), boxes=BOXES, return_tensors=return_tensors)
     assert isinstance(batch["pixel_values"], kind) and isinstance(batch["box_mask"], kind)
     assert batch.to("cpu", torch.bfloat16)["views"] == batch["views"]
 
@@ -215,7 +215,7 @@ def test_unknown_view_is_refused_with_the_known_ones():
 )
 def test_a_view_setting_for_one_call_is_refused_instead_of_ignored(setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))}=.* was given for one call"):
-        PROCESSORS["image"](picture(), boxes=BOXES, **setting)
+        PROCESSORS["image"](make_image(), boxes=BOXES, **setting)
 
 
 @pytest.mark.parametrize(
@@ -223,19 +223,19 @@ def test_a_view_setting_for_one_call_is_refused_instead_of_ignored(setting):
 )
 def test_empty_and_inverted_boxes_are_refused_with_their_place_and_the_remedy(box):
     with pytest.raises(ValueError, match=r"box 1 of image 1 is empty: \[.*xyxy.*'xywh'"):
-        PROCESSORS["image"]([picture(), picture()], boxes=[BOXES, [BOXES[0], box]])
+        PROCESSORS["image"]([make_image(), make_image()], boxes=[BOXES, [BOXES[0], box]])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_boxes_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match="boxes of image 0 .*not finite"):
-        PROCESSORS["box"](picture(), boxes=[[1, 2, value, 9]])
+        PROCESSORS["box"](make_image(), boxes=[[1, 2, value, 9]])
 
 
 @pytest.mark.parametrize("boxes", [[1, 2, 3, 4], [[1, 2, 3]], [[1, 2, 3, 4, 5]]])
 def test_boxes_of_another_shape_are_refused(boxes):
     with pytest.raises(ValueError, match=r"boxes of image 0 have shape .*\(N, 4\) xyxy"):
-        PROCESSORS["image"](picture(), boxes=boxes)
+        PROCESSORS["image"](make_image(), boxes=boxes)
 
 
 @pytest.mark.parametrize("name", ["boxes", "box_labels", "class_probs"])
@@ -243,23 +243,23 @@ def test_another_number_of_entries_than_images_is_refused(name):
     entries = {"boxes": [BOXES, BOXES], "box_labels": [[1, 1]] * 2, "class_probs": [np.zeros((2, 4, 4))] * 2}
     entries[name] = entries[name][:1]
     with pytest.raises(ValueError, match=f"{name} has 1 entries for 2 images"):
-        PROCESSORS["image"]([picture(), picture()], **entries)
+        PROCESSORS["image"]([make_image(), make_image()], **entries)
 
 
 def test_another_number_of_labels_than_boxes_is_refused():
     with pytest.raises(ValueError, match=r"box_labels of image 0 have shape \(3,\) for 2 boxes"):
-        PROCESSORS["image"](picture(), boxes=BOXES, box_labels=[1, 2, 3])
+        PROCESSORS["image"](make_image(), boxes=BOXES, box_labels=[1, 2, 3])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int64])
 def test_images_that_are_not_8_bit_are_refused(dtype):
     with pytest.raises(ValueError, match=f"image 0 is {np.dtype(dtype)}: .*8-bit"):
-        LPGImageProcessor(do_convert_rgb=False)(picture().astype(dtype), boxes=BOXES)
+        LPGImageProcessor(do_convert_rgb=False)(make_image().astype(dtype), boxes=BOXES)
 
 
 def test_output_that_does_not_belong_to_the_views_is_refused():
     processor = PROCESSORS["box"]
-    batch = processor(picture(), boxes=BOXES, return_tensors="pt")
+    batch = processor(make_image(), boxes=BOXES, return_tensors="pt")
     output = certain(batch)
     with pytest.raises(ValueError, match="2 logits and 2 target_sizes for 2 views of 1 images"):
         processor.post_process_foreground(output, batch["views"], [(40, 60), (40, 60)])
@@ -286,8 +286,8 @@ def test_pixels_are_normalised_and_what_lies_outside_the_image_is_the_mean_colou
 
 def test_own_mean_and_std_are_used():
     processor = LPGImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3)
-    pixels = processor(picture(), boxes=BOXES, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(pixels, (picture().transpose(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-5)
+    pixels = processor(make_image(), boxes=BOXES, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(pixels, (make_image().transpose(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-5)
 
 
 @every_view
@@ -296,7 +296,7 @@ def test_class_probs_are_those_of_the_views_class_brought_to_the_image(processor
     probs[0], probs[1], probs[3] = 0.1, np.linspace(0, 1, 6), 0.7
     for given in (probs, torch.from_numpy(probs)):
         batch = processor(
-            picture(), boxes=[[0, 0, 60, 40]] * 2, box_labels=[3, 1], class_probs=given, return_tensors="pt"
+            make_image(), boxes=[[0, 0, 60, 40]] * 2, box_labels=[3, 1], class_probs=given, return_tensors="pt"
         )
         constant, ramp = batch["class_prob"]
         assert batch["class_prob"].shape == batch["box_mask"].shape and constant.dtype == torch.float32
@@ -312,7 +312,7 @@ def test_8_bit_class_prob_equals_the_float_one():
     processor = PROCESSORS["box"]
     view = processor.views(np.array(BOXES, dtype=np.float32), np.array([1, 1]), 40, 60)[0]
     prob = np.random.default_rng(0).integers(0, 256, (5, 8), dtype=np.uint8)
-    encoded = [processor.encode(picture(), view, p)["class_prob"] for p in (prob, prob.astype(np.float32) / 255)]
+    encoded = [processor.encode(make_image(), view, p)["class_prob"] for p in (prob, prob.astype(np.float32) / 255)]
     assert encoded[0].dtype == np.float32 and encoded[0].max() > 0.3
     np.testing.assert_allclose(*encoded, atol=1e-5)
 
@@ -341,7 +341,7 @@ def test_foreground_is_a_probability_inside_the_boxes_and_exactly_0_outside(proc
     """The boxes are partly outside, overlapping, fractional, and of one pixel."""
     boxes = np.array([[10, 8, 30, 24], [-9, 20.5, 14.5, 60], [40.2, 2.7, 75, 39], [50, 5, 51, 6]], dtype=np.float32)
     labels = np.array([1, 1, 2, 3])
-    batch = processor(picture(), boxes=boxes, box_labels=labels, return_tensors="pt")
+    batch = processor(make_image(), boxes=boxes, box_labels=labels, return_tensors="pt")
     for output in (run(tiny_lpg(), batch), certain(batch)):
         result = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]
         assert result["labels"].tolist() == [1, 2, 3] and result["foreground"].dtype == torch.float32
@@ -356,7 +356,7 @@ def test_foreground_is_a_probability_inside_the_boxes_and_exactly_0_outside(proc
 def test_certain_foreground_fills_a_box_in_a_image_larger_than_the_working_size(processor):
     """The extent of the mask is the box (IoU 1)."""
     boxes = np.array([[13, 57, 211, 140]], dtype=np.float32)
-    batch = processor(picture(217, 333), boxes=boxes, return_tensors="pt")
+    batch = processor(make_image(217, 333), boxes=boxes, return_tensors="pt")
     foreground = processor.post_process_foreground(certain(batch), batch["views"], [(217, 333)])[0]["foreground"][0]
     assert ((foreground > 0.5).numpy() == boxes_to_mask(boxes, 217, 333).astype(bool)).all()
 
@@ -366,7 +366,7 @@ def test_certain_foreground_fills_a_box_between_the_pixels_whatever_the_context(
     boxes = np.array([box], dtype=np.float32)
     for context in (0.0, 0.05, 0.25):
         processor = LPGImageProcessor(view="box", view_size=32, view_context=context)
-        batch = processor(picture(30, 40), boxes=boxes, return_tensors="pt")
+        batch = processor(make_image(30, 40), boxes=boxes, return_tensors="pt")
         foreground = processor.post_process_foreground(certain(batch), batch["views"], [(30, 40)])[0]["foreground"][0]
         assert ((foreground > 0.5).numpy() == boxes_to_mask(boxes, 30, 40).astype(bool)).all()
 
@@ -374,7 +374,7 @@ def test_certain_foreground_fills_a_box_between_the_pixels_whatever_the_context(
 def test_where_boxes_of_a_class_overlap_the_larger_probability_counts():
     processor = PROCESSORS["box"]
     boxes = [[0, 0, 20, 20], [10, 0, 30, 20], [15, 0, 35, 20]]
-    batch = processor(picture(), boxes=boxes, box_labels=[1, 1, 2], return_tensors="pt")
+    batch = processor(make_image(), boxes=boxes, box_labels=[1, 1, 2], return_tensors="pt")
     output = certain(batch)
     output.logits[:, 1] = torch.tensor([2.0, -2.0, 3.0])[:, None, None]
     foreground = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]["foreground"]
@@ -386,7 +386,7 @@ def test_where_boxes_of_a_class_overlap_the_larger_probability_counts():
 
 def test_logits_become_a_softmax_of_the_second_channel():
     processor = PROCESSORS["image"]
-    batch = processor(picture(), boxes=[[0, 0, 60, 40]], return_tensors="pt")
+    batch = processor(make_image(), boxes=[[0, 0, 60, 40]], return_tensors="pt")
     output = SimpleNamespace(logits=torch.tensor([0.3, 1.7])[None, :, None, None].expand(1, 2, 10, 15).bfloat16())
     foreground = processor.post_process_foreground(output, batch["views"], [(40, 60)])[0]["foreground"]
     expected = output.logits[0, :, 0, 0].float().softmax(0)[1]
@@ -415,7 +415,7 @@ def test_a_perfect_network_gives_back_the_mask_at_the_images_size(kind, height, 
     ys, xs = np.nonzero(truth)
     boxes = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], dtype=np.float32)
     views = processor.views(boxes, np.array([1]), height, width)
-    encoded = [processor.encode(picture(height, width), view, target=truth, pad_label=0) for view in views]
+    encoded = [processor.encode(make_image(height, width), view, target=truth, pad_label=0) for view in views]
     output = perfect_output(encoded)
     foreground = processor.post_process_foreground(output, [views], [(height, width)])[0]["foreground"][0].numpy()
     found = foreground > 0.5
@@ -433,7 +433,7 @@ def test_target_keeps_ignored_pixels_and_gets_the_pad_label_outside():
     target[:20] = 1
     view = processor.views(np.array([[-20, 0, 40, 40]], dtype=np.float32), np.array([1]), 40, 60)[0]
     for pad_label in (0, 255):
-        labels = processor.encode(picture(), view, target=target, pad_label=pad_label)["labels"]
+        labels = processor.encode(make_image(), view, target=target, pad_label=pad_label)["labels"]
         assert labels.dtype == np.int64 and set(np.unique(labels)) == {1, 255, pad_label}
         assert (labels[:, 0] == pad_label).all()
 
@@ -450,7 +450,7 @@ def test_random_view_is_of_the_wanted_class_and_box_and_fits_the_network(process
         assert len({view.window for view in views}) > 1 and {view.flip for view in views} == {False, True}
         side = 32 if processor.view == "image" else 64
         for view in views:
-            encoded = processor.encode(picture(), view, target=np.ones((40, 60), dtype=np.uint8))
+            encoded = processor.encode(make_image(), view, target=np.ones((40, 60), dtype=np.uint8))
             assert encoded["pixel_values"].shape == (3, side, side) and encoded["labels"].shape == (side, side)
             assert encoded["box_mask"].any()
 
@@ -499,7 +499,7 @@ def test_edge_radius_gives_a_coarse_foreground_the_edges_of_the_image(view, flip
 @pytest.mark.parametrize("width", [48, 49, 50, 51])
 def test_edges_of_a_mirrored_view_are_those_of_the_mirrored_image(width):
     """Also where 4 does not divide the width, so that the grid reaches over one side of the view."""
-    image = picture(48, width)
+    image = make_image(48, width)
     mirrored = np.ascontiguousarray(image[:, ::-1])
     processor = LPGImageProcessor(edge_radius=1)
     (view,) = processor.views(np.array([[0, 0, width, 48]], dtype=np.float32), np.array([1]), 48, width)
@@ -541,13 +541,13 @@ def test_edge_radius_takes_the_images_as_the_call_does(kind):
 
 def test_edge_radius_without_the_images_or_below_zero_is_an_error():
     processor = LPGImageProcessor(view="box", view_size=32, edge_radius=1)
-    batch = processor(picture(), boxes=BOXES, return_tensors="pt")
+    batch = processor(make_image(), boxes=BOXES, return_tensors="pt")
     with pytest.raises(ValueError, match="edge_radius=1 follows the image's edges: pass the image"):
         processor.post_process_foreground(pooled(batch), batch["views"], [(40, 60)])
     with pytest.raises(
         ValueError, match=r"the images have the sizes \[\(30, 60\)\], but target_sizes are \[\(40, 60\)\]"
     ):
-        processor.post_process_foreground(pooled(batch), batch["views"], [(40, 60)], images=picture(30, 60))
+        processor.post_process_foreground(pooled(batch), batch["views"], [(40, 60)], images=make_image(30, 60))
     with pytest.raises(ValueError, match="edge_radius=-1 of LPGImageProcessor must be at least 0"):
         LPGImageProcessor(edge_radius=-1)
 
