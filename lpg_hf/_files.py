@@ -341,17 +341,22 @@ def json_text(content: Any, **options: Any) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def holds_masks(folder: str) -> bool:
+    """Whether `lpg-hf masks` writes to a folder: what it holds is made of annotations, and is none of them."""
+    return os.path.isfile(os.path.join(fs_path(folder), ".parts", "settings.json"))
+
+
 def walk_files(folder: str, suffixes: Sequence[str], deep: bool = True) -> Iterator[str]:
     """Relative names of the files of a folder (`deep`: and below), forward slashes, sorted.
 
     Args:
-        folder: links to folders in it are not followed.
+        folder: links to folders in it are not followed, and folders of masks (`holds_masks`) are left out.
         suffixes: lower case; any case is found.
         deep: go into its folders.
     """
     base = fs_path(folder)
     for current, folders, files in os.walk(base, onerror=check_machine):
-        folders[:] = sorted(folders) if deep else []
+        folders[:] = sorted(name for name in folders if not holds_masks(f"{current}/{name}")) if deep else []
         inner = os.path.relpath(current, base)
         for name in sorted(files):
             if name.lower().endswith(tuple(suffixes)):

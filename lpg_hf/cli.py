@@ -48,7 +48,9 @@ _ZeroBased = Annotated[
 _ObjectValue = Annotated[
     int | None,
     typer.Option(
-        help="Class masks mark the object with this value, e.g. 255: it becomes the label 1.", min=1, max=65535
+        help="Class masks mark the objects with this value, e.g. 255: in each image of one class (eval: label 1).",
+        min=1,
+        max=65535,
     ),
 ]
 _BoxFormat = Annotated[

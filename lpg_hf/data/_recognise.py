@@ -3,7 +3,7 @@
 import os
 import re
 
-from lpg_hf._files import fs_path, unicode_name, unicode_path, walk_files
+from lpg_hf._files import fs_path, holds_masks, unicode_name, unicode_path, walk_files
 from lpg_hf.data._formats import coco, coco_layout, tools, voc, yolo_layout
 from lpg_hf.data._formats.unsupported import describe
 from lpg_hf.images import IMAGE_SUFFIXES
@@ -76,7 +76,8 @@ def _holds(folder: str, suffixes: tuple[str, ...], deep: bool = True) -> bool:
 
 
 def _folders(root: str) -> list[str]:
-    return [unicode_name(item.name) for item in os.scandir(fs_path(root)) if item.is_dir()]
+    items = os.scandir(fs_path(root))
+    return [unicode_name(item.name) for item in items if item.is_dir() and not holds_masks(item.path)]
 
 
 def _voc_folder(root: str) -> str | None:

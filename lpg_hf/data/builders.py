@@ -351,6 +351,8 @@ class _BoxesBuilder(GeneratorBasedBuilder):
             for entry in entries:
                 try:
                     record = self.MAKE_RECORD(entry, self.config.options, report)
+                    value = self.config.options.object_value
+                    row = {} if record is None else _record_to_row(record, features, value)
                 except ValueError as error:
                     if report_folder is None:
                         raise
@@ -359,7 +361,7 @@ class _BoxesBuilder(GeneratorBasedBuilder):
                 if record is None:
                     skipped.append(entry.path)
                 else:
-                    yield record.image_id, _record_to_row(record, features, self.config.options.object_value)
+                    yield record.image_id, row
             self._keep(report, skipped, report_folder, f"{number:03d}")
 
     def _keep(self, report: Report, images: list[str], folder: str | None, name: str) -> None:

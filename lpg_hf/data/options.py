@@ -62,7 +62,8 @@ class ReadOptions:
             "error", or "rescale" its boxes.
         max_pixels: skip images with more pixels.
         zero_based: VOC corners are 0-based and end exclusive, as some tools write them.
-        object_value: value of the class masks (VOC) that marks the object of the only class; None: values are labels.
+        object_value: value of the class masks (VOC) that marks objects, in each image of one class; None: values are
+            labels.
         box_format: of the boxes in a dataset or a COCO file, one of `boxes.BOX_FORMATS`; None: "xywh". Of YOLO labels
             only "obb": lines of eight numbers are rotated boxes, no outlines; None: see `yolo`.
         encoding: of text files that are not UTF-8, a name that Python knows, such as "cp1252".

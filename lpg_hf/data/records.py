@@ -12,7 +12,7 @@ from lpg_hf.data._upright import upright_box, upright_labels, upright_points, up
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.images import ImageProblem, image_orientation, image_size
-from lpg_hf.label_maps import read_label_map
+from lpg_hf.label_maps import label_map_type, read_label_map
 
 
 # How far a box may reach over the border before it is counted as clipped: rounding by other tools, and ours.
@@ -103,11 +103,32 @@ class Record:
 
         Returns:
             None: there is no class mask, or its file is right as it is.
+
+        Raises:
+            ValueError: the value marks objects of several classes.
         """
         if self.mask_path is None or (object_value is None and self.mask_orientation == 1):
             return None
         labels = read_label_map(self.mask_path, object_value=object_value)
+        labels = labels if object_value is None else self.with_its_class(labels)
         return labels if self.mask_orientation == 1 else upright_labels(labels, self.mask_orientation)
+
+    def with_its_class(self, objects: np.ndarray) -> np.ndarray:
+        """(H, W) labels of an image whose objects are of one class, from where the objects are ((H, W) uint8, 0 or 1).
+
+        Without an object the class is not known: such pixels are ignored.
+
+        Raises:
+            ValueError: the objects are of several classes.
+        """
+        labels = {item.category + 1 for item in self.objects if item.category != NO_CLASS}
+        if len(labels) > 1:
+            raise ValueError(
+                f"one value of its mask marks all objects of {self.file_name} (--object-value), but they are of "
+                f"{len(labels)} classes. Make a class mask with their labels"
+            )
+        map_type, ignored = label_map_type(max(labels, default=0))
+        return objects.astype(map_type) * map_type(labels.pop() if labels else ignored)
 
     @property
     def has_image(self) -> bool:

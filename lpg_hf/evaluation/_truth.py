@@ -97,6 +97,7 @@ class _FolderTruth:
         """See `Truth.of`."""
         path = self._path(record.file_name)
         label_map = read_label_map(path, object_value=self.object_value)
+        label_map = label_map if self.object_value is None else record.with_its_class(label_map)
         if record.mask_orientation > 1:  # With `stored_frame` they lie as the annotations do.
             label_map = upright_labels(label_map, record.mask_orientation)
         if label_map.shape != (record.height, record.width):

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lpg_hf._files import atomic_file, write_atomically, write_json
+from lpg_hf._files import atomic_file, walk_files, write_atomically, write_json
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import PROBLEMS, Report
@@ -58,7 +58,7 @@ class ComparedData:
             masks; None: the masks of the annotations themselves (VOC: of the folder SegmentationClass).
         format: see `open_source`.
         options: how the annotations and a COCO json of the truth are read.
-        object_value: of a folder of label maps: the value that marks the object of the only class.
+        object_value: of a folder of label maps: the value that marks the objects, in each image of one class.
     """
 
     annotations: str
@@ -185,10 +185,12 @@ def compare(
     source, truth = data.open(Report())
     with_truth = [index for index, name in enumerate(source.file_names) if truth.has(name)]
     if not with_truth:
+        jpegs = next(walk_files(data.truth, (".jpg", ".jpeg")), None) if data.truth else None
+        hint = f" A JPEG ({jpegs}) cannot hold labels exactly: make it again as PNG." if jpegs else ""
         raise ValueError(
             f"none of the {len(source)} images of {data.annotations} has ground truth in {data.place}, for example "
             f"{source.file_names[0] if len(source) else '(no image)'}. Label maps have the image's relative "
-            f"path, with .png."
+            f"path, with .png.{hint}"
         )
     indices = evenly(with_truth, limit or len(with_truth))
     if not any(_holds_a_class(source, truth, index) for index in indices):

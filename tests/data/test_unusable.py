@@ -101,6 +101,42 @@ def test_an_image_with_an_object_of_unknown_place_is_left_out_of_masks(request, 
     assert ended("check", root) == 1
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"points": [[40, 20]]},
+        {"shape_type": "polygon", "points": [[40, 20], [52, 34]]},
+        {"shape_type": "circle", "points": [[40, 20]]},
+    ],
+)
+def test_an_image_with_a_labelme_shape_of_too_few_points_is_left_out(tmp_path, shape):
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "b.png", None)
+    write(tmp_path, "a.json", labelme_json())
+    write(tmp_path, "b.json", labelme_json("b.png", [{}, shape]))
+    out = tmp_path / "out"
+    assert ended("masks", tmp_path, "--generator", "box", "--out", out) == 1
+    assert os.listdir(out / "masks") == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme"])
+def test_masks_in_the_folder_of_their_annotations_are_no_annotations(request, tmp_path, kind):
+    root = tmp_path / "labelme"
+    if kind == "labelme":
+        write(root, "a.png", None)
+        write(root, "a.json", labelme_json())
+    else:
+        tree = request.getfixturevalue(f"{kind}_tree")
+        root = (tree.write() if kind == "coco" else tree.root / "x").parent
+    names = sorted(os.listdir(root))
+    for write_ in ("yolo,labelme", "yolo,labelme", "png,coco"):
+        assert ended("masks", root, "--generator", "box", "--out", root / "out", "--write", write_, "--overlay") == 0
+    assert ended("check", root) == 0
+    assert ended("convert-labels", root, tmp_path / "new.json", "--to", "coco") == 0
+    assert len(json.loads((tmp_path / "new.json").read_text())["images"]) == 1
+    assert sorted(os.listdir(root)) == sorted([*names, "out"])
+
+
 @pytest.mark.parametrize("target", ["coco", "voc", "yolo"])
 @pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme"])
 def test_an_image_with_an_object_of_unknown_place_is_left_out_of_conversions(request, tmp_path, kind, target):
@@ -243,6 +279,26 @@ def test_class_masks_of_0_and_255_are_refused_and_read_with_the_object_value(voc
     assert (np.asarray(Image.open(tmp_path / "made_voc" / "SegmentationClass" / "a.png")) == expected).all()
 
 
+def test_the_object_value_becomes_the_class_of_the_objects_of_its_image(voc_tree, tmp_path, capsys):
+    binary_masks(voc_tree)
+    (voc_tree.root / "classes.txt").write_text("background\nother\nthing\n")
+    scores = tmp_path / "x.json"
+    arguments = ["compare", voc_tree.root, "--generators", "box", "--object-value", 255, "--json", scores]
+    assert ended(*arguments) == 0
+    assert json.loads(scores.read_text())["rows"][0]["scores"]["mean_box_iou"] == 1.0
+    rows = load_boxes("voc", root=voc_tree.root, masks=True, object_value=255)
+    assert set(np.unique(label_map(rows[0]))) == {0, 2}
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[]))
+    rows = load_boxes("voc", root=voc_tree.root, masks=True, object_value=255, keep_empty=True)
+    assert set(np.unique(label_map(rows[1]))) == {0, 255}  # of which class is not known
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[voc_tree.object(), voc_object("other", (41, 21, 52, 34))]))
+    with pytest.raises(ValueError, match="b.png .*but they are of 2 classes"):
+        load_boxes("voc", root=voc_tree.root, masks=True, object_value=255)
+    out = tmp_path / "converted"
+    assert ended("convert-labels", voc_tree.root, out, "--to", "coco", "--object-value", 255) == 2
+    assert "they are of 2 classes" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_class_mask_with_another_single_value_names_the_remedy(voc_tree):
     binary_masks(voc_tree, 128)
     with pytest.raises(ValueError, match="holds the value 128.*--object-value 128"):
@@ -295,6 +351,8 @@ def test_label_maps_as_jpeg_are_refused_as_such(voc_tree, tmp_path, capsys):
     with pytest.raises(ValueError, match="as JPEG.*cannot hold labels exactly"):
         load_boxes("voc", root=voc_tree.root, masks=True)
     assert ended("eval", folder, folder) == 2 and "JPEG" in capsys.readouterr().err
+    assert ended("compare", voc_tree.root, "--truth", folder, "--generators", "box") == 2
+    assert "A JPEG (a.jpg) cannot hold labels exactly" in capsys.readouterr().err
     for path in folder.glob("*.jpg"):  # Some tools keep the suffix, others do not.
         path.rename(path.with_suffix(".png"))
     with pytest.raises(ValueError, match="is a JPEG, which cannot hold labels exactly"):

@@ -38,6 +38,8 @@ from lpg_hf.images import ImageProblem, open_image
 
 # Of LabelMe, whose files have these keys.
 _WRITTEN_VERSION = "5.4.1"
+# Shapes with an area.
+_KINDS = ("rectangle", "polygon", "circle", "mask", "rotation", "quadrilateral")
 
 
 def looks_like(path: str) -> bool:
@@ -128,7 +130,8 @@ def _read_shape(shape: object, place: str, size: tuple[int, int] | None, image: 
     elif kind == "polygon" and len(pairs) >= 3:
         made.outlines = [outline]
     else:
-        image.lose("unsupported_shape", f"{place} is a {kind} of {len(pairs)} points", made.name, extent([outline]))
+        region = None if kind in _KINDS else extent([outline])  # Of too few points, the place is not known.
+        image.lose("unsupported_shape", f"{place} is a {kind} of {len(pairs)} points", made.name, region)
         return None
     return made
 
