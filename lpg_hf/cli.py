@@ -493,7 +493,7 @@ def check(
         num_workers=num_workers,
         progress=sys.stderr.isatty(),
     )
-    typer.echo(checked.summary())
+    typer.echo(_with_option_names(checked.summary(), "check"))
     if json_file is not None:
         checked.report.save(json_file)
     raise typer.Exit(0 if checked.passed else 1)
@@ -895,14 +895,16 @@ def _with_option_names(message: str, command: str = "") -> str:
     """A message of the library in the names of the command line: max_pixels=9 becomes --max-pixels 9."""
     group = typer.main.get_command(app)
     chosen = getattr(group, "commands", {}).get(command)
-    options = {item.name: item for item in getattr(chosen, "params", ()) if item.param_type_name == "option"}
+    parameters = {item.name: item for item in getattr(chosen, "params", ())}
 
     def replaced(found: re.Match) -> str:
-        option, value = options.get(found["name"]), found["value"]
+        option, value = parameters.get(found["name"]), found["value"]
         if option is None or (value is None and "_" not in found["name"]):
             return found[0]  # A word such as "split" may be just a word.
+        if option.param_type_name == "argument":
+            return found["name"].upper() if value == "..." else found[0]
         name = option.opts[0]
-        if value is None:
+        if value in (None, "...", "[...]"):
             return name
         if value == "None":
             return f"no {name}"
@@ -910,8 +912,9 @@ def _with_option_names(message: str, command: str = "") -> str:
             return name if value == "True" else next(iter(option.secondary_opts), f"no {name}")
         return f"{name} {value.strip(chr(39))}"
 
-    value = r"=(?P<value>'[^']*'|-?\w+(?:\.\w+)*)"
-    return re.sub(rf"(?<![\w./-])(?P<name>[a-z_]+)(?:{value})?(?![\w/])( \(--[a-z-]+\))?", replaced, message)
+    value = r"=(?P<value>'[^']*'|\.\.\.|\[\.\.\.\]|-?\w+(?:\.\w+)*)"
+    same = r"( \(--[a-z-]+(?: [^\s()]+)?\))?"  # the option, which the message names for readers of both
+    return re.sub(rf"(?<![\w./-])(?P<name>[a-z_]+)(?:{value})?(?![\w/]){same}", replaced, message)
 
 
 def main(arguments: list[str] | None = None) -> None:

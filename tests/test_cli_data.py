@@ -204,6 +204,25 @@ def test_messages_use_the_names_of_the_command_line(data, tmp_path, capsys, argu
     assert code == 2 and text in err and "=" not in err and "(--" not in err, err
 
 
+def test_messages_name_an_option_whose_value_is_left_open(tmp_path, capsys):
+    root = tmp_path / "voc"
+    for folder in ("Annotations", "SegmentationClass", "labels"):
+        (root / folder).mkdir(parents=True)
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+    text = f"<annotation><filename>a.png</filename><object><name>cat</name>{box}</object></annotation>"
+    (root / "Annotations" / "a.xml").write_text(text)
+    for path in (root / "a.png", root / "Annotations" / "a.png", root / "SegmentationClass" / "a.png"):
+        Image.new("L", (60, 40)).save(path)
+    masks = ["masks", root, "--out", tmp_path / "out"]
+    code, _, err = run(capsys, *masks, "--format", "coco")
+    assert code == 2 and "Pass ANNOTATIONS" in err and "=" not in err, err
+    (root / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    code, _, err = run(capsys, *masks)
+    assert code == 2 and "Choose one with --format (--format voc or --format yolo)" in err, err
+    code, out, _ = run(capsys, "check", root, "--masks", "--format", "voc")
+    assert code == 1 and "say so: --object-value 255\n" in out, out
+
+
 @pytest.mark.parametrize(
     "error, line",
     [
