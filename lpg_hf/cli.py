@@ -594,7 +594,7 @@ def _export_data(
 ) -> None:
     """Write annotations as Parquet files with a card, which `load_dataset` reads without this package.
 
-    Exit status: 0 success; 1 images or objects were skipped; 2 nothing was written.
+    Exit status: 0 success; 1 images, objects or masks were skipped; 2 nothing was written.
 
     Example: `lpg-hf export-data voc_boxes --format voc --root VOC2012 --split train --split val --masks`
     """
@@ -610,7 +610,7 @@ def _export_data(
     num_rows = write_dataset(out, export, options, num_proc=num_workers, report=report)
     typer.echo(report.summary())
     typer.echo(f"wrote {num_rows} rows to {out}")
-    raise typer.Exit(1 if report.is_incomplete else 0)
+    raise typer.Exit(1 if report.is_incomplete or report.lost_masks else 0)
 
 
 @app.command("push-data")
@@ -660,7 +660,7 @@ def push_data(
     typer.echo(report.summary())
     done = "would hold" if dry_run else f"{(pushed.commit or '')[:7]} {'pushed' if pushed.is_new else 'unchanged'}:"
     typer.echo(f"{repo_id} {done} {', '.join(f'{name} ({size})' for name, size in pushed.files.items())}")
-    raise typer.Exit(1 if report.is_incomplete else 0)
+    raise typer.Exit(1 if report.is_incomplete or report.lost_masks else 0)
 
 
 @app.command("prepare-data")

@@ -244,6 +244,11 @@ class Report:
         """Whether an image was skipped, or an object of one that is used."""
         return any(PROBLEMS[kind].outcome in _LOSSES for kind in self.counts.keys() - EXPECTED)
 
+    @property
+    def lost_masks(self) -> int:
+        """How many masks could not be used; their boxes are."""
+        return self.counts.get("invalid_mask", 0) + self.counts.get("invalid_class_mask", 0)
+
     def reasons(self) -> list[str]:
         """The images and objects that were skipped, each with the reason."""
         kinds = [kind for kind in self.counts if PROBLEMS[kind].outcome in _LOSSES]

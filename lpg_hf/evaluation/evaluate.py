@@ -269,7 +269,8 @@ def _evaluate_label_maps(
     """mIoU over label maps (PNG) with the same relative path in two folders.
 
     Raises:
-        ValueError: a folder without label maps, no path in both, or ground truth without a pixel of any class.
+        ValueError: a folder without label maps, no pair that can be compared, or ground truth without a pixel of any
+            class.
     """
     classes = options.classes
     predicted, true = _label_map_names(prediction), _label_map_names(truth)
@@ -295,8 +296,10 @@ def _evaluate_label_maps(
         num_scored += 1
         num_void += counted[1] > 0
         pairs.add(counted[0])
+    if not num_scored:
+        raise ValueError(f"none of the {len(both)} pairs of label maps can be compared, such as {bad[0]}")
     predicted_labels, true_labels = pairs.labels
-    if num_scored and not true_labels - {0}:
+    if not true_labels - {0}:
         raise ValueError(no_class_message(f"the ground truth {truth}"))
     if options.object_value is not None and num_void and not predicted_labels - {0}:
         both_sides = replace(options, of_prediction=options.object_value)

@@ -69,12 +69,18 @@ def segment(job: SegmentJob) -> list[str]:
     Raises:
         FileNotFoundError: no images, or no such model.
         ValueError: the folder was written with another model or other options; scales for a model that resizes;
-            another process writes there.
+            another process writes there; no image can be used.
         ImportError: the dense CRF is not installed.
     """
     folder, names = _listed(job)
-    with locked_folder(Path(fs_path(job.out))):
-        return _write_label_maps(job, folder, names)
+    out = Path(fs_path(job.out))
+    with locked_folder(out):
+        bad = _write_label_maps(job, folder, names)
+        if len(bad) == len(names):  # What was written must not refuse the corrected command.
+            (out / "classes.txt").unlink()
+            (out / "settings.json").unlink()
+            raise ValueError(f"none of the {len(names)} images of {job.images} can be used, such as {bad[0]}")
+        return bad
 
 
 def _write_label_maps(job: SegmentJob, folder: str, names: list[str]) -> list[str]:

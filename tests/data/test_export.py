@@ -204,6 +204,14 @@ def test_images_without_objects_or_labels_are_told(voc_tree, yolo_tree, tmp_path
         assert not end.value.code and kind in told and told.startswith("1 images, 1 objects, 1 classes")
 
 
+def test_a_mask_that_cannot_be_used_is_a_loss_where_masks_are_written(run, coco_tree, tmp_path):
+    coco_tree.content["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    arguments = ["--format", "coco", "--annotations", coco_tree.write(), "--images", coco_tree.images]
+    assert run(tmp_path / "boxes", *arguments).exit_code == 0
+    result = run(tmp_path / "masks", *arguments, "--masks")
+    assert result.exit_code == 1 and "invalid_mask: 1" in result.output
+
+
 def test_yolo_data_are_exported_too(run, yolo_tree, tmp_path):
     result = run(tmp_path / "out", "--format", "yolo", "--root", yolo_tree.root, "--embed-images")
     assert result.exit_code == 0, result.output

@@ -143,9 +143,17 @@ def test_a_map_with_too_many_pixels_is_named_and_the_others_scored(folders):
 
 def test_labels_outside_the_class_list_are_bad(folders):
     random_maps(folders, count=2)
+    for folder in folders:
+        write_label_map(folder / "good.png", np.tile(np.uint8([0, 1, 2]), (4, 2)))
     result = evaluate(*folders, classes=["a", "b"])
     assert len(result.bad) == 2 and "holds the label 3, but there are 2 classes" in result.bad[0]
-    assert result.scores == {"mean_iou": None, "foreground_mean_iou": None} and result.num_scored == 0
+    assert result.num_scored == 1 and result.scores["mean_iou"] == 1
+
+
+def test_label_maps_of_which_none_can_be_used_are_refused(folders):
+    random_maps(folders, count=2)
+    with pytest.raises(ValueError, match="none of the 2 pairs of label maps can be compared, such as .*label 3"):
+        evaluate(*folders, classes=["a", "b"])
 
 
 def test_a_class_file_is_read(folders, tmp_path):

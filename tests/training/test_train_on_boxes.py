@@ -166,6 +166,14 @@ def test_an_image_one_pixel_high_or_wide_stops_nothing(trained, tmp_path, monkey
     assert [path.name for path in (tmp_path / "other" / "masks").iterdir()] == ["usual.png"]
 
 
+def test_a_folder_of_which_no_image_can_be_used_leaves_no_output(trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="none of the 1 images .* can be used, such as a.png"):
+        segment(SegmentJob(str(trained[0]), tmp_path / "images", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_segment_reads_the_bands_that_are_asked_for(trained, tmp_path):
     values = np.random.default_rng(0).integers(0, 2000, (40, 60, 5)).astype(np.uint16)
     (tmp_path / "images").mkdir()
