@@ -175,6 +175,7 @@ def assert_equal(found: Path, wanted: dict) -> None:
     assert all(torch.equal(outputs[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_stages_load_by_their_ids_and_cards_run_as_written_also_offline(hub: HubServer, wanted: dict, tmp_path: Path):
     Image.new("RGB", (150, 160), "red").save(tmp_path / "image.jpg")
     home, out = tmp_path / "home", tmp_path / "out.pt"

@@ -333,6 +333,7 @@ def test_a_batch_norm_over_one_pooled_image_is_an_error_that_names_the_setting(a
         trained_segmenter(accelerator, alone, tmp_path / "a", num_steps=1)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_and_end_cleanly(values, tmp_path):
     """Shares of 4 and 3 images, and 2 and 1; batch norms over all of them; weights without a wrapper's prefix."""
     tiny = values | LARGEFOV | {"run.num_stages": 1, "segmenter.steps": 3, "lpg.steps": 3, "segmenter.batch_size": 3}
