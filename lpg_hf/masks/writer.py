@@ -77,6 +77,8 @@ logger = logging.getLogger(__name__)
 
 # Settings that say what is made of the masks, so that another run may add to them.
 _OF_OUTPUTS = ("write", "overlay", "tighten_boxes", "with_images", "simplify")
+# Outputs that show the label map.
+_OF_LABEL_MAP = {"png", "overlay", "geotiff"}
 # The files of an output that cover all images.
 _JOINED_FILES = {
     "coco": ("instances.json",),
@@ -345,7 +347,7 @@ def _with_outputs_of(before: dict, asked: dict, settings: MaskSettings, out: Pat
     for name in ("overlay", "tighten_boxes"):
         now[name] = bool(before.get(name)) or now[name]
     lacking = _outputs_of(now) - _outputs_of(before)
-    if now["overlap_rule"] == "prob" and not now["exclusive"] and lacking & {"png", "overlay", "geotiff"}:
+    if now["overlap_rule"] == "prob" and not now["exclusive"] and lacking & _OF_LABEL_MAP:
         raise ValueError(
             f"overlap_rule='prob' decides by probabilities, which {out} does not keep, so that no label map can be "
             "added. Choose another folder, or start again with --overwrite."
@@ -489,13 +491,8 @@ class _MaskRun:
             size = (record.height, record.width)
             image = boxed_image(np.zeros((*size, 0), dtype=np.uint8), record, self.settings.grow_boxes)
             label_map = np.zeros(size, dtype=self.map_type)
-            if lacking & {
-                "png",
-                "overlay",
-                "geotiff",
-                "instances-png",
-            }:  # Of instances only where no mask lies is looked at.
-                by_rule = lacking & {"png", "overlay", "geotiff"} and not self.settings.exclusive
+            if lacking & {*_OF_LABEL_MAP, "instances-png"}:  # Of instances only where no mask lies is looked at.
+                by_rule = lacking & _OF_LABEL_MAP and not self.settings.exclusive
                 rule = self.settings.overlap_rule if by_rule else "first"
                 label_map = label_map_of(masks, image.boxes, image.labels, size, rule)
             pixels = self.source.image(record) if lacking & OF_PIXELS else None
