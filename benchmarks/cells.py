@@ -41,7 +41,7 @@ KINDS = {
     "stages": "training/em.py and training/deploy.py",
     "deploy": "training/deploy.py with the stages of another row",
 }
-TABLES = ("stages", "baselines", "supervision", "ablations")
+TABLES = ("deep", "stages", "baselines", "supervision", "ablations")
 _PROTOCOL_KEYS = {"settings", "target", "measure", "prepare"}
 _MEASURE_KEYS = {"annotations", "masks", "images", "split"}
 _SHARED_KEYS = {"label", "seeds", "minutes", "settings", "note"}
@@ -220,7 +220,8 @@ def _within(cell: Cell, path: str) -> bool:
 def _place(path: Path) -> tuple[int, bool, str]:
     """Rows stand in the order of the tables; the row that the others are compared with is the first of its table."""
     table = path.parent.name
-    return TABLES.index(table) if table in TABLES else len(TABLES), path.stem not in ("base", "squeezenet"), path.stem
+    number = TABLES.index(table) if table in TABLES else len(TABLES)
+    return number, path.stem not in ("base", "squeezenet", "weak"), path.stem
 
 
 def _read_protocol(path: Path, common: dict) -> dict:

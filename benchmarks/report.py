@@ -28,7 +28,12 @@ their mean and each of them.
 - The photographs are the subsets behind `LPG_HF_DATA`, scaled to 320 px; `val_mix` is not VOC's val, and no number
   here compares with a published one. Training is far shorter than the paper's; `benchmarks/protocols` says how much.
 """
-DIRECTIONS = {"coco60_voc": "COCO-60 -> VOC", "voc_coco60": "VOC -> COCO-60", "fold0": "fold 0"}
+DIRECTIONS = {
+    "coco60_voc": "COCO-60 -> VOC",
+    "voc_coco60": "VOC -> COCO-60",
+    "fold0": "fold 0",
+    "deep": "COCO-60 -> VOC, longer",
+}
 BASE = "base"
 
 
@@ -96,7 +101,9 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
         found = [line for line in lines if (line.cell.table, line.cell.protocol) == (table, protocol)]
         return [line for line in found if not rows or line.cell.row in rows]
 
+    deep = of("deep", "deep")
     parts = [HEAD]
+    parts += ["## Longer runs\n", DEEP, _stage_table(deep, link, of_full=True), _cost_table(deep)]
     parts += [
         "## II. Stages, encoders, stage-wise against fixed\n",
         f"{DIRECTIONS['coco60_voc']}. Stage 0 is a segmenter trained on filled boxes.\n",
@@ -104,6 +111,8 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
         "## III. Masks of the measured boxes, against generators without training\n",
     ]
     for protocol, direction in DIRECTIONS.items():
+        if not of("baselines", protocol):
+            continue
         trained = [line for line in of("stages", protocol) if line.cell.kind == "stages"]
         parts += [f"### {direction}\n", _box_table(of("baselines", protocol) + trained, link)]
     parts += [
@@ -126,6 +135,10 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     return "\n".join(parts)
 
 
+DEEP = """COCO-60 -> VOC on all 2,877 target photographs: the whole method beside the methods that the paper compares
+it with (`--run.labels`), on the same boxes, segmenter and schedule. A source whose labels never change trains on the
+same ones in all rounds. **masks** of round 0 are the source's first labels, or filled boxes.
+"""
 FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the
 target classes are background there.
 """
@@ -164,12 +177,41 @@ def _stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: boo
             full = _values_with_full_supervision(line, lines, stage) if of_full else []
             if full:
                 cells["of full"] = f"{mean(line.values('segmenter', stage, 'mean_iou')) / mean(full):.3f}"
-            if stage == "0" and line.cell.mode == "weak":  # what stage 0 is trained on
+            if stage == "0" and not cells["masks bg"] and line.cell.mode == "weak":  # what stage 0 is trained on
                 cells["masks fg"] = percent(line.values("box_fill", "foreground_mean_iou"))
                 cells["masks bg"] = percent(line.values("box_fill", "mean_iou"))
             table.append(cells | _ends(line, link, first=stage == stages[0]))
         if not stages:
             table.append({"": line.cell.label} | _ends(line, link))
+    return _markdown(table)
+
+
+def _cost_table(lines: list[Line]) -> str:
+    """What each row was trained with: views and crops, and how fast the target's segmenter went."""
+    table = []
+    for line in lines:
+        if not line.metrics:
+            continue
+        settings, metrics = line.metrics[0]["settings"], line.metrics[0]
+        lpg, segmenter = settings["lpg"], settings["segmenter"]
+        steps = segmenter["target_steps"] or segmenter["steps"]
+        seconds = [
+            stage["seconds"]
+            for name, stage in metrics["training"].items()
+            if name.startswith("target") and name.endswith("segmenter")
+        ]
+        is_bf16 = settings["run"]["mixed_precision"] == "auto" and metrics["hardware"]["native_bf16"]
+        table.append(
+            {
+                "": line.cell.label,
+                "views per E-step": f"{lpg['steps'] * lpg['batch_size']:,}" if line.cell.kind == "stages" else "",
+                "rounds": str(len(seconds)),
+                "steps per round": str(steps),
+                "crops per step": f"{segmenter['batch_size']} of {segmenter['crop_size']} px",
+                "crops / s": f"{len(seconds) * steps * segmenter['batch_size'] / sum(seconds):.1f}",
+                "precision": "bfloat16" if is_bf16 else "float32",
+            }
+        )
     return _markdown(table)
 
 

@@ -24,7 +24,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-ROWS = ("masks", "e_step", "views", "m_step", "start", "boxes", "loading", "index", "processes")
+ROWS = ("masks", "e_step", "views", "compiled", "m_step", "start", "boxes", "loading", "index", "processes")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ LINES = (
     Line("the fastest 3x3 convolution of 256 channels in auto", "convolution GFLOP/s", "GFLOP/s"),
     Line("the same in float32", "convolution float32 GFLOP/s", "GFLOP/s"),
     Line("LPG training's share of the convolution in auto", "views share", "%", "60"),
+    Line("the same training with torch.compile, against without", "compiled training", "x"),
+    Line("the wait for its compiler", "compiled training wait", "s", "", True),
+    Line("its inference with torch.compile, against without", "compiled inference", "x"),
+    Line("the wait for its compiler", "compiled inference wait", "s", "", True),
     Line("segmenter training, MobileNetV2-DeepLabV3+, against a plain loop, auto", "M-step mobilenet", "x", "3"),
     Line("segmenter training, LargeFOV, against a plain loop, auto", "M-step largefov", "x", "3"),
     Line("`lpg-hf masks` with lpg-small on 5 images, start to end", "start masks", "s", "3.5", True),

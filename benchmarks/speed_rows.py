@@ -336,6 +336,41 @@ def views(sizes: Sizes) -> Numbers:
     }
 
 
+def compiled(sizes: Sizes) -> Numbers:
+    """What `torch.compile` gains in LPG training and in inference on box views, and its wait before the first step."""
+    shape = (sizes.views, 3, sizes.view, sizes.view)
+    batch = {"pixel_values": torch.randn(shape), "box_mask": torch.ones(sizes.views, 1, *shape[2:])}
+    labels = torch.randint(0, 2, (sizes.views, *shape[2:]))
+    config, numbers = LPGConfig(backbone="squeezenet", use_class_prob=False), {}
+
+    def training(network: Any) -> Callable[[], None]:
+        optimizer = optim.build_optimizer("adamw", optim.lpg_groups(network, LPGSettings()))
+        return lambda: _step(network, optimizer, batch | {"labels": labels}, steps._lpg_loss, "auto")
+
+    def inference(network: Any) -> Callable[[], None]:
+        def call() -> None:
+            with torch.inference_mode(), _autocast("auto"):
+                network(**batch)
+
+        return call
+
+    for name, use in (("training", training), ("inference", inference)):
+        calls: dict[str, Callable[[], None]] = {}
+        for side in ("plain", "compiled"):
+            torch.manual_seed(0)
+            network: Any = LPGModel(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.train(name == "training")
+            if side == "compiled":
+                network.compile(backend="eager" if sizes.tiny else "inductor")
+            calls[side] = use(network)
+        begun = time.perf_counter()
+        calls["compiled"]()
+        numbers[f"compiled {name} wait"] = time.perf_counter() - begun
+        seconds, _ = _turns(calls, 2 + 2 * sizes.rounds)
+        numbers[f"compiled {name}"] = _ratio(seconds, "plain", "compiled")
+    return numbers
+
+
 def _own_context(model: torch.nn.Module) -> Any:
     """What `steps.train` does to a network that it trains in bfloat16 on a CPU."""
     return steps.depthwise_in_float32(model) if hasattr(steps, "depthwise_in_float32") else nullcontext()
@@ -546,7 +581,7 @@ def processes(sizes: Sizes) -> Numbers:
     return numbers
 
 
-ROWS = {row.__name__: row for row in (masks, e_step, views, m_step, start, boxes, loading, index, processes)}
+ROWS = {row.__name__: row for row in (masks, e_step, views, compiled, m_step, start, boxes, loading, index, processes)}
 
 
 def main() -> None:

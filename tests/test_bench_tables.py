@@ -702,6 +702,40 @@ def test_ablations_show_both_directions_and_the_difference_to_the_base(tmp_path)
     assert change["VOC -> COCO-60: fg"] == "" and "not run" in change["runs"] and change["note"] == "taken"
 
 
+def test_longer_runs_show_the_first_labels_of_each_method_and_what_it_took(tmp_path):
+    rows = {
+        "deep/weak": {"kind": "stages"},
+        "deep/sdi": {"kind": "deploy", "settings": {"run": {"labels": "sdi-box"}}},
+    }
+    cells = define(tmp_path, rows, ("deep",))
+    settings = {"run": {"mixed_precision": "auto"}, "lpg": {"steps": 30, "batch_size": 4}}
+    settings["segmenter"] = {"steps": 9, "target_steps": 50, "batch_size": 8, "crop_size": 65}
+    for cell in cells:
+        masks = {"0": maps(0.6, 0.65)} if cell.row == "sdi" else {"1": maps(0.7, 0.75)}
+        finish(
+            tmp_path / "bench",
+            cell,
+            box_fill=maps(0.5, 0.55),
+            pseudo_masks=masks,
+            segmenter={"0": maps(0.2, 0.25), "1": maps(0.3, 0.35)},
+            settings=settings,
+            hardware={"native_bf16": cell.row == "sdi"},
+            training={f"target/stage{i}/segmenter": {"seconds": 20.0} for i in (0, 1)} | {"aux": {"seconds": 1}},
+        )
+    lines = table_rows(render(cells, tmp_path / "bench", tmp_path).split("## Longer runs")[1].split("## II")[0])
+    scores = [(line[""], line["stage"], line["masks bg"]) for line in lines[:4]]
+    assert scores == [
+        ("deep/weak", "0", "55.0"),
+        ("deep/weak", "1", "75.0"),
+        ("deep/sdi", "0", "65.0"),
+        ("deep/sdi", "1", ""),
+    ]
+    weak, sdi = lines[4:]
+    assert weak["views per E-step"] == "120" and sdi["views per E-step"] == ""
+    assert (sdi["rounds"], sdi["steps per round"], sdi["crops / s"]) == ("2", "50", "20.0")
+    assert (weak["precision"], sdi["precision"], sdi["crops per step"]) == ("float32", "bfloat16", "8 of 65 px")
+
+
 @pytest.mark.parametrize(
     "minutes, text", [(7, "about 7 minutes"), (119, "about 119 minutes"), (210, "about 3.5 hours")]
 )
