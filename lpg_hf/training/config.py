@@ -73,7 +73,7 @@ class RunSettings:
         _choose(self, mode=("weak", "semi", "full"), overlap_rule=OVERLAP_RULES)
         _at_least(self, 1, "num_threads", "inference_batch_size", "checkpoint_every", "log_every")
         _at_least(self, 0, "seed", "num_workers")
-        _at_least(self, 1 if self.labels == "lpg" else 0, "num_stages")
+        _at_least(self, 1 if self.labels == "lpg" and self.mode != "full" else 0, "num_stages")
         if self.labels != "lpg":
             check_label_source(self.labels)
         if not self.dir.strip():

@@ -449,6 +449,7 @@ def test_a_label_map_that_does_not_fit_is_named_and_not_kept(values, rows, tmp_p
 
 def test_a_number_of_stages_below_one_is_for_sources(settings):
     assert changed(settings, {"run.labels": "bbox-rect", "run.num_stages": 0}).run.num_stages == 0
+    assert changed(settings, {"run.mode": "full", "run.num_stages": 0}).run.num_stages == 0
     with pytest.raises(ValueError, match="run.num_stages=0 must be at least 1"):
         changed(settings, {"run.num_stages": 0})
     with pytest.raises(ValueError, match="run.labels='sdi' is unknown"):
