@@ -56,6 +56,10 @@ LINES = (
     Line("the fastest 3x3 convolution of 256 channels in auto", "convolution GFLOP/s", "GFLOP/s"),
     Line("the same in float32", "convolution float32 GFLOP/s", "GFLOP/s"),
     Line("LPG training's share of the convolution in auto", "views share", "%", "60"),
+    *(
+        Line(f"{part} in its time", f"views {part}", "%")
+        for part in ("convolutions", "copies", "norms", "pooling and upsampling", "optimizer")
+    ),
     Line("the same training with torch.compile, against without", "compiled training", "x"),
     Line("the wait for its compiler", "compiled training wait", "s", "", True),
     Line("its inference with torch.compile, against without", "compiled inference", "x"),
@@ -150,7 +154,7 @@ def _shown(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit == "%":
-        return f"{100 * value:.2f}" if value > 0.99 else f"{100 * value:.0f}"
+        return f"{100 * value:.2f}" if value > 0.99 else f"{100 * value:.0f}" if value > 0.1 else f"{100 * value:.1f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

@@ -327,13 +327,36 @@ def views(sizes: Sizes) -> Numbers:
     rate = training / statistics.median(seconds["step"]) / 1e9
     rates = {name: operations / statistics.median(seconds[name]) / 1e9 for name, operations in convolved.items()}
     fastest = max(rates.values())
-    return {
+    return _shares(compared["step"]) | {
         "views a second": sizes.views / statistics.median(seconds["step"]),
         "views GFLOP/s": rate,
         "convolution GFLOP/s": fastest,
         "convolution float32 GFLOP/s": max(value for name, value in rates.items() if name.endswith("float32")),
         "views share": rate / fastest,
     }
+
+
+# What a training step spends its time on: name -> operations of torch, by what their names begin with.
+_PARTS = {
+    "convolutions": ("aten::convolution_backward", "aten::mkldnn_convolution"),
+    "copies": ("aten::copy_", "aten::cat"),
+    "norms": ("aten::native_batch_norm",),
+    "pooling and upsampling": ("aten::max_pool2d", "aten::avg_pool2d", "aten::upsample"),
+    "optimizer": ("Optimizer.step",),
+}
+
+
+def _shares(step: Callable[[], Any]) -> Numbers:
+    """Shares of each of `_PARTS` of a step's time; the optimizer's has what it calls in it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        step()
+    events = profiled.key_averages()
+    whole, numbers = sum(event.self_cpu_time_total for event in events), {}
+    for part, names in _PARTS.items():
+        found = [event for event in events if event.key.startswith(names)]
+        times = [e.cpu_time_total if part == "optimizer" else e.self_cpu_time_total for e in found]
+        numbers[f"views {part}"] = sum(times) / whole
+    return numbers
 
 
 def compiled(sizes: Sizes) -> Numbers:
