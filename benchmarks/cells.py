@@ -41,7 +41,7 @@ KINDS = {
     "stages": "training/em.py and training/deploy.py",
     "deploy": "training/deploy.py with the stages of another row",
 }
-TABLES = ("deep", "stages", "baselines", "supervision", "ablations")
+TABLES = ("deep", "deep_lpg", "stages", "baselines", "supervision", "ablations")
 _PROTOCOL_KEYS = {"settings", "target", "measure", "prepare"}
 _MEASURE_KEYS = {"annotations", "masks", "images", "split"}
 _SHARED_KEYS = {"label", "seeds", "minutes", "settings", "note"}

@@ -46,7 +46,8 @@ class Result:
         fraction: share of the auxiliary images.
         seed: of the run.
         steps: of the segmenter in a round.
-        masks, segmenter: stage -> mIoU in [0, 1].
+        masks, segmenter: stage -> mIoU in [0, 1]; empty where a generator alone was trained.
+        boxes: the same of the masks of measured boxes; empty where a cell of the bench does not measure them.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Result:
     steps: int
     masks: dict[int, float]
     segmenter: dict[int, float]
+    boxes: dict[int, float]
 
     @property
     def is_method(self) -> bool:
@@ -66,18 +68,20 @@ class Result:
 
 
 def read_result(path: Path) -> Result | None:
-    """The result in a metrics.json; None if it measured no segmenter (a cell of another kind, a stage's own)."""
+    """The result in a metrics.json; None if it measured no stages (a cell of baselines, a stage's own)."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
     if "segmenter_miou" in metrics and "pseudo_mask_miou" in metrics:
-        masks, segmenter = metrics["pseudo_mask_miou"], metrics["segmenter_miou"]
-    elif isinstance(metrics.get("segmenter"), dict) and "configuration" in metrics:
-        masks, segmenter = (
-            {k: v["mean_iou"] for k, v in metrics.get(n, {}).items()} for n in ("pseudo_masks", "segmenter")
-        )
+        groups = [metrics["pseudo_mask_miou"], metrics["segmenter_miou"], {}]
+    elif metrics.get("kind", "deploy") != "baseline" and "configuration" in metrics:
+        groups = [
+            {stage: scores["mean_iou"] for stage, scores in metrics.get(name, {}).items()}
+            for name in ("pseudo_masks", "segmenter", "boxes")
+        ]
     else:
         return None
     settings = with_sections({"settings": metrics["settings"]})["settings"]
     run, network = settings["run"], settings["segmenter"]
+    masks, segmenter, boxes = ({int(k): v for k, v in group.items() if k.isdecimal()} for group in groups)
     return Result(
         path,
         run.get("mode", "weak"),
@@ -86,8 +90,9 @@ def read_result(path: Path) -> Result | None:
         run.get("aux_fraction", 1.0),
         run.get("seed", 0),
         network.get("target_steps") or network["steps"],
-        {int(stage): value for stage, value in masks.items()},
-        {int(stage): value for stage, value in segmenter.items()},
+        masks,
+        segmenter,
+        boxes,
     )
 
 
@@ -100,7 +105,7 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
     files = [file for path in paths for file in (sorted(path.rglob("metrics.json")) if path.is_dir() else [path])]
     results = [result for result in map(read_result, files) if result is not None]
     if not results:
-        raise ValueError(f"none of {len(files)} metrics.json files has the scores of segmenters by stage.")
+        raise ValueError(f"none of {len(files)} metrics.json files has scores by stage.")
     seen: dict[tuple, Path] = {}
     for one in results:
         key = (one.mode, one.labels, one.fixed, one.fraction, one.seed)
@@ -123,6 +128,10 @@ def curves_of(results: list[Result]) -> dict[str, dict[str, Curve]]:
             figures[figure].setdefault(name, {}).setdefault(x, []).append(100 * value)
 
     for one in results:
+        if one.labels == "lpg" and one.mode == "weak" and not one.fixed and 1 in one.boxes:
+            add("aux_share", "masks of measured boxes, stage 1", {100 * one.fraction: one.boxes[1]})
+        if not one.segmenter:
+            continue
         last_masks, last = max(one.masks, default=None), max(one.segmenter)
         if one.is_method or (one.fixed and one.mode == "weak" and one.fraction == 1):
             of = "fixed LPG" if one.fixed else "stage-wise"
@@ -140,8 +149,7 @@ def curves_of(results: list[Result]) -> dict[str, dict[str, Curve]]:
             add("aux_share", "segmenter", {100 * one.fraction: one.segmenter[last]})
             if last_masks is not None:
                 add("aux_share", "pseudo masks", {100 * one.fraction: one.masks[last_masks]})
-    if all(len(curve) < 2 for curve in figures["aux_share"].values()):
-        figures["aux_share"] = {}
+    figures["aux_share"] = {name: curve for name, curve in figures["aux_share"].items() if len(curve) > 1}
     return {figure: curves for figure, curves in figures.items() if curves}
 
 

@@ -104,6 +104,7 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     deep = of("deep", "deep")
     parts = [HEAD]
     parts += ["## Longer runs\n", DEEP, _stage_table(deep, link, of_full=True), _cost_table(deep)]
+    parts += ["### One generator, as long as a stage\n", _stage_table(of("deep_lpg", "deep"), link)]
     parts += [
         "## II. Stages, encoders, stage-wise against fixed\n",
         f"{DIRECTIONS['coco60_voc']}. Stage 0 is a segmenter trained on filled boxes.\n",

@@ -88,7 +88,7 @@ def test_two_runs_that_a_figure_cannot_tell_apart_are_refused(runs):
 
 def test_folders_without_scores_are_refused(tmp_path):
     (tmp_path / "metrics.json").write_text('{"kind": "lpg"}')
-    with pytest.raises(ValueError, match="none of 1 metrics.json files has the scores"):
+    with pytest.raises(ValueError, match="none of 1 metrics.json files has scores by stage"):
         claims.read_results([tmp_path])
 
 
@@ -99,3 +99,17 @@ def test_a_share_alone_is_no_figure_and_older_cells_are_read(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(cell))
     figures = claims.curves_of(claims.read_results([tmp_path / "metrics.json"]))
     assert set(figures) == {"stages", "steps", "methods"} and list(figures["steps"]["boxes"]) == [20, 40]
+
+
+def test_generators_of_a_share_stand_beside_the_first_stage_of_all_images(tmp_path):
+    boxes = {"1": {"mean_iou": 0.7}, "1 without segmenter": {"mean_iou": 0.1}}
+    segmenter = {"segmenter": {"0": {"mean_iou": 0.3}}, "pseudo_masks": {}}
+    for name, fraction, more in (("all", 1.0, segmenter), ("third", 0.3, {})):
+        cell = {"kind": "generator", "configuration": {}, "boxes": boxes} | more
+        cell["settings"] = {"run": {"aux_fraction": fraction}, "segmenter": {"steps": 20}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(cell))
+    baseline = {"kind": "baseline", "configuration": {}, "boxes": {"grabcut": {"mean_iou": 0.5}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(baseline))
+    (curve,) = claims.curves_of(claims.read_results([tmp_path]))["aux_share"].items()
+    assert curve == ("masks of measured boxes, stage 1", {100: [70.0], 30: [70.0]})
