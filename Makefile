@@ -19,6 +19,9 @@ DATA ?= $(LPG_HF_DATA)
 DOMAINS ?= runs/domains
 DOMAINS_ARGS ?=
 SPEED_ARGS ?=
+# Of `make lpg-base`: what `benchmarks/lpg_small.py data --archive` wrote, and further settings of the training.
+ARCHIVE ?= lpg_base.tar
+LPG_BASE_ARGS ?=
 GPU_ARGS ?=
 DEMO_CONFIG ?= training/configs/quickstart.yaml
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -28,8 +31,8 @@ LAUNCH ?= $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 STAMP := $(VENV)/.installed
 SOURCES := lpg_hf training tests $(wildcard benchmarks examples)
 
-.PHONY: install demo bench bench-domains bench-speed gpu-check test test-slow test-floors crash fuzz test-peer test-consumers quality \
-	style clean
+.PHONY: install demo bench bench-domains bench-speed lpg-base gpu-check test test-slow test-floors crash fuzz test-peer \
+	test-consumers quality style clean
 
 install: $(STAMP)
 
@@ -58,6 +61,16 @@ bench: $(STAMP)
 # make bench-domains DATA=/photographs DOMAINS_ARGS="--limit 30"
 bench-domains: $(STAMP)
 	$(PY) benchmarks/domains.py --data $(DATA) --out $(DOMAINS) $(DOMAINS_ARGS)
+
+# lpg-base from an archive of its data, on a GPU if there is one; 12 hours on a CPU core. The same command goes on where it was stopped.
+# make lpg-base ARCHIVE=lpg_base.tar LPG_BASE_ARGS="--run.num_workers 8"
+LPG_BASE_DATA := runs/lpg_base_data
+lpg-base: $(STAMP) $(LPG_BASE_DATA)
+	$(LAUNCH) training/em.py --config training/configs/lpg_base.yaml --aux.annotations $(LPG_BASE_DATA)/boxes.json \
+		--aux.images $(LPG_BASE_DATA) $(LPG_BASE_ARGS)
+
+$(LPG_BASE_DATA):
+	mkdir -p $@.part && tar -xf $(ARCHIVE) -C $@.part && mv $@.part $@
 
 # results/SPEED.md: some minutes; make bench-speed SPEED_ARGS="--against ../before" compares with another checkout.
 bench-speed: $(STAMP)

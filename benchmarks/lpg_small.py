@@ -21,8 +21,12 @@ into one COCO file. A VOC object's mask is its class inside its box; void pixels
 the image, which training leaves out. `--more` adds the folders of `MORE`. Photographs that are also in a part that is
 measured on are skipped and reported: those with the same COCO id, or with nearly the same 16 x 16 grey values.
 
-The twins on the card have not seen the classes that they are measured on: stage 3 of the bench, without a segmenter
-(`python benchmarks/tables.py run stages/squeezenet`), whose views have 128 pixels.
+The twins on the card of lpg-small have not seen the classes that they are measured on: stage 3 of the bench, without a
+segmenter (`python benchmarks/tables.py run stages/squeezenet`), whose views have 128 pixels. `--unseen voc` and
+`--unseen coco60` leave out the objects of VOC's classes, or of COCO's others, for twins trained as their model.
+
+`--archive FILE.tar` also packs the joined file and its photographs, for a machine that has neither: there,
+`make lpg-base ARCHIVE=FILE.tar` trains lpg-base, and goes on where it was stopped.
 """
 
 import argparse
@@ -31,6 +35,7 @@ import json
 import math
 import re
 import sys
+import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +128,33 @@ def joined(root: Path, more: tuple[Folder, ...] = ()) -> dict:
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [item for item in content["annotations"] if item["image_id"] in kept]
     return content
+
+
+def without(content: dict, unseen: str) -> dict:
+    """The content without the objects of some classes, crowd regions included, and without images that have no others.
+
+    Args:
+        unseen: "voc": VOC's 20 classes; "coco60": the 60 of COCO outside VOC.
+    """
+    voc = {COCO_NAME_OF_VOC.get(name) or name for name in VOC_CLASSES}
+    names = voc if unseen == "voc" else {name for _, name in COCO_CLASSES} - voc
+    ids = {category["id"] for category in content["categories"] if category["name"] in names}
+    annotations = [item for item in content["annotations"] if item["category_id"] not in ids]
+    used = {item["image_id"] for item in annotations if not item["iscrowd"]}
+    return {
+        "images": [image for image in content["images"] if image["id"] in used],
+        "annotations": [item for item in annotations if item["image_id"] in used],
+        "categories": [category for category in content["categories"] if category["id"] not in ids],
+    }
+
+
+def write_archive(path: Path, content: dict, root: Path) -> None:
+    """A tar file with `boxes.json` and the photographs under the names that it has for them, each once."""
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(path, "w") as archive:
+        (Path(folder) / "boxes.json").write_text(json.dumps(content), encoding="utf-8")
+        archive.add(Path(folder) / "boxes.json", "boxes.json")
+        for name in sorted({image["file_name"] for image in content["images"]}):
+            archive.add(root / name, name)
 
 
 def _add(content: dict, root: Path, folder: Folder) -> None:
@@ -311,6 +343,8 @@ def main() -> None:
     data.add_argument("root", type=Path, help="folder with coco/, voc/, domains/ and, for --more, more/")
     data.add_argument("out", type=Path, help="the new json file")
     data.add_argument("--more", action="store_true", help="all that lpg-base is trained on")
+    data.add_argument("--unseen", choices=("voc", "coco60"), help="leave out the objects of these classes")
+    data.add_argument("--archive", type=Path, metavar="FILE.tar", help="pack the file and its photographs too")
     pack = commands.add_parser("bundle", help="write the folder in the package")
     pack.add_argument("stage", type=Path)
     pack.add_argument("--measured", action="append", default=[], metavar="NAME=FILE")
@@ -325,8 +359,13 @@ def main() -> None:
     pick.add_argument("--limit", type=int, default=60, help="photographs of each set")
     arguments = parser.parse_args()
     if arguments.command == "data":
+        content = joined(arguments.root, MORE if arguments.more else ())
+        if arguments.unseen:
+            content = without(content, arguments.unseen)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(joined(arguments.root, MORE if arguments.more else ())), encoding="utf-8")
+        arguments.out.write_text(json.dumps(content), encoding="utf-8")
+        if arguments.archive:
+            write_archive(arguments.archive, content, arguments.root)
     elif arguments.command == "choose":
         choose(arguments.stage, arguments.root, arguments.limit)
     else:

@@ -1,4 +1,5 @@
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -118,6 +119,32 @@ def test_a_folder_is_joined_as_often_as_it_weighs_with_its_largest_objects(photo
 def test_photographs_that_are_measured_on_are_found_by_their_id_and_by_what_they_show(photographs):
     names = [f"more/animals/images/{name}" for name in ("a.png", "b.png", "c.png", "000000000139_jpg.rf.0.png")]
     assert lpg_small._measured_on(photographs, names) == set(names[2:])
+
+
+def test_twins_have_not_seen_the_objects_of_the_classes_that_they_are_measured_on():
+    categories = [{"id": 1, "name": "person"}, {"id": 24, "name": "zebra"}, {"id": 91, "name": "deer"}]
+    objects = [(1, 1, 0), (1, 24, 0), (2, 1, 0), (2, 24, 1), (3, 91, 0), (3, 1, 1)]
+    content = {
+        "images": [{"id": number} for number in (1, 2, 3)],
+        "annotations": [{"image_id": i, "category_id": c, "iscrowd": crowd} for i, c, crowd in objects],
+        "categories": categories,
+    }
+    for unseen, images, classes in (("voc", [1, 3], [24, 91]), ("coco60", [1, 2, 3], [1, 91])):
+        kept = lpg_small.without(content, unseen)
+        assert [image["id"] for image in kept["images"]] == images
+        assert [category["id"] for category in kept["categories"]] == classes
+        assert {item["category_id"] for item in kept["annotations"]} == set(classes)
+
+
+def test_an_archive_is_all_that_another_machine_needs(photographs, tmp_path):
+    names = ["more/animals/images/a.png", "more/animals/images/b.png"]
+    content = {"images": [{"file_name": name} for name in (*names, names[0])]}
+    lpg_small.write_archive(tmp_path / "x.tar", content, photographs)
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        assert archive.getnames() == ["boxes.json", *names]
+        archive.extractall(tmp_path / "there", filter="data")
+    assert json.loads((tmp_path / "there/boxes.json").read_text()) == content
+    assert (tmp_path / "there" / names[1]).read_bytes() == (photographs / names[1]).read_bytes()
 
 
 def test_the_card_tells_where_the_data_of_a_generator_came_from(stage, tmp_path):
