@@ -32,7 +32,7 @@ from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.models import build_segmenter, load_lpg
 from lpg_hf.training.parsing import list_configs, parse_settings
 from lpg_hf.training.report import DeployScores
-from lpg_hf.training.run import Run, start_run, stop_on_refusal
+from lpg_hf.training.run import Run, alone_in, start_run, stop_on_refusal
 from lpg_hf.training.stages import Stage, mask_stage, segmenter_stage, source_stage
 from lpg_hf.training.steps import check_batch
 
@@ -66,7 +66,8 @@ def run_deploy(settings: Settings) -> dict:
         The content of `metrics.json`.
 
     Raises:
-        ValueError: settings or data do not fit, before any training, or the run was begun with other settings.
+        ValueError: settings or data do not fit, before any training, or the run was begun with other settings, or
+            another process writes to RUN.
         OSError: data, weights or the LPG of a stage are not there.
         FloatingPointError: a loss is not finite.
     """
@@ -75,6 +76,13 @@ def run_deploy(settings: Settings) -> dict:
     mode = settings.run.mode
     name = "target" if mode == "weak" else f"target_{mode}"
     run = start_run(settings, f"{name}/settings.json")
+    with alone_in(run.folder):
+        return _train_rounds(run, name)
+
+
+def _train_rounds(run: Run, name: str) -> dict:
+    """As `run_deploy`, in a folder that is ours alone; `name` is that of the results in it."""
+    settings, mode = run.settings, run.settings.run.mode
     source = None
     if mode != "full" and settings.run.labels != "lpg":
         source = load_label_source(settings.run.labels, settings.run.overlap_rule)

@@ -27,7 +27,7 @@ from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps
 from lpg_hf.training.models import build_lpg, build_segmenter, load_lpg
 from lpg_hf.training.parsing import list_configs, parse_settings
-from lpg_hf.training.run import Run, start_run, stop_on_refusal
+from lpg_hf.training.run import Run, alone_in, start_run, stop_on_refusal
 from lpg_hf.training.stages import Stage, add_metrics, lpg_stage, mask_stage, segmenter_stage
 from lpg_hf.training.steps import check_batch
 
@@ -55,11 +55,19 @@ def run_em(settings: Settings) -> None:
     measured on them (`box_fill.json`, `stageK/pseudo_masks.json`, `metrics.json`) and RUN/log.jsonl.
 
     Raises:
-        ValueError: settings or data do not fit, before any training, or the run was begun with other settings.
+        ValueError: settings or data do not fit, before any training, or the run was begun with other settings, or
+            another process writes to RUN.
         OSError: data, weights or a model are not there.
         FloatingPointError: a loss is not finite.
     """
     run = start_run(settings, "aux/settings.json")
+    with alone_in(run.folder):
+        _train_stages(run)
+
+
+def _train_stages(run: Run) -> None:
+    """As `run_em`, in a folder that is ours alone."""
+    settings = run.settings
     rows = load_aux(run)
     aux, names = run.folder / "aux", class_names(rows)
     run.print(f"auxiliary set: {len(rows)} images, {len(names)} classes")

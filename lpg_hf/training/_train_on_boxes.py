@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lpg_hf._files import locked_folder
 from lpg_hf.data.load import class_names
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
@@ -22,7 +21,7 @@ from lpg_hf.training.data import check_num_classes, load_eval, load_target, rows
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import build_segmenter, is_own_segmenter, load_lpg, load_segmenter
-from lpg_hf.training.run import Run
+from lpg_hf.training.run import Run, alone_in
 from lpg_hf.training.stages import Stage, add_metrics, mask_stage, segmenter_stage
 from lpg_hf.training.steps import check_batch
 
@@ -60,7 +59,7 @@ def train_on_boxes(
         ValueError: no boxes; the LPG takes a class probability; more than 254 classes; the work was begun with other
             settings; another process does it.
     """
-    with locked_folder(job.unfinished, shared=int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    with alone_in(job.unfinished):
         return _train_on_boxes(job, segmenter, weights, log)
 
 

@@ -5,22 +5,24 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
-from lpg_hf._files import MachineError, system_message, write_json
+from lpg_hf._files import MachineError, locked_folder, system_message, write_json
 from lpg_hf.devices import resolve_dtype, usable_device
 from lpg_hf.training.config import Settings, check_same_run, flat, record_run
 from lpg_hf.training.models import OWN_SEGMENTERS
 
 
 _SECONDS_FOR_THE_MAIN_PROCESS = 60  # to tell what has gone wrong
+_LONGEST_WAIT = timedelta(hours=6)  # one process may build data while the others wait
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,7 @@ def start_run(settings: Settings, record: str) -> Run:
     """
     run, path = settings.run, Path(settings.run.dir) / record
     check_same_run(settings, path)
-    sharded = [name for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
-    if sharded:
-        raise ValueError(f"accelerate is to use {sharded[0]}, but every process trains whole networks: leave it out.")
+    _refuse_sharding()
     precision = _usable_precision(run.mixed_precision)
     overruled = _overruled_flags(precision)
     # Some segmenters of transformers have an auxiliary head that takes no part in the loss, some backbones a last
@@ -119,7 +119,7 @@ def start_run(settings: Settings, record: str) -> Run:
         log_with=run.log_with,
         project_dir=run.dir,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # one process may build data while the others wait
+            InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
             DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
         ],
     )
@@ -131,6 +131,27 @@ def start_run(settings: Settings, record: str) -> Run:
     if overruled:
         accelerator.print(f"not used, as the settings of the run say it: {', '.join(overruled)}")
     return Run(accelerator, settings, path)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A folder that one command writes to: its main process has the lock, and its other processes wait for that.
+
+    Raises:
+        ValueError: a process of another command writes there; names it. Or accelerate is to shard the networks.
+    """
+    _refuse_sharding()
+    # The accelerator takes it up, if it is not made yet.
+    state = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_LONGEST_WAIT)
+    with locked_folder(folder) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        yield
+
+
+def _refuse_sharding() -> None:
+    sharded = [name for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
+    if sharded:
+        raise ValueError(f"accelerate is to use {sharded[0]}, but every process trains whole networks: leave it out.")
 
 
 def _overruled_flags(precision: str) -> list[str]:
@@ -148,7 +169,7 @@ def _overruled_flags(precision: str) -> list[str]:
 
 
 def stop_on_refusal(script: str, work: Callable[[], object]) -> None:
-    """Runs a script's work; what the user can remedy ends it with one line of the main process, and status 1.
+    """Runs a script's work; what the user can remedy ends it with one line of the main process, and status 2.
 
     Args:
         script: name that the line begins with.
@@ -162,9 +183,11 @@ def stop_on_refusal(script: str, work: Callable[[], object]) -> None:
             time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
         if isinstance(error, RuntimeError) and not isinstance(error, MachineError):
             raise
+        text = str(error)
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
-            sys.exit(f"{script}: {system_message(error)}")
-        sys.exit(f"{script}: {error}")
+            text = system_message(error)
+        print(f"{script}: {text}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _usable_precision(mixed_precision: str) -> str:

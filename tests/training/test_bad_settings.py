@@ -1,7 +1,9 @@
 """Data and models that cannot work: one line that names them, before any training."""
 
+import os
 import re
 import runpy
+import socket
 import sys
 from shutil import copytree
 
@@ -9,12 +11,13 @@ import pytest
 import yaml
 from tiny_run import LARGEFOV, ROOT, launch, nested
 
+from lpg_hf._files import locked_folder
 from lpg_hf.training.data import check_num_classes
 from lpg_hf.training.parsing import parse_settings
 
 
 @pytest.fixture
-def script(monkeypatch, values, tmp_path):
+def script(monkeypatch, values, tmp_path, capsys):
     """Runs a script of training/ as `__main__` in this process; returns what it says as it stops."""
 
     def run(name: str, changes: dict) -> str:
@@ -22,12 +25,14 @@ def script(monkeypatch, values, tmp_path):
         content = nested(values | {"run.dir": str(tmp_path / "run")} | changes)
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", [name, "--config", str(path)])
+        before = list(tmp_path.glob("run/*"))
         with pytest.raises(SystemExit) as stopped:
             runpy.run_path(str(ROOT / "training" / name), run_name="__main__")
-        assert isinstance(stopped.value.code, str)  # the interpreter prints the text and exits with 1
-        assert stopped.value.code.startswith(f"{name}: ")
-        assert not (tmp_path / "run").exists()
-        return stopped.value.code
+        assert stopped.value.code == 2
+        printed, prefix, said = capsys.readouterr().err.rpartition(f"{name}: ")
+        assert prefix and "Traceback" not in printed
+        assert list(tmp_path.glob("run/*")) == before and (tmp_path / "run").exists() == bool(before)
+        return prefix + said.rstrip("\n")
 
     return run
 
@@ -92,6 +97,25 @@ def test_images_that_would_share_a_mask_are_refused_before_any_training(script, 
 
 
 @pytest.mark.parametrize("name", ["em.py", "deploy.py"])
+@pytest.mark.parametrize("mode", ["weak", "full"])
+def test_a_run_that_another_process_writes_is_refused_in_one_line_that_names_it(script, tmp_path, name, mode):
+    """All parts of a run have one log.jsonl."""
+    with locked_folder(tmp_path / "run"):
+        said = script(name, {"run.mode": mode})
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    assert said.startswith(f"{name}: another process writes {tmp_path / 'run'} now ({process}). Wait until it ends")
+    assert "\n" not in said
+
+
+@pytest.mark.slow
+def test_two_processes_that_find_their_run_taken_say_so_once(values, tmp_path):
+    with locked_folder(tmp_path / "run"):
+        result = launch("em.py", values, tmp_path / "run", processes=2)
+    assert result.returncode != 0 and len(re.findall("em.py: another process writes .*", result.stderr)) == 1
+    assert 'training/em.py", line' not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["em.py", "deploy.py"])
 def test_without_arguments_one_screen_says_what_is_needed_and_what_there_is(monkeypatch, capsys, name):
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.chdir(ROOT)
@@ -118,7 +142,7 @@ def test_a_refusal_of_two_processes_is_one_line(values, tmp_path):
         "start fewer processes."
     ]
     assert 'training/em.py", line' not in result.stderr  # no traceback of ours
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_classes_than_a_label_map_of_8_bits_holds_are_refused():
