@@ -29,7 +29,7 @@ from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import NO_CLASS, BoxObject, Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
-from lpg_hf.label_maps import clashing_names, read_label_map, write_label_map
+from lpg_hf.label_maps import clashing_names, no_class_message, read_label_map, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 
 
@@ -88,7 +88,8 @@ def convert_labels(
     Raises:
         FileNotFoundError: annotations or all images are missing.
         FileExistsError: `out` is there already, and holds something else.
-        ValueError: unknown format, annotations that are not valid, or no image that can be used.
+        ValueError: unknown format, annotations that are not valid, no image that can be used, or class masks without a
+            pixel of any class.
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r} to write; choose one of {', '.join(TARGETS)} (--to)")
@@ -114,6 +115,8 @@ def convert_labels(
         _WRITERS[to](written, reading, split or "all")
         if report.images == 0:
             raise ValueError(f"no image of {source.path} can be used:\n{report.summary()}")
+        if reading.num_class_masks and report.counts.get("mask_without_object") == reading.num_class_masks:
+            raise ValueError(no_class_message(f"the class masks of {source.path}"))
         if to == "coco" and target.suffix.lower() == ".json":
             written = written / "annotations.json"
         is_new = place_output(written, target)
@@ -141,6 +144,7 @@ class _Reading:
         self.class_masks = _voc_masks_folder(source) if masks and source.format == "voc" else None
         self.masks = source.options.masks or self.class_masks is not None
         self.counts: dict[str, int] = {}
+        self.num_class_masks = 0
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
             self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
             self.count('names of classes that mean "no object" in VOC: written with " class" behind')
@@ -183,7 +187,8 @@ class _Reading:
             self.count("class masks: each object gets the pixels of its class in its box; 255 is background")
         crowd = sum(item.iscrowd for item in objects)
         if crowd and self.to != "coco":
-            what = "skipped" + (", ignored (255) in class masks" if self.to == "voc" and self.masks else "")
+            is_ignored = self.to == "voc" and self.masks
+            what = f"skipped, {'ignored (255) in class masks' if is_ignored else 'their pixels become background'}"
             self.count(f"crowd regions: {what}", crowd)
         if self.to == "voc":
             # Crowd regions are skipped, so their boxes are not written.
@@ -217,7 +222,9 @@ class _Reading:
             return
         try:
             size = upright_size((record.height, record.width), record.mask_orientation)
-            voc.check_mask(path, record.file_name, size, len(self.names), self.source.options)
+            if not voc.check_mask(path, record.file_name, size, len(self.names), self.source.options):
+                self.report.add("mask_without_object", os.path.basename(path))
+            self.num_class_masks += 1
         except ValueError as error:
             self.report.add("invalid_class_mask", f"{record.file_name}: {error}")
             return

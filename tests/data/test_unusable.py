@@ -266,6 +266,10 @@ def test_class_masks_of_0_and_255_are_refused_and_read_with_the_object_value(voc
     assert "--object-value 255" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no pixel of the class masks of .* has the label of a class.*object-value"):
         load_boxes("voc", root=voc_tree.root, masks=True)
+    for command in (["convert-labels", tmp_path / "out", "--to", "coco"], ["finetune", "--out", tmp_path / "out"]):
+        assert ended(command[0], voc_tree.root, *command[1:]) == 2
+        assert "no pixel of the class masks of" in (said := capsys.readouterr().err) and "--object-value 255" in said
+    assert not list(tmp_path.glob("out*"))
     assert ended("check", voc_tree.root, "--masks", "--object-value", 255) == 0
     rows = load_boxes("voc", root=voc_tree.root, masks=True, object_value=255)
     expected = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
