@@ -517,7 +517,8 @@ def convert_labels(
 ) -> None:
     """Write labels in another format, and report what it cannot hold. YOLO output gets the images too.
 
-    Exit status: 0 success; 1 problems found; 2 nothing was written.
+    Exit status: 0 success, also where the new format cannot hold something ("lost"); 1 problems found; 2 nothing was
+    written.
 
     Example: `lpg-hf convert-labels instances.json labels_yolo --to yolo --images photos`
     """
