@@ -96,7 +96,8 @@ def _is_stream(path: Path) -> bool:
         mode = path.stat().st_mode
     except OSError:
         return False
-    is_standard = path.is_symlink() and os.path.realpath(path.parent).split(os.sep)[1] in ("dev", "proc")
+    folder = os.path.realpath(path.parent) if path.is_symlink() else ""
+    is_standard = folder == "/dev" or folder.startswith("/proc/")
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or (is_standard and stat.S_ISREG(mode))
 
 

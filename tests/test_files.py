@@ -7,6 +7,8 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,17 @@ def test_standard_output_in_a_file_is_appended_to(tmp_path):
     with open(tmp_path / "out.txt", "w") as file:
         subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
     assert (tmp_path / "out.txt").read_text() == "first\n[\n  1\n]\n"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no folder in memory below /dev")
+def test_a_link_in_the_folder_in_memory_is_replaced_as_anywhere():
+    """/dev/shm is below /dev, where links lead to standard streams."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        target, link = Path(folder, "target"), Path(folder, "link")
+        target.write_text("kept")
+        link.symlink_to(target)
+        write_json(link, 1)
+        assert target.read_text() == "kept" and link.read_text() == "1\n" and not link.is_symlink()
 
 
 def test_no_file_takes_the_name_of_a_folder_or_a_socket(tmp_path):
