@@ -892,10 +892,14 @@ def _in_one_line(error: Exception, given: list[str]) -> str:
     )
 
 
+@functools.cache
+def _commands() -> dict:
+    return getattr(typer.main.get_command(app), "commands", {})
+
+
 def _with_option_names(message: str, command: str = "") -> str:
     """A message of the library in the names of the command line: max_pixels=9 becomes --max-pixels 9."""
-    group = typer.main.get_command(app)
-    chosen = getattr(group, "commands", {}).get(command)
+    chosen = _commands().get(command)
     parameters = {item.name: item for item in getattr(chosen, "params", ())}
 
     def replaced(found: re.Match) -> str:
