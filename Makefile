@@ -4,8 +4,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY ?= $(VENV)/bin/python
-# Of `make fuzz`: inputs of each kind, and arguments of pytest that choose kinds, such as `-k coco`.
+# Of `make fuzz`: inputs of each kind, which ones (each seed gives others), where their files lie (in memory, where the system
+# has such a place), and arguments of pytest that choose kinds, such as `-k coco`.
 FUZZ_INPUTS ?= 100000
+FUZZ_SEED ?= 0
+FUZZ_TMP ?= $(shell test -w /dev/shm && echo /dev/shm)
 FUZZ_ARGS ?=
 # Extra arguments for pip, such as an index that serves CPU builds of torch.
 PIP_ARGS ?=
@@ -101,9 +104,10 @@ ROUNDS ?= 12
 crash: $(STAMP)
 	LPG_HF_CRASH_ROUNDS=$(ROUNDS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/crash -n 0 -m ""
 
-# Changed files of every kind that is read (tests/fuzz): about an hour and a half a kind and core; the first fault of a kind ends it.
+# Changed files of every kind that is read (tests/fuzz): five to twenty-five minutes a kind and core; the first fault of a kind ends it.
 fuzz: $(STAMP)
-	LPG_HF_FUZZ=$(FUZZ_INPUTS) OMP_NUM_THREADS=1 $(PY) -m pytest tests/fuzz -o timeout=0 -n auto $(FUZZ_ARGS)
+	TMPDIR=$(FUZZ_TMP) LPG_HF_FUZZ=$(FUZZ_INPUTS) LPG_HF_FUZZ_SEED=$(FUZZ_SEED) OMP_NUM_THREADS=1 $(PY) -m pytest tests/fuzz \
+		-o timeout=0 -o tmp_path_retention_policy=failed -n auto $(FUZZ_ARGS)
 
 test-peer: $(STAMP)
 	$(PY) tests/peer/fetch.py

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 from lpg_hf.cli import app
@@ -22,10 +22,13 @@ from lpg_hf.cli import app
 _STATED = os.environ.get("LPG_HF_FUZZ")
 _COUNTS = [int(_STATED)] if _STATED else [50, pytest.param(300, marks=pytest.mark.slow)]
 inputs = pytest.mark.parametrize("inputs", _COUNTS)
+# Which ones: every number gives others.
+_SEED = int(os.environ.get("LPG_HF_FUZZ_SEED", "0"))
 # What `lpg_hf.cli.main` runs, built once: that takes longer than most inputs.
-_COMMAND = typer.main.get_command(app)
+COMMAND = typer.main.get_command(app)
 _SECONDS = 5
 _KILOBYTES = 1_000_000
+_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 # What a command turns into one line as it is; any other type is a fault of ours.
 ERRORS = (OSError, ValueError, ImportError)
 
@@ -35,10 +38,9 @@ class Fault(AssertionError):
 
 
 def fuzz(inputs: int, drawn: SearchStrategy, check: Callable[[Any], None]) -> None:
-    """Calls `check` with so many drawn values, always the same ones; the first that fails is made small and shown."""
+    """Calls `check` with so many drawn values, those of the seed; the first that fails is made small and shown."""
     limits = settings(
         max_examples=inputs,
-        derandomize=True,
         database=None,
         deadline=None,
         phases=(Phase.generate, Phase.shrink),
@@ -47,6 +49,7 @@ def fuzz(inputs: int, drawn: SearchStrategy, check: Callable[[Any], None]) -> No
     )
 
     @limits
+    @seed(_SEED)
     @given(drawn)
     def one(value: Any) -> None:
         with _quiet():
@@ -58,7 +61,6 @@ def fuzz(inputs: int, drawn: SearchStrategy, check: Callable[[Any], None]) -> No
 @contextmanager
 def allowed() -> Iterator[None]:
     """Around what an input is handed to; a fault where it ends otherwise than it may."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.signal(signal.SIGPROF, _too_slow)
     signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # CPU time: others may keep the machine busy
     try:
@@ -79,8 +81,15 @@ def allowed() -> Iterator[None]:
         raise Fault(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})") from error
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > _KILOBYTES:
+    if _grown() > _KILOBYTES:
         raise Fault("more than 1 GB of memory")
+
+
+def _grown() -> int:
+    """By how many kilobytes the most memory in use has grown since the last call."""
+    global _peak
+    before, _peak = _peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _peak - before
 
 
 def run(*arguments: object) -> int:
@@ -88,7 +97,7 @@ def run(*arguments: object) -> int:
     status = 2
     with allowed():
         try:
-            _COMMAND(list(map(str, arguments)))
+            COMMAND(list(map(str, arguments)))
         except SystemExit as end:
             status = int(end.code or 0)
             raise

@@ -4,7 +4,8 @@ import io
 import json
 import shutil
 import sys
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -81,20 +82,29 @@ def _changed_tensors(tensors: dict[str, torch.Tensor], changes: list) -> dict:
 def test_official_checkpoints(tmp_path, inputs):
     networks = _networks()
     drawn = st.tuples(st.sampled_from(sorted(networks)), CHANGES, st.integers(0, 29))
-    fuzz(inputs, drawn, partial(check_checkpoint, tmp_path, networks))
+    file_of = cache(lambda kind, action: _file_of(networks[kind], action))
+    fuzz(inputs, drawn, partial(check_checkpoint, tmp_path, networks, file_of))
 
 
-def check_checkpoint(folder: Path, networks: dict, drawn: tuple) -> None:
+def _file_of(tensors: dict, action: int) -> tuple[str, bytes]:
+    """(suffix, content) of a checkpoint."""
+    if action % 2 and all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        return ".safetensors", save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
+    buffer = io.BytesIO()
+    torch.save({"model": tensors, "epoch": 3} if action % 5 == 0 else tensors, buffer)
+    return ".pth", buffer.getvalue()
+
+
+def check_checkpoint(folder: Path, networks: dict, file_of: Callable, drawn: tuple) -> None:
     kind, changes, action = drawn
     shutil.rmtree(folder / "out", ignore_errors=True)
-    tensors = networks[kind] if action % 3 == 0 else _changed_tensors(networks[kind], changes)
-    if action % 2 and all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        path, data = folder / "x.safetensors", save({name: t.clone().contiguous() for name, t in tensors.items()})
+    if action % 3 == 0:
+        suffix, data = file_of(kind, action)
+        data = changed_bytes(data, changes)
     else:
-        buffer = io.BytesIO()
-        torch.save({"model": tensors, "epoch": 3} if action % 5 == 0 else tensors, buffer)
-        path, data = folder / "x.pth", buffer.getvalue()
-    path.write_bytes(changed_bytes(data, changes) if action % 3 == 0 else data)
+        suffix, data = _file_of(_changed_tensors(networks[kind], changes), action)
+    path = folder / f"x{suffix}"
+    path.write_bytes(data)
     if run("convert-checkpoint", path, folder / "out") == 0:
         to_official(folder / "out", folder / "back.pth")
 
