@@ -8,14 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 from hub_runs import finish_run, write_small_run
 from hub_server import HubServer
 
+from lpg_hf.label_maps import read_label_map
 from lpg_hf.masks.writer import BLOCKS
 
 
@@ -30,6 +34,7 @@ PRELOADED = (
     "lpg_hf.data.sources",
     "lpg_hf.evaluation.compare",
     "lpg_hf.evaluation.evaluate",
+    "lpg_hf.export_onnx",
     "lpg_hf.generators._box",
     "lpg_hf.hub",
     "lpg_hf.masks.writer",
@@ -76,6 +81,7 @@ class Command:
         out: name of OUT.
         says: what a repeated finished command says; None: it does the work again.
         is_slow: it takes seconds.
+        needs: packages that not every environment has.
         may_wait: processes that write the same OUT wait for each other instead of an error.
     """
 
@@ -85,6 +91,12 @@ class Command:
     says: str | None = None
     is_slow: bool = False
     may_wait: bool = False
+    needs: tuple[str, ...] = ()
+
+    @property
+    def pushes(self) -> bool:
+        """Whether it writes to the Hub, not to a place here."""
+        return self.name.startswith("push-")
 
 
 def _prepare(what: str) -> Callable[[Data, str], list[str]]:
@@ -116,6 +128,7 @@ COMMANDS = [
     Command("eval", lambda d, out: ["eval", d.masks, d.masks, "--json", out], "out.json", may_wait=True),
     Command("prepare-weights", _prepare("weights"), says="skipped, it is there"),
     Command("prepare-coco60", _prepare("coco60"), says="files are finished"),
+    Command("prepare-voc-aug", _prepare("voc-aug"), says="files are finished", needs=("scipy",)),
     Command(
         "convert-checkpoint",
         lambda d, out: ["convert-checkpoint", str(d.folder / "official.pth"), out, "--kind", "lpg"],
@@ -127,6 +140,14 @@ COMMANDS = [
         "out.safetensors",
     ),
     Command("push-run", lambda d, out: ["push-run", str(d.folder / "run"), "--org", Path(out).name], says="unchanged"),
+    Command(
+        "push-data",
+        lambda d, out: [
+            *("push-data", f"{Path(out).name}/data", "--format", "voc", "--root", str(d.folder / "data/target")),
+            *("--split", "train", "--masks"),
+        ],
+        says="unchanged",
+    ),
     Command("pull-run", lambda d, out: ["pull-run", "org/lpg", "--out", out], says="org/lpg-stage1"),
     Command(
         "segment",
@@ -150,7 +171,22 @@ COMMANDS = [
         is_slow=True,
     ),
     Command("compare", lambda d, out: ["compare", *d.coco, "--truth", d.coco[0], "--out", out], is_slow=True),
+    Command(
+        "compare-json",
+        lambda d, out: ["compare", *d.coco, "--truth", d.coco[0], "--generators", "box", "--json", out],
+        "out.json",
+        is_slow=True,
+        may_wait=True,
+    ),
+    Command(
+        "export-onnx",
+        lambda d, out: ["export-onnx", str(d.folder / "lpg"), "--out", out],
+        "out.onnx",
+        is_slow=True,
+        needs=("onnx", "onnxruntime"),
+    ),
 ]
+COMMANDS = [command for command in COMMANDS if all(map(find_spec, command.needs))]
 FAST = [command for command in COMMANDS if not command.is_slow]
 
 
@@ -196,7 +232,7 @@ class Place:
 
     @property
     def out(self) -> Path:
-        return self.root / "work" / (self.org if self.command.name == "push-run" else self.command.out)
+        return self.root / "work" / (self.org if self.command.pushes else self.command.out)
 
     @property
     def org(self) -> str:
@@ -243,7 +279,7 @@ class Place:
 
     def content(self) -> dict[str, bytes]:
         """Every file of `work`, or of the repositories that a push made, without what time decides."""
-        if self.command.name == "push-run":
+        if self.command.pushes:
             pushed = {key: files for key, files in self.data.hub.content().items() if key[1].startswith(self.org)}
             return {
                 f"{name.removeprefix(self.org)}/{path}": blob.replace(self.org.encode(), b"ORG")
@@ -335,6 +371,8 @@ def make_data(folder: Path, hub: HubServer) -> Data:
         torch.save({f"weight{n}": torch.rand(200, 200) for n in range(4)}, folder / "archives" / archive.name)
     images = sorted((folder / "data/aux/images").iterdir())
     _write_coco_archives(folder / "archives", images)
+    if find_spec("scipy"):
+        _write_voc_archives(folder / "archives", folder / "data/target")
     (folder / "tmp").mkdir()
     finish_run(write_small_run(folder / "run", num_stages=1), num_stages=1)
     return Data(folder, hub)
@@ -352,6 +390,30 @@ def _write_coco_archives(folder: Path, images: list[Path]) -> None:
         with zipfile.ZipFile(folder / archive_of.name, "w") as archive:
             for image in chosen:
                 archive.write(image, f"{archive_of.name.removesuffix('.zip')}/{image.name}")
+
+
+def _write_voc_archives(folder: Path, voc: Path) -> None:
+    """VOC's archive of a VOC folder, and SBD's with the masks of two of its training images."""
+    import scipy.io
+
+    from lpg_hf.data._prepare import archives
+    from lpg_hf.data._prepare.voc_aug import LISTS, SBD_INNER, VOC_INNER
+
+    names = {split: (voc / LISTS / f"{split}.txt").read_text().split() for split in ("train", "val")}
+    paths = sorted(voc.rglob("*.*"))
+    of_voc = {f"{VOC_INNER}{path.relative_to(voc).as_posix()}": path.read_bytes() for path in paths}
+    of_voc[f"{VOC_INNER}{LISTS}/train.txt"] = "\n".join(names["train"][2:]).encode()
+    of_sbd = {f"{SBD_INNER}train.txt": "\n".join(names["train"][:2]).encode(), f"{SBD_INNER}val.txt": b""}
+    for name in names["train"][:2]:
+        mat = BytesIO()
+        scipy.io.savemat(mat, {"GTcls": {"Segmentation": read_label_map(voc / f"SegmentationClass/{name}.png")}})
+        of_sbd[f"{SBD_INNER}cls/{name}.mat"] = mat.getvalue()
+    for archive_of, mode, files in ((archives.VOC, "w", of_voc), (archives.SBD, "w:gz", of_sbd)):
+        with tarfile.open(folder / archive_of.name, mode) as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, BytesIO(content))
 
 
 def free(folder: Path) -> None:
