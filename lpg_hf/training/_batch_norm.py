@@ -1,8 +1,30 @@
-"""Batch statistics over the images of all processes, so that a training does not depend on their number."""
+"""Batch norms in training: statistics over the images of all processes, or those of the weights."""
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+
+
+def freeze_batch_norms(model: nn.Module, head: list[nn.Parameter]) -> None:
+    """Makes the batch norms outside the head normalise by their running statistics in training too, and keep them.
+
+    Their weights and biases are still trained. What a small batch's own statistics would add as noise is gone.
+
+    Args:
+        head: its parameters; its norms begin without statistics, so they are left alone.
+    """
+    of_head = {id(parameter) for parameter in head}
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d and id(module.weight) not in of_head:
+            module.__class__ = _FrozenBatchNorm
+            module.eval()
+
+
+class _FrozenBatchNorm(nn.BatchNorm2d):
+    """A batch norm that `train()` does not reach."""
+
+    def train(self, mode: bool = True) -> "_FrozenBatchNorm":
+        return super().train(False)
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:

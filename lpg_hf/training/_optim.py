@@ -31,7 +31,7 @@ def rate_factor(step: int, num_steps: int, schedule: str) -> float:
     return rise * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
-def _find_head(model: nn.Module) -> list[nn.Parameter]:
+def find_head(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that get the head's learning rate: `classifier` (both DeepLabs), or what lies outside the base model.
 
     Raises:
@@ -56,7 +56,7 @@ def segmenter_groups(model: nn.Module, settings: SegmenterSettings) -> list[dict
     Raises:
         RuntimeError: a trainable parameter is in no group or in two.
     """
-    head = {id(p) for p in _find_head(model)}
+    head = {id(p) for p in find_head(model)}
     no_decay = {id(p) for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
     no_decay |= {id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"}
     rate, decay = settings.learning_rate, settings.weight_decay

@@ -238,7 +238,9 @@ class SegmenterSettings:
     weight_decay: float = 5e-4  # weights; biases and norms have none
     head_multiplier: float = 10.0
     bias_multiplier: float = 2.0
-    batch_norm_momentum: float | None = None  # transformers' MobileNetV2 needs 0.03
+    # None: as the network is built, which transformers' MobileNetV2 needs another for, such as 0.03; 0: the norms
+    # outside the head use the statistics of their weights and keep them, those of the head have 0.03
+    batch_norm_momentum: float | None = None
     loss_stride: int | None = None  # pixels per position of the loss; None: the logits' own (paper)
     crop_size: int = 321  # 8n + 1 for largefov and deeplab-v2
     scales: tuple[float, ...] = PAPER_SCALES
@@ -247,6 +249,8 @@ class SegmenterSettings:
         _choose(self, optimizer=OPTIMIZERS)
         _at_least(self, 1, "steps", "stage0_steps", "target_steps", "batch_size", "micro_batch_size")
         _at_least(self, 1, "loss_stride", "crop_size")
+        if self.batch_norm_momentum is not None:
+            _share(self, "batch_norm_momentum")
         _scales(self)
 
 

@@ -36,6 +36,8 @@ from lpg_hf.models.imagenet import (
     load_vgg16_imagenet,
 )
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._batch_norm import freeze_batch_norms
+from lpg_hf.training._optim import find_head
 from lpg_hf.training.config import LPGSettings, SegmenterSettings, Settings
 from lpg_hf.version import __version__
 
@@ -53,6 +55,7 @@ _NOT_OF_THE_NETWORK = {
     "dice_loss_weight",
     "semantic_loss_ignore_index",
 }
+_MOMENTUM_OF_THE_HEAD = 0.03  # of its norms, where those of the body are frozen
 _SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}
 
 
@@ -211,10 +214,13 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     build = _own_segmenter if name in OWN_SEGMENTERS else _auto_segmenter
     model, processor = build(name, settings.segmenter, labels)
     _check_crop_size(model, settings.segmenter)
-    if settings.segmenter.batch_norm_momentum is not None:
+    momentum = settings.segmenter.batch_norm_momentum
+    if momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = settings.segmenter.batch_norm_momentum
+                module.momentum = momentum or _MOMENTUM_OF_THE_HEAD
+    if momentum == 0:
+        freeze_batch_norms(model, find_head(model))
     return model, processor
 
 

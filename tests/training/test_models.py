@@ -5,7 +5,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_run import changed
-from transformers import AutoModel, AutoModelForSemanticSegmentation, ResNetConfig, ResNetForImageClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf import LPGImageProcessor
@@ -82,6 +89,30 @@ def test_a_config_that_cannot_be_read_is_one_line_that_names_it(settings, tmp_pa
                 changed(settings, {"segmenter.model": str(tmp_path / name), "segmenter.config": {}}), ["a"]
             )
         assert "\n" not in str(error.value)
+
+
+def test_norms_outside_the_head_may_keep_the_statistics_of_their_weights(settings, tmp_path):
+    config = MobileNetV2Config(depth_multiplier=0.35, num_labels=3)
+    MobileNetV2ForSemanticSegmentation(config).save_pretrained(tmp_path)
+    changes = {"segmenter.model": str(tmp_path), "segmenter.config": {}, "segmenter.crop_size": 32}
+    model, _ = build_segmenter(changed(settings, changes | {"segmenter.batch_norm_momentum": 0}), ["a", "b"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    norms = {name: m.training for name, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert {name.split(".")[0]: is_training for name, is_training in norms.items()} == {
+        "mobilenet_v2": False,
+        "segmentation_head": True,
+    }
+    images = torch.randn(4, 3, 64, 64)
+    together, alone = (model.mobilenet_v2(part).last_hidden_state for part in (images, images[:1]))
+    torch.testing.assert_close(together[:1], alone, rtol=1e-3, atol=1e-4)
+    model(images).logits.square().mean().backward()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("segmentation_head") for name in moved)
+    assert model.mobilenet_v2.conv_stem.first_conv.normalization.weight.grad.abs().sum() > 0
+    assert changed(settings, {"segmenter.batch_norm_momentum": 0.5}).segmenter.batch_norm_momentum == 0.5
+    with pytest.raises(ValueError, match="batch_norm_momentum=1.5 is a share"):
+        changed(settings, {"segmenter.batch_norm_momentum": 1.5})
 
 
 def test_the_same_seed_builds_the_same_networks(settings):
