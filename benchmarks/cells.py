@@ -38,6 +38,7 @@ from lpg_hf.training.parsing import merged
 KINDS = {
     "baseline": "generators that need no training",
     "generator": "training/em.py for one generator without class probability",
+    "em": "training/em.py, for rows that use its stages",
     "stages": "training/em.py and training/deploy.py",
     "deploy": "training/deploy.py with the stages of another row",
 }

@@ -108,7 +108,7 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
         raise ValueError(f"none of {len(files)} metrics.json files has scores by stage.")
     seen: dict[tuple, Path] = {}
     for one in results:
-        key = (one.mode, one.labels, one.fixed, one.fraction, one.seed)
+        key = (one.mode, one.labels, one.fixed, one.fraction, one.seed, bool(one.segmenter))
         if key in seen:
             raise ValueError(f"{seen[key]} and {one.path} are the same to a figure: give the runs of one protocol.")
         seen[key] = one.path

@@ -205,7 +205,7 @@ def _cost_table(lines: list[Line]) -> str:
         table.append(
             {
                 "": line.cell.label,
-                "views per E-step": f"{lpg['steps'] * lpg['batch_size']:,}" if line.cell.kind == "stages" else "",
+                "views per E-step": f"{lpg['steps'] * lpg['batch_size']:,}" if line.cell.kind != "deploy" else "",
                 "rounds": str(len(seconds)),
                 "steps per round": str(steps),
                 "crops per step": f"{segmenter['batch_size']} of {segmenter['crop_size']} px",

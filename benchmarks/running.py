@@ -157,7 +157,7 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
         yield ["python", *expand(cell.prepare, places)]
     threads = cell.num_threads or os.cpu_count() or 1
     launch = [*LAUNCH.split(), "--num_cpu_threads_per_process", str(threads)]
-    if cell.kind in ("generator", "stages"):
+    if cell.kind in ("generator", "em", "stages"):
         yield [*launch, "training/em.py", "--config", _shown(config)]
     if cell.kind in ("stages", "deploy"):
         yield [*launch, "training/deploy.py", "--config", _shown(config)]
@@ -169,7 +169,7 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
             compare += [f"--{option}", measure[option]]
     for number, name in enumerate(cell.generators):
         yield [*compare, "--generators", expand(name, places), "--json", _shown(run / f"generator{number}.json")]
-    if cell.kind in ("generator", "stages"):
+    if cell.kind in ("generator", "em", "stages"):
         for stage in range(1, cell.num_stages + 1):
             lpg = run / "aux" / f"stage{stage}" / "lpg"
             arguments = ["--generators", "lpg", "--model", _shown(lpg)]
@@ -177,6 +177,8 @@ def commands(bench: Bench, cell: Cell, config: Path, places: dict[str, str]) -> 
             if architecture["use_class_prob"]:
                 if architecture.get("class_prob_optional", False):
                     yield [*compare, *arguments, "--json", _shown(run / f"{name}{ALONE}.json")]
+                if cell.kind == "em":  # the segmenters of the measured classes are those of other rows
+                    continue
                 arguments += ["--segmenter", _shown(run / "target" / f"stage{stage - 1}" / "segmenter")]
             yield [*compare, *arguments, "--json", _shown(run / f"{name}.json")]
 

@@ -416,6 +416,9 @@ def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench,
     assert "--segmenter" not in first and first[first.index("--model") + 1].endswith("aux/stage1/lpg")
     assert second[second.index("--model") + 1].endswith("aux/stage2/lpg")
     assert second[second.index("--segmenter") + 1].endswith("target/stage1/segmenter")
+    # Stages for other rows have no segmenter of the measured classes.
+    of_em = list(commands(bench, replace(cell, kind="em"), run / "settings.yaml", dict(bench.places)))
+    assert of_em == [em, first, alone]
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
