@@ -136,6 +136,7 @@ def _settings(job: OwnJob, train: OwnData, held_out: OwnData | None, segmenter: 
     measured = None if held_out is None else held_out.write(folder, "held_out")
     side = float(np.median([max(image["height"], image["width"]) for image in train.content["images"]]))
     is_own = segmenter == "small" or is_own_segmenter(segmenter)
+    is_mobilenet = "mobilenet_v2" in segmenter
     crop = min(int(side) // 32 * 32 or 32, _LARGEST_CROP - 1) + is_own  # the DeepLabs take 8n + 1
     chosen = SegmenterSettings(
         model="deeplab-v2" if segmenter == "small" else segmenter,
@@ -149,9 +150,9 @@ def _settings(job: OwnJob, train: OwnData, held_out: OwnData | None, segmenter: 
         weight_decay=1e-2,
         bias_multiplier=1,
         # From random weights the whole network learns fast; of a pretrained one, the new head alone.
-        learning_rate=2e-3 if segmenter == "small" else 2e-4,
-        head_multiplier=1 if segmenter == "small" else 10,
-        batch_norm_momentum=0.03 if "mobilenet_v2" in segmenter else None,  # see SegmenterSettings
+        learning_rate=2e-3 if segmenter == "small" else 1e-4 if is_mobilenet else 2e-4,
+        head_multiplier=1 if segmenter == "small" else 20 if is_mobilenet else 10,
+        batch_norm_momentum=0 if is_mobilenet else None,  # benchmarks/protocols/deep.yaml says what that gains
         loss_stride=None if is_own else 4,
     )
     return Settings(
