@@ -128,26 +128,31 @@ def _measured(row: str, quick: bool, of: Path) -> dict[str, float]:
 def render(folder: Path = RESULTS) -> str:
     """results/SPEED.md of all json files in results/speed."""
     text = [(folder / "speed" / "about.md").read_text(encoding="utf-8").rstrip()]
-    for path in sorted((folder / "speed").glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        about, now, before = content["machine"], content["now"], content.get("before")
-        bf16 = "with" if about["bfloat16"] else "without"
-        heads = ["", *(["before"] if before else []), "now", "unit", "goal"]
-        text += [
-            f"\n## {path.stem}\n",
-            f"{about['cpu']}, {about['cores']} cores, {bf16} bfloat16 instructions; Python {about['python']}, torch "
-            f"{about['torch']}; one thread, but for the boxes/s{'; --quick' if content['quick'] else ''}. Now: "
-            f"{now['commit']}" + (f"; before: {before['commit']}." if before else "."),
-            "\n| " + " | ".join(heads) + " |",
-            "| --- |" + " ---: |" * (len(heads) - 1),
-        ]
-        for line in LINES:
-            if line.key in now["numbers"]:
-                sides = [before, now] if before else [now]
-                shown = [_shown(side["numbers"].get(line.key), line.unit) for side in sides]
-                goal = f"{'<=' if line.lower_is_better else '>='} {line.goal}" if line.goal else ""
-                text.append("| " + " | ".join([line.text, *shown, line.unit, goal]) + " |")
+    text += [_table(path) for path in sorted((folder / "speed").glob("*.json"))]
     return "\n".join(text) + "\n"
+
+
+def _table(path: Path) -> str:
+    """What a json file holds."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    about, now, before = content["machine"], content["now"], content.get("before")
+    bf16 = "with" if about["bfloat16"] else "without"
+    heads = ["", *(["before"] if before else []), "now", "unit", "goal"]
+    text = [
+        f"\n## {path.stem}\n",
+        f"{about['cpu']}, {about['cores']} cores, {bf16} bfloat16 instructions; Python {about['python']}, torch "
+        f"{about['torch']}; one thread, but for the boxes/s{'; --quick' if content['quick'] else ''}. Now: "
+        f"{now['commit']}" + (f"; before: {before['commit']}." if before else "."),
+        "\n| " + " | ".join(heads) + " |",
+        "| --- |" + " ---: |" * (len(heads) - 1),
+    ]
+    for line in LINES:
+        if line.key in now["numbers"]:
+            sides = [before, now] if before else [now]
+            shown = [_shown(side["numbers"].get(line.key), line.unit) for side in sides]
+            goal = f"{'<=' if line.lower_is_better else '>='} {line.goal}" if line.goal else ""
+            text.append("| " + " | ".join([line.text, *shown, line.unit, goal]) + " |")
+    return "\n".join(text)
 
 
 def _shown(value: float | None, unit: str) -> str:
@@ -172,6 +177,7 @@ def _measure(arguments: argparse.Namespace) -> None:
                 content[side]["numbers"] |= numbers
                 print(side, row, {name: round(value, 4) for name, value in numbers.items()}, flush=True)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(_table(path))
 
 
 def main(given: list[str] | None = None) -> None:

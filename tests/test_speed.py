@@ -24,7 +24,7 @@ def test_every_line_of_the_table_is_measured(monkeypatch: pytest.MonkeyPatch):
     assert numbers["masks equal float32"] == 1
 
 
-def test_both_sides_stand_in_one_table(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_both_sides_stand_in_one_table(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed/about.md").write_text("# Speed\n")
     of = {
@@ -35,6 +35,7 @@ def test_both_sides_stand_in_one_table(tmp_path, monkeypatch: pytest.MonkeyPatch
     speed.main(["--rows", "masks", "--against", str(tmp_path), "--results", str(tmp_path), "--name", "one"])
     assert json.loads((tmp_path / "speed/one.json").read_text())["now"]["numbers"] == of[speed.ROOT]
     page = (tmp_path / "SPEED.md").read_text()
+    assert page.strip().endswith(capsys.readouterr().out[-200:].strip())  # and the table is printed
     assert "| 5.00 | 7.25 | x | >= 10 |" in page and "| 7.50 | 4.00 | s | <= 3.5 |" in page
     speed.main(["--rows", "masks", "--results", str(tmp_path), "--name", "two"])
     assert "| 7.25 | x | >= 10 |" in (tmp_path / "SPEED.md").read_text().split("## two")[1]
