@@ -188,18 +188,21 @@ def _stage_table(lines: list[Line], link: Callable[[Line], str], *, of_full: boo
 
 
 def _cost_table(lines: list[Line]) -> str:
-    """What each row was trained with: views and crops, and how fast the target's segmenter went."""
+    """What each row was trained with: views and crops, and how fast its segmenter went."""
     table = []
     for line in lines:
         if not line.metrics:
             continue
         settings, metrics = line.metrics[0]["settings"], line.metrics[0]
         lpg, segmenter = settings["lpg"], settings["segmenter"]
-        steps = segmenter["target_steps"] or segmenter["steps"]
+        # Rounds are those on the target set, or on the auxiliary set where stages alone are trained.
+        part, steps = "aux", segmenter["steps"]
+        if line.cell.kind != "em":
+            part, steps = "target", segmenter["target_steps"] or steps
         seconds = [
             stage["seconds"]
             for name, stage in metrics["training"].items()
-            if name.startswith("target") and name.endswith("segmenter")
+            if name.startswith(part) and name.endswith("segmenter")
         ]
         is_bf16 = settings["run"]["mixed_precision"] == "auto" and metrics["hardware"]["native_bf16"]
         table.append(
