@@ -22,6 +22,11 @@ from typing import Any
 import torch
 
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpg_hf._files import write_atomically
+
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 ROWS = ("masks", "e_step", "views", "compiled", "m_step", "start", "boxes", "loading", "index", "processes")
@@ -141,8 +146,8 @@ def _table(path: Path) -> str:
     text = [
         f"\n## {path.stem}\n",
         f"{about['cpu']}, {about['cores']} cores, {bf16} bfloat16 instructions; Python {about['python']}, torch "
-        f"{about['torch']}; one thread, but for the boxes/s{'; --quick' if content['quick'] else ''}. Now: "
-        f"{now['commit']}" + (f"; before: {before['commit']}." if before else "."),
+        f"{about['torch']}{'; --quick' if content['quick'] else ''}. Now: {_commits(now)}"
+        + (f"; before: {_commits(before)}." if before else "."),
         "\n| " + " | ".join(heads) + " |",
         "| --- |" + " ---: |" * (len(heads) - 1),
     ]
@@ -153,6 +158,10 @@ def _table(path: Path) -> str:
             goal = f"{'<=' if line.lower_is_better else '>='} {line.goal}" if line.goal else ""
             text.append("| " + " | ".join([line.text, *shown, line.unit, goal]) + " |")
     return "\n".join(text)
+
+
+def _commits(side: dict) -> str:
+    return ", ".join(dict.fromkeys(side["commits"].values()))
 
 
 def _shown(value: float | None, unit: str) -> str:
@@ -173,10 +182,11 @@ def _measure(arguments: argparse.Namespace) -> None:
         for side, of in (("before", arguments.against), ("now", ROOT)):
             if of is not None:
                 numbers = _measured(row, arguments.quick, of)
-                content.setdefault(side, {"numbers": {}})["commit"] = _commit(of)
-                content[side]["numbers"] |= numbers
+                kept = content.setdefault(side, {"numbers": {}, "commits": {}})
+                kept["numbers"] |= numbers
+                kept["commits"][row] = _commit(of)
                 print(side, row, {name: round(value, 4) for name, value in numbers.items()}, flush=True)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     print(_table(path))
 
 
@@ -191,10 +201,19 @@ def main(given: list[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args(given)
+    if arguments.against is not None and not (arguments.against / "lpg_hf" / "__init__.py").is_file():
+        parser.error(f"--against {arguments.against} has no lpg_hf: name a checkout, as of `git worktree add`")
+    if not (arguments.results / "speed" / "about.md").is_file():
+        parser.error(f"{arguments.results / 'speed' / 'about.md'} is not there, which the page begins with: copy it")
     if not arguments.render:
         _measure(arguments)
     (arguments.results / "SPEED.md").write_text(render(arguments.results), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"speed.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("speed.py: stopped; the rows that were printed are kept, --rows measures the others.")

@@ -25,7 +25,9 @@ def test_every_line_of_the_table_is_measured(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_both_sides_stand_in_one_table(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
-    (tmp_path / "speed").mkdir()
+    for folder in ("speed", "lpg_hf"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "lpg_hf/__init__.py").touch()
     (tmp_path / "speed/about.md").write_text("# Speed\n")
     of = {
         speed.ROOT: {"masks float32": 7.25, "start masks": 4.0},
@@ -39,6 +41,15 @@ def test_both_sides_stand_in_one_table(tmp_path, monkeypatch: pytest.MonkeyPatch
     assert "| 5.00 | 7.25 | x | >= 10 |" in page and "| 7.50 | 4.00 | s | <= 3.5 |" in page
     speed.main(["--rows", "masks", "--results", str(tmp_path), "--name", "two"])
     assert "| 7.25 | x | >= 10 |" in (tmp_path / "SPEED.md").read_text().split("## two")[1]
+
+
+def test_a_folder_that_is_no_checkout_is_not_compared_with(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--against", str(tmp_path)])
+    assert "has no lpg_hf" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        speed.main(["--render", "--results", str(tmp_path)])
+    assert "about.md is not there" in capsys.readouterr().err
 
 
 def test_the_committed_page_is_rendered_from_the_committed_files():
