@@ -260,16 +260,19 @@ def _write_masks(
     if processes.count == 1:
         shutil.rmtree(out / BLOCKS / SCRATCH, ignore_errors=True)  # of a killed process
     run = _MaskRun(source, generator, out, settings, identity, report, digest)
+    state = out / BLOCKS / "settings.json"
     try:
         _write_blocks(run, processes)
+        if not state.is_file():  # what was written since made the folders again, so nothing else tells
+            raise FileNotFoundError(state)
         written = _join(run)
         if written is not None and written.images == 0:
             shutil.rmtree(out / BLOCKS, ignore_errors=True)
             raise ValueError(f"no image of {source.path} can be used, so no mask was made.\n{written.summary()}")
     except Exception as error:
-        is_gone = not (out / BLOCKS / "settings.json").is_file()
+        is_gone = not state.is_file()
         if before is None or is_gone:
-            _leave_nothing(run, processes)
+            _leave_nothing(run, processes, even_blocks=is_gone)
         if is_gone and isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{out} was deleted while masks were written to it. Start again.") from error
         raise
@@ -280,9 +283,14 @@ def _loaded(generator: MaskGenerator | NamedGenerator) -> MaskGenerator:
     return generator.load() if isinstance(generator, NamedGenerator) else generator
 
 
-def _leave_nothing(run: "_MaskRun", processes: Processes) -> None:
-    """Deletes what a run without one finished block has written, so that the corrected command is not refused."""
-    if processes.count > 1 or any(run.block_file(block).is_file() for block in range(run.num_blocks)):
+def _leave_nothing(run: "_MaskRun", processes: Processes, *, even_blocks: bool) -> None:
+    """Deletes what a run without one finished block has written, so that the corrected command is not refused.
+
+    Args:
+        even_blocks: finished blocks too: the files of some are gone.
+    """
+    has_blocks = any(run.block_file(block).is_file() for block in range(run.num_blocks))
+    if processes.count > 1 or (has_blocks and not even_blocks):
         return
     _clear(run.out, [{"settings": run.identity, "file_names": run.source.file_names}], set())
 

@@ -282,6 +282,25 @@ def test_cut_off_at_any_file_and_repeated_gives_the_bytes_of_one_run(data: Path,
     assert moment > sum(not name.startswith("images/") for name in expected)
 
 
+def test_a_folder_that_is_deleted_and_written_to_again_is_made_anew(data: Path, lpg_folder: Path, monkeypatch):
+    masks_of(data, data / "clean", lpg_folder)
+    out, write_blocks = data / "out", lpg_hf.masks.writer._write_blocks
+
+    def deleted_meanwhile(run, processes):
+        write_blocks(run, processes)
+        last = (out / ".parts/000000.json").read_bytes()  # written after the others were deleted
+        shutil.rmtree(out)
+        (out / ".parts").mkdir(parents=True)
+        (out / ".parts/000000.json").write_bytes(last)
+
+    monkeypatch.setattr(lpg_hf.masks.writer, "_write_blocks", deleted_meanwhile)
+    with pytest.raises(FileNotFoundError, match="was deleted while masks were written to it. Start again"):
+        masks_of(data, out, lpg_folder)
+    monkeypatch.setattr(lpg_hf.masks.writer, "_write_blocks", write_blocks)
+    masks_of(data, out, lpg_folder)
+    assert files(out) == files(data / "clean")
+
+
 def test_processes_share_the_images_and_the_last_one_joins(data: Path, lpg_folder: Path, monkeypatch):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 1)
     masks_of(data, data / "one", lpg_folder)
