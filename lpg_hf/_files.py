@@ -71,6 +71,23 @@ def check_machine(error: Exception) -> None:
         raise MachineError(system_message(error)) from error
 
 
+def check_descriptors(count: int) -> None:
+    """Whether so many files and connections can be opened at once, asked before work that fails badly without them.
+
+    Raises:
+        OSError: they cannot.
+    """
+    opened = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0)) from error  # Not the null device's fault.
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
 def system_message(error: OSError) -> str:
     """What an error of the system means, and for which file, without its number."""
     files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

@@ -16,13 +16,16 @@ from huggingface_hub.errors import (
 )
 
 from lpg_hf._cards import read_json
-from lpg_hf._files import place_output, unfinished_folder
+from lpg_hf._files import check_descriptors, place_output, unfinished_folder
 from lpg_hf.hub._client import HTTP_ERROR, HUB_ERRORS, reason
 from lpg_hf.hub._stages import stage_repo_id
 
 
 # Copies of the weights for other frameworks, which repositories of other people's models hold too.
 OTHER_WEIGHTS = ["*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot"]
+# The Hub's client downloads 8 files at once, each with a connection, a lock and a file, and its cache tries out links
+# in temporary folders. Where it finds none left, it prints tracebacks and waits.
+DESCRIPTORS = 32
 
 
 def fetch_stage(
@@ -160,6 +163,7 @@ def _part(kind: str, metrics: dict, repo_id: str) -> str:
 
 
 def _snapshot(api: HfApi, repo_id: str, revision: str | None) -> Path:
+    check_descriptors(DESCRIPTORS)
     try:
         return Path(api.snapshot_download(repo_id, revision=revision, ignore_patterns=OTHER_WEIGHTS))
     except HTTP_ERROR as error:

@@ -59,19 +59,17 @@ def test_a_file_that_must_not_grow_is_one_line_and_the_same_command_finishes(pla
     assert_finishes(one, undisturbed)
 
 
-# The client of the Hub waits before it tries again.
-@pytest.mark.parametrize(
-    "command",
-    [pytest.param(*one.values, id=one.id, marks=pytest.mark.slow) if one.id == "pull-run" else one for one in LOCAL],
-)
+@pytest.mark.parametrize("command", LOCAL)
 def test_without_file_descriptors_nothing_wrong_is_written(place, command, undisturbed):
     """An image that cannot be opened now is not a broken image."""
     for free in (0, 1, 2, 3, 5, 8):
         one = place()
         code = one.run(descriptors=free)
         if code != undisturbed.code:
-            assert code == 2, one.said()
-            assert_one_line(one.said())
+            said = one.said()
+            assert code == 2, said
+            assert_one_line(said)
+            assert "Retry" not in said
         assert_finishes(one, undisturbed)
 
 
