@@ -42,6 +42,7 @@ class Result:
         path: of its metrics.json.
         mode: weak, semi or full.
         labels: source of the labels, `run.labels`.
+        method: its name in a figure: that of the source, or of the bench's row if the source is a folder.
         fixed: whether one LPG makes the masks of every round.
         fraction: share of the auxiliary images.
         seed: of the run.
@@ -53,6 +54,7 @@ class Result:
     path: Path
     mode: str
     labels: str
+    method: str
     fixed: bool
     fraction: float
     seed: int
@@ -81,11 +83,16 @@ def read_result(path: Path) -> Result | None:
         return None
     settings = with_sections({"settings": metrics["settings"]})["settings"]
     run, network = settings["run"], settings["segmenter"]
+    labels = run.get("labels", "lpg")
+    method, _, folder = labels.partition(":")
+    if method == "folder":
+        method = metrics.get("label") or Path(folder).name
     masks, segmenter, boxes = ({int(k): v for k, v in group.items() if k.isdecimal()} for group in groups)
     return Result(
         path,
         run.get("mode", "weak"),
-        run.get("labels", "lpg"),
+        labels,
+        method,
         run.get("fixed_stage") is not None,
         run.get("aux_fraction", 1.0),
         run.get("seed", 0),
@@ -141,7 +148,7 @@ def curves_of(results: list[Result]) -> dict[str, dict[str, Curve]]:
             name = {"weak": "boxes", "semi": "boxes and some masks", "full": "masks"}[one.mode]
             add("steps", name, {(stage + 1) * one.steps: value for stage, value in one.segmenter.items()})
         if one.mode != "semi" and not one.fixed and one.fraction == 1:
-            name = "full supervision" if one.mode == "full" else one.labels.partition(":")[0]
+            name = "full supervision" if one.mode == "full" else one.method
             add("methods", f"segmenter: {name}", {0: one.segmenter[last]})
             if last_masks is not None:
                 add("methods", f"labels: {name}", {0: one.masks[last_masks]})
@@ -187,7 +194,8 @@ def bar_figure(title: str, bars: Mapping[str, Curve]) -> Image.Image:
     size = (SIZE[0], 110 + 52 * len(bars))
     image, draw, font = _canvas(title, size)
     values = {name: next(iter(curve.values())) for name, curve in bars.items()}
-    left, scale = 480, (SIZE[0] - 480 - 110) / max(max(found) for found in values.values())
+    left = 35 + max(round(draw.textlength(name + _of_seeds(bars[name]), font)) for name in bars)
+    scale = (SIZE[0] - left - 110) / max(max(found) for found in values.values())
     for number, (name, found) in enumerate(sorted(values.items(), key=lambda item: -sum(item[1]) / len(item[1]))):
         middle, mean = 100 + 52 * number + 22, sum(found) / len(found)
         colour = COLOURS[0] if name.startswith("segmenter") else "#9aa7b1"

@@ -80,6 +80,19 @@ def test_the_figures_are_drawn_with_text_that_is_read_at_half_size(runs, tmp_pat
     assert rows[0].min() < rows[1].min() < 600
 
 
+def test_folders_of_labels_have_the_name_of_the_row_or_of_the_folder(tmp_path):
+    run(tmp_path, "own", [0.6], [0.3, 0.4], labels="folder:somewhere/mine")
+    cell = {"segmenter": {"1": {"mean_iou": 0.5}}, "pseudo_masks": {}, "configuration": {}, "label": "ours at once"}
+    cell["settings"] = {"run": {"labels": "folder:stage3/pseudo_masks"}, "segmenter": {"steps": 20}}
+    (tmp_path / "metrics.json").write_text(json.dumps(cell))
+    methods = claims.curves_of(claims.read_results([tmp_path]))["methods"]
+    assert methods == {
+        "segmenter: mine": {0: [40.0]},
+        "labels: mine": {0: [60.0]},
+        "segmenter: ours at once": {0: [50.0]},
+    }
+
+
 def test_two_runs_that_a_figure_cannot_tell_apart_are_refused(runs):
     run(runs, "weak0_again", [0.6], [0.4, 0.5])
     with pytest.raises(ValueError, match="are the same to a figure: give the runs of one protocol"):
