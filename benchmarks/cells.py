@@ -42,7 +42,8 @@ KINDS = {
     "stages": "training/em.py and training/deploy.py",
     "deploy": "training/deploy.py with the stages of another row",
 }
-TABLES = ("deep", "deep_lpg", "stages", "baselines", "supervision", "ablations")
+LONG_TABLES = ("deep", "deep_lpg")
+TABLES = (*LONG_TABLES, "stages", "baselines", "supervision", "ablations")
 _PROTOCOL_KEYS = {"settings", "target", "measure", "prepare"}
 _MEASURE_KEYS = {"annotations", "masks", "images", "split"}
 _SHARED_KEYS = {"label", "seeds", "minutes", "settings", "note"}
@@ -98,8 +99,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The folder of the cell below the runs and below the results."""
+        """The folder of the cell below the runs."""
         return f"{self.line}/seed{self.seed}"
+
+    @property
+    def result(self) -> str:
+        """The folder of the cell below the results: runs of hours in `bench`, those of minutes in `shallow`."""
+        return f"{'bench' if self.table in LONG_TABLES else 'shallow'}/{self.name}"
 
     @property
     def used(self) -> str | None:

@@ -106,6 +106,7 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     parts += ["## Longer runs\n", DEEP, _stage_table(deep, link, of_full=True), _cost_table(deep)]
     parts += ["### One generator, as long as a stage\n", _stage_table(of("deep_lpg", "deep"), link)]
     parts += [
+        SHALLOW,
         "## II. Stages, encoders, stage-wise against fixed\n",
         f"{DIRECTIONS['coco60_voc']}. Stage 0 is a segmenter trained on filled boxes.\n",
         _stage_table(of("stages", "coco60_voc"), link),
@@ -135,6 +136,10 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     parts += ["## Ablations\n", ABLATIONS, _ablation_table([x for x in lines if x.cell.table == "ablations"], link)]
     return "\n".join(parts)
 
+
+SHALLOW = """All tables below are of runs of minutes (`shallow/`): at most 4,800 views an E-step, and segmenters far from
+converged.
+"""
 
 DEEP = """COCO-60 -> VOC on all 2,877 target photographs: the whole method beside the methods that the paper compares
 it with (`--run.labels`), on the same boxes, segmenter and schedule. A source whose labels never change trains on the
@@ -335,7 +340,7 @@ def _lines(cells: Iterable[Cell], results: Path) -> list[Line]:
         grouped.setdefault(cell.line, []).append(cell)
     lines = []
     for group in grouped.values():
-        files = [results / cell.name / "metrics.json" for cell in sorted(group, key=lambda cell: cell.seed)]
+        files = [results / cell.result / "metrics.json" for cell in sorted(group, key=lambda cell: cell.seed)]
         metrics = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         of_seed = {cell.seed: cell for cell in group}
         metrics = [
@@ -349,9 +354,11 @@ def _lines(cells: Iterable[Cell], results: Path) -> list[Line]:
 
 def _linker(results: Path, folder: Path) -> Callable[[Line], str]:
     def link(line: Line) -> str:
-        base = results.relative_to(folder).as_posix()
+        finished = {metrics["seed"] for metrics in line.metrics}
         names = {
-            metrics["seed"]: f"{base}/{line.cell.line}/seed{metrics['seed']}/metrics.json" for metrics in line.metrics
+            cell.seed: (results / cell.result / "metrics.json").relative_to(folder).as_posix()
+            for cell in line.cells
+            if cell.seed in finished
         }
         return ", ".join(f"[seed {seed}]({name})" for seed, name in names.items())
 

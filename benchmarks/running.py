@@ -54,18 +54,18 @@ class Bench:
     """
 
     runs: Path = ROOT / "runs" / "bench"
-    results: Path = ROOT / "results" / "bench"
+    results: Path = ROOT / "results"
     places: tuple[tuple[str, str], ...] = ()
 
     def run_folder(self, name: str) -> Path:
         return self.runs / name
 
-    def result_folder(self, name: str) -> Path:
-        return self.results / name
+    def result_folder(self, cell: Cell) -> Path:
+        return self.results / cell.result
 
     def finished(self, cell: Cell) -> dict | None:
         """metrics.json of the cell, whatever its configuration was, or None; settings are in sections."""
-        metrics = read_json(self.result_folder(cell.name) / "metrics.json")
+        metrics = read_json(self.result_folder(cell) / "metrics.json")
         return metrics and metrics | {"configuration": with_sections(metrics["configuration"])}
 
     def is_up_to_date(self, cell: Cell) -> bool:
@@ -89,7 +89,7 @@ def run_cell(bench: Bench, cell: Cell, *, redo: bool = False) -> bool:
         RuntimeError: a command failed.
         Busy: another process is at work on it.
     """
-    run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
+    run, result = bench.run_folder(cell.name), bench.result_folder(cell)
     run.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         lock = held.enter_context(_alone(run.with_name(run.name + ".lock")))
@@ -120,7 +120,7 @@ def _is_finished(bench: Bench, cell: Cell) -> bool:
     before = bench.finished(cell)
     differing = before and differences(before["configuration"], json_like(cell.configuration))
     if differing:
-        run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
+        run, result = bench.run_folder(cell.name), bench.result_folder(cell)
         raise ValueError(
             f"{cell.name} was measured with another configuration ({'; '.join(differing)}). Delete {_shown(result)} "
             f"to measure it again, which resumes {_shown(run)} if the training is the same, or pass --redo to begin "
@@ -251,7 +251,7 @@ class Commands:
 
 
 def _write_result(bench: Bench, cell: Cell, running: Commands) -> None:
-    run, result = bench.run_folder(cell.name), bench.result_folder(cell.name)
+    run, result = bench.run_folder(cell.name), bench.result_folder(cell)
     ran = list(commands(bench, cell, run / "settings.yaml", dict(bench.places)))
     typed = list(commands(bench, cell, result / "settings.yaml", _NAMED_PLACES))
     seconds = [running.seconds(command) for command in ran]

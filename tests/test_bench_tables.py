@@ -84,7 +84,7 @@ def define(folder: Path, rows: dict[str, dict], protocols: tuple[str, ...] = ("c
 
 def finish(results: Path, cell: Cell, **metrics: object) -> None:
     """A metrics.json as a run of the cell leaves it."""
-    path = results / cell.name / "metrics.json"
+    path = results / cell.result / "metrics.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"seed": cell.seed, "configuration": cell.configuration} | metrics
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -196,7 +196,7 @@ def test_placeholders_are_replaced_everywhere_and_other_braces_are_not():
 def test_a_protocol_without_a_heading_is_not_dropped_in_silence(tmp_path):
     cells = define(tmp_path, {"stages/all": {"kind": "stages"}}, ("coco60_voc", "new"))
     with pytest.raises(ValueError, match="protocol new has no heading"):
-        render(cells, tmp_path / "bench", tmp_path)
+        render(cells, tmp_path, tmp_path)
 
 
 def test_differences_name_the_setting_and_both_values():
@@ -298,7 +298,7 @@ def test_a_cell_says_what_it_measured_and_how(finished, generator):
     assert metrics["settings"]["lpg"]["steps"] == 2 and metrics["settings"]["segmenter"]["model"] is None
     assert metrics["hardware"]["cpu_cores"] == 1 and metrics["versions"]["torch"]
     assert metrics["configuration"]["settings"]["aux"]["images"] == "{data}/aux/images"
-    result = finished.result_folder(generator.name)
+    result = finished.result_folder(generator)
     assert yaml.safe_load((result / "settings.yaml").read_text())["aux"]["images"] == "${LPG_HF_DATA}/aux/images"
     assert len((result / "log.jsonl").read_text().splitlines()) == 2
 
@@ -611,21 +611,21 @@ def test_numbers_have_both_ways_all_seeds_and_a_link(tmp_path):
     cells = define(tmp_path, {"stages/squeezenet": row})
     for cell, better in zip(cells, (0.0, 0.01)):
         finish(
-            tmp_path / "bench",
+            tmp_path,
             cell,
             boxes={"1": boxes(0.7 + better, 0.72)},
             box_fill=maps(0.5, 0.55),
             pseudo_masks={"1": maps(0.6 + better, 0.65)},
             segmenter={"0": maps(0.2, 0.25), "1": maps(0.3, 0.35 + better) | {"crf": maps(0.31, 0.36)}},
         )
-    first, second = table_rows(render(cells, tmp_path / "bench", tmp_path).split("## II")[1].split("## III")[0])
+    first, second = table_rows(render(cells, tmp_path, tmp_path).split("## II")[1].split("## III")[0])
     assert (first["stage"], first["masks fg"], first["masks bg"]) == ("0", "50.0 (50.0, 50.0)", "55.0 (55.0, 55.0)")
     assert (first["segm. fg"], first["boxes fg"], first["note"]) == ("20.0 (20.0, 20.0)", "", "kept")
     assert second["boxes fg"] == "70.5 (70.0, 71.0)" and second["boxes bg"] == "72.0 (72.0, 72.0)"
     assert second["masks fg"] == "60.5 (60.0, 61.0)" and second["segm. bg"] == "35.5 (35.0, 36.0)"
     assert second["CRF fg"] == "31.0 (31.0, 31.0)" and second["boundary"] == "35.2 (35.0, 35.5)"
     for seed in (0, 1):
-        assert f"[seed {seed}](bench/stages/squeezenet/coco60_voc/seed{seed}/metrics.json)" in first["run"]
+        assert f"[seed {seed}](shallow/stages/squeezenet/coco60_voc/seed{seed}/metrics.json)" in first["run"]
 
 
 def test_what_has_not_been_run_stands_there_with_its_minutes(tmp_path):
@@ -634,18 +634,18 @@ def test_what_has_not_been_run_stands_there_with_its_minutes(tmp_path):
         "ablations/base": {"kind": "generator", "seeds": [0, 1]},
     }
     cells = define(tmp_path, rows)
-    finish(tmp_path / "bench", cells[-1], boxes={"1": boxes(0.7, 0.72)}, training_seconds=300)
-    lines = table_rows(render(cells, tmp_path / "bench", tmp_path))
+    finish(tmp_path, cells[-1], boxes={"1": boxes(0.7, 0.72)}, training_seconds=300)
+    lines = table_rows(render(cells, tmp_path, tmp_path))
     assert {"": "ours", "run": "not run (about 7 minutes)"} in lines
     assert lines[-1]["runs"].endswith("seed 0 not run (about 7 minutes)") and "[seed 1]" in lines[-1]["runs"]
 
 
 def test_what_was_measured_with_another_configuration_is_not_shown(tmp_path):
     (cell,) = define(tmp_path, {"ablations/base": {"kind": "generator"}})
-    finish(tmp_path / "bench", cell, boxes={"1": boxes(0.7, 0.72)}, training_seconds=300)
-    assert "70.0" in render([cell], tmp_path / "bench", tmp_path)
+    finish(tmp_path, cell, boxes={"1": boxes(0.7, 0.72)}, training_seconds=300)
+    assert "70.0" in render([cell], tmp_path, tmp_path)
     (changed,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg": {"steps": 9}}}})
-    text = render([changed], tmp_path / "bench", tmp_path)
+    text = render([changed], tmp_path, tmp_path)
     assert "70.0" not in text and "not run (about 7 minutes)" in text
 
 
@@ -655,9 +655,9 @@ def test_generators_stand_beside_the_stages_on_the_same_boxes(tmp_path):
         "stages/squeezenet": {"kind": "stages", "label": "ours"},
     }
     cells = {cell.row: cell for cell in define(tmp_path, rows)}
-    finish(tmp_path / "bench", cells["classical"], boxes={"box": boxes(0.5, 0.6), "grabcut": boxes(0.61, 0.64)})
-    finish(tmp_path / "bench", cells["squeezenet"], boxes={"1": boxes(0.7, 0.72), "2": boxes(0.75, 0.77)})
-    text = render(list(cells.values()), tmp_path / "bench", tmp_path).split("## III")[1].split("## IV")[0]
+    finish(tmp_path, cells["classical"], boxes={"box": boxes(0.5, 0.6), "grabcut": boxes(0.61, 0.64)})
+    finish(tmp_path, cells["squeezenet"], boxes={"1": boxes(0.7, 0.72), "2": boxes(0.75, 0.77)})
+    text = render(list(cells.values()), tmp_path, tmp_path).split("## III")[1].split("## IV")[0]
     lines = table_rows(text.split("### ")[1])
     assert [(line[""], line["boxes fg"], line["boxes bg"]) for line in lines] == [
         ("box fill", "50.0", "60.0"),
@@ -682,8 +682,8 @@ def test_supervision_goes_from_weak_to_full_with_the_share_that_weak_reaches(tmp
     cells = define(tmp_path, rows)
     scores = {"squeezenet": 0.45, "semi": 0.48, "full": 0.5, "other_weak": 0.3}
     for cell in cells:
-        finish(tmp_path / "bench", cell, segmenter={"3": maps(0.4, scores[cell.row])})
-    text = render(cells, tmp_path / "bench", tmp_path).split("## IV")[1].split("## VII")[0]
+        finish(tmp_path, cell, segmenter={"3": maps(0.4, scores[cell.row])})
+    text = render(cells, tmp_path, tmp_path).split("## IV")[1].split("## VII")[0]
     lines = table_rows(text)
     assert [line[""].split("/")[1] for line in lines] == ["squeezenet", "semi", "full", "other_weak"]
     assert [line["of full"] for line in lines] == ["0.900", "0.960", "", ""]
@@ -698,8 +698,8 @@ def test_ablations_show_both_directions_and_the_difference_to_the_base(tmp_path)
         if cell.protocol in scores[cell.row]:
             fg = scores[cell.row][cell.protocol]
             of_stages = {"1": boxes(0.1, 0.1), "2": boxes(fg, fg + 0.01)}  # the last stage counts
-            finish(tmp_path / "bench", cell, boxes=of_stages, training_seconds=291.2)
-    base, change = table_rows(render(cells, tmp_path / "bench", tmp_path).split("## Ablations")[1])
+            finish(tmp_path, cell, boxes=of_stages, training_seconds=291.2)
+    base, change = table_rows(render(cells, tmp_path, tmp_path).split("## Ablations")[1])
     assert base["COCO-60 -> VOC: fg"] == "64.0" and base["VOC -> COCO-60: fg"] == "61.0"
     assert change["COCO-60 -> VOC: fg"] == "65.5 (+1.5)" and change["COCO-60 -> VOC: s"] == "291"
     assert change["VOC -> COCO-60: fg"] == "" and "not run" in change["runs"] and change["note"] == "taken"
@@ -716,7 +716,7 @@ def test_longer_runs_show_the_first_labels_of_each_method_and_what_it_took(tmp_p
     for cell in cells:
         masks = {"0": maps(0.6, 0.65)} if cell.row == "sdi" else {"1": maps(0.7, 0.75)}
         finish(
-            tmp_path / "bench",
+            tmp_path,
             cell,
             box_fill=maps(0.5, 0.55),
             pseudo_masks=masks,
@@ -725,7 +725,7 @@ def test_longer_runs_show_the_first_labels_of_each_method_and_what_it_took(tmp_p
             hardware={"native_bf16": cell.row == "sdi"},
             training={f"target/stage{i}/segmenter": {"seconds": 20.0} for i in (0, 1)} | {"aux": {"seconds": 1}},
         )
-    lines = table_rows(render(cells, tmp_path / "bench", tmp_path).split("## Longer runs")[1].split("## II")[0])
+    lines = table_rows(render(cells, tmp_path, tmp_path).split("## Longer runs")[1].split("## II")[0])
     scores = [(line[""], line["stage"], line["masks bg"]) for line in lines[:4]]
     assert scores == [
         ("deep/weak", "0", "55.0"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What was measured, and what comes with the package, keeps the paths that it was made with.
-HISTORY = (":!results/bench", ":!results/mini_cpu", ":!lpg_hf/weights")
+HISTORY = (":!results/bench", ":!results/shallow", ":!results/mini_cpu", ":!lpg_hf/weights")
 
 
 def test_no_file_names_a_folder_beside_the_checkout():
