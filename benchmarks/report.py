@@ -137,8 +137,8 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     return "\n".join(parts)
 
 
-SHALLOW = """All tables below are of runs of minutes (`shallow/`): at most 4,800 views an E-step, and segmenters far from
-converged.
+SHALLOW = """All tables below are of runs of minutes (`shallow/`): at most 4,800 views an E-step, and segmenters far
+from converged.
 """
 
 DEEP = """COCO-60 -> VOC on all 2,877 target photographs: the whole method beside the methods that the paper compares

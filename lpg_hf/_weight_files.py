@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -31,6 +32,25 @@ def reading_weights(folder: str | os.PathLike) -> Iterator[None]:
             f"the weights in {folder} cannot be read ({why_unreadable(error)}); nothing in them was executed. "
             "Copy or download them again, or save the model again with save_pretrained, which writes safetensors."
         ) from None  # torch's text recommends to execute the file
+
+
+def write_tensors(tensors: dict, file: BinaryIO) -> None:
+    """`torch.save`, whose error on a full disk is the system's and not one of the archive that could not be ended.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import torch
+
+    try:
+        torch.save(tensors, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def _of_config(error: Exception, folder: str | os.PathLike) -> Exception:

@@ -28,7 +28,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from lpg_hf._cards import write_card
 from lpg_hf._files import atomic_file, check_replaceable, place_output, unfinished_folder
-from lpg_hf._weight_files import reading_weights, why_unreadable
+from lpg_hf._weight_files import reading_weights, why_unreadable, write_tensors
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
@@ -171,7 +171,7 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
         if out.suffix == ".safetensors":
             file.write(save(tensors))
         else:
-            torch.save(tensors, file)
+            write_tensors(tensors, file)
     return out
 
 

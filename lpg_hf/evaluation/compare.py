@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lpg_hf._files import atomic_file, walk_files, write_atomically, write_json
+from lpg_hf._files import MachineError, atomic_file, check_machine, walk_files, write_atomically, write_json
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import PROBLEMS, Report
@@ -176,6 +176,7 @@ def compare(
     Raises:
         ValueError: an unknown generator or `per`, or no image with ground truth.
         FileNotFoundError: annotations or ground truth that do not exist.
+        MachineError: no file can be opened now, or no memory is left.
     """
     names = list(generators or ("box", "grabcut", "densecrf", "lpg"))
     for name in names:
@@ -202,7 +203,10 @@ def compare(
         with ProcessPoolExecutor(1, mp_context=context) as process:
             try:
                 rows.append(process.submit(measure, chosen, name).result())
+            except MachineError:
+                raise
             except Exception as error:  # whatever a generator or its library raises, or the end of its process
+                check_machine(error)
                 reason = str(error).splitlines()[0] if str(error) else ""
                 rows.append(Row(name, error=": ".join(filter(None, (type(error).__name__, reason)))))
     return rows, chosen

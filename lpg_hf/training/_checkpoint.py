@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
+from lpg_hf._weight_files import write_tensors
+
 
 KEPT = 2  # checkpoints: the newest, and one before in case that the newest is damaged
 
@@ -99,7 +101,7 @@ class Checkpoints:
         path = self.folder / f"step_{state['step']}.pt"
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            write_tensors(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -17,6 +17,7 @@ from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 from torch.utils.data import DataLoader, Sampler
 
+from lpg_hf._files import check_descriptors
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._examples import box_label_map, class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.labels import IGNORE_INDEX
@@ -29,6 +30,10 @@ from lpg_hf.training.models import Normalization
 
 _NOISE_DEVIATIONS = (4, 24)  # of grey levels
 _BLUR_RADII = (0.004, 0.02)  # as shares of the longer side of the view
+
+
+# A worker sends each array of a batch in a file of its own. Where none can be opened, it prints a traceback and waits.
+DESCRIPTORS = 64
 
 
 class Positions(torch.utils.data.Dataset, ABC):
@@ -278,6 +283,13 @@ def _collate(samples: list[dict]) -> dict:
 
 
 def step_loader(dataset: Positions, batches: StepBatches, num_workers: int, pin_memory: bool) -> DataLoader:
+    """The loader of a phase.
+
+    Raises:
+        OSError: workers are asked for, and too few files can be opened for what they send.
+    """
+    if num_workers:
+        check_descriptors(DESCRIPTORS)
     return DataLoader(
         dataset, batch_sampler=batches, collate_fn=_collate, num_workers=num_workers, pin_memory=pin_memory
     )

@@ -2,11 +2,13 @@
 `--generator auto` makes of it."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from lpg_hf._files import MachineError
 from lpg_hf.cli import app
 from lpg_hf.data.convert import WITH_MASKS, convert_labels
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
@@ -330,6 +333,18 @@ def test_one_that_cannot_run_leaves_the_others_alone(tree, monkeypatch, tmp_path
     assert "densecrf did not run: " in result.stdout and "3 images, 3 boxes" in result.stdout
     with Image.open(out / "panel.jpg") as figure:
         assert figure.width > 3 * 200 and figure.height > 3 * 100
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MachineError("no memory is left")])
+def test_a_fault_of_the_machine_ends_the_comparison_and_blames_no_generator(tree, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("lpg_hf.evaluation.compare.measure", fails)
+    monkeypatch.setattr("lpg_hf.evaluation.compare.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    arguments = ["compare", tree / "boxes.json", "--images", tree / "images", "--truth", tree / "full.json"]
+    result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--generators", "box"]])
+    assert isinstance(result.exception, MachineError) and "did not run" not in result.output
 
 
 def test_images_are_chosen_evenly_among_those_with_truth(tree, monkeypatch):

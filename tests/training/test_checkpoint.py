@@ -1,9 +1,13 @@
+import errno
+import io
+import os
 import pickle
 import zipfile
 
 import pytest
 import torch
 
+from lpg_hf._weight_files import write_tensors
 from lpg_hf.training._checkpoint import Checkpoints
 
 
@@ -65,3 +69,25 @@ def test_code_in_a_checkpoint_is_not_executed(checkpoints, tmp_path):
     with pytest.raises(ValueError, match="step_10.pt"):
         checkpoints.load()
     assert not marker.exists()
+
+
+class FullDisk(io.BytesIO):
+    """Has room for some bytes, and no more."""
+
+    def write(self, data):
+        if self.tell() + len(data) > 50_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+def test_a_full_disk_is_an_error_of_the_system(size):
+    """torch.save alone ends in a RuntimeError about its archive."""
+    with pytest.raises(OSError) as raised:
+        write_tensors({"w": torch.zeros(size)}, FullDisk())
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_what_cannot_be_pickled_is_another_error():
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        write_tensors({"w": lambda: None}, io.BytesIO())
