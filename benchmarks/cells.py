@@ -113,6 +113,11 @@ class Cell:
         return None if self.uses is None else f"{self.uses}/{self.protocol}/seed{self.seed}"
 
     @property
+    def takes_labels(self) -> bool:
+        """Whether it trains on label maps, which another row has written."""
+        return self.settings.get("run", {}).get("labels", "").startswith("folder:")
+
+    @property
     def num_stages(self) -> int:
         return self.settings.get("run", {}).get("num_stages", 3)
 
@@ -136,7 +141,7 @@ class Cell:
 
 
 def read_cells(definitions: Path) -> list[Cell]:
-    """All cells, a row that is used before the rows that use it.
+    """All cells, a row whose stages or label maps are used before the rows that use them.
 
     Args:
         definitions: folder with `protocols` and `rows`.
@@ -162,7 +167,7 @@ def read_cells(definitions: Path) -> list[Cell]:
                 f"row {cell.table}/{cell.row} uses {cell.used}, which no row file gives. Correct `uses`, or add the "
                 "protocol and the seed to the used row."
             )
-    return sorted(cells, key=lambda cell: cell.uses is not None)
+    return sorted(cells, key=lambda cell: (cell.takes_labels, cell.uses is not None))
 
 
 def select(cells: list[Cell], wanted: list[str], seed: int | None = None) -> list[Cell]:

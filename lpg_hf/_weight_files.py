@@ -1,4 +1,4 @@
-"""Errors of saved models that cannot be loaded, in one line. Loaders execute nothing that a file holds."""
+"""Errors of weight files in one line, loaded or written. Loaders execute nothing that a file holds."""
 
 import errno
 import os

@@ -400,6 +400,16 @@ def test_a_change_of_the_used_row_is_a_change_of_the_row_that_uses_it(tmp_path):
     assert not differences(before, define(tmp_path, rows)[1].configuration)
 
 
+def test_rows_come_after_those_whose_stages_or_label_maps_they_use(tmp_path):
+    labels = {"run": {"labels": "folder:runs/bench/stages/b/coco60_voc/seed0/target/stage1/pseudo_masks"}}
+    rows: dict = {
+        "stages/a": {"kind": "deploy", "settings": labels},
+        "stages/b": {"kind": "deploy", "uses": "stages/z"},
+        "stages/z": {"kind": "stages"},
+    }
+    assert [cell.row for cell in define(tmp_path, rows)] == ["z", "b", "a"]
+
+
 def test_a_later_stage_is_measured_with_the_segmenter_of_the_stage_before(bench, tmp_path):
     (cell,) = define(tmp_path, {"stages/all": {"kind": "stages", "settings": {"run": {"num_stages": 2}}}})
     run = bench.run_folder(cell.name)
