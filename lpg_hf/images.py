@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF
 FORMATS_WITH_AN_END = ("JPEG", "MPO", "PNG", "WEBP")  # Pillow's names
 
 _STRIP = 4_000_000  # pixels that are copied from Pillow at once
+# What Pillow raises on a damaged file: it trusts the numbers in headers, tags and chunks.
+_DAMAGE = (OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
 # What an image can be read from.
 ImageSource = str | os.PathLike | BinaryIO | Image.Image
@@ -95,7 +98,7 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
             raise OSError("it is not a file")
         with _without_pixel_limit():
             image = Image.open(source, formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except _DAMAGE as error:
         check_machine(error)
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is not an image of a known format" if unknown else getattr(error, "strerror", None) or str(error)
@@ -107,6 +110,18 @@ def open_image(source: ImageSource, name: str, max_pixels: int = MAX_PIXELS) -> 
         image.close()
         raise _too_large(name, f"{width} x {height} = {width * height} pixels", max_pixels)
     return image
+
+
+def load_pixels(image: Image.Image, name: str) -> None:
+    """Decode an opened image, which Pillow else does where its values are first asked for.
+
+    Raises:
+        ImageProblem: damaged or cut off; `name` is in the message.
+    """
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _undecodable(name, error) from error
 
 
 def _too_large(name: str, what: str, max_pixels: int) -> ImageProblem:
@@ -234,7 +249,7 @@ def image_size(path: str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) ->
         if image.format not in FORMATS_WITH_AN_END or (file and _ends_early(file)):
             try:
                 image.load()
-            except (OSError, SyntaxError, ValueError) as error:
+            except _DAMAGE as error:
                 raise ImageProblem("truncated_image", f"the image {name} is cut off or damaged: {error}") from error
     return (width, height) if turned else (height, width)
 
@@ -283,7 +298,7 @@ def read_rgb(
         if image.mode == "RGB" and "transparency" not in image.info and rendering == Rendering():
             return _array(image)
         bands = pillow_bands(image)
-    except (OSError, SyntaxError, EOFError) as error:
+    except _DAMAGE as error:
         raise _undecodable(name, error) from error
     return _rendered(bands, name, rendering, notes)
 
@@ -313,7 +328,7 @@ def _read_png(image: Image.Image, name: str) -> Bands:
             data = file.read()
         image.load()  # Pillow tells whether it is damaged, and OpenCV does not.
         bands = png_bands(data)
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DAMAGE as error:
         raise _undecodable(name, error) from error
     bands.orientation = _exif_orientation(image)
     return bands

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lpg_hf._files import write_atomically
-from lpg_hf.images import MAX_PIXELS, open_image
+from lpg_hf.images import MAX_PIXELS, load_pixels, open_image
 from lpg_hf.labels import IGNORE_INDEX, voc_palette
 
 
@@ -134,12 +134,12 @@ def read_label_map(
         (H, W) uint8, 0 background, 255 ignored; of a 16-bit file uint16, 65535 ignored.
 
     Raises:
-        ImageProblem: it cannot be opened, or is too large.
-        OSError: it is cut off.
+        ImageProblem: it cannot be opened, is too large, damaged or cut off.
         ValueError: the file is a colour image, whose values are not labels, or a JPEG, which does not keep them.
     """
     with open_image(path, os.fspath(path), max_pixels) as image:
         check_lossless(image, os.fspath(path))
+        load_pixels(image, os.fspath(path))
         if object_value is not None:
             return object_labels(image, object_value)
         if image.mode == "I;16":

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lpg_hf.data._formats.voc import check_mask
+from lpg_hf.data.options import ReadOptions
+from lpg_hf.images import ImageProblem
 from lpg_hf.label_maps import clashing_names, read_label_map, write_label_map
 from lpg_hf.labels import voc_palette
 
@@ -63,6 +66,19 @@ def test_colour_image_is_no_label_map(tmp_path: Path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="a.png is an image of mode RGB"):
         read_label_map(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("object_value", [None, 1])
+def test_a_damaged_file_is_named_wherever_its_damage_shows(tmp_path: Path, object_value: int | None):
+    write_label_map(tmp_path / "a.png", np.eye(40, dtype=np.uint8))
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"IDAT")
+    for damaged in (data[: start + 20], data[: start - 1] + b"\5" + data[start:]):  # cut off; no chunk behind it
+        (tmp_path / "a.png").write_bytes(damaged)
+        with pytest.raises(ImageProblem, match="a.png: (image file is truncated|broken PNG)"):
+            read_label_map(tmp_path / "a.png", object_value=object_value)
+        with pytest.raises(ValueError, match="cannot read the class mask .*a.png"):
+            check_mask(str(tmp_path / "a.png"), "a.jpg", (40, 40), 1, ReadOptions(object_value=object_value))
 
 
 def test_images_whose_files_would_lie_in_one_place_are_told():

@@ -17,7 +17,7 @@ from lpg_hf._bands import Rendering
 from lpg_hf.boxes import clip_boxes, convert_boxes
 from lpg_hf.data._painting import paint_boxes, paint_label_map
 from lpg_hf.data.records import NO_CLASS, BoxObject
-from lpg_hf.images import MAX_PIXELS, open_image, read_rgb
+from lpg_hf.images import MAX_PIXELS, load_pixels, open_image, read_rgb
 from lpg_hf.label_maps import check_lossless
 from lpg_hf.labels import IGNORE_INDEX
 
@@ -116,10 +116,8 @@ def mask_column(row: dict) -> np.ndarray:
     check_lossless(mask, f"the class mask {name}")
     if mask.mode not in ("P", "L"):
         raise ValueError(f"the class mask {name} has mode {mask.mode}; it must be a palette or grey PNG of indices")
-    try:
-        labels = np.array(mask)
-    except (OSError, SyntaxError) as error:
-        raise OSError(f"cannot decode the class mask {name}: {error}") from error
+    load_pixels(mask, name)
+    labels = np.array(mask)
     check_size(labels, _stated_size(row), f"the class mask {name}")
     return labels
 

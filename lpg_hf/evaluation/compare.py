@@ -217,7 +217,7 @@ def _holds_a_class(source: Source, truth: Truth, index: int) -> bool:
     try:
         record = source.record(index, Report())
         true = None if record is None else truth.of(record)
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError):
         true = None
     return true is None or bool(((true.label_map != 0) & (true.label_map != true.ignored)).any())
 
@@ -285,7 +285,7 @@ def _image_and_truth(
         return None
     try:
         return record, boxed_image(pixels, _with_moved_boxes(record, box_offsets)), truth.of(record)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
+    except (OSError, ValueError) as error:
         row.skipped.append(f"{record.file_name}: {error}")
         return None
 

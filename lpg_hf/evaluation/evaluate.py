@@ -286,7 +286,7 @@ def _evaluate_label_maps(
         try:
             predicted_path, true_path = (os.path.join(os.fspath(folder), name) for folder in (prediction, truth))
             return _count_pairs(predicted_path, true_path, options)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on broken PNG chunks
+        except (OSError, ValueError) as error:
             return f"{name}: {error}"
 
     for counted in _map_in_threads(count, both, num_workers, "label maps"):

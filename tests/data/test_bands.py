@@ -1,6 +1,7 @@
 """Images of more than 8 bits, of floats and of several bands, as 8-bit RGB: in all commands, with what was assumed."""
 
 import json
+import struct
 import subprocess
 import sys
 from io import BytesIO
@@ -166,6 +167,20 @@ def test_a_limit_damage_and_a_missing_package_are_one_line_with_the_remedy(tmp_p
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.endswith("needs the extra tiff: pip install 'lpg_hf[tiff]'")
+
+
+def test_a_page_without_a_size_is_damage_of_the_file(tmp_path):
+    buffer = BytesIO()
+    Image.new("RGB", (6, 4)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    (first,) = struct.unpack_from("<I", data, 4)
+    (num_tags,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * num_tags, len(data))  # where the next page is
+    data += struct.pack("<HHHIII", 1, 305, 2, 2, 0, 0)  # with one tag, the name of a program
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ImageProblem, match=r"cannot decode the image .*a\.tif") as error:
+        read_rgb(tmp_path / "a.tif")
+    assert error.value.kind == "unreadable_image"
 
 
 @pytest.mark.parametrize(

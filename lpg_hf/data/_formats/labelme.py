@@ -33,7 +33,7 @@ from lpg_hf.data._formats.tool_image import (
     window_rle,
 )
 from lpg_hf.data.records import BoxObject, Record, finite_numbers, stated_size
-from lpg_hf.images import ImageProblem, open_image
+from lpg_hf.images import ImageProblem, load_pixels, open_image
 
 
 # Of LabelMe, whose files have these keys.
@@ -143,8 +143,9 @@ def _read_mask(text: object, corners: list[float], size: tuple[int, int] | None)
     try:
         data = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
         with open_image(BytesIO(data), "mask", 10**8) as png:
+            load_pixels(png, "mask")
             window = np.asarray(png.convert("L") if png.mode not in ("1", "L", "P") else png) != 0
-    except (binascii.Error, ImageProblem, OSError, SyntaxError, Image.DecompressionBombError):
+    except (binascii.Error, ImageProblem):
         return box, None
     return box, window_rle(window, x, y, size)
 

@@ -51,7 +51,7 @@ from lpg_hf.data.records import (
     stated_size,
 )
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
-from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, open_image
+from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, load_pixels, open_image
 from lpg_hf.label_maps import check_lossless, object_labels
 from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES, clean_name
 
@@ -716,6 +716,7 @@ def check_mask(
                     f"the class mask {path} is {mask.size[0]} x {mask.size[1]}, "
                     f"its image {image_name} {width} x {height}; masks are never resized, correct the file"
                 )
+            load_pixels(mask, path)
             if options.object_value is not None:
                 return bool(object_labels(mask, options.object_value).any())
             if mask.mode not in ("P", "L"):
