@@ -29,6 +29,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from lpg_hf._cards import write_card
 from lpg_hf._files import atomic_file, check_replaceable, place_output, unfinished_folder
 from lpg_hf._weight_files import reading_weights, why_unreadable, write_tensors
+from lpg_hf.hub.loading import load_network
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
@@ -160,8 +161,7 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
     kind = kinds[0]
     _check_official_behaviour(config, processor, kind, folder)
 
-    with reading_weights(folder):
-        model = MODELS[kind].from_pretrained(folder, dtype=torch.float32)
+    model = load_network(folder)
     names = _official_names(model)
     state_dict = model.state_dict()
     tensors = {official: state_dict[name].contiguous() for name, official in names.items()}

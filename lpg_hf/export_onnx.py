@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lpg_hf._files import check_replaceable, unfinished_folder
-from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage
+from lpg_hf.hub.loading import load_network
 from lpg_hf.models.modeling_lpg import LPGModel
 
 
@@ -87,7 +87,9 @@ def export_onnx(
     if opset not in OPSETS:
         raise ValueError(f"opset={opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}.")
     title = type(model).__name__ if isinstance(model, PreTrainedModel) else str(model)
-    loaded = copy.deepcopy(model) if isinstance(model, PreTrainedModel) else _load(model)
+    loaded = (
+        copy.deepcopy(model) if isinstance(model, PreTrainedModel) else load_network(fetch_stage(named_stage(model)))
+    )
     names = ["pixel_values"]
     if isinstance(loaded, LPGModel):
         names += ["box_mask", "class_prob"] if loaded.config.use_class_prob else ["box_mask"]
@@ -101,19 +103,6 @@ def export_onnx(
         differences = _differences(network, file, sizes, title, free=size is None) if check else {}
         os.replace(file, out)
     return differences
-
-
-def _load(source: str | os.PathLike) -> PreTrainedModel:
-    folder = fetch_stage(named_stage(source))
-    with reading_weights(folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type == "lpg":
-        with reading_weights(folder):
-            return LPGModel.from_pretrained(folder)
-    if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
-        raise ValueError(f"{source} holds a {config.model_type!r} model: neither an LPG nor a semantic segmenter.")
-    with reading_weights(folder):
-        return AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=False)
 
 
 def _inputs(names: Sequence[str], batch: int, height: int, width: int, num_channels: int) -> tuple[Tensor, ...]:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
-import lpg_hf.models  # noqa: F401  makes the Auto classes know our segmenters
 from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.base import PAD_MULTIPLE
 from lpg_hf.hub import fetch_stage
+from lpg_hf.hub.loading import load_network
 
 
 _CELL = 4  # pixels; logits that lie closer together are stored at the centres of cells of this side
@@ -169,7 +169,7 @@ class SegmenterProbs:
         """
         folder = fetch_stage(source, kind="segmenter")
         with reading_weights(folder):
-            model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+            model = load_network(folder, dtype)
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         return cls(model, processor, class_names, device)
 

@@ -18,6 +18,7 @@ from lpg_hf.generators.base import BoxedImage, GeneratorOptions, MaskGenerator, 
 from lpg_hf.generators.bundle import bundled, named_stage
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.hub import fetch_stage
+from lpg_hf.hub.loading import load_network
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor, stack_views
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.models.views_lpg import View
@@ -73,7 +74,7 @@ class LPGGenerator(MaskGenerator):
         source = bundled() if options.model is None else named_stage(options.model)
         folder = fetch_stage(source, options.revision, kind="lpg")
         with reading_weights(folder):
-            network = LPGModel.from_pretrained(folder, dtype=torch.float32)
+            network = cast(LPGModel, load_network(folder))
             processor = LPGImageProcessor.from_pretrained(folder)
         segmenter = None
         if options.segmenter is not None:

@@ -23,6 +23,7 @@ from lpg_hf._files import write_json
 from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage, write_card
+from lpg_hf.hub.loading import load_network
 from lpg_hf.models import auto
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
@@ -118,8 +119,7 @@ def build_lpg(settings: Settings, use_class_prob: bool, previous: Path | None) -
     torch.manual_seed(settings.run.seed)
     model = LPGModel(config)
     if previous is not None:
-        with reading_weights(previous):
-            source = LPGModel.from_pretrained(previous, dtype=torch.float32)
+        source = load_network(previous)
         model.load_state_dict(_widen_inputs(source.state_dict(), model.state_dict()))
     elif lpg.init is not None:
         _start_from(model, lpg)
@@ -296,8 +296,7 @@ def _read_config(source: str | Path, what: str) -> PreTrainedConfig:
 def load_segmenter(folder: Path) -> tuple[PreTrainedModel, typing.Any]:
     """A segmenter stage, in eval mode, with its image processor."""
     with reading_weights(folder):
-        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        return load_network(folder), AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel, LPGImageProcessor]:
@@ -313,8 +312,7 @@ def load_lpg(source: str | Path, revision: str | None = None) -> tuple[LPGModel,
     """
     folder = fetch_stage(named_stage(source), revision, kind="lpg")
     with reading_weights(folder):
-        model = LPGModel.from_pretrained(folder, dtype=torch.float32)
-        return model, LPGImageProcessor.from_pretrained(folder)
+        return typing.cast(LPGModel, load_network(folder)), LPGImageProcessor.from_pretrained(folder)
 
 
 def save_stage(folder: Path, model: PreTrainedModel, processor: typing.Any, metrics: dict) -> None:
