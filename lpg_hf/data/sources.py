@@ -474,7 +474,7 @@ class _Rows:
             columns, num_lost = {"category": []}, 1
         for i, category in enumerate(columns["category"]):
             where = f"{file_name}: annotation {columns['id'][i]}"
-            if category is not None and category >= 0 and category not in self.position:
+            if category is not None and 0 <= category < len(self.names) and category not in self.position:
                 report.add("other_class", where, self.names[category])
                 continue
             numbers = finite_numbers(columns["bbox"][i], 4)
@@ -497,8 +497,9 @@ class _Rows:
         columns, size = row["objects"], (row["height"], row["width"])
         category = columns["category"][i]
         iscrowd, difficult = (name in columns and bool(columns[name][i]) for name in ("iscrowd", "difficult"))
-        if category is None or (category < 0 and not iscrowd):  # `datasets` writes -1 for no class.
-            report.add("unknown_class", where, "none")
+        is_none = category is None or category < 0  # `datasets` writes -1 for no class.
+        if category is None or (is_none and not iscrowd) or category >= len(self.names):
+            report.add("unknown_class", where, "none" if is_none else str(category))
             category, iscrowd = NO_CLASS, True
         x, y, w, h = numbers
         note_corners(numbers, size, where, report)

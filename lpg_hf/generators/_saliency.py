@@ -68,17 +68,16 @@ class SaliencyGenerator(MaskGenerator):
         options.intra_op_num_threads = _num_threads()
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            inputs = [(item.name, item.type, item.shape) for item in self.session.get_inputs()]
         except Exception as error:  # onnxruntime's errors have no class of their own in common
             raise ValueError(f"{file} is not an ONNX model that can run here: {str(error).splitlines()[0]}") from error
-        inputs = self.session.get_inputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        takes_images = len(shape) == 4 and shape[1] == 3 and inputs[0].type == "tensor(float)"
+        self._input, number_type, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
+        takes_images = len(shape) == 4 and shape[1] == 3 and number_type == "tensor(float)"
         sides = [side for side in shape[2:] if isinstance(side, int)]
         if not takes_images or (isinstance(shape[0], int) and shape[0] != 1) or not all(0 < s < 8192 for s in sides):
             raise ValueError(
-                f"{file} takes {', '.join(f'{item.name} {item.type} {item.shape}' for item in inputs)}, but a "
-                f"salient-object network "
-                "takes one image, (B, 3, H, W) floats with B free or 1."
+                f"{file} takes {', '.join(f'{name} {kind} {shape}' for name, kind, shape in inputs)}, but a "
+                "salient-object network takes one image, (B, 3, H, W) floats with B free or 1."
             )
         self.size = tuple(side if isinstance(side, int) else DEFAULT_SIZE for side in shape[2:])
         self.batch_size = 1 if shape[0] == 1 else batch_size
@@ -112,7 +111,7 @@ class SaliencyGenerator(MaskGenerator):
     def _maps(self, crops: list[np.ndarray]) -> list[np.ndarray]:
         """The map of each crop at the crop's size, float32 in [0, 1]."""
         pixels = np.stack([self._normalised(crop) for crop in crops]).transpose(0, 3, 1, 2)
-        inputs = {self.session.get_inputs()[0].name: np.ascontiguousarray(pixels)}
+        inputs = {self._input: np.ascontiguousarray(pixels)}
         try:
             with self._one_at_a_time:  # a pass uses all cores
                 maps = self.session.run([item.name for item in self.session.get_outputs()[:1]], inputs)[0]

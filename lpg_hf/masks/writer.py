@@ -665,7 +665,7 @@ def _read_run(path: Path) -> dict | None:
         settings = content["settings"]
         is_run = {"annotations_sha256", "overlay"} <= settings.keys() and set(settings["write"]) <= set(OUTPUTS)
         names = content.get("file_names", [])
-        if "report" in content:  # Of a finished run.
+        if "report" in content or path.name == "report.json":  # Of a finished run.
             Report(**content["report"]).summary()
             names = [image["file_name"] for image in content["images"] if "skipped" not in image]
             is_run &= all(isinstance(image["problems"], dict) for image in content["images"] if "skipped" in image)

@@ -1,6 +1,5 @@
 """Images and boxes to the generator's inputs, and its logits back to foreground maps of the image's own size."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -117,7 +116,7 @@ class LPGImageProcessor(PilBackend):
             "view_context": ((int, float), lambda value: 0 <= value <= 10, "a number from 0 to 10"),
             "align_corners": (bool, lambda value: True, "true or false"),
             "edge_radius": (int, lambda value: value <= LARGEST_VIEW, "a whole number"),
-            "rescale_factor": ((int, float), lambda value: 0 < value < math.inf, "a number above 0"),
+            "rescale_factor": ((int, float), lambda value: 1e-6 <= value <= 1e6, "a number from 1e-6 to 1e6"),
         }
         if self.view_min_size is not None:
             allowed["view_min_size"] = size
@@ -125,10 +124,10 @@ class LPGImageProcessor(PilBackend):
             value = getattr(self, name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits(value):
                 raise ValueError(f"{name}={value!r} of LPGImageProcessor must be {what}.")
-        for name, smallest in (("image_mean", -math.inf), ("image_std", 0.0)):
+        for name, smallest in (("image_mean", -1e6), ("image_std", 0.0)):
             value = getattr(self, name)
             numbers: Sequence[Any] = value if isinstance(value, (list, tuple)) else ()
-            if len(numbers) != 3 or not all(type(v) in (int, float) and smallest < v < math.inf for v in numbers):
+            if len(numbers) != 3 or not all(type(v) in (int, float) and smallest < v < 1e6 for v in numbers):
                 raise ValueError(f"{name}={value!r} of LPGImageProcessor must be three numbers, RGB, in 0..1.")
 
     # One image at a time: what the training loop, the mask writer and the pipeline use.
@@ -203,7 +202,8 @@ class LPGImageProcessor(PilBackend):
     @property
     def _fill(self) -> tuple[int, ...]:
         """The mean colour in 8 bits, which views have outside the image."""
-        return tuple(int(v) for v in np.rint(np.asarray(self.image_mean, np.float32) / self.rescale_factor))
+        levels = np.asarray(self.image_mean, np.float32) / self.rescale_factor
+        return tuple(int(level) for level in np.rint(levels).clip(0, 255))
 
     def encode_prompt(
         self, view: View, size: tuple[int, int], class_prob: np.ndarray | None = None

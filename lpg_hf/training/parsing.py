@@ -131,7 +131,7 @@ def merged(values: dict, changes: dict) -> dict:
 def _parse_yaml(text: str, source: str) -> typing.Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except Exception as error:  # PyYAML raises many types on an odd scalar, as !!float '' or !!bool x
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 

@@ -833,6 +833,9 @@ def test_categories_without_a_name_get_one_of_their_own(coco_tree):
     coco_tree.content["categories"] = [{"id": 1, "name": "category 7"}, {"id": " ", "name": "blank"}]
     with pytest.raises(ValueError, match="category number 2 has no id or no name"):
         read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
+    coco_tree.content["categories"][1]["name"] = float("inf")  # what is written of it would be null
+    with pytest.raises(ValueError, match="category number 2 has no id or no name"):
+        read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
     coco_tree.content["categories"].pop()
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=7))
     index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(keep_unlisted=True), Report())

@@ -10,6 +10,7 @@ from trees import make_image
 
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import SOURCE_OPTIONS
+from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 
@@ -128,6 +129,19 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path):
     records = [source.record(index, report) for index in range(len(source))]
     assert [record and [item.category for item in record.objects] for record in records] == [[0, 1], None, [0, -1]]
     assert report.counts == {"unreadable_image": 1, "invalid_box": 1, "incomplete_image": 1, "unknown_class": 1}
+
+
+def test_a_category_beyond_the_class_names_is_a_region_of_no_class(tmp_path):
+    columns, row, _ = LAYOUTS["cppe-5"]
+    numbers = {**columns, "objects": {**columns["objects"], "category": List(Value("float64"))}}
+    rows = [{"image": {"bytes": png()}, **row, "objects": {**row["objects"], "category": [1.0, 9.0]}}]
+    made = Dataset.from_list(rows, features=Features({"image": Image(), **numbers}))
+    (tmp_path / "data").mkdir()
+    made.cast(Features({"image": Image(), **columns})).to_parquet(tmp_path / "data" / "train-0.parquet")
+    source = open_source(tmp_path, report=(report := Report()))
+    record = source.record(0, report)
+    assert record is not None and [item.category for item in record.objects] == [1, NO_CLASS]
+    assert report.counts == {"unknown_class": 1}
 
 
 def test_a_dataset_without_boxes_names_its_columns(tmp_path):

@@ -462,6 +462,15 @@ def test_dota_quadrilateral_is_the_box_around_it(tmp_path):
     assert report.counts["rotated_box"] == 1
 
 
+@pytest.mark.parametrize("name", ["KITTI", "DOTA"])
+def test_a_class_name_is_one_that_every_format_can_hold(tmp_path, name):
+    """Columns are split at blanks, so control characters are all that a name of these formats can hold wrong."""
+    TOOL_TREES[name][1](tmp_path)
+    for path in tmp_path.rglob("*.txt"):
+        path.write_text(path.read_text().replace("red", "\0\x1bed"))
+    assert read(tmp_path)[1] == ["\N{REPLACEMENT CHARACTER}" * 2 + "ed"]
+
+
 # What is known but not read
 
 

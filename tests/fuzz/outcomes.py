@@ -62,7 +62,8 @@ def fuzz(inputs: int, drawn: SearchStrategy, check: Callable[[Any], None]) -> No
 def allowed() -> Iterator[None]:
     """Around what an input is handed to; a fault where it ends otherwise than it may."""
     signal.signal(signal.SIGPROF, _too_slow)
-    signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # CPU time: others may keep the machine busy
+    # CPU time: others may keep the machine busy. Again each second: an error in a callback of C code may get lost.
+    signal.setitimer(signal.ITIMER_PROF, _SECONDS, 1)
     try:
         yield
     except ERRORS as error:

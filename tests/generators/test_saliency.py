@@ -206,9 +206,15 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ValueError, match="text.onnx is not an ONNX model"):
         SaliencyGenerator(tmp_path / "text.onnx")
+    data = save_red_detector(tmp_path / "name.onnx").read_bytes().replace(b"image", b"\x80mage")
+    (tmp_path / "name.onnx").write_bytes(data)
+    with pytest.raises(ValueError, match="name.onnx is not an ONNX model that can run here: 'utf-8' codec"):
+        SaliencyGenerator(tmp_path / "name.onnx")
     for name, wrong in (("grey", {"channels": 2}), ("four", {"batch": 4})):
         file = save_red_detector(tmp_path / f"{name}.onnx", **wrong)
-        with pytest.raises(ValueError, match=rf"{name}.onnx takes image \[.*\], but a salient-object network takes"):
+        with pytest.raises(
+            ValueError, match=rf"{name}.onnx takes image tensor.* \[.*\], but a salient-object network"
+        ):
             SaliencyGenerator(file)
 
 

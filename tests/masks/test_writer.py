@@ -813,6 +813,17 @@ def test_a_damaged_file_of_a_run_is_named_and_overwrite_goes_on(data: Path, lpg_
     assert (out / "mine.txt").unlink() is None and files(out) == expected
 
 
+def test_the_state_of_an_unfinished_run_is_no_report_of_a_finished_one(data: Path, lpg_folder: Path):
+    out = data / "out"
+    masks_of(data, out, lpg_folder)
+    expected = files(out)
+    content = json.loads((out / "report.json").read_text())
+    names = [image["file_name"] for image in content["images"]]
+    (out / "report.json").write_text(json.dumps({"settings": content["settings"], "file_names": names}))
+    masks_of(data, out, lpg_folder)
+    assert files(out) == expected and "report" in json.loads((out / "report.json").read_text())
+
+
 @pytest.mark.parametrize("change", [(b"{", b"["), (b"1", b"2"), (b"\n", b""), (b'"outputs"', b'"output"')])
 def test_a_damaged_block_file_is_named(data: Path, lpg_folder: Path, monkeypatch, change: tuple[bytes, bytes]):
     monkeypatch.setattr(lpg_hf.masks.writer, "BLOCK_SIZE", 2)

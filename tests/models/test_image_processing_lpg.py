@@ -563,6 +563,8 @@ def test_edge_radius_without_the_images_or_below_zero_is_an_error():
         ("view_context", float("nan")),
         ("align_corners", "false"),
         ("rescale_factor", 0),
+        ("rescale_factor", 10**400),
+        ("image_mean", [10**400, 0.5, 0.5]),
         ("image_mean", [0.5, 0.5]),
         ("image_std", [0.2, 0.2, 0]),
         ("image_std", None),

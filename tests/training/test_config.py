@@ -121,7 +121,9 @@ def test_a_wrong_flag_is_one_line_that_names_it(flags, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["run: [", "a list", "{run: 1", "- run", "run: 1\n\tlpg: 2", "lpg: null"])
+@pytest.mark.parametrize(
+    "text", ["run: [", "a list", "{run: 1", "- run", "run: 1\n\tlpg: 2", "lpg: null", "run: !!float ''"]
+)
 def test_a_file_that_is_not_settings_is_one_line_that_names_it(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")

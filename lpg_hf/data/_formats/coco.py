@@ -213,6 +213,11 @@ def id_of(text: str) -> int | str:
     return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,99}", text, re.ASCII) else text
 
 
+def _is_no_name(value: object) -> bool:
+    """Whether a value names no category, as `null` does, and the numbers that json does not have."""
+    return value in (None, "") or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _list_of(content: dict, key: str, path: object) -> list:
     value = content.get(key)
     if not isinstance(value, list):
@@ -229,7 +234,7 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
     categories: dict[str, Category] = {}
     for position, category in enumerate(_list_of(content, "categories", path)):
         key = id_text(category.get("id")) if isinstance(category, dict) else None
-        if key is None or category.get("name") in (None, ""):
+        if key is None or _is_no_name(category.get("name")):
             raise ValueError(f"{path}: category number {position + 1} has no id or no name: {category!r}")
         if key in categories:
             raise ValueError(

@@ -17,6 +17,7 @@ from lpg_hf.data._formats.tool_image import (
     ToolImage,
     ToolObject,
     as_numbers,
+    class_name,
     names_of_split,
     read_label_files,
 )
@@ -82,5 +83,7 @@ def _read_image(path: str, name: str) -> ToolImage:
         words = line.split()
         outline = as_numbers(words[:8]) or []
         hard = words[9:10] not in ([], ["0"])
-        image.objects.append(ToolObject(words[8], place, outlines=[outline], is_region=True, difficult=hard))
+        image.objects.append(
+            ToolObject(class_name(words[8]), place, outlines=[outline], is_region=True, difficult=hard)
+        )
     return image

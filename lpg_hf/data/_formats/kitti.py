@@ -15,6 +15,7 @@ from lpg_hf.data._formats.tool_image import (
     ToolImage,
     ToolObject,
     as_numbers,
+    class_name,
     names_of_split,
     read_label_files,
 )
@@ -82,5 +83,5 @@ def _read_image(path: str, name: str) -> ToolImage:
             continue
         box = as_numbers(words[4:8])
         crowd = words[0] == _DONT_CARE
-        image.objects.append(ToolObject(None if crowd else words[0], place, box, iscrowd=crowd))
+        image.objects.append(ToolObject(None if crowd else class_name(words[0]), place, box, iscrowd=crowd))
     return image
