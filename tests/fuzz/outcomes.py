@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -33,8 +34,29 @@ _peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ERRORS = (OSError, ValueError, ImportError)
 
 
+# What no input may make us do, by the names of Python's audit events: starting a program, asking another machine.
+_OUTSIDE = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "socket.connect",
+    "socket.getaddrinfo",
+)
+_outside: list[str] = []
+
+
 class Fault(AssertionError):
     """An outcome that no input may have."""
+
+
+def _note_outside(event: str, arguments: tuple) -> None:
+    if event in _OUTSIDE:
+        _outside.append(f"{event}{arguments}")
+
+
+sys.addaudithook(_note_outside)
 
 
 def fuzz(inputs: int, drawn: SearchStrategy, check: Callable[[Any], None]) -> None:
@@ -64,6 +86,7 @@ def allowed() -> Iterator[None]:
     signal.signal(signal.SIGPROF, _too_slow)
     # CPU time: others may keep the machine busy. Again each second: an error in a callback of C code may get lost.
     signal.setitimer(signal.ITIMER_PROF, _SECONDS, 1)
+    _outside.clear()
     try:
         yield
     except ERRORS as error:
@@ -82,6 +105,8 @@ def allowed() -> Iterator[None]:
         raise Fault(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})") from error
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+    if _outside:
+        raise Fault(f"a program or another machine: {_outside}")
     if _grown() > _KILOBYTES:
         raise Fault("more than 1 GB of memory")
 
