@@ -71,6 +71,21 @@ def check_machine(error: Exception) -> None:
         raise MachineError(system_message(error)) from error
 
 
+def check_file_size(size: int) -> None:
+    """Whether a file, or memory that processes share, may have so many bytes (`ulimit -f`), asked as descriptors are.
+
+    Raises:
+        OSError: it may not.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit.
+        return
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < size:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
 def check_descriptors(count: int) -> None:
     """Whether so many files and connections can be opened at once, asked before work that fails badly without them.
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 from torch.utils.data import DataLoader, Sampler
 
-from lpg_hf._files import check_descriptors
+from lpg_hf._files import check_descriptors, check_file_size
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._examples import box_label_map, class_mask, decode_image, object_mask, row_boxes
 from lpg_hf.labels import IGNORE_INDEX
@@ -32,8 +32,10 @@ _NOISE_DEVIATIONS = (4, 24)  # of grey levels
 _BLUR_RADII = (0.004, 0.02)  # as shares of the longer side of the view
 
 
-# A worker sends each array of a batch in a file of its own. Where none can be opened, it prints a traceback and waits.
+# A worker sends each array of a batch in a file of its own. Where none can be opened, or none may be as large as 16 crops
+# of 513 pixels in float32, it prints a traceback and waits.
 DESCRIPTORS = 64
+_SHARED_BYTES = 16 * 3 * 513**2 * 4
 
 
 class Positions(torch.utils.data.Dataset, ABC):
@@ -286,10 +288,11 @@ def step_loader(dataset: Positions, batches: StepBatches, num_workers: int, pin_
     """The loader of a phase.
 
     Raises:
-        OSError: workers are asked for, and too few files can be opened for what they send.
+        OSError: workers are asked for, and too few or too small files can be opened for what they send.
     """
     if num_workers:
         check_descriptors(DESCRIPTORS)
+        check_file_size(_SHARED_BYTES)
     return DataLoader(
         dataset, batch_sampler=batches, collate_fn=_collate, num_workers=num_workers, pin_memory=pin_memory
     )

@@ -51,8 +51,7 @@ def test_a_full_disk_is_one_line_and_more_room_finishes_the_work(place, command,
         assert_finishes(one, undisturbed)
 
 
-# Where shared memory may not grow, workers of torch's DataLoader print a traceback for each batch, and all wait.
-@pytest.mark.parametrize("command", [one for one in LOCAL if one.id not in ("finetune", "train")])
+@pytest.mark.parametrize("command", LOCAL)
 def test_a_file_that_must_not_grow_is_one_line_and_the_same_command_finishes(place, command, undisturbed):
     """The limit of `ulimit -f`, which needs no rights to set."""
     one, largest = place(), max(map(len, undisturbed.content.values()))
