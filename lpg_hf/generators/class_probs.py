@@ -23,9 +23,21 @@ from lpg_hf._weight_files import reading_weights
 from lpg_hf.generators.base import PAD_MULTIPLE
 from lpg_hf.hub import fetch_stage
 from lpg_hf.hub.loading import load_network
+from lpg_hf.models.image_processing_lpg import LARGEST_VIEW
 
 
 _CELL = 4  # pixels; logits that lie closer together are stored at the centres of cells of this side
+
+
+def _check_sizes(processor: BaseImageProcessor) -> None:
+    """Refuses a processor that makes images larger than any segmenter takes: they would fill the memory."""
+    for name, switch in (("size", "do_resize"), ("crop_size", "do_center_crop"), ("pad_size", "do_pad")):
+        size = getattr(processor, name, None)
+        if not size or not getattr(processor, switch, True):
+            continue
+        for side, value in dict(size).items():
+            if value is not None and value > (LARGEST_VIEW**2 if side.endswith("pixels") else LARGEST_VIEW):
+                raise ValueError(f"{name} has {side}={value}, but a side has at most {LARGEST_VIEW} pixels")
 
 
 def _corner_stride(config: object) -> int | None:
@@ -171,6 +183,7 @@ class SegmenterProbs:
         with reading_weights(folder):
             model = load_network(folder, dtype)
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            _check_sizes(processor)
         return cls(model, processor, class_names, device)
 
     def encode(self, image: np.ndarray) -> SegmenterInput:

@@ -32,8 +32,8 @@ _NOISE_DEVIATIONS = (4, 24)  # of grey levels
 _BLUR_RADII = (0.004, 0.02)  # as shares of the longer side of the view
 
 
-# A worker sends each array of a batch in a file of its own. Where none can be opened, or none may be as large as 16 crops
-# of 513 pixels in float32, it prints a traceback and waits.
+# A worker sends each array of a batch in a file of its own. Where none can be opened, or none may be as large as 16
+# crops of 513 pixels in float32, it prints a traceback and waits.
 DESCRIPTORS = 64
 _SHARED_BYTES = 16 * 3 * 513**2 * 4
 

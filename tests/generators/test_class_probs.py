@@ -53,7 +53,11 @@ def test_logits_are_read_where_the_network_has_looked(stride):
 
 @pytest.mark.parametrize(
     "name, changed",
-    [("preprocessor_config.json", {"image_mean": {"a": 1}}), ("config.json", {"patch_sizes": [64, 64, 64, 64]})],
+    [
+        ("preprocessor_config.json", {"image_mean": {"a": 1}}),
+        ("preprocessor_config.json", {"do_resize": True, "size": {"height": 10**5, "width": 32}}),
+        ("config.json", {"patch_sizes": [64, 64, 64, 64]}),
+    ],
 )
 def test_a_value_that_fails_at_the_first_image_names_the_folder(segmenter_folder, tmp_path, name, changed):
     folder = shutil.copytree(segmenter_folder, tmp_path / "segmenter")
