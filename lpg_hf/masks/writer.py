@@ -233,19 +233,19 @@ def _write_masks(
         "annotations_sha256": _digest(source),
         **settings.identity(),
     }
-    is_finished = before is not None and _read_run(out / "report.json") is not None
+    finished = None if before is None else _read_run(out / "report.json")
     digest = generator.digest() if isinstance(generator, NamedGenerator) else None
     if before is not None:  # What can be refused is, before anything is loaded.
         _with_outputs_of(before["settings"], asked, settings, out)
-    if before is not None and is_finished and digest is not None and digest == before.get("generator_digest"):
+    if before is not None and finished and digest is not None and digest == before.get("generator_digest"):
         of_generator = {key: value for key, value in before["settings"].items() if key not in asked}
     else:
         generator = _loaded(generator)
         of_generator = generator.settings()
     asked = of_generator | asked
     identity = asked if before is None else _with_outputs_of(before["settings"], asked, settings, out)
-    if before is not None and is_finished:
-        repaired = _repaired(out, source)
+    if before is not None and finished:
+        repaired = _repaired(finished, source)
         if repaired:
             raise ValueError(
                 f"the masks in {out} were finished without "
@@ -254,7 +254,7 @@ def _write_masks(
             )
         if identity == before["settings"]:
             logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
-            return _finished_report(out)
+            return Report(**finished["report"])
     generator = _loaded(generator)
     _prepare(out, before, identity, source.file_names, overwrite)
     if processes.count == 1:
@@ -726,14 +726,9 @@ def _check_foreign(out: Path, known: set[str], wanted: set[str]) -> None:
         )
 
 
-def _finished_report(out: Path) -> Report:
-    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return Report(**content["report"])
-
-
-def _repaired(out: Path, source: Source) -> list[str]:
+def _repaired(finished: dict, source: Source) -> list[str]:
     """The images that a finished run skipped because of their file, and that can be used now."""
-    images = json.loads((out / "report.json").read_text(encoding="utf-8"))["images"][: len(source)]
+    images = finished["images"][: len(source)]
     skipped = (
         i
         for i, image in enumerate(images)

@@ -813,6 +813,15 @@ def test_a_damaged_file_of_a_run_is_named_and_overwrite_goes_on(data: Path, lpg_
     assert (out / "mine.txt").unlink() is None and files(out) == expected
 
 
+def test_a_report_that_an_editor_saved_with_a_mark_is_one(data: Path, lpg_folder: Path, caplog):
+    out = data / "out"
+    masks_of(data, out, lpg_folder)
+    (out / "report.json").write_bytes(b"\xef\xbb\xbf" + (out / "report.json").read_bytes())
+    expected = files(out)
+    masks_of(data, out, lpg_folder)
+    assert files(out) == expected and "are finished already" in caplog.text
+
+
 def test_the_state_of_an_unfinished_run_is_no_report_of_a_finished_one(data: Path, lpg_folder: Path):
     out = data / "out"
     masks_of(data, out, lpg_folder)
