@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -462,12 +463,11 @@ def test_dota_quadrilateral_is_the_box_around_it(tmp_path):
     assert report.counts["rotated_box"] == 1
 
 
-@pytest.mark.parametrize("name", ["KITTI", "DOTA"])
+@pytest.mark.parametrize("name", ["KITTI", "DOTA", "Open Images"])
 def test_a_class_name_is_one_that_every_format_can_hold(tmp_path, name):
-    """Columns are split at blanks, so control characters are all that a name of these formats can hold wrong."""
     TOOL_TREES[name][1](tmp_path)
-    for path in tmp_path.rglob("*.txt"):
-        path.write_text(path.read_text().replace("red", "\0\x1bed"))
+    for path in [*tmp_path.rglob("*.txt"), *tmp_path.rglob("class-descriptions*.csv")]:
+        path.write_text(re.sub("(?i)red", "\0\x1bed", path.read_text()))
     assert read(tmp_path)[1] == ["\N{REPLACEMENT CHARACTER}" * 2 + "ed"]
 
 

@@ -115,7 +115,7 @@ def read(path: str, split: str | None = None) -> ToolFile:
         image.fractions = fractions
         image.objects = [item for item in image.objects if any(item.box or ())]
         for item in image.objects:
-            item.name = names.get(item.name or "", item.name)
+            item.name = class_name(names.get(item.name or "", item.name))
     return ToolFile(list(images.values()), None, [*files, *used], places_of_images(path), problems)
 
 
