@@ -669,7 +669,7 @@ def _read_run(path: Path) -> dict | None:
             Report(**content["report"]).summary()
             names = [image["file_name"] for image in content["images"] if "skipped" not in image]
             is_run &= all(isinstance(image["problems"], dict) for image in content["images"] if "skipped" in image)
-        return content if is_run and all(map(relative_name, names)) else None
+        return content if is_run and all(fs_path(relative_name(name)) for name in names) else None
     except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
         return None  # A value of another type.
 

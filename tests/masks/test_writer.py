@@ -789,6 +789,7 @@ OTHER_TYPES = [
     {"settings": {"annotations_sha256": "", "write": ["png"]}, "file_names": []},
     {"settings": {"annotations_sha256": "", "overlay": False, "write": ["png"]}, "file_names": [0.5]},
     {"settings": {"annotations_sha256": "", "overlay": False, "write": ["png"]}, "file_names": ["."]},
+    {"settings": {"annotations_sha256": "", "overlay": False, "write": ["png"]}, "file_names": ["\ud83d.png"]},
 ]
 
 
