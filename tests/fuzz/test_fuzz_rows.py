@@ -50,7 +50,7 @@ def _dataset(row: dict, hints: dict) -> Dataset | None:
     """One changed row twice; None where Arrow has no type for it."""
     try:
         dataset = Dataset(pa.Table.from_pylist([row, row]))
-    except (pa.ArrowException, AttributeError, OverflowError, TypeError, ValueError, RecursionError):
+    except (pa.ArrowException, AttributeError, LookupError, OverflowError, TypeError, ValueError, RecursionError):
         return None
     features = Features(dataset.features)
     for name in ("image", "mask", "pixels"):
