@@ -155,7 +155,7 @@ class SegmenterProbs:
         self._index_of = None
         if class_names is not None:
             id2label = model.config.id2label or {}
-            known = {name.casefold(): int(index) for index, name in id2label.items()}
+            known = {str(name).casefold(): int(index) for index, name in id2label.items()}
             unknown = [name for name in class_names if name.casefold() not in known]
             if unknown:
                 raise ValueError(

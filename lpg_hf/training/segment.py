@@ -23,6 +23,7 @@ from lpg_hf.generators.base import GeneratorOptions, weights_digest
 from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, read_rgb
 from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
+from lpg_hf.labels import clean_name
 from lpg_hf.training.masks import check_distinct, prefetch
 from lpg_hf.training.measure import after_dense_crf
 
@@ -91,7 +92,8 @@ def _write_label_maps(job: SegmentJob, folder: str, names: list[str]) -> list[st
         raise ValueError(
             f"{job.model} resizes every image to one size, so other scales change nothing. Leave them out."
         )
-    classes = [name for _, name in sorted((segmenter.model.config.id2label or {}).items())][1:]
+    id2label = sorted((segmenter.model.config.id2label or {}).items())[1:]
+    classes = [clean_name(str(name)) or f"class {label}" for label, name in id2label]
     _check_same_settings(job, segmenter)
     write_atomically(job.out / "classes.txt", "".join(f"{name}\n" for name in classes).encode("utf-8"))
     value_type, _ = label_map_type(len(classes))

@@ -1,6 +1,7 @@
 """`lpg-hf train` and `lpg-hf segment`: from boxes to a segmenter that transformers loads, and to its label maps."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,18 @@ def test_a_folder_of_which_no_image_can_be_used_leaves_no_output(trained, tmp_pa
     with pytest.raises(ValueError, match="none of the 1 images .* can be used, such as a.png"):
         segment(SegmentJob(str(trained[0]), tmp_path / "images", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_list_of_classes_has_a_line_for_each(segmenter_folder, tmp_path):
+    folder = shutil.copytree(segmenter_folder, tmp_path / "segmenter")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "background", "1": "\ud83dcat", "2": "a\nb", "3": ""}
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "images" / "a.png")
+    assert segment(SegmentJob(str(folder), tmp_path / "images", tmp_path / "out")) == []
+    names = (tmp_path / "out" / "classes.txt").read_text(encoding="utf-8")
+    assert names == "\N{REPLACEMENT CHARACTER}cat\na b\nclass 3\n"
 
 
 def test_segment_reads_the_bands_that_are_asked_for(trained, tmp_path):
