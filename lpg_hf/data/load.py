@@ -206,6 +206,7 @@ def load_parquet(
         raise ValueError("format 'parquet' needs root=... (a folder or a Hub id)")
     split = options.split
     _check_card(root)
+    _check_json(root)
     try:
         # A folder "parquet" or "json" is not the builder of that name.
         place = os.path.abspath(fs_path(root)) if os.path.isdir(fs_path(root)) else os.fspath(root)
@@ -272,6 +273,22 @@ def _check_card(root: str | os.PathLike) -> None:
                     f"the card of {root} names data files outside it, which are not opened: {pattern!r}. "
                     "Remove them from README.md, or pass the folder of the Parquet files"
                 )
+
+
+def _check_json(root: str | os.PathLike) -> None:
+    """Refuse json files of a folder at which pyarrow 26 ends the process: a block of lines that begins with `null`.
+
+    Raises:
+        ValueError: names the file and the line.
+    """
+    if not os.path.isdir(fs_path(root)):
+        return
+    for name in walk_files(root, (".json", ".jsonl")):
+        with open(fs_path(os.path.join(root, name)), "rb") as file:
+            lines = file if name.endswith(".jsonl") else [file.read(4096)]  # a file of one value, or of lines
+            for number, line in enumerate(lines, start=1):
+                if any(part.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"null") for part in line.split(b"\r")):
+                    raise ValueError(f"{os.path.join(root, name)}: line {number} is null, not a row. Remove it")
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -96,6 +96,15 @@ def test_an_imagefolder_with_metadata(tmp_path):
     assert ended("check", tmp_path / "set") == 0
 
 
+@pytest.mark.parametrize("text", ["null\n", "\ufeff null", '{"file_name": "a.png"}\n\rnull\r\n', "\nnull null"])
+def test_a_line_that_is_null_ends_no_process(tmp_path, text):
+    """It does where pyarrow reads it."""
+    make_image().save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode())
+    with pytest.raises(ValueError, match=r"metadata.jsonl: line \d is null, not a row. Remove it"):
+        open_source(tmp_path, report=Report())
+
+
 def test_boxes_as_corners_are_counted_and_read_with_their_format(tmp_path):
     stated = [[30.0, 20.0, 55.0, 38.0], [40.0, 20.0, 52.0, 34.0]]
     root = parquet(tmp_path / "set", LAYOUTS["cppe-5"][0], {**LAYOUTS["cppe-5"][1], "objects": {
