@@ -205,9 +205,9 @@ class SegmenterProbs:
             batches.setdefault(item.pixels.shape, []).append(i)
         logits: dict[int, Tensor] = {}
         for members in batches.values():
-            batch = torch.stack([inputs[i].pixels for i in members])
-            batch = batch.to(self.device, self.model.dtype, memory_format=torch.channels_last)
             with reading_weights(self._name):
+                batch = torch.stack([inputs[i].pixels for i in members])
+                batch = batch.to(self.device, self.model.dtype, memory_format=torch.channels_last)
                 logits.update(zip(members, self.model(pixel_values=batch).logits.float()))
         return [logits[i] for i in range(len(inputs))]
 

@@ -55,6 +55,7 @@ def test_logits_are_read_where_the_network_has_looked(stride):
     "name, changed",
     [
         ("preprocessor_config.json", {"image_mean": {"a": 1}}),
+        ("preprocessor_config.json", {"rescale_factor": [[[[0]]]]}),
         ("preprocessor_config.json", {"do_resize": True, "size": {"height": 10**5, "width": 32}}),
         ("config.json", {"patch_sizes": [64, 64, 64, 64]}),
     ],
