@@ -283,7 +283,7 @@ def _check_json(root: str | os.PathLike) -> None:
     """
     if not os.path.isdir(fs_path(root)):
         return
-    for name in walk_files(root, (".json", ".jsonl")):
+    for name in walk_files(os.fspath(root), (".json", ".jsonl")):
         with open(fs_path(os.path.join(root, name)), "rb") as file:
             lines = file if name.endswith(".jsonl") else [file.read(4096)]  # a file of one value, or of lines
             for number, line in enumerate(lines, start=1):
