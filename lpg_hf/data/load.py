@@ -285,7 +285,7 @@ def _check_json(root: str | os.PathLike) -> None:
         return
     for name in walk_files(os.fspath(root), (".json", ".jsonl")):
         with open(fs_path(os.path.join(root, name)), "rb") as file:
-            lines = file if name.endswith(".jsonl") else [file.read(4096)]  # a file of one value, or of lines
+            lines = file if name.lower().endswith(".jsonl") else [file.read(4096)]  # a file of one value, or of lines
             for number, line in enumerate(lines, start=1):
                 if any(part.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"null") for part in line.split(b"\r")):
                     raise ValueError(f"{os.path.join(root, name)}: line {number} is null, not a row. Remove it")
