@@ -227,7 +227,10 @@ def load_parquet(
         embedded = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
         if not is_folder_of_images:  # That builder itself states the paths.
             dataset = _without_foreign_paths(dataset, embedded, root, report)
-        dataset = with_usual_columns(dataset, os.fspath(root), options, report)
+        try:
+            dataset = with_usual_columns(dataset, os.fspath(root), options, report)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"a column of texts of {root} holds bytes that are no UTF-8 ({error})") from error
     if "objects" not in dataset.features:
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
     if options.masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
