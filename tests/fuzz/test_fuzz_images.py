@@ -69,7 +69,7 @@ def check_image(folder: Path, drawn: tuple) -> None:
     image = {"id": 1, "file_name": path.name} | ({} if action % 2 else {"width": SIZE[0], "height": SIZE[1]})
     content = {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "red"}]}
     labels.write_text(json.dumps(content))
-    most = ("--max-pixels", 50_000_000)  # Without it, an image that states 170 million pixels may take 1.2 GB.
+    most = ("--max-pixels", 50_000_000)  # An image of as many as the default allows may take more than 1 GB.
     if action < 7:
         run("masks", labels, "--generator", "box", "--out", folder / "out", "--overwrite", "--num-workers", 1, *most)
     elif action < 9:
