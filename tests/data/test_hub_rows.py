@@ -3,6 +3,8 @@
 import io
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from test_unusable import ended
@@ -222,6 +224,18 @@ def test_a_column_of_another_type_is_an_error(tmp_path, features, row, monkeypat
     root = own_rows(tmp_path / "set", features, {})
     with pytest.raises(ValueError, match="the column .* of .* holds .*, not "):
         open_source(root, None, SOURCE_OPTIONS, format="dataset", report=Report())
+
+
+def test_texts_that_are_no_utf8_are_an_error(tmp_path):
+    parquet(tmp_path, {"bbox": BOX, "labels": TEXTS}, {"bbox": BOXES, "labels": ["red", "blue"]})
+    (path,) = tmp_path.glob("data/*.parquet")
+    table = pyarrow.parquet.read_table(path)
+    labels = pyarrow.array([[png(), b"blue"]], pyarrow.list_(pyarrow.binary()))
+    field = table.schema.field("labels")
+    table = table.set_column(table.schema.names.index("labels"), field, labels.cast(field.type, safe=False))
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(ValueError, match=f"a column of texts of {tmp_path} holds bytes that are no UTF-8"):
+        load_boxes("parquet", root=tmp_path)
 
 
 def test_sizes_that_no_image_has_are_counted_in_other_layouts(tmp_path):
