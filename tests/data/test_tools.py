@@ -454,6 +454,22 @@ def test_mot_frames_flags_and_sequences(tmp_path):
     assert [r.file_name for r in read(tmp_path / "train" / "S2" / "gt" / "gt.txt")[0]] == ["000001.jpg", "000002.jpg"]
 
 
+@pytest.mark.parametrize("line", ["imDir=../secret", "imDir=link", "imDir={secret}", "imExt=/../../../secret/1.jpg"])
+def test_mot_frames_lie_in_the_sequence(tmp_path, line):
+    for name in ("S1", "S2"):
+        TOOL_TREES["MOT Challenge"][1](tmp_path / "train" / name)
+    secret = tmp_path / "train" / "secret"
+    write(secret, "000001.jpg", None)
+    (tmp_path / "train" / "S1" / "link").symlink_to(secret)
+    line = line.format(secret=secret)
+    write(tmp_path, "train/S1/seqinfo.ini", f"[Sequence]\n{line}\nimWidth=60\nimHeight=40\n")
+    records, _, report = read(tmp_path)
+    assert [record.file_name for record in records] == ["S2/img1/000001.jpg"]
+    assert report.counts == {"unsafe_path": 1} and line.partition("=")[2] in report.places["unsafe_path"][0]
+    with pytest.raises(ValueError, match="file name that leads outside the image folder.*seqinfo.ini: im"):
+        read(tmp_path / "train" / "S1")
+
+
 def test_dota_quadrilateral_is_the_box_around_it(tmp_path):
     TOOL_TREES["DOTA"][1](tmp_path)
     write(tmp_path, "train/labelTxt/a.txt", "46 20 52 27 46 34 40 27 plane 1\n")

@@ -9,9 +9,10 @@ a crowd region: its pixels are ignored. In the files of 2015 there is no class (
 import configparser
 import os
 
-from lpg_hf._files import fs_path, read_text
+from lpg_hf._files import fs_path, read_text, relative_name, resolve_inside
 from lpg_hf.data._formats.tool_image import ToolFile, ToolImage, ToolObject, as_numbers
 from lpg_hf.data.records import stated_size
+from lpg_hf.images import IMAGE_SUFFIXES
 
 
 _CLASSES = (
@@ -68,13 +69,21 @@ def read(path: str, split: str | None = None) -> ToolFile:
     if not sequences:
         raise FileNotFoundError(f"no {_LABELS} in {path}" + (f" of the split {split!r}" if split else ""))
     images, files, problems = [], [], []
-    root = os.path.dirname(sequences[0]) if len(sequences) > 1 else sequences[0]
+    several = len(sequences) > 1
+    root = os.path.dirname(sequences[0]) if several else sequences[0]
+    places = [root]
     for sequence in sequences:
-        folder = os.path.relpath(sequence, root).replace(os.sep, "/") if len(sequences) > 1 else ""
-        images += _read_sequence(sequence, folder, len(sequences) > 1, problems)
+        folder = os.path.relpath(sequence, root).replace(os.sep, "/") if several else ""
+        info = _info(sequence)
         files.append(f"{sequence}/{_LABELS}")
-    alone = f"{sequences[0]}/{_info(sequences[0]).get('imdir', 'img1')}"
-    places = [place for place in (alone, root) if os.path.isdir(fs_path(place))] if len(sequences) == 1 else [root]
+        try:
+            frames = _frame_folder(sequence, info)
+        except ValueError as error:
+            problems.append(("unsafe_path", f"{folder}/seqinfo.ini: {error}".lstrip("/")))
+            continue
+        if not several and os.path.isdir(fs_path(f"{sequence}/{frames}")):
+            places.insert(0, f"{sequence}/{frames}".rstrip("/"))
+        images += _read_sequence(sequence, folder, info, f"{folder}/{frames}/" if several else "", problems)
     return ToolFile(images, list(_CLASSES), files, places, problems)
 
 
@@ -88,11 +97,31 @@ def _info(sequence: str) -> dict[str, str]:
     return {key: value for section in parser.sections() for key, value in parser[section].items()}
 
 
-def _read_sequence(sequence: str, folder: str, several: bool, problems: list[tuple[str, str]]) -> list[ToolImage]:
-    info = _info(sequence)
+def _frame_folder(sequence: str, info: dict[str, str]) -> str:
+    """The folder of the frames in that of a sequence, "" for that folder itself.
+
+    Raises:
+        ValueError: imDir leads outside the sequence, or imExt is no suffix of images.
+    """
+    stated, suffix = info.get("imdir", "img1"), info.get("imext", "")
+    if suffix and suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"imExt={suffix!r} is none of {', '.join(IMAGE_SUFFIXES)}")
+    if stated in ("", "."):
+        return ""
+    try:
+        name = relative_name(stated)
+        resolve_inside(sequence, name)
+    except ValueError as error:
+        raise ValueError(f"imDir={stated!r} {error}") from error
+    return name
+
+
+def _read_sequence(
+    sequence: str, folder: str, info: dict[str, str], inner: str, problems: list[tuple[str, str]]
+) -> list[ToolImage]:
+    """The frames of a sequence; `inner` is before their numbers in the names of the images."""
     size = stated_size(info.get("imheight"), info.get("imwidth"))
     base = f"{folder}/{_LABELS}".lstrip("/")
-    inner = f"{folder}/{info.get('imdir', 'img1')}/" if several else ""
     frames: dict[int, ToolImage] = {}
     for number, line in enumerate(read_text(f"{sequence}/{_LABELS}").splitlines(), start=1):
         if not line.strip():

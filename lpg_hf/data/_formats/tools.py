@@ -180,7 +180,7 @@ def read_index(format: str, path: str, images: str | None, options: ReadOptions,
         raise FileNotFoundError(f"no {tool.title}{where} in {path}. Pass the file, or another format (--format)")
     problems = [*tool_file.problems, *(problem for image in tool_file.images for problem in image.problems)]
     for kind, place in problems:
-        left_out = place if kind in ("unreadable_annotation", "invalid_image_entry") else None
+        left_out = place if kind in ("unreadable_annotation", "invalid_image_entry", "unsafe_path") else None
         report.add(kind, place, image=left_out)
     if problems and not any(image.objects for image in tool_file.images):
         raise ValueError(f"no object of {path} can be used; it looks like {tool.title}.\n{report.summary()}")
