@@ -927,6 +927,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Only `lpg-hf --debug COMMAND` shows the traceback.
     """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     given = sys.argv[1:] if arguments is None else arguments
     command = [word for word in given if not word.startswith("-")][:1]
     for stream in (sys.stdout, sys.stderr):
