@@ -266,6 +266,8 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
         ValueError: another process writes the same output; names it.
     """
     place = Path(os.path.abspath(target))
+    if place.is_dir() and place.samefile(os.curdir):
+        raise ValueError(f"{place} is the working folder, which no output may replace. Choose a new folder in it")
     folder = place.with_name(f".{place.name}.unfinished")
     lock = _lock(folder, shared=False, output=target)
     folder.mkdir(parents=True, exist_ok=True)  # Says why, where it is not there.

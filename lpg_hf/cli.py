@@ -113,8 +113,27 @@ _Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 where the hardware computes in it.")
 ]
 _NumWorkers = Annotated[int | None, typer.Option(help="Threads; default: by the number of cores.", min=1)]
-# What is written
-_JsonFile = Annotated[str | None, typer.Option("--json", help="Write the result to this file.")]
+
+
+def _new_result(path: str | None) -> str | None:
+    """A name for --json.
+
+    Raises:
+        ValueError: a file that --json did not write is there: it could be what the command reads.
+    """
+    from lpg_hf._files import fs_path, read_head
+
+    # /dev/stdout may lead to a file, which is written to.
+    if path is None or path.startswith("/dev/") or not os.path.isfile(fs_path(path)):
+        return path
+    if os.path.getsize(fs_path(path)) and not re.match(_RESULT, read_head(path, 100)):
+        raise ValueError(f"{path} exists, and is no result that --json wrote. Move it away, or choose another name")
+    return path
+
+
+# What is written. First how a result of `check`, `eval` and `compare` begins.
+_RESULT = r'\{\s*"(images": \d|kind": "(label_maps|box_masks)"|job": \{)'
+_JsonFile = Annotated[str | None, typer.Option("--json", callback=_new_result, help="Write the result to this file.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Send nothing; list what would be sent.")]
 _Private = Annotated[bool, typer.Option("--private", help="Make new repositories private.")]
 _PushRevision = Annotated[str | None, typer.Option(help="Branch to push to; default: main.")]
@@ -922,6 +941,15 @@ def _with_option_names(message: str, command: str = "") -> str:
     return re.sub(rf"(?<![\w./-])(?P<name>[a-z_]+)(?:{value})?(?![\w/]){same}", replaced, message)
 
 
+def _check_no_empty(given: list[str]) -> None:
+    """Raises ValueError for an empty argument: a variable of a script that is not set would be the working folder."""
+    for before, word in zip(["", *given], given):
+        name, _, value = word.partition("=")
+        if not word or (name.startswith("--") and name != word and not value):
+            place = name if word else before if before.startswith("-") else "an argument"
+            raise ValueError(f"{place} is empty. Pass a name or a value; the working folder is .")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; a user's mistake becomes one line and exit status 2, and so does any other error.
 
@@ -934,6 +962,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # A file name may hold bytes or letters that the terminal lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_no_empty(given)
         app(arguments)
     except Exception as error:  # Files of others lead libraries to errors of any type.
         if given[:1] == ["--debug"]:

@@ -261,3 +261,55 @@ def test_a_mapping_of_the_header_that_looks_like_an_annotation_stays_what_it_is(
     (tmp_path / "long.json").write_text(path.read_text().replace('"images"', f'"n": {"9" * 5000}, "images"'))
     status, _, err = run(capsys, "check", tmp_path / "long.json")
     assert status == 2 and "long.json is not an annotation file" in err and err.count("\n") == 1
+
+
+def test_json_replaces_nothing_that_it_did_not_write(data, tmp_path, capsys):
+    path = data([10, 8, 20, 16])
+    for place in (path, tmp_path / "a.png"):
+        before = Path(place).read_bytes()
+        status, _, err = run(capsys, "check", path, "--json", place)
+        assert status == 2 and err == (
+            f"lpg-hf: {place} exists, and is no result that --json wrote. Move it away, or choose another name\n"
+        )
+        assert Path(place).read_bytes() == before
+    (tmp_path / "maps").mkdir()
+    Image.fromarray(np.ones((4, 4), dtype=np.uint8)).save(tmp_path / "maps" / "a.png")
+    assert run(capsys, "eval", tmp_path / "maps", tmp_path / "maps", "--json", tmp_path / "maps" / "a.png")[0] == 2
+    (tmp_path / "empty.json").write_bytes(b"")
+    for _ in range(2):  # Again, beside what is read.
+        assert run(capsys, "check", path, "--json", tmp_path / "empty.json")[0] == 0
+        assert (
+            run(capsys, "eval", tmp_path / "maps", tmp_path / "maps", "--json", tmp_path / "maps" / "s.json")[0] == 0
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments, empty", [(["", "--to", "voc"], "an argument"), (["x", "--to="], "--to"), (["--to", ""], "--to")]
+)
+def test_an_empty_argument_is_no_working_folder(data, tmp_path, capsys, monkeypatch, arguments, empty):
+    path = data([10, 8, 20, 16])
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    status, _, err = run(capsys, "convert-labels", path, *arguments)
+    assert (status, err) == (2, f"lpg-hf: {empty} is empty. Pass a name or a value; the working folder is .\n")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_no_output_replaces_the_working_folder(data, tmp_path, capsys, monkeypatch):
+    path = data([10, 8, 20, 16])
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    export = ("--format", "coco", "--annotations", path)
+    for command in (("convert-labels", path, ".", "--to", "voc"), ("export-data", tmp_path / "new", *export)):
+        status, _, err = run(capsys, *command)
+        assert status == 2 and "is the working folder, which no output may replace" in err
+        assert os.path.samefile(".", tmp_path / "new") and os.listdir(".") == []
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-"])
+def test_commands_work_where_a_stream_is_closed(data, tmp_path, closed):
+    path = data([10, 8, 20, 16])
+    for command in (f"check {path} --json {tmp_path}/r.json", f"masks {path} --generator box --out {tmp_path}/masks"):
+        line = f'"{sys.executable}" -m lpg_hf.cli {command} {closed}'
+        assert subprocess.run(["bash", "-c", line], capture_output=True, timeout=120).returncode == 0
+    assert (tmp_path / "r.json").is_file() and (tmp_path / "masks" / "masks" / "a.png").is_file()
