@@ -1,9 +1,12 @@
 """Masks as COCO's run lengths (RLE), as pycocotools takes and gives them."""
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+
+Window = tuple[slice, slice]  # rows, columns
 
 
 class Rle(TypedDict):
@@ -23,3 +26,69 @@ def with_text(rle: Rle) -> Rle:
     counts = rle["counts"]
     height, width = rle["size"]
     return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def mask_window(rle: Rle) -> Window:
+    """The smallest window that holds every pixel of a mask; an empty one if it has none."""
+    x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))  # type: ignore[arg-type]
+    return slice(y, y + height), slice(x, x + width)
+
+
+def decode_window(rle: Rle, window: Window) -> np.ndarray:
+    """A window of a mask; the cost grows with the window and the runs, not with the image.
+
+    Args:
+        rle: compressed run lengths of the whole image, which they fill.
+        window: inside the image.
+
+    Returns:
+        (rows, columns) uint8, 1 on the object.
+    """
+    (rows, columns), image_height = window, rle["size"][0]
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    column, row = np.divmod(np.cumsum(_run_lengths(rle["counts"])), image_height)
+    # The ends of the runs, counted in pixels of the window, column by column.
+    ends = (column - columns.start) * height + np.clip(row - rows.start, 0, height)
+    ends[column < columns.start], ends[column >= columns.stop] = 0, width * height
+    values = np.arange(len(ends), dtype=np.uint8) & 1
+    return np.repeat(values, np.diff(ends, prepend=0)).reshape(width, height).T
+
+
+def _run_lengths(counts: str | bytes) -> np.ndarray:
+    """The run lengths (int64) in text: 5 bits a character, from run 3 on the difference to the last but one."""
+    text = (counts.encode("ascii") if isinstance(counts, str) else counts).rstrip(b"\0")
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    stops = np.flatnonzero(codes & 32 == 0) + 1
+    lengths = np.diff(stops, prepend=0)
+    starts = stops - lengths
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= ((codes[stops - 1] & 16) != 0) * (1 << 5 * lengths)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs
+
+
+def encode_window(mask: np.ndarray, window: Window, size: tuple[int, int]) -> Rle:
+    """Run lengths of a mask that is empty outside a window; the cost grows with the window, not with the image.
+
+    Args:
+        mask: (rows, columns) bool, the window.
+        window: inside the image.
+        size: (height, width) of the image.
+
+    Returns:
+        {"size": [height, width], "counts": text}, COCO's compressed form (column by column).
+    """
+    (rows, columns), (height, width) = window, size
+    bounded = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=np.int8)
+    bounded[:, 1:-1] = mask.T
+    column, row = np.nonzero(np.diff(bounded, axis=1))  # a run starts at even and ends at odd positions of the list
+    ends = (column + columns.start) * height + row + rows.start
+    starts, stops = ends[0::2], ends[1::2]
+    # A run to the bottom of one column continues at the top of the next.
+    apart = starts[1:] != stops[:-1]
+    edges = np.stack([starts[np.r_[True, apart][: len(starts)]], stops[np.r_[apart, True][: len(stops)]]], axis=1)
+    counts = np.diff(np.r_[0, edges.ravel(), height * width])
+    counts = counts[: len(counts) - (counts[-1] == 0)]
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": cast(bytes, rle["counts"]).decode("ascii")}

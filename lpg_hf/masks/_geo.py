@@ -7,10 +7,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path
-from lpg_hf._rle import Rle
+from lpg_hf._rle import Rle, decode_window, mask_window
 from lpg_hf.data._formats.yolo import mask_to_polygons
 from lpg_hf.data.records import Record
 from lpg_hf.labels import IGNORE_INDEX, voc_palette
@@ -110,15 +109,15 @@ def geojson(shapes: Record, scores: dict[int, float], names: list[str], place: G
 
 def _polygons(rle: Rle, transform: tuple[float, ...], simplify: float) -> list[list[list[list[float]]]]:
     """Polygon -> rings, the outer one first -> points on the map; one polygon for each part of the mask."""
-    x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()  # type: ignore[arg-type]
-    window = coco_mask.decode(rle)[y : y + height, x : x + width]  # type: ignore[arg-type]
+    window = mask_window(rle)
+    corner = window[1].start, window[0].start
     a, b, c, d, e, f = transform
     polygons = []
-    num_parts, parts = cv2.connectedComponents(window, connectivity=4)
+    num_parts, parts = cv2.connectedComponents(decode_window(rle, window), connectivity=4)
     for part in range(1, num_parts):
         rings = []
         for outline in mask_to_polygons(np.asarray(parts) == part, simplify):
-            points = np.asarray(outline).reshape(-1, 2) + (x, y)
+            points = np.asarray(outline).reshape(-1, 2) + corner
             on_map = points @ np.array([[a, d], [b, e]]) + (c, f)
             following = np.roll(on_map, -1, axis=0)
             shifted = on_map - on_map[0], following - on_map[0]  # Coordinates of maps are large, their areas small.

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from lpg_hf._files import json_text, write_atomically
+from lpg_hf._rle import decode_window, mask_window
 from lpg_hf.data._formats import yolo_dataset
 from lpg_hf.data._formats.labelme import labelme_content
 from lpg_hf.data._formats.yolo import yolo_text
@@ -156,11 +156,9 @@ def _with_pixels(objects: Sequence[BoxObject]) -> list[BoxObject]:
 
 
 def _crop(pixels: np.ndarray, item: BoxObject) -> bytes:
-    """A PNG of the window of an object's mask: RGB of the image, opaque on the object."""
-    rle = item.rle
-    x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))  # type: ignore[arg-type]
-    window = (slice(y, y + height), slice(x, x + width))
-    alpha = coco_mask.decode(rle)[window] * 255  # type: ignore[arg-type]
+    """A PNG of the window of an object's mask, which has one: RGB of the image, opaque on the object."""
+    assert item.rle is not None
+    window = mask_window(item.rle)
     buffer = io.BytesIO()
-    Image.fromarray(np.dstack([pixels[window], alpha.astype(np.uint8)])).save(buffer, "PNG")
+    Image.fromarray(np.dstack([pixels[window], decode_window(item.rle, window) * np.uint8(255)])).save(buffer, "PNG")
     return buffer.getvalue()

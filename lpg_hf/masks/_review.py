@@ -11,8 +11,8 @@ from operator import attrgetter
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from lpg_hf._rle import decode_window
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
@@ -83,7 +83,7 @@ def _cell(source: Source, file_name: str, pixels: np.ndarray, item: dict) -> str
     x1, y1, x2, y2 = item["box"]
     margin = _MARGIN * max(x2 - x1, y2 - y1)
     window = box_slices((x1 - margin, y1 - margin, x2 + margin, y2 + margin), *pixels.shape[:2])
-    mask = coco_mask.decode(item["rle"])[window]
+    mask = decode_window(item["rle"], window)
     image = Image.fromarray(pixels[window])
     scale = _CELL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

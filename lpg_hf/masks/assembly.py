@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lpg_hf._rle import Rle
+from lpg_hf._rle import Rle, Window, decode_window, encode_window
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.records import Record
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, Patch, check_choice
-from lpg_hf.masks.fusion import Fusion, Window, smallest_box_areas, window_around
+from lpg_hf.masks.fusion import Fusion, smallest_box_areas, window_around
 from lpg_hf.metrics.box_masks import as_mask
 
 
@@ -211,7 +210,7 @@ class _UnfinishedClass:
             if masks[index].score < min_score:
                 doubtful[_inner(window, box)] = True
             else:
-                claimed[_inner(window, box)] |= masks[index].decode()[box]
+                claimed[_inner(window, box)] |= decode_window(masks[index].rle, box).view(bool)
         return np.where(doubtful & ~claimed, np.float32(0), foreground)
 
 
@@ -237,7 +236,7 @@ def _exclusive(found: ImageMasks, image: BoxedImage, options: AssemblyOptions) -
             rows, columns = box_slices(image.boxes[index], height, width)
             left = numbers[rows, columns] == index + 1
             area = int(left.sum())
-            rle = _window_to_rle(left, rows, columns, height, width)
+            rle = encode_window(left, (rows, columns), (height, width))
             masks[index] = BoxMask(rle, area, mask.score if area else 0.0, area / left.size)
     label_of = np.concatenate([[0], image.labels]).astype(found.label_map.dtype)
     return ImageMasks(masks, label_of[numbers])
@@ -262,7 +261,7 @@ def instance_map(
     for index, mask in enumerate(masks):
         if mask is not None:
             window = box_slices(boxes[index], *size)
-            fusion.add(index, window, mask.decode()[window] * mask.score)
+            fusion.add(index, window, decode_window(mask.rle, window) * mask.score)
     return fusion.label_map().astype(np.uint16)
 
 
@@ -291,7 +290,7 @@ def label_map_of(
     for mask, box, label in zip(masks, boxes, labels.tolist()):
         if mask is not None:
             window = box_slices(box, *size)
-            fusion.add(classes.index(label), window, mask.decode()[window])
+            fusion.add(classes.index(label), window, decode_window(mask.rle, window))
     return fusion.label_map()
 
 
@@ -395,29 +394,4 @@ def _box_mask(
     mask = foreground > threshold
     area = int(mask.sum())
     score = float(foreground[mask].mean(dtype=np.float64)) if area else 0.0
-    return BoxMask(_window_to_rle(mask, rows, columns, height, width), area, score, area / mask.size)
-
-
-def _window_to_rle(mask: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> Rle:
-    """Run lengths of a mask that is empty outside a window; the cost grows with the window, not with the image.
-
-    Args:
-        mask: (rows, columns) bool, the window.
-        rows, columns: the window, inside the image.
-        height, width: size of the image.
-
-    Returns:
-        {"size": [height, width], "counts": text}, COCO's compressed form (column by column).
-    """
-    bounded = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=np.int8)
-    bounded[:, 1:-1] = mask.T
-    column, row = np.nonzero(np.diff(bounded, axis=1))  # a run starts at even and ends at odd positions of the list
-    ends = (column + columns.start) * height + row + rows.start
-    starts, stops = ends[0::2], ends[1::2]
-    # A run to the bottom of one column continues at the top of the next.
-    apart = starts[1:] != stops[:-1]
-    edges = np.stack([starts[np.r_[True, apart][: len(starts)]], stops[np.r_[apart, True][: len(stops)]]], axis=1)
-    counts = np.diff(np.r_[0, edges.ravel(), height * width])
-    counts = counts[: len(counts) - (counts[-1] == 0)]
-    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": cast(bytes, rle["counts"]).decode("ascii")}
+    return BoxMask(encode_window(mask, (rows, columns), (height, width)), area, score, area / mask.size)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lpg_hf._rle import Window
+
 
 OVERLAP_RULES = ("rate", "first", "prob", "smallest_box")
-Window = tuple[slice, slice]  # rows, columns
 
 
 def smallest_box_areas(boxes: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:

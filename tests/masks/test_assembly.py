@@ -3,12 +3,11 @@ import sys
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage, Patch
-from lpg_hf.masks.assembly import AssemblyOptions, _clean_foreground, _window_to_rle, assemble, by_position
+from lpg_hf.masks.assembly import AssemblyOptions, _clean_foreground, assemble, by_position
 from lpg_hf.masks.fusion import OVERLAP_RULES
 
 
@@ -21,21 +20,6 @@ def patch(label: int, index: int, box: tuple[int, int, int, int], value: float) 
     x1, y1, x2, y2 = box
     full = np.full((y2 - y1, x2 - x1), value, dtype=np.float32)
     return Patch(label, (index,), slice(y1, y2), slice(x1, x2), full)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_window_to_rle_is_coco_encoding_of_the_whole_mask(seed: int):
-    rng = np.random.default_rng(seed)
-    height, width = (int(n) for n in rng.integers(1, 12, 2))
-    top, left = (int(rng.integers(0, n)) for n in (height, width))
-    rows = slice(top, int(rng.integers(top + 1, height + 1)))
-    columns = slice(left, int(rng.integers(left + 1, width + 1)))
-    share = (0, 0.5, 0.9, 1)[seed % 4]
-    mask = rng.random((rows.stop - rows.start, columns.stop - columns.start)) < share
-    full = np.zeros((height, width), dtype=np.uint8, order="F")
-    full[rows, columns] = mask
-    rle = _window_to_rle(mask, rows, columns, height, width)
-    assert rle == {"size": [height, width], "counts": coco_mask.encode(full)["counts"].decode()}
 
 
 def test_instances_of_one_class_keep_masks_of_their_own_where_they_overlap():

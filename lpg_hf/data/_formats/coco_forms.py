@@ -1,8 +1,6 @@
 """Other forms of COCO masks than `coco.write_coco`: polygons, and the results that pycocotools' `loadRes` takes."""
 
-from pycocotools import mask as coco_mask
-
-from lpg_hf._rle import Rle
+from lpg_hf._rle import Rle, decode_window, mask_window
 from lpg_hf.data._formats.yolo import join_polygons, mask_to_polygons
 
 
@@ -18,14 +16,13 @@ def rle_to_polygons(rle: Rle, simplify: float = 0.0) -> list[list[float]]:
         one polygon whose parts and holes are joined by lines that enclose nothing, as COCO's polygons know no holes.
         Empty for a mask without a pixel.
     """
-    x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))  # type: ignore[arg-type]
-    if not width or not height:
+    rows, columns = window = mask_window(rle)
+    if rows.start == rows.stop:
         return []
-    window = coco_mask.decode(rle)[y : y + height, x : x + width]  # type: ignore[arg-type]
-    polygons = mask_to_polygons(window, simplify)
+    polygons = mask_to_polygons(decode_window(rle, window), simplify)
     if len({_turn(polygon) > 0 for polygon in polygons}) > 1:  # Holes turn the other way round.
         polygons = [join_polygons(polygons)]
-    return [[value + (x, y)[i % 2] for i, value in enumerate(polygon)] for polygon in polygons]
+    return [[value + (columns.start, rows.start)[i % 2] for i, value in enumerate(polygon)] for polygon in polygons]
 
 
 def _turn(polygon: list[float]) -> float:

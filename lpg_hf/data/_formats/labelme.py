@@ -16,10 +16,9 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path, walk_files
-from lpg_hf._rle import Rle
+from lpg_hf._rle import Rle, decode_window, mask_window
 from lpg_hf.data._formats.coco_forms import rle_to_polygons
 from lpg_hf.data._formats.json_files import json_content, json_sample
 from lpg_hf.data._formats.tool_image import (
@@ -195,10 +194,9 @@ def _has_a_hole(polygon: list[float]) -> bool:
 
 def _mask_shape(rle: Rle) -> dict:
     """LabelMe's own mask: a PNG of the window from the first to the last pixel, both inclusive."""
-    x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))  # type: ignore[arg-type]
-    window = coco_mask.decode(rle)[y : y + height, x : x + width]  # type: ignore[arg-type]
+    rows, columns = window = mask_window(rle)
     buffer = BytesIO()
-    Image.fromarray(window.astype(bool)).save(buffer, "PNG")
+    Image.fromarray(decode_window(rle, window).astype(bool)).save(buffer, "PNG")
     text = base64.b64encode(buffer.getvalue()).decode("ascii")
-    points = [[float(x), float(y)], [float(x + width - 1), float(y + height - 1)]]
+    points = [[float(columns.start), float(rows.start)], [float(columns.stop - 1), float(rows.stop - 1)]]
     return {"points": points, "shape_type": "mask", "mask": text}

@@ -27,7 +27,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
-from lpg_hf._rle import Rle
+from lpg_hf._rle import Rle, decode_window, mask_window
 from lpg_hf.data._formats.rle import segmentation_to_rle
 from lpg_hf.data._formats.tool_image import fills_box
 from lpg_hf.data._formats.yolo_layout import (
@@ -584,9 +584,9 @@ def mask_to_polygons(mask: np.ndarray, simplify: float = 0.0) -> list[list[float
 
 def _outline(rle: Rle, simplify: float) -> list[float]:
     """The outline of a mask of any number of parts: looked for only in the part of the image that it covers."""
-    x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
-    window = coco_mask.decode(rle)[y : y + height, x : x + width]
-    points = np.asarray(join_polygons(mask_to_polygons(window, simplify))).reshape(-1, 2) + (x, y)
+    window = mask_window(rle)
+    outline = join_polygons(mask_to_polygons(decode_window(rle, window), simplify))
+    points = np.asarray(outline).reshape(-1, 2) + (window[1].start, window[0].start)
     return points.ravel().tolist()
 
 
