@@ -258,17 +258,28 @@ def _flock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool
     return True
 
 
+def refuse_link(folder: Path) -> None:
+    """Refuses a folder for files of our own that is a link: what lies behind it would be overwritten and deleted.
+
+    Raises:
+        ValueError: names it.
+    """
+    if os.path.islink(folder):
+        raise ValueError(f"{folder} is a link to {os.readlink(folder)}, not a folder of this command. Delete the link")
+
+
 @contextmanager
 def unfinished_folder(target: Path) -> Iterator[Path]:
     """An empty hidden folder beside an output, deleted at the end; what a killed process left in it is deleted first.
 
     Raises:
-        ValueError: another process writes the same output; names it.
+        ValueError: another process writes the same output; names it. Or the folder is a link.
     """
     place = Path(os.path.abspath(target))
     if place.is_dir() and place.samefile(os.curdir):
         raise ValueError(f"{place} is the working folder, which no output may replace. Choose a new folder in it")
     folder = place.with_name(f".{place.name}.unfinished")
+    refuse_link(folder)
     lock = _lock(folder, shared=False, output=target)
     folder.mkdir(parents=True, exist_ok=True)  # Says why, where it is not there.
     try:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from lpg_hf._files import json_text, locked_folder, read_bytes, read_head, read_text, unicode_path, write_json
+from lpg_hf._files import (
+    json_text,
+    locked_folder,
+    read_bytes,
+    read_head,
+    read_text,
+    unfinished_folder,
+    unicode_path,
+    write_json,
+)
 from lpg_hf.data._formats.json_files import read_json
 from lpg_hf.images import open_image
 
@@ -83,6 +92,17 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path, read):
     with pytest.raises((ValueError, OSError), match="not a file"):
         read(tmp_path / "a.json")
     assert read_head(tmp_path / "a.json") == ""
+
+
+def test_work_is_not_done_behind_a_link(tmp_path):
+    """Such as one that came with a downloaded folder: what lies behind it would be deleted."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("kept")
+    (tmp_path / ".out.unfinished").symlink_to("theirs")
+    with pytest.raises(ValueError, match=".out.unfinished is a link to theirs, .* Delete the link"):
+        with unfinished_folder(tmp_path / "out"):
+            pass
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["file"]
 
 
 def test_a_forked_process_does_not_keep_the_lock_of_its_killed_parent(tmp_path):

@@ -38,7 +38,16 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from lpg_hf._files import LOCK_FILE, atomic_file, fs_path, locked_folder, relative_name, write_atomically
+from lpg_hf._files import (
+    LOCK_FILE,
+    atomic_file,
+    fs_path,
+    locked_folder,
+    read_bytes,
+    refuse_link,
+    relative_name,
+    write_atomically,
+)
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats import coco, yolo_dataset
 from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
@@ -225,6 +234,8 @@ def _write_masks(
     processes: Processes,
 ) -> Report | None:
     """As `write_masks`, in a folder that is ours alone."""
+    for folder in (out / BLOCKS, out / BLOCKS / SCRATCH):
+        refuse_link(folder)
     before = None if overwrite else _run_before(out)
     asked = {
         "version": __version__,
@@ -661,7 +672,7 @@ def _prepare(out: Path, before: dict | None, identity: dict, file_names: list[st
 def _read_run(path: Path) -> dict | None:
     """What a run wrote to its report or at its start; None if the file is absent, damaged or not from a run."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
         settings = content["settings"]
         is_run = {"annotations_sha256", "overlay"} <= settings.keys() and set(settings["write"]) <= set(OUTPUTS)
         names = content.get("file_names", [])

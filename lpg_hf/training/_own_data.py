@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lpg_hf._cards import read_json
-from lpg_hf._files import json_text, write_atomically, write_json
+from lpg_hf._files import json_text, refuse_link, write_atomically, write_json
 from lpg_hf.data.convert import WITH_MASKS, convert_labels
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -58,6 +58,9 @@ class OwnJob:
     model: str = "lpg-small"
     steps: int | None = None
     seed: int = 0
+
+    def __post_init__(self):
+        refuse_link(self.unfinished)
 
     @property
     def unfinished(self) -> Path:

@@ -480,6 +480,29 @@ def test_a_folder_with_other_files_is_left_alone(data: Path, capsys):
     assert sorted(p.name for p in (data / "images").iterdir()) == sorted({n.split("/")[0] for n in NAMES})
 
 
+@pytest.mark.timeout(50)
+@pytest.mark.parametrize("place", [".parts", ".parts/unfinished", ".parts/settings.json"])
+def test_links_of_another_origin_are_not_written_or_deleted_behind(place: str, data: Path, capsys):
+    theirs, link = data / "theirs", data / "out" / place
+    (theirs / "unfinished").mkdir(parents=True)
+    (theirs / "unfinished" / "file").write_text("kept")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(theirs / "unfinished" / "file" if link.suffix else theirs)
+    ended = run("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box")
+    assert ended == 2 and ("is a link to" in capsys.readouterr().err) == (not link.suffix)
+    assert [path.name for path in theirs.rglob("*")] == ["unfinished", "file"]
+    assert (theirs / "unfinished" / "file").read_text() == "kept"
+
+
+@pytest.mark.timeout(50)
+def test_a_pipe_in_the_place_of_the_report_is_not_waited_for(data: Path, capsys):
+    (data / "out").mkdir()
+    os.mkfifo(data / "out" / "report.json")
+    arguments = ("masks", data / "coco.json", "--images", data / "images", "--out", data / "out", "--generator", "box")
+    assert run(*arguments) == 2
+    assert "is not empty and holds no masks of an earlier run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_bad_images_are_named_and_the_rest_goes_on(name: str, data: Path, capsys):
     annotations, images = SOURCES[name]

@@ -54,6 +54,12 @@ def same_weights(one: Path, other: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_work_is_not_done_behind_a_link(tmp_path):
+    (tmp_path / "mine.unfinished").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="mine.unfinished is a link to"):
+        OwnJob("a.json", tmp_path / "mine")
+
+
 @pytest.mark.parametrize("helps", [True, False])
 def test_the_generator_that_is_best_on_the_held_out_part_is_kept(job, blank, monkeypatch, helps):
     start, trained = (blank, bundled()) if helps else (bundled(), blank)
