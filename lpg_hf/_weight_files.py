@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from safetensors import SafetensorError
@@ -21,8 +22,12 @@ def reading_weights(folder: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         ValueError: the weights are damaged or more than tensors, the model needs code of its own, or a file holds
-            values that make no model; one line with the remedy.
+            values that make no model; one line with the remedy. Or a file is a pipe, which would be waited for.
     """
+    place = Path(folder)
+    for path in place.iterdir() if place.is_dir() else [place]:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a pipe or a device, not a file. Remove it")
     try:
         yield
     except Exception as error:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets.config
@@ -20,7 +21,15 @@ from huggingface_hub.errors import (
 )
 
 from lpg_hf._bands import Rendering
-from lpg_hf._files import fs_path, reading_as, relative_name, resolve_inside, unicode_path, walk_files
+from lpg_hf._files import (
+    fs_path,
+    reading_as,
+    relative_name,
+    resolve_inside,
+    unicode_name,
+    unicode_path,
+    walk_files,
+)
 from lpg_hf.data._formats import tools
 from lpg_hf.data._hub_rows import has_usual_columns, with_usual_columns
 from lpg_hf.data._recognise import recognise_format
@@ -214,7 +223,8 @@ def load_parquet(
     except OSError:
         raise
     except Exception as error:  # `datasets` raises many types on odd cards and files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        cause = error.__cause__ or error  # an error of a builder says only that there was one
+        reason = " ".join(str(cause).split()) or type(cause).__name__
         raise ValueError(f"{root} cannot be read by datasets.load_dataset: {reason}") from error
     if split is None and len(splits) > 1:
         raise ValueError(f"{root} holds several splits ({', '.join(map(str, splits))}); pass split=...")
@@ -222,11 +232,9 @@ def load_parquet(
     if name not in splits:
         raise ValueError(f"{root} has no split {split!r}; it has {', '.join(map(str, splits))}")
     dataset = splits[name]
-    is_folder_of_images = dataset.info.builder_name == "imagefolder"
     if images is None and (options.box_format is not None or not has_usual_columns(dataset)):
         embedded = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-        if not is_folder_of_images:  # That builder itself states the paths.
-            dataset = _without_foreign_paths(dataset, embedded, root, report)
+        dataset = _without_foreign_paths(dataset, embedded, root, report)
         try:
             dataset = with_usual_columns(dataset, os.fspath(root), options, report)
         except UnicodeDecodeError as error:
@@ -238,8 +246,7 @@ def load_parquet(
     dataset = _known_columns(dataset, root)
     _check_types(dataset, root)
     columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]
-    if not is_folder_of_images:
-        dataset = _without_foreign_paths(dataset, columns, root, report)
+    dataset = _without_foreign_paths(dataset, columns, root, report)
     if images is not None:
         return _with_images(dataset, unicode_path(images), options, report)
     if "image" not in dataset.features:
@@ -282,16 +289,31 @@ def _check_json(root: str | os.PathLike) -> None:
     """Refuse json files of a folder at which pyarrow 26 ends the process: a block of lines that begins with `null`.
 
     Raises:
-        ValueError: names the file and the line.
+        ValueError: names the file and the line; or a pipe or a device, which might never end.
     """
     if not os.path.isdir(fs_path(root)):
         return
     for name in walk_files(os.fspath(root), (".json", ".jsonl")):
-        with open(fs_path(os.path.join(root, name)), "rb") as file:
-            lines = file if name.lower().endswith(".jsonl") else [file.read(4096)]  # a file of one value, or of lines
-            for number, line in enumerate(lines, start=1):
-                if any(part.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"null") for part in line.split(b"\r")):
-                    raise ValueError(f"{os.path.join(root, name)}: line {number} is null, not a row. Remove it")
+        path = os.path.join(root, name)
+        if os.path.exists(fs_path(path)) and not os.path.isfile(fs_path(path)):
+            raise ValueError(f"{path} is a pipe or a device, not a file. Remove it")
+        for number, line in _starts_of_lines(path):
+            if line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"null"):
+                raise ValueError(f"{path}: line {number} is null, not a row. Remove it")
+
+
+def _starts_of_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """The number and the first bytes of each line; of a .json, which may hold one value, only of the first."""
+    with open(fs_path(path), "rb") as file:
+        if not path.lower().endswith(".jsonl"):
+            yield from ((1, part) for part in file.read(4096).split(b"\r"))
+            return
+        number, is_start = 1, True
+        while part := file.readline(1 << 16):
+            first, *others = part.split(b"\r")
+            yield from ((number, line) for line in [*([first] if is_start else []), *others])
+            is_start = part.endswith(b"\n")
+            number += is_start
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -381,24 +403,40 @@ def _cache_of_folder(root: str | os.PathLike, cache_dir: str | os.PathLike | Non
 
 
 def _without_foreign_paths(dataset: Dataset, columns: list[str], root: str | os.PathLike, report: Report) -> Dataset:
-    """The rows whose images are embedded or absent; the others, which name a file by its path, are counted.
+    """The rows whose images are embedded or absent, or lie in a folder of images; the others are counted.
 
     Raises:
         ValueError: no row is left.
     """
     foreign: dict[int, str] = {}
+    of_folder = dataset.info.builder_name == "imagefolder"  # That builder itself states the paths.
     for column in columns:
         images = _flat_table(dataset.select_columns([column]).cast_column(column, Image(decode=False)))
         paths = images[f"{column}.path"]
         by_path = paths.is_valid().to_numpy() & images[f"{column}.bytes"].is_null().to_numpy()
-        foreign |= {number: paths[number].as_py() for number in np.flatnonzero(by_path).tolist()}
+        stated = {number: paths[number].as_py() for number in np.flatnonzero(by_path).tolist()}
+        foreign |= {n: path for n, path in stated.items() if not of_folder or _leads_out(root, path)}
     if not foreign:
         return dataset
+    what = "is a link that leads outside the folder" if of_folder else "names a file in the place of an image"
     for number, path in sorted(foreign.items()):
-        report.add("unsafe_path", f"{path!r}: row {number} names a file in the place of an image", image=path)
+        report.add("unsafe_path", f"{path!r}: row {number} {what}", image=path)
     if len(foreign) == len(dataset):
         raise ValueError(
-            f"{root} holds paths in the place of images or masks, which are not opened. "
-            "Pass images=... (the folder of the images), or export it again with its images"
+            f"{root} holds {'links to images elsewhere' if of_folder else 'paths in the place of images or masks'}, "
+            "which are not opened. Pass images=... (the folder of the images), or export it again with its images"
         )
     return dataset.select([number for number in range(len(dataset)) if number not in foreign])
+
+
+def _leads_out(root: str | os.PathLike, path: str) -> bool:
+    """Whether an image of a folder is a link to elsewhere; the Hub's cache links from its snapshots to its blobs."""
+    folder = Path(os.path.abspath(fs_path(root)))
+    if folder not in Path(fs_path(path)).parents:  # an archive that `datasets` has unpacked
+        return False
+    outer = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    try:
+        resolve_inside(unicode_path(outer), unicode_name(os.path.relpath(fs_path(path), outer)))
+    except ValueError:
+        return True
+    return False

@@ -108,7 +108,7 @@ def _check_stage(stage: Stage) -> None:
     kind = read_json(folder / "metrics.json").get("kind")
     if kind != stage.kind:
         raise ValueError(f"{folder / 'metrics.json'} has kind {kind!r}, but this stage is {stage.kind!r}.")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     for index in folder.glob("*.safetensors.index.json"):
         missing = sorted(set(read_json(index)["weight_map"].values()) - {path.name for path in weights})
         if missing:

@@ -107,6 +107,53 @@ def test_a_line_that_is_null_ends_no_process(tmp_path, text):
         open_source(tmp_path, report=Report())
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_is_refused_where_lines_are_read(tmp_path):
+    make_image().save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="metadata.jsonl is a pipe or a device, not a file. Remove it"):
+        open_source(tmp_path, format="dataset", report=Report())
+
+
+def test_a_link_out_of_an_imagefolder_is_not_followed(tmp_path):
+    (tmp_path / "set").mkdir()
+    make_image().save(tmp_path / "secret.png")
+    make_image().save(tmp_path / "set" / "a.png")
+    (tmp_path / "set" / "b.png").symlink_to("../secret.png")
+    (tmp_path / "set" / "c.png").symlink_to("a.png")
+    objects = {"bbox": BOXES, "category": [0, 1]}
+    lines = [json.dumps({"file_name": f"{name}.png", "objects": objects}) for name in "abc"]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(lines))
+    source = open_source(tmp_path / "set", report=(report := Report()))
+    assert source.file_names == ["a.png", "c.png"] and report.counts == {"unsafe_path": 1}
+    (tmp_path / "set" / "metadata.jsonl").write_text(lines[1])
+    (tmp_path / "set" / "a.png").unlink()
+    (tmp_path / "set" / "c.png").unlink()
+    with pytest.raises(ValueError, match="holds links to images elsewhere"):
+        open_source(tmp_path / "set", report=Report())
+
+
+def test_a_name_that_leads_out_of_an_imagefolder_is_told(tmp_path):
+    make_image().save(tmp_path / "a.png")
+    line = {"file_name": "../a.png", "objects": {"bbox": BOXES, "category": [0, 1]}}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ValueError, match=r"cannot be read by datasets.load_dataset: .*\.\./a.png"):
+        open_source(tmp_path, report=Report())
+
+
+def test_the_cache_of_the_hub_links_to_its_own_files(tmp_path):
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "datasets--a--b" / "blobs").mkdir()
+    make_image().save(tmp_path / "datasets--a--b" / "blobs" / "abcd", "PNG")
+    (snapshot / "a.png").symlink_to("../../blobs/abcd")
+    line = {"file_name": "a.png", "objects": {"bbox": BOXES, "category": [0, 1]}}
+    (snapshot / "metadata.jsonl").write_text(json.dumps(line))
+    source = open_source(snapshot, report=(report := Report()))
+    record = source.record(0, report)
+    assert record is not None and source.image(record).shape == (40, 60, 3) and report.counts == {}
+
+
 def test_boxes_as_corners_are_counted_and_read_with_their_format(tmp_path):
     stated = [[30.0, 20.0, 55.0, 38.0], [40.0, 20.0, 52.0, 34.0]]
     root = parquet(tmp_path / "set", LAYOUTS["cppe-5"][0], {**LAYOUTS["cppe-5"][1], "objects": {

@@ -1,6 +1,7 @@
 """A stage's config may ask for no more than its weights hold: nothing is built or allocated for it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -46,3 +47,12 @@ def test_a_model_of_another_kind_is_named(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="holds a 'bert' model: neither an LPG nor a semantic segmenter"):
         load_network(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(lpg_folder: Path, tmp_path: Path):
+    folder = changed(lpg_folder, tmp_path / "lpg")
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors is a pipe or a device, not a file. Remove it"):
+        load_network(folder)
