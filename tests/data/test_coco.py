@@ -578,6 +578,14 @@ def test_two_categories_of_one_name_are_told_apart(coco_tree):
     assert index.classes == [(1, "thing (1)"), (2, "thing (2)")]
 
 
+def test_a_name_that_tells_two_categories_apart_is_no_other_ones(coco_tree):
+    names = ["thing", "thing", "thing (1)"]
+    coco_tree.content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(), report := Report())
+    assert index.classes == [(0, "thing (0)"), (1, "thing (1) (1)"), (2, "thing (1)")]
+    assert report.counts == {"duplicate_category_name": 2}
+
+
 def test_crowd_is_kept_as_a_flagged_region(coco_tree):
     crowd = {"size": [40, 60], "counts": [0, 200, 2200]}
     coco_tree.content["annotations"].append(

@@ -205,6 +205,16 @@ def test_two_classes_of_one_name_are_told_apart(yolo_tree):
     assert index.classes == [(0, "thing (0)"), (1, "thing (1)")] and report.counts == {"duplicate_category_name": 2}
 
 
+def test_a_name_that_tells_two_classes_apart_is_no_other_ones(yolo_tree):
+    yolo_tree.write("classes.txt", "class 3\nclass 3\nclass 3 (1)\n")
+    yolo_tree.add("a", "0 .5 .5 .1 .1\n3 .5 .5 .2 .2\n")
+    index = read_index(yolo_tree.root, ReadOptions(keep_unlisted=True), Report())
+    assert [name for _, name in index.classes] == ["class 3 (0)", "class 3 (1) (1)", "class 3 (1)", "class 3"]
+    yolo_tree.write("classes.txt", "class 3\n")
+    index = read_index(yolo_tree.root, ReadOptions(keep_unlisted=True), Report())
+    assert [name for _, name in index.classes] == ["class 3", "class 3 (3)"]
+
+
 def test_chosen_classes_keep_their_numbers(yolo_tree):
     yolo_tree.write("classes.txt", "a\nb\nc\n")
     yolo_tree.add("a", "0 .5 .5 .1 .1\n1 .5 .5 .2 .2\n2 .5 .5 .3 .3\n")

@@ -32,6 +32,7 @@ from lpg_hf.data._formats import coco_layout
 from lpg_hf.data._formats.image_finder import StatedImage, match_images, name_in_address
 from lpg_hf.data._formats.json_files import read_json
 from lpg_hf.data._formats.rle import checked_rle, fits, polygons_of, segmentation_to_rle
+from lpg_hf.data._formats.tool_image import free_name, tell_apart
 from lpg_hf.data.options import Classes, ReadOptions
 from lpg_hf.data.records import (
     NO_CLASS,
@@ -244,14 +245,11 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
     if not categories and not content.get("images"):
         raise ValueError(f"{path} lists no categories")
     pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
-    used = Counter(name for _, name in pairs)
-    unique = []
-    for category_id, name in pairs:
-        if used[name] > 1:
+    told = tell_apart(pairs)
+    for (category_id, name), (_, own_name) in zip(pairs, told):
+        if own_name != name:
             report.add("duplicate_category_name", f"{os.path.basename(str(path))}: {name} (category id {category_id})")
-            name = f"{name} ({category_id})"
-        unique.append((category_id, name))
-    return unique
+    return told
 
 
 def with_class_names(options: ReadOptions, format: str) -> ReadOptions:
@@ -564,12 +562,9 @@ def _categories_of(items: list) -> list[dict]:
     return [{"id": id_of(key), "name": _name_of_id(key)} for key in keys if key] or [{"id": 1, "name": UNNAMED}]
 
 
-def _name_of_id(key: str, taken: Iterable[str] = ()) -> str:
-    """The name of a category that has none, unlike all names that are taken."""
-    name = clean_name(f"category {key}")
-    while name in taken:
-        name += f" ({key})"
-    return name
+def _name_of_id(key: str) -> str:
+    """The name of a category that has none."""
+    return clean_name(f"category {key}")
 
 
 @dataclass
@@ -581,12 +576,21 @@ class _Classes:
         names: of all categories of the file, by the text of their id.
         keeps_unlisted: whether objects of categories that the file does not list are kept.
         position: text of the category id -> position in `selected`.
+        taken: the names in `selected`.
+        unnamed: id of the class of objects that state no category, as text; None: there is none yet.
     """
 
     selected: list[Category]
     names: dict[str, str]
     keeps_unlisted: bool
-    position: dict[str, int]
+    position: dict[str, int] = field(init=False)
+    taken: set[str] = field(init=False)
+    unnamed: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.position = {str(category_id): position for position, (category_id, _) in enumerate(self.selected)}
+        self.taken = {name for _, name in self.selected}
+        self.unnamed = next((key for key, name in self.names.items() if name == UNNAMED), None)
 
     @classmethod
     def choose(cls, categories: list[Category], options: ReadOptions, path: str) -> "_Classes":
@@ -595,7 +599,6 @@ class _Classes:
             selected,
             names={str(category_id): name for category_id, name in categories},
             keeps_unlisted=options.keep_unlisted and options.classes in (None, "all"),
-            position={str(category_id): position for position, (category_id, _) in enumerate(selected)},
         )
 
     def find(self, key: str, where: str, report: Report) -> int | None:
@@ -611,17 +614,21 @@ class _Classes:
         report.add("unlisted_class", where, key)
         if position is None:
             position = self.position[key] = len(self.selected)
-            self.selected.append((id_of(key), _name_of_id(key, {name for _, name in self.selected})))
+            self._append(key, free_name(_name_of_id(key), key, self.taken))
         return position
+
+    def _append(self, key: str, name: str) -> None:
+        self.selected.append((id_of(key), name))
+        self.taken.add(name)
 
     def find_unnamed(self, where: str, report: Report) -> int:
         """The position of the class of objects that state no category; `NO_CLASS` (and counted) if there is none."""
-        key = next((key for key, name in self.names.items() if name == UNNAMED), None)
+        key = self.unnamed
         if key is None and self.keeps_unlisted:
             taken = [int(key) for key in (*self.position, *self.names) if isinstance(id_of(key), int)]
-            key = str(max(taken, default=0) + 1)
+            key = self.unnamed = str(max(taken, default=0) + 1)
             self.names[key], self.position[key] = UNNAMED, len(self.selected)
-            self.selected.append((id_of(key), UNNAMED))
+            self._append(key, UNNAMED)
         if key is None or key not in self.position:
             report.add("unknown_category", where, "none")
             return NO_CLASS

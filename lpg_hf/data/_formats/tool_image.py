@@ -7,9 +7,11 @@ silence: what it cannot use stands in `problems`.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from typing import TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -31,6 +33,7 @@ _SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_Id = TypeVar("_Id", bound=int | str)
 
 
 @dataclass(slots=True)
@@ -129,6 +132,26 @@ def class_name(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
     return clean_name(str(value)) or None
+
+
+def free_name(name: str, key: object, taken: Container[str]) -> str:
+    """A class name unlike all that are taken: with its id in brackets behind it, as often as needed."""
+    while name in taken:
+        name += f" ({key})"
+    return name
+
+
+def tell_apart(classes: Sequence[tuple[_Id, str]]) -> list[tuple[_Id, str]]:
+    """Classes (id, name) with the id behind each name that several have, so that all names differ."""
+    used = Counter(name for _, name in classes)
+    taken = set(used)
+    told = []
+    for key, name in classes:
+        if used[name] > 1:
+            name = free_name(name, key, taken)
+            taken.add(name)
+        told.append((key, name))
+    return told
 
 
 def extent(outlines: Iterable[Sequence[float]]) -> tuple[float, float, float, float] | None:

@@ -15,7 +15,6 @@ without a txt is unlabelled.
 import math
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf._files import fs_path, read_text, resolve_inside, unicode_name, unicode_path
 from lpg_hf._rle import Rle, decode_window, mask_window
 from lpg_hf.data._formats.rle import segmentation_to_rle
-from lpg_hf.data._formats.tool_image import fills_box
+from lpg_hf.data._formats.tool_image import fills_box, free_name, tell_apart
 from lpg_hf.data._formats.yolo_layout import (
     IMAGES_FOLDER,
     LABELS_FOLDER,
@@ -227,12 +226,10 @@ def _select_classes(layout: YoloLayout, classes: Classes, report: Report) -> tup
     names = layout.names or []
     if classes is not None and not isinstance(classes, str) and not names:
         names, classes = [str(name) for name in classes], None
-    pairs = list(enumerate(names))
-    twice = {name for name, uses in Counter(names).items() if uses > 1}
-    for number, name in pairs:
-        if name in twice:
+    pairs = tell_apart(list(enumerate(names)))
+    for (number, own_name), name in zip(pairs, names):
+        if own_name != name:
             report.add("duplicate_category_name", f"{name} (class {number})")
-    pairs = [(number, f"{name} ({number})" if name in twice else name) for number, name in pairs]
     if classes is None or classes == "all":
         return pairs, dict(pairs)
     if isinstance(classes, str):
@@ -376,10 +373,12 @@ class _ClassNumbers:
     def complete(self) -> list[Category]:
         """The wanted classes and after them, by number, those that no list names."""
         selected = list(self.selected)
+        taken = {name for _, name in selected}
         for number in sorted(self.unlisted):
             for item in self.unlisted[number]:
                 item.category = len(selected)
-            selected.append((number, f"class {number}"))
+            selected.append((number, free_name(f"class {number}", number, taken)))
+            taken.add(selected[-1][1])
         return selected
 
 
