@@ -339,7 +339,8 @@ def _open_dataset(annotations: str, images: Folder, options: ReadOptions, report
     names = class_names(dataset)
     chosen = _chosen_classes(names, options.classes, annotations)
     report.classes = [f"{label} {name}" for label, name in enumerate(chosen, start=1)]
-    rows = _Rows(dataset, {names.index(name): index for index, name in enumerate(chosen)}, options)
+    numbers_of = {name: number for number, name in enumerate(names)}
+    rows = _Rows(dataset, {numbers_of[name]: index for index, name in enumerate(chosen)}, options)
     file_names, numbers = [], []
     for number, name in enumerate(dataset["file_name"]):
         try:

@@ -303,6 +303,26 @@ def test_many_class_names_take_no_time(coco_tree, yolo_tree):
     assert time.process_time() - start < 40
 
 
+def test_many_classes_and_objects_take_no_time(coco_tree, tmp_path):
+    """Objects of classes that no list names, and of none, among many classes; and classes of several files."""
+    count = 20_000
+    names = [{"id": number, "name": f"{number}"} for number in range(1, count)] + [{"id": count, "name": "object"}]
+    annotations = [coco_tree.annotation(id=number, category_id=count + number) for number in range(1, count)]
+    annotations += [coco_tree.annotation(id=count + number, category_id=...) for number in range(count)]
+    coco_tree.content |= {"categories": names, "annotations": annotations}
+    start = time.process_time()
+    report = check_source(coco_tree.write()).report
+    assert report.counts == {"unlisted_class": count - 1, "no_class_name": count}
+    for split in ("train", "valid"):
+        categories = [{"id": number, "name": f"{split} {number}"} for number in range(1, count)]
+        content = coco_tree.content | {"categories": categories, "annotations": [coco_tree.annotation()]}
+        (tmp_path / "parts" / split).mkdir(parents=True)
+        (tmp_path / "parts" / split / "_annotations.coco.json").write_text(json.dumps(content))
+        shutil.copy(coco_tree.images / "a.png", tmp_path / "parts" / split)
+    assert check_source(tmp_path / "parts").report.counts == {}
+    assert time.process_time() - start < 10
+
+
 def boxes_beside_masks(coco_tree, factor, count=6):
     """`count` objects whose mask is 40 x 30 pixels at (10, 5), and whose box is `factor` times as large."""
     outline = [10, 5, 50, 5, 50, 35, 10, 35]

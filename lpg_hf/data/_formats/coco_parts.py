@@ -69,12 +69,12 @@ def read_parts(
     """
     parts = [coco.read_index(file, images, options, report, None if len(files) > 1 else root) for file in files]
     classes = coco_layout.shared_classes([part.classes for part in parts])
-    names = [name for _, name in classes]
+    position_of = {name: position for position, (_, name) in enumerate(classes)}
     entries = []
     number = 0
     for part in parts:
         prefix = os.path.relpath(part.image_folder, root).replace(os.sep, "/") if images is None else "."
-        position = [names.index(name) for _, name in part.classes]
+        position = [position_of[name] for _, name in part.classes]
         for entry in part.entries:
             entry.image_id = str(len(entries) + 1)
             entry.file_name = entry.file_name if prefix == "." else f"{prefix}/{entry.file_name}"

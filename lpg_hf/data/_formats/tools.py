@@ -7,7 +7,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,6 +185,7 @@ def read_index(format: str, path: str, images: str | None, options: ReadOptions,
     if problems and not any(image.objects for image in tool_file.images):
         raise ValueError(f"no object of {path} can be used; it looks like {tool.title}.\n{report.summary()}")
     selected, position = _select_classes(tool_file, options, path)
+    listed = None if tool_file.classes is None else set(tool_file.classes)
     report.classes = [f"{label} {name}" for label, name in enumerate(selected, start=1)]
 
     folder = _image_folder(tool_file, images, path)
@@ -193,10 +194,10 @@ def read_index(format: str, path: str, images: str | None, options: ReadOptions,
     wanted: list[ToolEntry] = []
     for entry in entries:
         objects = [item for image in entry.images for item in image.objects]
-        entry.categories = [_category(item, position, tool_file.classes, options, report) for item in objects]
+        entry.categories = [_category(item, position, listed, options, report) for item in objects]
         entry.first_id, next_id = next_id, next_id + len(objects)
         for image in entry.images:
-            image.lost = [pair for pair in image.lost if _may_be_wanted(pair[0], position, tool_file.classes)]
+            image.lost = [pair for pair in image.lost if _may_be_wanted(pair[0], position, listed)]
         has_lost = any(image.lost for image in entry.images)
         if options.keep_empty or has_lost or any(category is not None for category in entry.categories):
             wanted.append(entry)
@@ -228,7 +229,7 @@ def _select_classes(tool_file: ToolFile, options: ReadOptions, path: str) -> tup
 
 
 def _category(
-    item: ToolObject, position: dict[str, int], listed: Sequence[str] | None, options: ReadOptions, report: Report
+    item: ToolObject, position: dict[str, int], listed: Container[str] | None, options: ReadOptions, report: Report
 ) -> int | None:
     """The 0-based class of an object; None (and counted) if it is not wanted, `NO_CLASS` if it is not known."""
     if item.name is None and item.iscrowd:  # A region of no class.
@@ -244,7 +245,7 @@ def _category(
     return position.get(name)
 
 
-def _may_be_wanted(name: str | None, position: dict[str, int], listed: Sequence[str] | None) -> bool:
+def _may_be_wanted(name: str | None, position: dict[str, int], listed: Container[str] | None) -> bool:
     """Whether an object that cannot be used may be of a wanted class: one of these, or none that is known."""
     return name is None or name in position or (listed is not None and name not in listed)
 
