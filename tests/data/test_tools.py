@@ -24,7 +24,8 @@ from tool_trees import (
 )
 from trees import HEIGHT, WIDTH, make_image
 
-from lpg_hf.data._formats import tools
+from lpg_hf.data._formats import cvat, tools
+from lpg_hf.data._formats.tool_image import window_rle
 from lpg_hf.data._formats.unsupported import describe
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS
@@ -320,6 +321,28 @@ def test_cvat_mask_that_does_not_fit_keeps_its_box(tmp_path, rle):
     box = '<box label="red" xtl="10" ytl="8" xbr="30" ybr="24"/>'
     objects, _, report = cvat_objects(tmp_path, box, mask, masks=True)
     assert [item.box for item in objects] == [BOX, BOX] and report.counts["invalid_mask"] == 1
+
+
+def test_nothing_is_painted_in_an_image_of_another_size(tmp_path, monkeypatch):
+    """A line that states 14000 x 14000 pixels took a second, before its image of 60 x 40 was looked at."""
+    mask = '<mask label="red" rle="0, 196000000" left="0" top="0" width="14000" height="14000"/>'
+    write(tmp_path, "images/a.png", None)
+    text = cvat_xml(*[mask] * 3).replace('width="60" height="40"', 'width="14000" height="14000"')
+    write(tmp_path, "annotations.xml", text)
+    monkeypatch.setattr(cvat.np, "repeat", None)
+    assert read(tmp_path, masks=True)[2].counts == {"size_mismatch": 1}
+    write(tmp_path, "annotations.xml", cvat_xml(*[mask] * 3))
+    assert read(tmp_path, masks=True)[2].counts == {"clipped_box": 3, "invalid_mask": 3}
+
+
+def test_a_mask_of_far_more_runs_than_its_text_can_mean_is_refused():
+    size, whole = (2000, 1000), (slice(0, 2000), slice(0, 1000))
+    stripes = np.zeros(size, dtype=bool)
+    stripes[::4] = True  # 500 rows are 1,000,000 runs, column by column
+    assert window_rle(stripes, whole, size, 3000) is None
+    rle = window_rle(stripes, whole, size, 80_000)
+    assert rle["counts"] == coco_mask.encode(np.asfortranarray(stripes, dtype=np.uint8))["counts"].decode()
+    assert window_rle(stripes[:100], (slice(5, 105), whole[1]), size, 100) is not None
 
 
 def test_cvat_xml_with_entities_is_refused(tmp_path):

@@ -799,7 +799,7 @@ def _extent(segmentation: Any, frame: Geometry) -> Box | None:
     """xyxy of a segmentation in the stated frame; None if no part of it can be used."""
     if isinstance(segmentation, dict):
         rle = checked_rle(segmentation)
-        if rle is None or not coco_mask.area(rle) or (frame.size is not None and not fits(rle, frame)):
+        if rle is None or not coco_mask.area(rle) or (frame.size is not None and not fits(rle["size"], frame)):
             return None
         x, y, width, height = coco_mask.toBbox(rle).tolist()
         return x, y, x + width, y + height

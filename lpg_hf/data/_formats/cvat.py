@@ -12,13 +12,14 @@ polylines, cuboids and skeletons have no area and are counted. Tags are of the i
 
 import math
 import os
+from functools import partial
 from xml.etree import ElementTree
 
 import numpy as np
 
 from lpg_hf._files import read_head
+from lpg_hf._rle import Rle
 from lpg_hf.data._formats.tool_image import (
-    LARGEST_MASK,
     ToolFile,
     ToolImage,
     ToolObject,
@@ -28,6 +29,7 @@ from lpg_hf.data._formats.tool_image import (
     extent,
     find_files,
     folder_below,
+    is_inside,
     parse_xml,
     places_of_images,
     rotated_outline,
@@ -132,20 +134,23 @@ def _ellipse(shape: ElementTree.Element, made: ToolObject, image: ToolImage) -> 
 
 def _mask(shape: ElementTree.Element, made: ToolObject, image: ToolImage) -> bool:
     """Run lengths, row by row and background first, of the window left, top, width, height."""
-    window, runs = (
-        _numbers(shape, "left", "top", "width", "height"),
-        as_numbers((shape.get("rle") or "").split(",")),
-    )
+    window = _numbers(shape, "left", "top", "width", "height")
     if window is None or min(window) < 0:
         return False
     left, top, width, height = (int(value) for value in window)
     made.box = (left, top, left + width, top + height)
-    if runs and min(runs) >= 0 and sum(runs) == width * height <= LARGEST_MASK:
-        values = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), np.asarray(runs, dtype=np.int64))
-        made.rle = window_rle(values.reshape(height, width), left, top, image.size)
-    if made.rle is None:
-        image.problems.append(("invalid_mask", made.place))
+    made.mask = partial(_rle_of_runs, shape.get("rle") or "", left, top, width, height)
     return True
+
+
+def _rle_of_runs(text: str, left: int, top: int, width: int, height: int, size: tuple[int, int]) -> Rle | None:
+    window, runs = (slice(top, top + height), slice(left, left + width)), as_numbers(text.split(","))
+    if not is_inside(window, size) or not runs or sum(runs) != width * height:
+        return None
+    if any(run < 0 or not run.is_integer() for run in runs):
+        return None
+    values = np.repeat(np.arange(len(runs)) % 2 == 1, np.asarray(runs, dtype=np.int64))
+    return window_rle(values.reshape(height, width), window, size, len(text))
 
 
 _SHAPES = {"box": _box, "polygon": _polygon, "ellipse": _ellipse, "mask": _mask}

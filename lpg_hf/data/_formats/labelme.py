@@ -9,9 +9,9 @@ and masks of one label and one group_id are one object in several parts.
 """
 
 import base64
-import binascii
 import os
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -28,6 +28,7 @@ from lpg_hf.data._formats.tool_image import (
     class_name,
     ellipse_outline,
     extent,
+    is_inside,
     places_of_images,
     window_rle,
 )
@@ -123,9 +124,10 @@ def _read_shape(shape: object, place: str, size: tuple[int, int] | None, image: 
         made.box = (x - radius, y - radius, x + radius, y + radius)
         made.outlines = [ellipse_outline((x, y), (radius, radius))]
     elif kind == "mask" and len(pairs) == 2:
-        made.box, made.rle = _read_mask(shape.get("mask"), outline, size)
-        if made.rle is None:
-            image.problems.append(("invalid_mask", place))
+        # From the first to the last pixel, both of which it covers.
+        x, y = round(min(outline[0::2])), round(min(outline[1::2]))
+        made.box = (float(x), float(y), max(outline[0::2]) + 1, max(outline[1::2]) + 1)
+        made.mask = partial(_rle_of_png, shape.get("mask"), x, y)
     elif kind == "polygon" and len(pairs) >= 3:
         made.outlines = [outline]
     else:
@@ -135,18 +137,20 @@ def _read_shape(shape: object, place: str, size: tuple[int, int] | None, image: 
     return made
 
 
-def _read_mask(text: object, corners: list[float], size: tuple[int, int] | None) -> tuple[list[float], dict | None]:
-    """(box, RLE or None) of a shape "mask": a PNG in base64, and the first and last pixel it covers."""
-    x, y = round(min(corners[0::2])), round(min(corners[1::2]))
-    box = [float(x), float(y), max(corners[0::2]) + 1, max(corners[1::2]) + 1]
+def _rle_of_png(text: object, left: int, top: int, size: tuple[int, int]) -> Rle | None:
+    """The mask of a window that is a PNG in base64."""
+    if not isinstance(text, str):
+        return None
     try:
-        data = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-        with open_image(BytesIO(data), "mask", 10**8) as png:
+        with open_image(BytesIO(base64.b64decode(text, validate=True)), "mask", size[0] * size[1]) as png:
+            window = slice(top, top + png.height), slice(left, left + png.width)
+            if not is_inside(window, size):
+                return None
             load_pixels(png, "mask")
-            window = np.asarray(png.convert("L") if png.mode not in ("1", "L", "P") else png) != 0
-    except (binascii.Error, ImageProblem):
-        return box, None
-    return box, window_rle(window, x, y, size)
+            mask = np.asarray(png.convert("L") if png.mode not in ("1", "L", "P") else png) != 0
+    except (ValueError, ImageProblem):  # No base64, no image.
+        return None
+    return window_rle(mask, window, size, len(text))
 
 
 def labelme_content(record: Record, classes: Sequence[str], image_path: str, simplify: float = 0.0) -> dict:

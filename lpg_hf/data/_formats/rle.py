@@ -1,7 +1,7 @@
 """COCO's masks: polygons and run lengths (RLE), checked before they reach pycocotools."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,15 +128,15 @@ def checked_rle(segmentation: dict) -> Rle | None:
     return coco_mask.frPyObjects(uncompressed, height, width)
 
 
-def fits(rle: Rle, frame: Geometry) -> bool:
-    """Whether an RLE has the stated size of an image."""
-    height, width = rle["size"]
+def fits(size: Sequence[int], frame: Geometry) -> bool:
+    """Whether the size of a mask, (height, width), is the stated one of its image."""
+    height, width = size
     return (round(height * frame.scale_y), round(width * frame.scale_x)) == frame.size
 
 
 def rescaled_rle(rle: Rle, frame: Geometry) -> Rle | None:
     """RLE of the stated size in the image's size (nearest pixel), or None if its size is neither."""
-    if frame.size is None or not fits(rle, frame):
+    if frame.size is None or not fits(rle["size"], frame):
         return None
     height, width = rle["size"]
     rows = (np.arange(frame.size[0]) * height) // frame.size[0]

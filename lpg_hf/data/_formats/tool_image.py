@@ -17,14 +17,15 @@ from xml.etree import ElementTree
 import numpy as np
 from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
-from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path, read_bytes, walk_files
+from lpg_hf._rle import Rle, Window, encode_window
 from lpg_hf.labels import clean_name
 
 
-# Pixels of an image with a mask: its file states the size, and nothing that a file states must be allocated unseen.
-LARGEST_MASK = 200_000_000
+# Run lengths of a mask, column by column, of which a few rows make many: in all, and for each character of the text.
+_MOST_RUNS = 100_000
+_RUNS_PER_CHARACTER = 16
 # Files of a folder that are looked at to tell its format.
 MAX_LOOKS = 20
 _IMAGE_FOLDERS = ("images", "image", "img", "imgs", "data", "JPEGImages")
@@ -47,6 +48,8 @@ class ToolObject:
             mask.
         outlines: x, y, x, y, ... in the same unit.
         rle: COCO mask of the whole image, compressed or not.
+        mask: makes the COCO mask of the whole image from its stated size (height, width), once that is known to be
+            true; None: it cannot be used. Only beside `box`.
         is_region: the outline is a rotated box or the like: the object lies in it, but it is not the object's outline.
         iscrowd: a region of many objects.
         difficult: flag of the tool.
@@ -57,6 +60,7 @@ class ToolObject:
     box: Sequence[float] | None = None
     outlines: list[list[float]] = field(default_factory=list)
     rle: dict | None = None
+    mask: Callable[[tuple[int, int]], Rle | None] | None = None
     is_region: bool = False
     iscrowd: bool = False
     difficult: bool = False
@@ -192,27 +196,27 @@ def ellipse_outline(centre: tuple[float, float], radii: tuple[float, float], deg
     return outline
 
 
-def window_rle(window: np.ndarray, left: int, top: int, size: tuple[int, int] | None) -> dict | None:
+def is_inside(window: Window, size: tuple[int, int]) -> bool:
+    """Whether a window lies in an image of (height, width), so that it can be painted."""
+    return all(0 <= part.start <= part.stop <= side for part, side in zip(window, size))
+
+
+def window_rle(mask: np.ndarray, window: Window, size: tuple[int, int], num_characters: int) -> Rle | None:
     """Run lengths of a mask that is empty outside a window.
 
     Args:
-        window: (h, w), nonzero is the object.
-        left: column of the image where the window begins, from 0.
-        top: the same of rows.
-        size: (height, width) of the image as the file states it.
+        mask: (rows, columns) bool, the window.
+        window: inside the image.
+        size: (height, width) of the image.
+        num_characters: of the text that states the mask.
 
     Returns:
-        COCO's compressed form, or None if the window does not lie in the image, or the stated image is too large for a
-        mask.
+        None if it has far more run lengths than its text can mean.
     """
-    height, width = size or (0, 0)
-    if height * width > LARGEST_MASK or min(left, top) < 0:
+    num_runs = np.count_nonzero(mask[1:] != mask[:-1]) + 2 * mask.shape[1]
+    if num_runs > max(_MOST_RUNS, _RUNS_PER_CHARACTER * num_characters):
         return None
-    if top + window.shape[0] > height or left + window.shape[1] > width:
-        return None
-    mask = np.zeros((height, width), dtype=np.uint8, order="F")
-    mask[top : top + window.shape[0], left : left + window.shape[1]] = window != 0
-    return dict(coco_mask.encode(mask))
+    return encode_window(mask, window, size)
 
 
 def parse_xml(path: str) -> ElementTree.Element:

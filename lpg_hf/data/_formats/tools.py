@@ -14,9 +14,10 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path, relative_name, unicode_path, walk_files
+from lpg_hf._rle import Rle, with_text
 from lpg_hf.data._formats import bdd100k, createml, csv_table, cvat, dota, kitti, label_studio, labelme, mot
 from lpg_hf.data._formats.image_finder import ImageFinder, StatedImage, match_images, num_found
-from lpg_hf.data._formats.rle import checked_rle, segmentation_to_rle
+from lpg_hf.data._formats.rle import checked_rle, fits, rescaled_rle, segmentation_to_rle
 from lpg_hf.data._formats.tool_image import ToolFile, ToolImage, ToolObject, extent, fills_box
 from lpg_hf.data._formats.unsupported import describe
 from lpg_hf.data.options import ReadOptions
@@ -345,9 +346,10 @@ def _make_object(
     box = None if corners is None else checked_box(corners, frame.size, item.place, report)
     if box is None:
         return None
-    rle: Any = None
-    stated: dict = {}
-    if options.masks and frame.size is not None:
+    rle, stated = None, {}
+    if options.masks and frame.size is not None and item.mask is not None:
+        rle = _rle_of_window(item, image.size or frame.size, frame, report)
+    elif options.masks and frame.size is not None:
         segmentation = item.rle if item.rle is not None else [] if item.is_region else outlines
         # Outlines are in the image's frame already; run lengths are still in the stated one.
         of_mask = frame if item.rle is not None else Geometry(frame.size)
@@ -358,6 +360,21 @@ def _make_object(
     region = outlines[0] if is_turned else None
     iscrowd = item.iscrowd or category == NO_CLASS
     return BoxObject(box, category, area, iscrowd, item.difficult, rle=rle, stated=stated, region=region)
+
+
+def _rle_of_window(item: ToolObject, size: tuple[int, int], frame: Geometry, report: Report) -> Rle | None:
+    """The mask of an object with `ToolObject.mask`, in the image's frame; None (and counted) if there is none.
+
+    Args:
+        size: (height, width) that the file states; nothing is painted before the image is known to have it.
+    """
+    rle = item.mask(size) if item.mask is not None and fits(size, frame) else None
+    if rle is not None and frame.is_scaled:
+        rle = rescaled_rle(rle, frame)
+    if rle is None or not coco_mask.area(rle):  # type: ignore[arg-type]
+        report.add("invalid_mask", f"{item.place}: the mask does not fit the image, or has no pixel")
+        return None
+    return with_text(rle)
 
 
 def _corners(
