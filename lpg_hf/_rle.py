@@ -46,25 +46,28 @@ def decode_window(rle: Rle, window: Window) -> np.ndarray:
     """
     (rows, columns), image_height = window, rle["size"][0]
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    column, row = np.divmod(np.cumsum(_run_lengths(rle["counts"])), image_height)
+    column, row = np.divmod(_run_lengths(rle["counts"]).cumsum(), image_height)
     # The ends of the runs, counted in pixels of the window, column by column.
-    ends = (column - columns.start) * height + np.clip(row - rows.start, 0, height)
+    ends = (column - columns.start) * height + (row - rows.start).clip(0, height)
     ends[column < columns.start], ends[column >= columns.stop] = 0, width * height
-    values = np.arange(len(ends), dtype=np.uint8) & 1
-    return np.repeat(values, np.diff(ends, prepend=0)).reshape(width, height).T
+    ends[1:] -= ends[:-1].copy()
+    return np.repeat(np.arange(len(ends), dtype=np.uint8) & 1, ends).reshape(width, height).T
 
 
 def _run_lengths(counts: str | bytes) -> np.ndarray:
     """The run lengths (int64) in text: 5 bits a character, from run 3 on the difference to the last but one."""
     text = (counts.encode("ascii") if isinstance(counts, str) else counts).rstrip(b"\0")
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    stops = np.flatnonzero(codes & 32 == 0) + 1
-    lengths = np.diff(stops, prepend=0)
-    starts = stops - lengths
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((codes & 31) << shifts, starts)
-    runs -= ((codes[stops - 1] & 16) != 0) * (1 << 5 * lengths)
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    codes = np.frombuffer(text, dtype=np.uint8) - np.uint8(48)
+    is_last = (codes & 32) == 0
+    (stops,) = is_last.nonzero()
+    starts = np.zeros_like(stops)
+    starts[1:] = stops[:-1] + 1
+    lengths = stops + 1 - starts
+    # A digit counts 32 times as much as the one before it.
+    shifts = 5 * (np.arange(len(codes)) - starts.repeat(lengths))
+    runs = np.add.reduceat((codes & 31).astype(np.int64) << shifts, starts)
+    runs -= ((codes[stops] & 16) != 0) * (1 << 5 * lengths)
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
     return runs
 
 
