@@ -110,13 +110,16 @@ def assemble(
     """
     check_choice("per", per, GRANULARITIES)
     size = image.image.shape[0], image.image.shape[1]
-    classes = list(dict.fromkeys(image.labels.tolist()))
+    boxes_of: dict[int, list[int]] = {}
+    for index, label in enumerate(image.labels.tolist()):
+        boxes_of.setdefault(label, []).append(index)
+    classes = list(boxes_of)
     smallest = smallest_box_areas(image.boxes, image.labels, classes)
     fusion = Fusion(classes, size, smallest, options.overlap_rule, options.threshold)
     by_box: dict[int, BoxMask] = {}
     # A class is needed as a whole where its boxes share their foreground, or where masks may be rejected.
     waits = per == "class" or options.min_score > 0
-    unfinished = {label: _UnfinishedClass(k, image, label) for k, label in enumerate(classes)} if waits else {}
+    unfinished = {label: _UnfinishedClass(k, image, boxes_of[label]) for k, label in enumerate(classes) if waits}
     position = {label: k for k, label in enumerate(classes)}
 
     def finish(label: int) -> None:
@@ -157,21 +160,24 @@ def _inner(outer: Window, inner: Window) -> Window:
 class _UnfinishedClass:
     """The patches of one class until all its boxes have one, in little more memory than the window around them."""
 
-    def __init__(self, position: int, image: BoxedImage, label: int):
-        self.position, self.image = position, image
+    def __init__(self, position: int, image: BoxedImage, boxes: list[int]):
+        self.position, self.image, self.boxes = position, image, boxes
         self.size = image.image.shape[0], image.image.shape[1]
-        self.boxes = np.flatnonzero(image.labels == label).tolist()
-        self.missing = set(self.boxes)
+        self.missing = set(boxes)
         self.parts: list[tuple[Window, np.ndarray]] = []
+        self.window: Window | None = None  # around the parts
+        self.num_pixels = 0  # of the parts
 
     def add(self, patch: Patch) -> bool:
         """Add a patch; returns whether it was the last one."""
-        self.parts.append(((patch.rows, patch.columns), patch.foreground))
-        self.missing -= set(patch.boxes)
-        rows, columns = window_around([window for window, _ in self.parts])
+        window = patch.rows, patch.columns
+        self.parts.append((window, patch.foreground))
+        self.missing.difference_update(patch.boxes)
+        self.window = rows, columns = window_around([window, self.window or window])
+        self.num_pixels += patch.foreground.size
         window_pixels = (rows.stop - rows.start) * (columns.stop - columns.start)
-        if len(self.parts) > 1 and sum(part.size for _, part in self.parts) > 2 * window_pixels:
-            self.parts = [_merge(self.parts)]
+        if len(self.parts) > 1 and self.num_pixels > 2 * window_pixels:
+            self.parts, self.num_pixels = [_merge(self.parts)], window_pixels
         return not self.missing
 
     def merged(self) -> tuple[Window, np.ndarray]:
@@ -286,11 +292,12 @@ def label_map_of(
     if rule == "prob":
         raise ValueError("overlap_rule='prob' needs the probabilities, which are not kept: make the masks again.")
     classes = list(dict.fromkeys(labels.tolist()))
+    position = {label: k for k, label in enumerate(classes)}
     fusion = Fusion(classes, size, smallest_box_areas(boxes, labels, classes), rule)
     for mask, box, label in zip(masks, boxes, labels.tolist()):
         if mask is not None:
             window = box_slices(box, *size)
-            fusion.add(classes.index(label), window, decode_window(mask.rle, window))
+            fusion.add(position[label], window, decode_window(mask.rle, window))
     return fusion.label_map()
 
 

@@ -4,11 +4,12 @@ import sys
 import numpy as np
 import pytest
 
-from lpg_hf.boxes import box_slices
+from lpg_hf.boxes import box_slices, boxes_to_mask
 from lpg_hf.generators import load_generator
 from lpg_hf.generators.base import BoxedImage, Patch
+from lpg_hf.masks import assembly
 from lpg_hf.masks.assembly import AssemblyOptions, _clean_foreground, assemble, by_position
-from lpg_hf.masks.fusion import OVERLAP_RULES
+from lpg_hf.masks.fusion import OVERLAP_RULES, window_around
 
 
 def boxed(boxes: list, labels: list, height: int = 20, width: int = 30) -> BoxedImage:
@@ -150,6 +151,17 @@ def test_class_by_class_is_equal_to_all_classes_at_once(per: str, rule: str, min
             image, iter(patches), per, AssemblyOptions(overlap_rule=rule, min_score=min_score, clean=False)
         )
         assert [mask.score for mask in found.masks] == scores and (found.label_map == label_map).all()
+
+
+def test_the_work_on_a_class_grows_with_its_boxes_and_not_with_their_square(monkeypatch):
+    seen, count = [], 500
+    monkeypatch.setattr(assembly, "window_around", lambda windows: seen.extend(windows) or window_around(windows))
+    corners = [(7 * i % 28, 11 * i % 18) for i in range(count)]
+    image = boxed([[x, y, x + 2, y + 2] for x, y in corners], [1] * count)
+    patches = (patch(1, i, (x, y, x + 2, y + 2), 0.9) for i, (x, y) in enumerate(corners))
+    found = assemble(image, patches, "class")
+    assert np.array_equal(found.label_map == 1, boxes_to_mask(image.boxes, 20, 30))
+    assert len(seen) < 10 * count
 
 
 PEAK = r"""
