@@ -6,8 +6,8 @@ More than 254 classes do not fit beside the ignored value 255: such maps are uin
 
 import io
 import os
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -20,8 +20,6 @@ from lpg_hf.labels import IGNORE_INDEX, voc_palette
 IGNORE_INDEX_16 = 65535
 # zlib's level: writing a map takes half the time of its default (results/SPEED.md), the file 4 kB in place of 2.5.
 _COMPRESSION = 3
-# Of the files that are written for an image, in any format.
-_SUFFIXES = (".png", ".jpg", ".txt", ".json", ".xml", ".tif", ".geojson")
 
 
 def label_map_type(num_classes: int) -> tuple[type, int]:
@@ -67,31 +65,36 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray, scratch: str
 
 def mask_name(file_name: str) -> str:
     """The label map of an image: the same relative path, with the suffix .png."""
-    return str(PurePosixPath(file_name).with_suffix(".png"))
+    return f"{os.path.splitext(file_name)[0]}.png"
 
 
-def clashing_names(file_names: Sequence[str]) -> dict[int, str]:
+def clashing_names(
+    file_names: Sequence[str], files_of: Callable[[str], Iterable[str]] = lambda name: (mask_name(name),)
+) -> dict[int, str]:
     """The images whose files in an output would lie where those of another image lie.
 
     Args:
         file_names: of all images, relative, forward slashes.
+        files_of: the files that are written for an image of a name, relative to one folder; default: its label map.
 
     Returns:
-        Position -> name of the other image: an earlier one of the same name but for the suffix, or one in a folder
-        that is called like a file of the image (x.jpg beside x.png/y.jpg: the label map and the folder x.png).
+        Position -> name of the other image: an earlier one with a file of the same name, or one in a folder that is
+        called like a file of the image (x.jpg beside x.png/y.jpg: the label map and the folder x.png); or of the image
+        itself, if it has two files of one name.
     """
-    innermost = {os.path.dirname(name): name for name in file_names}
-    above = (
-        (folder, name) for inside, name in innermost.items() for folder in (inside, *PurePosixPath(inside).parents)
-    )
-    folders = {str(folder): name for folder, name in above if str(folder).endswith(_SUFFIXES)}
+    files = [tuple(files_of(name)) for name in file_names]
+    innermost = {os.path.dirname(file): name for name, own in zip(file_names, files) for file in own}
+    folders: dict[str, str] = {}
+    for folder, name in innermost.items():
+        while folder and folder not in folders:
+            folders[folder] = name
+            folder = os.path.dirname(folder)
     clashing, first = {}, {}
-    for index, name in enumerate(file_names):
-        stem = os.path.splitext(name)[0]
-        inside = (folders[f"{stem}{end}"] for end in _SUFFIXES if f"{stem}{end}" in folders) if folders else ()
-        other = first.get(stem) or next(iter(inside), None)
+    for index, (name, own) in enumerate(zip(file_names, files)):
+        others = (first.get(file) or folders.get(file) for file in own)
+        other = next(filter(None, others), name if len(set(own)) < len(own) else None)
         if other is None:
-            first[stem] = name
+            first.update(dict.fromkeys(own, name))
         else:
             clashing[index] = other
     return clashing

@@ -172,8 +172,8 @@ def test_file_names_that_are_no_utf8_and_letters_that_the_terminal_lacks(tmp_pat
     done = command("check", tmp_path / "new.json", "--images", root / "images", encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr  # the json file names the image's true bytes
     done = command("convert-labels", root, tmp_path / "voc", "--to", "voc", encoding="utf-8")
-    assert done.returncode == 2 and b"VOC files cannot hold the name 'caf\\udce9'" in done.stderr
-    assert not (tmp_path / "voc").exists()
+    assert done.returncode == 1 and b"unwritable_name: 1" in done.stdout and b"'caf\\udce9.png'" in done.stdout
+    assert [path.name for path in (tmp_path / "voc" / "Annotations").iterdir()] == ["犬.xml"]
 
 
 def test_one_thing_has_one_name_in_all_commands():
@@ -313,3 +313,13 @@ def test_commands_work_where_a_stream_is_closed(data, tmp_path, closed):
         line = f'"{sys.executable}" -m lpg_hf.cli {command} {closed}'
         assert subprocess.run(["bash", "-c", line], capture_output=True, timeout=120).returncode == 0
     assert (tmp_path / "r.json").is_file() and (tmp_path / "masks" / "masks" / "a.png").is_file()
+
+
+def test_rows_go_to_a_folder_of_any_letters_in_a_c_locale(data, tmp_path):
+    path = data([10, 8, 20, 16])
+    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = ["export-data", tmp_path / "図", "--format", "coco", "--annotations", path]
+    line = [sys.executable, "-m", "lpg_hf.cli", *map(str, command)]
+    done = subprocess.run(line, capture_output=True, env={**os.environ, **c_locale}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "\n# 図\n" in (tmp_path / "図" / "README.md").read_text(encoding="utf-8")

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from lpg_hf.data._formats.voc import check_mask
+from lpg_hf.data._formats.yolo_dataset import image_place, label_place
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.images import ImageProblem
-from lpg_hf.label_maps import clashing_names, read_label_map, write_label_map
+from lpg_hf.label_maps import clashing_names, mask_name, read_label_map, write_label_map
 from lpg_hf.labels import voc_palette
 
 
@@ -84,5 +85,14 @@ def test_a_damaged_file_is_named_wherever_its_damage_shows(tmp_path: Path, objec
 def test_images_whose_files_would_lie_in_one_place_are_told():
     names = ["a.jpg", "b.jpg", "a.png", "sub/a.jpg", "x.jpg", "x.png/y.jpg", "c.d/e.jpg", "z.jpg", "s/z.txt/1/2.jpg"]
     assert clashing_names(names) == {2: "a.jpg", 4: "x.png/y.jpg"}
-    assert clashing_names(["s/z.jpg", *names[-2:]]) == {0: "s/z.txt/1/2.jpg"}
     assert clashing_names(["a.jpg", "a.jpg"]) == {1: "a.jpg"}
+    assert clashing_names(["s/z.jpg", "s/z.txt/1/2.jpg"], lambda name: (label_place(name),)) == {0: "s/z.txt/1/2.jpg"}
+    assert clashing_names(["a.jpg", "images/a.jpg"], lambda name: (image_place(name),)) == {1: "a.jpg"}
+    assert clashing_names(["a.png", "b.jpg"], lambda name: (name, mask_name(name))) == {0: "a.png"}  # its own
+    assert mask_name("a.") == "a.png" and mask_name("a..jpg") == "a..png"
+
+
+def test_clashes_of_many_images_are_found_in_linear_time():
+    names = [f"{number}/{'x/' * 30}{number}.jpg" for number in range(20_000)]
+    visited = []
+    assert clashing_names(names, lambda name: visited.append(name) or (name,)) == {} and visited == names

@@ -11,7 +11,7 @@ cannot hold is named in `Conversion.lost`.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -161,8 +161,12 @@ class _Reading:
         return any(item.rle is not None and not item.iscrowd for record in look for item in record.objects)
 
     def __iter__(self) -> Iterator[Record]:
-        taken = {} if self.to == "coco" else clashing_names(self.source.file_names)
+        files_of, holds_name = _NAMES[self.to]
+        taken = clashing_names(self.source.file_names, files_of)
         for index, name in enumerate(self.source.file_names):
+            if not holds_name(name):
+                self.report.add("unwritable_name", repr(name))
+                continue
             if index in taken:
                 self.report.add("label_name_taken", f"{name}: {taken[index]}")
                 continue
@@ -322,13 +326,6 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
     names, empty, num_masks = [], [], 0
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]
-        try:
-            stem.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"VOC files cannot hold the name {stem!r}, which is not UTF-8. "
-                "Rename the image, or choose another format (--to)"
-            ) from error
         names.append(stem)
         if reading.masks and not record.objects and record.mask_path is None:
             empty.append((stem, record.height, record.width))
@@ -385,4 +382,10 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(f"{' '.join(line.splitlines())}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
+# The files of an image, as far as those of another may have their names, and whether the new files hold its name.
+_NAMES: dict[str, tuple[Callable[[str], tuple[str, ...]], Callable[[str], bool]]] = {
+    "coco": (lambda name: (), yolo_dataset.is_relative),
+    "voc": (lambda name: tuple(f"{os.path.splitext(name)[0]}{end}" for end in (".xml", ".png")), voc.holds_name),
+    "yolo": (lambda name: (yolo_dataset.image_place(name), yolo_dataset.label_place(name)), yolo_dataset.holds_name),
+}
 _WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}

@@ -25,6 +25,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from lpg_hf._cards import render_card
 from lpg_hf._files import fs_path, place_output, unfinished_folder, write_atomically
 from lpg_hf.data._formats.coco import with_class_names
+from lpg_hf.data._formats.yolo_dataset import is_relative
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -60,8 +61,9 @@ def _write_shards(dataset: Dataset, folder: Path, split: str, rows_per_shard: in
     for index in range(num_shards):
         shard = dataset.shard(num_shards, index, contiguous=True).with_format("arrow")
         table = embed_table_storage(table_cast(shard[:], schema))
-        path = folder / f"{split}-{index:05d}-of-{num_shards:05d}.parquet"
-        pq.write_table(table, path, row_group_size=ROW_GROUP_SIZE)
+        # pyarrow itself opens no path that is no Unicode, as one of other letters in a C locale.
+        with open(folder / f"{split}-{index:05d}-of-{num_shards:05d}.parquet", "wb") as file:
+            pq.write_table(table, file, row_group_size=ROW_GROUP_SIZE)
 
 
 def _columns(dataset: Dataset) -> list[tuple[str, str]]:
@@ -76,6 +78,11 @@ def _columns(dataset: Dataset) -> list[tuple[str, str]]:
         "mask": "class mask, PNG of class indices",
     }
     return [(name, meaning[name]) for name in dataset.features]
+
+
+def _text(word: str) -> str:
+    """A word of the command line as text, in any locale: what is no UTF-8 becomes the replacement mark."""
+    return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def write_card(
@@ -115,7 +122,7 @@ def write_card(
         card_data=data.to_yaml(),
         title=title,
         source=source,
-        name=repo_id or folder.name,
+        name=repo_id or _text(folder.name),
         split=next(iter(datasets)),
         counts=[
             (split, len(dataset), sum(len(item["id"]) for item in dataset["objects"]))
@@ -189,7 +196,7 @@ def write_dataset(
         raise FileExistsError(f"{out} exists already and is not empty; choose another folder or remove it")
     loaded = _load_splits(export, options, num_proc, report)
     rows = ROWS_PER_SHARD if export.with_images else ROWS_PER_SHARD_WITHOUT_IMAGES
-    title = export.title or (export.repo_id.split("/")[-1] if export.repo_id else target.name)
+    title = _text(export.title or (export.repo_id.split("/")[-1] if export.repo_id else target.name))
     with unfinished_folder(target) as unfinished:
         written = unfinished / target.name
         (written / "data").mkdir(parents=True)
@@ -199,6 +206,21 @@ def write_dataset(
         if not place_output(written, target):
             logger.warning("%s holds these rows already; nothing was written", out)
     return sum(len(dataset) for dataset in loaded.values())
+
+
+def _with_readable_names(dataset: Dataset, report: Report | None) -> Dataset:
+    """The rows whose image can be found by its name, when the rows are read; the others are counted."""
+    names, found = dataset["file_name"][:], Report()
+    kept = [number for number, name in enumerate(names) if is_relative(name)]
+    for number in sorted({*range(len(names))} - {*kept}):
+        found.add("unwritable_name", repr(names[number]))
+    if not kept and names:
+        raise ValueError(f"no image has a name that rows can hold, such as {names[0]!r}. Rename the images")
+    if report is not None:
+        report.merge(found)
+    elif found.counts:
+        logger.warning("%s", found.summary())
+    return dataset if len(kept) == len(names) else dataset.select(kept)
 
 
 def _load_splits(export: Export, options: ReadOptions, num_proc: int, report: Report | None) -> dict[str, Dataset]:
@@ -220,7 +242,8 @@ def _load_splits(export: Export, options: ReadOptions, num_proc: int, report: Re
             report=report,
             **replace(options, split=name).changed,
         )
-        loaded[str(dataset.split)] = dataset if export.with_images else dataset.remove_columns("image")
+        dataset = dataset if export.with_images else dataset.remove_columns("image")
+        loaded[str(dataset.split)] = _with_readable_names(dataset, report)
     if len({tuple(class_names(dataset)) for dataset in loaded.values()}) > 1:
         raise ValueError("the splits have different classes; pass --classes to fix them")
     return loaded

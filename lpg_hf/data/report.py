@@ -40,7 +40,10 @@ PROBLEMS = {
     "generator_failed": ProblemKind(IMAGE_SKIPPED, "image one pixel high or wide, at which the generator failed"),
     "invalid_class_mask": ProblemKind("mask not used", "class mask that fits neither its image nor the classes"),
     "label_name_taken": ProblemKind(
-        IMAGE_SKIPPED, "image whose label file would have the name of another one's label file or folder"
+        IMAGE_SKIPPED, "image whose new files would have the name of another one's, or of a folder"
+    ),
+    "unwritable_name": ProblemKind(
+        IMAGE_SKIPPED, "image whose name the new files cannot hold: with a line break, a blank at its end, no UTF-8"
     ),
     "mask_without_object": ProblemKind(KEPT, "class mask without a pixel of any class"),
     "missing_mask": ProblemKind(IMAGE_SKIPPED, "image without a class mask"),
@@ -124,7 +127,7 @@ PROBLEMS = {
     "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ProblemKind(KEPT, "VOC box with a coordinate 0"),
     "mask_name_taken": ProblemKind(
-        IMAGE_SKIPPED, "image whose mask would have the name of another one's mask or folder"
+        IMAGE_SKIPPED, "image whose new files would have the name of another one's, or of a folder"
     ),
     "low_score": ProblemKind("skipped", "mask whose score is below min_score"),
     "no_georeference": ProblemKind("no geotiff and no geojson", "image that is no GeoTIFF"),

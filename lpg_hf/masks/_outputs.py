@@ -1,7 +1,9 @@
 """The files that `lpg-hf masks` writes for one image."""
 
 import io
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +17,7 @@ from lpg_hf.data._formats.labelme import labelme_content
 from lpg_hf.data._formats.yolo import yolo_text
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.sources import Source
-from lpg_hf.label_maps import mask_name, write_label_map
+from lpg_hf.label_maps import clashing_names, mask_name, write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks._geo import Georeference, geojson, geotiff
 from lpg_hf.visualize import colour_index, draw_boxes, overlay
@@ -41,6 +43,12 @@ OUTPUTS = (
 WITH_IMAGE, WITH_OUTLINES = {"yolo", "labelme"}, {"yolo", "labelme", "coco-polygons", "geojson"}
 OF_PIXELS = {"crops", "overlay"}
 _IGNORED_INSTANCE = 65535
+# Whether the file of an output that covers all images holds the name of an image.
+_HOLDS_NAME = {
+    "yolo": yolo_dataset.holds_name,
+    "coco": yolo_dataset.is_relative,
+    "coco-polygons": yolo_dataset.is_relative,
+}
 
 
 @dataclass(frozen=True)
@@ -136,19 +144,56 @@ class ImageWriter:
 
 def image_files(name: str) -> dict[str, str]:
     """The files of an image in OUT, by output; of "crops" the folder."""
-    path = PurePosixPath(name)
+    stem = os.path.splitext(name)[0]
     return {
         "png": f"masks/{mask_name(name)}",
         "yolo": yolo_dataset.label_place(name),
         "yolo image": yolo_dataset.image_place(name),
-        "labelme": f"labelme/{path.with_suffix('.json')}",
+        "labelme": f"labelme/{stem}.json",
         "labelme image": f"labelme/{name}",
         "instances-png": f"instances/{mask_name(name)}",
-        "geotiff": f"geotiff/{path.with_suffix('.tif')}",
-        "geojson": f"geojson/{path.with_suffix('.geojson')}",
-        "crops": f"crops/{path.with_suffix('')}",
-        "overlay": f"overlays/{path.with_suffix('.jpg')}",
+        "geotiff": f"geotiff/{stem}.tif",
+        "geojson": f"geojson/{stem}.geojson",
+        "crops": f"crops/{stem}",
+        "overlay": f"overlays/{stem}.jpg",
     }
+
+
+def refused_names(file_names: Sequence[str], outputs: Collection[str]) -> dict[int, tuple[str, str]]:
+    """The images that are left out for their names.
+
+    Args:
+        outputs: keys of `image_files`, and those that cover all images.
+
+    Returns:
+        Position -> (kind of `PROBLEMS`, place).
+    """
+    wanted = {"png", *outputs}  # Two label maps of one name are refused in any output, so that png can be added.
+
+    def files_of(name: str) -> Iterator[str]:
+        for output, file in image_files(name).items():
+            if output in wanted:
+                yield from _crop_files(file) if output == "crops" else (file,)
+
+    clashing = clashing_names(file_names, files_of)
+    refused = {index: ("mask_name_taken", f"{file_names[index]}: {other}") for index, other in clashing.items()}
+    rules = [holds_name for output, holds_name in _HOLDS_NAME.items() if output in wanted]
+    for index, name in enumerate(file_names):
+        if not all(holds_name(name) for holds_name in rules):
+            refused[index] = ("unwritable_name", repr(name))
+    return refused
+
+
+def _crop_files(folder: str) -> Iterator[str]:
+    """Names that stand for the files of a folder of crops, which are called by numbers.
+
+    A folder above that is called like such a file (x/1.png of the image x/1.png.jpg) counts as one of those of x.
+    """
+    yield f"{folder}/*.png"
+    parts = folder.split("/")
+    for depth, part in enumerate(parts):
+        if re.fullmatch(r"-?\d+\.png", part):
+            yield "/".join([*parts[:depth], "*.png", folder.replace("/", "\0")])
 
 
 def _with_pixels(objects: Sequence[BoxObject]) -> list[BoxObject]:

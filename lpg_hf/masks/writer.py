@@ -56,7 +56,7 @@ from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
 from lpg_hf.generators import NamedGenerator
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
-from lpg_hf.label_maps import clashing_names, label_map_type
+from lpg_hf.label_maps import label_map_type
 from lpg_hf.masks._geo import GEO_OUTPUTS, check_installed, georeference
 from lpg_hf.masks._outputs import (
     OF_PIXELS,
@@ -66,6 +66,7 @@ from lpg_hf.masks._outputs import (
     FinishedImage,
     ImageWriter,
     image_files,
+    refused_names,
 )
 from lpg_hf.masks._review import review_page
 from lpg_hf.masks.assembly import (
@@ -88,6 +89,8 @@ logger = logging.getLogger(__name__)
 _OF_OUTPUTS = ("write", "overlay", "tighten_boxes", "with_images", "simplify")
 # Outputs that show the label map.
 _OF_LABEL_MAP = {"png", "overlay", "geotiff"}
+# Why an image is skipped whose file is not to blame.
+_STAYS_SKIPPED = {"mask_name_taken", "unwritable_name", "generator_failed"}
 # The files of an output that cover all images.
 _JOINED_FILES = {
     "coco": ("instances.json",),
@@ -247,7 +250,8 @@ def _write_masks(
     finished = None if before is None else _read_run(out / "report.json")
     digest = generator.digest() if isinstance(generator, NamedGenerator) else None
     if before is not None:  # What can be refused is, before anything is loaded.
-        _with_outputs_of(before["settings"], asked, settings, out)
+        united = _with_outputs_of(before["settings"], asked, settings, out)
+        _check_added_names(before["settings"], united, source.file_names)
     if before is not None and finished and digest is not None and digest == before.get("generator_digest"):
         of_generator = {key: value for key, value in before["settings"].items() if key not in asked}
     else:
@@ -374,6 +378,19 @@ def _with_outputs_of(before: dict, asked: dict, settings: MaskSettings, out: Pat
     return now
 
 
+def _check_added_names(before: dict, united: dict, file_names: Sequence[str]) -> None:
+    """Raises ValueError if images that have masks would be left out of the outputs that are added."""
+    if before["write"] == united["write"] and _outputs_of(before) == _outputs_of(united):
+        return
+    known, refused = (refused_names(file_names, _kinds_of_files(settings)) for settings in (before, united))
+    added = [place for index, (_, place) in refused.items() if index not in known]
+    if added:
+        raise ValueError(
+            f"{len(added)} images with masks cannot have the files of the added outputs, as another image has a file "
+            f"of that name, or none holds theirs: {', '.join(added[:3])}. Choose another folder."
+        )
+
+
 def _outputs_of(identity: dict) -> frozenset[str]:
     """The outputs of a run by its settings."""
     return frozenset([*identity["write"], *(["overlay"] if identity["overlay"] else [])])
@@ -433,7 +450,7 @@ class _MaskRun:
         self.writer = ImageWriter(
             source, out, self.scratch, self.outputs, identity["with_images"] or "none", identity["simplify"] or 0.0
         )
-        self.same_name = clashing_names(source.file_names)
+        self.refused = refused_names(source.file_names, _kinds_of_files(identity))
 
     def block_file(self, block: int) -> Path:
         return self.out / BLOCKS / f"{block:06d}.json"
@@ -580,8 +597,8 @@ class _MaskRun:
             entries[index] |= {"skipped": True, "problems": {"generator_failed": [place]}}
 
     def _record(self, index: int, report: Report) -> Record | None:
-        if index in self.same_name:
-            report.add("mask_name_taken", f"{self.source.file_names[index]}: {self.same_name[index]}")
+        if index in self.refused:
+            report.add(*self.refused[index])
             return None
         return self.source.record(index, report)
 
@@ -685,11 +702,17 @@ def _read_run(path: Path) -> dict | None:
         return None  # A value of another type.
 
 
-def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
-    """All files that a run writes to OUT for some images, except the block files."""
+def _kinds_of_files(settings: dict) -> set[str]:
+    """The outputs of a run, with "OUTPUT image" where it puts the images too: keys of `image_files`, and others."""
     outputs = set(_outputs_of(settings))
     if (settings.get("with_images") or "none") != "none":
         outputs |= {f"{output} image" for output in settings["write"]}
+    return outputs
+
+
+def _files_of_run(settings: dict, file_names: Iterable[str]) -> set[str]:
+    """All files that a run writes to OUT for some images, except the block files."""
+    outputs = _kinds_of_files(settings)
     return {
         "report.json",
         "classes.txt",
@@ -741,9 +764,7 @@ def _repaired(finished: dict, source: Source) -> list[str]:
     """The images that a finished run skipped because of their file, and that can be used now."""
     images = finished["images"][: len(source)]
     skipped = (
-        i
-        for i, image in enumerate(images)
-        if "skipped" in image and {"mask_name_taken", "generator_failed"}.isdisjoint(image["problems"])
+        i for i, image in enumerate(images) if "skipped" in image and _STAYS_SKIPPED.isdisjoint(image["problems"])
     )
     records = (source.record(index, Report()) for index in skipped)
     return [item.file_name for item in records if item is not None and source.decode(item, Report()) is not None]

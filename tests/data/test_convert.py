@@ -474,3 +474,39 @@ def test_what_is_written_of_odd_names_and_numbers_can_be_read_back(coco_tree, tm
     for file in out.rglob("*.json"):
         info = json.loads(file.read_text(), parse_constant=pytest.fail)["info"]
         assert info == {"a": None, "b": [None, 1], "file": "caf\udce9.jpg"}
+
+
+@pytest.mark.parametrize(
+    "target, names, counts",
+    [
+        ("yolo", ["a.png", "images/a.png"], {"label_name_taken": 1}),
+        ("yolo", ["labels/a.png", "labels/images/a.png"], {"label_name_taken": 1}),
+        ("yolo", ["a.png", "a\nb.png", "b\x85.png"], {"unwritable_name": 2}),
+        ("voc", ["a.png", "images/a.png"], {}),
+        ("voc", ["a.png", "a..png"], {}),
+        ("voc", ["a.png", "a\x01b.png", "a\x0bb.png", "b .png", " b.png"], {"unwritable_name": 4}),
+    ],
+)
+def test_names_that_the_new_files_cannot_hold_are_counted(coco_tree, tmp_path, target, names, counts):
+    coco_tree.content["images"], coco_tree.content["annotations"] = [], []
+    for number, name in enumerate(names, start=1):
+        coco_tree.add_image(name, number)
+        coco_tree.content["annotations"].append(coco_tree.annotation(id=number, image_id=number))
+    done = convert_labels(coco_tree.write(), tmp_path / "out", target, images=coco_tree.images)
+    assert done.report.counts == counts and done.report.images == len(names) - sum(counts.values())
+    found = Report()
+    images = coco_tree.images if target == "voc" else None
+    source = open_source(
+        tmp_path / "out", images, replace(SOURCE_OPTIONS, split="all" if images else None), report=found
+    )
+    assert len(source) == done.report.images, found.summary()
+
+
+def test_names_that_look_like_those_of_another_drive(yolo_tree, tmp_path):
+    yolo_tree.add("a:b", yolo_tree.LINE)
+    for target, number in (("yolo", 2), ("voc", 1), ("coco", 1)):
+        done = convert_labels(yolo_tree.root, tmp_path / f"to_{target}", target)
+        assert (done.report.images, done.report.counts.get("unwritable_name", 0)) == (number, 2 - number)
+    report = Report()
+    assert write_dataset(tmp_path / "rows", Export("yolo", yolo_tree.root), report=report) == 1
+    assert report.counts == {"unwritable_name": 1} and report.places["unwritable_name"] == ["'a:b.png'"]

@@ -258,3 +258,66 @@ def test_a_limited_source_is_even_and_keeps_the_records(data):
     two = source.limited(2)
     assert two.file_names == ["0.png", "1.png"] and source.limited(9) is source
     assert two.record(1, Report()) == source.record(1, Report())
+
+
+def images_of(folder, *names):
+    """A COCO file of images of these names, one box each."""
+    for name in names:
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 24), "green").save(folder / "images" / name, "PNG")
+    images = [{"id": i, "file_name": name, "width": 32, "height": 24} for i, name in enumerate(names, start=1)]
+    boxes = [{"id": i["id"], "image_id": i["id"], "category_id": 1, "bbox": [2, 2, 8, 8]} for i in images]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "names.json").write_text(json.dumps(content))
+
+
+def masks_of_names(folder, outputs, out="out"):
+    """The exit status of `lpg-hf masks`."""
+    arguments = ["masks", folder / "names.json", "--images", folder / "images", "--generator", "box"]
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in [*arguments, "--write", outputs, "--out", folder / out]])
+    return end.value.code
+
+
+NAMES = {
+    "two images of a YOLO dataset": (["a.jpg", "images/a.jpg"], "yolo", "mask_name_taken", "images/a.jpg"),
+    "two labels of it": (["labels/b.jpg", "labels/images/b.jpg"], "yolo", "mask_name_taken", "labels/images/b.jpg"),
+    "an image and a mask": (
+        ["images/x.jpg", "masks/images/x.png"],
+        "png,yolo",
+        "mask_name_taken",
+        "masks/images/x.png",
+    ),
+    "an image and its label": (["a.json", "b.jpg"], "labelme", "mask_name_taken", "a.json"),
+    "a crop and a folder": (["x.jpg", "x/1.png.jpg"], "crops", "mask_name_taken", "x.jpg"),
+    "a line break": (["a\nb.jpg", "c.jpg"], "yolo", "unwritable_name", "a\nb.jpg"),
+    "another line break": (["a\u2028b.jpg", "c.jpg"], "yolo", "unwritable_name", "a\u2028b.jpg"),
+    "a blank at the end": (["a.jpg ", "c d.jpg"], "yolo", "unwritable_name", "a.jpg "),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_images_whose_files_would_clash_or_whose_names_no_list_holds_are_counted(tmp_path, case):
+    names, outputs, kind, left_out = NAMES[case]
+    images_of(tmp_path, *names)
+    assert masks_of_names(tmp_path, outputs) == 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["report"]["counts"] == {kind: 1}
+    assert [image["file_name"] for image in report["images"] if image.get("skipped")] == [left_out]
+    if "yolo" in outputs:
+        found = Report()
+        assert len(open_source(tmp_path / "out", report=found)) == 1 and not found.needs_attention
+
+
+def test_names_that_clash_in_no_output_that_is_written_are_all_kept(tmp_path, capsys):
+    images_of(tmp_path, "a.jpg", "images/a.jpg", "x.jpg", "x/1.png.jpg", "x/2.png.jpg", "c.", "c..jpg")
+    assert masks_of_names(tmp_path, "png") == 0
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 7
+    before = files(tmp_path / "out")
+    assert masks_of_names(tmp_path, "yolo") == 2
+    said = capsys.readouterr().err
+    assert "1 images with masks cannot have the files of the added outputs" in said and "images/a.jpg: a.jpg" in said
+    assert files(tmp_path / "out") == before
+    assert masks_of_names(tmp_path, "coco") == 0  # What has no files of its own can be added.
+    assert masks_of_names(tmp_path, "crops", "crops") == 1
+    assert {path.name for path in (tmp_path / "crops" / "crops" / "x").iterdir()} == {"1.png", "2.png"}

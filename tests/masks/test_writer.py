@@ -414,9 +414,13 @@ def test_file_names_that_are_no_utf_8(data: Path, capsys):
     raw = os.fsencode(data / "voc")
     os.rename(raw + b"/JPEGImages/f.jpg", raw + b"/JPEGImages/caf\xe9.jpg")
     os.rename(raw + b"/Annotations/f.xml", raw + b"/Annotations/caf\xe9.xml")
-    assert run("masks", data / "voc", "--out", data / "out", "--generator", "box", "--write", "png,coco,yolo") == 0
+    assert run("masks", data / "voc", "--out", data / "out", "--generator", "box", "--write", "png,coco") == 0
     assert b"caf\xe9.png" in os.listdir(os.fsencode(data / "out/masks"))
     assert len(json.loads((data / "out/instances.json").read_text(encoding="utf-8"))["images"]) == 6
+    # A trainer reads lists as UTF-8, and so do we.
+    assert run("masks", data / "voc", "--out", data / "yolo_out", "--generator", "box", "--write", "yolo") == 1
+    assert "unwritable_name: 1" in capsys.readouterr().out
+    assert run("check", data / "yolo_out", "--no-decode") == 0
 
 
 def test_categories_that_no_list_names_are_written_too(data: Path):

@@ -36,6 +36,7 @@ from lpg_hf._files import (
     walk_files,
 )
 from lpg_hf.data._formats.image_finder import StatedImage, match_images
+from lpg_hf.data._formats.yolo_dataset import is_line
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import (
     NO_CLASS,
@@ -763,6 +764,12 @@ def is_thin(box: tuple[float, float, float, float]) -> bool:
     """Whether a side of a box (xyxy, pixels, 0-based, end exclusive) is below one pixel, which VOC cannot state."""
     x1, y1, x2, y2 = box
     return min(x2 - x1, y2 - y1) < 1 - 1e-6
+
+
+def holds_name(file_name: str) -> bool:
+    """Whether lists and xml files hold the name of an image, relative, as they are read back."""
+    lines = (file_name, os.path.splitext(file_name)[0])
+    return all(map(is_line, lines)) and not re.search("[\x00-\x08\x0e-\x1f\ufffe\uffff]", file_name)
 
 
 def _inclusive(start: float, end: float, size: int) -> tuple[float, float]:

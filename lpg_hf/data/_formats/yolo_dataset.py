@@ -13,13 +13,14 @@ The rules are those of the ultralytics package; tests/consumers/test_yolo_rules.
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
 
-from lpg_hf._files import atomic_file, fs_path
+from lpg_hf._files import atomic_file, fs_path, relative_name
 from lpg_hf.data._formats.yolo_layout import IMAGES_FOLDER, LABELS_FOLDER, SPLIT_ALIASES, SPLITS, YAML_FILES, swap_last
 
 
@@ -36,6 +37,25 @@ def label_place(file_name: str) -> str:
     """Where the trainer looks for the label file of an image of a source."""
     stem = os.path.splitext(image_place(file_name))[0]
     return f"{swap_last(stem, IMAGES_FOLDER, LABELS_FOLDER)}.txt"
+
+
+def is_relative(name: str) -> bool:
+    """Whether our readers take a name of an image for a relative one: not C:a.jpg."""
+    try:
+        return bool(relative_name(name))
+    except ValueError:
+        return False
+
+
+def is_line(name: str) -> bool:
+    """Whether a list of relative names, one a line, holds this one as our readers take it back."""
+    is_text = not re.search("[\ud800-\udfff]", name)
+    return is_text and name.splitlines() == [name.strip()] and is_relative(name) and relative_name(name) == name
+
+
+def holds_name(file_name: str) -> bool:
+    """Whether the lists of a dataset hold the name of an image."""
+    return is_line(image_place(file_name))
 
 
 def split_of_name(file_name: str) -> str | None:
