@@ -83,15 +83,19 @@ def encode_window(mask: np.ndarray, window: Window, size: tuple[int, int]) -> Rl
         {"size": [height, width], "counts": text}, COCO's compressed form (column by column).
     """
     (rows, columns), (height, width) = window, size
-    bounded = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=np.int8)
+    bounded = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
     bounded[:, 1:-1] = mask.T
-    column, row = np.nonzero(np.diff(bounded, axis=1))  # a run starts at even and ends at odd positions of the list
+    column, row = np.nonzero(
+        bounded[:, 1:] != bounded[:, :-1]
+    )  # a run starts at even and ends at odd positions of the list
     ends = (column + columns.start) * height + row + rows.start
     starts, stops = ends[0::2], ends[1::2]
     # A run to the bottom of one column continues at the top of the next.
-    apart = starts[1:] != stops[:-1]
-    edges = np.stack([starts[np.r_[True, apart][: len(starts)]], stops[np.r_[apart, True][: len(stops)]]], axis=1)
-    counts = np.diff(np.r_[0, edges.ravel(), height * width])
+    is_first, is_last = np.ones((2, len(starts)), dtype=bool)
+    is_first[1:] = is_last[:-1] = starts[1:] != stops[:-1]
+    edges = np.zeros(2 * np.count_nonzero(is_first) + 2, dtype=np.int64)
+    edges[1:-1:2], edges[2::2], edges[-1] = starts[is_first], stops[is_last], height * width
+    counts = edges[1:] - edges[:-1]
     counts = counts[: len(counts) - (counts[-1] == 0)]
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": cast(bytes, rle["counts"]).decode("ascii")}
