@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # In a folder that a process writes to: the lock, with the name of the process.
 LOCK_FILE = ".lock"
+LONGEST_PATH = 4096  # bytes, of Linux; other systems take less
 
 # What no file is to blame for, in words that say what to do.
 _NO_FILES_LEFT = "too many files are open. Raise the limit (`ulimit -n`), and start the same command again"
@@ -504,10 +505,12 @@ def relative_name(name: Any) -> str:
     """A file name of an annotation file as a relative path with forward slashes.
 
     Raises:
-        ValueError: it is empty, absolute, on a drive, or climbs with "..".
+        ValueError: it is empty, longer than a path can be, absolute, on a drive, or climbs with "..".
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError("is not a file name")
+    if len(name) > LONGEST_PATH:
+        raise ValueError(f"is longer than a path can be ({len(name)} characters)")
     name = name.replace("\\", "/")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         raise ValueError("is not relative")

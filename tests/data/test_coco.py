@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from lpg_hf.data._formats import image_finder
 from lpg_hf.data._formats.coco import header_with, id_of, make_record, read_coco, read_index, write_coco
 from lpg_hf.data._formats.coco_layout import image_folder
+from lpg_hf.data._formats.image_finder import StatedImage, match_images
 from lpg_hf.data._formats.rle import segmentation_to_rle
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS, Geometry
@@ -691,6 +694,30 @@ def test_a_missing_image_does_not_become_one_of_the_same_name_in_another_folder(
     (coco_tree.images / "cam1" / "0.png").unlink()
     records, report = read(coco_tree, allow_missing=True)
     assert [record.file_name for record in records] == ["a.png", "cam2/0.png"] and report.needs_attention
+
+
+def test_a_name_longer_than_a_path_is_no_image(coco_tree):
+    coco_tree.content["images"].append({"id": 2, "file_name": "a/" * 300_000 + "a.png", "width": 60, "height": 40})
+    start = time.process_time()
+    records, report = read(coco_tree, allow_missing=True)
+    assert [record.file_name for record in records] == ["a.png"] and report.counts == {"invalid_image_entry": 1}
+    assert time.process_time() - start < 5  # quadratic in the number of folders, it took more than a minute
+
+
+def test_many_images_of_one_name_are_found_by_their_folders(tmp_path, monkeypatch):
+    names = [f"{number}/deep/image.png" for number in range(20_000)]
+    monkeypatch.setattr(image_finder, "walk_files", lambda *arguments: iter(names))
+    stated = [StatedImage(f"C:/photos/{name}") for name in names] + [StatedImage(f"other/{n}.jpg") for n in range(9)]
+    start = time.process_time()
+    matched = match_images(str(tmp_path), stated, report := Report())
+    assert list(matched.names.values()) == names and report.counts == {"image_by_name": 20_000}
+    assert time.process_time() - start < 10
+
+
+def test_what_is_no_address_is_the_name_of_a_missing_image(coco_tree):
+    coco_tree.content["images"].append({"id": 2, "file_name": "http://[x/b.png", "width": 60, "height": 40})
+    records, report = read(coco_tree, keep_missing=True, keep_empty=True)
+    assert len(records) == 2 and report.counts == {"missing_image": 1, "empty_image": 1}
 
 
 def test_two_entries_of_one_image_are_one_image(coco_tree):

@@ -355,6 +355,14 @@ def test_cvat_xml_with_entities_is_refused(tmp_path):
 # Label Studio
 
 
+@pytest.mark.parametrize("name", ["http://[x/b.png", "//[/?d=b.png"])
+def test_what_is_no_address_is_the_name_of_a_missing_image(tmp_path, name):
+    write(tmp_path, "images/a.png", None)
+    write(tmp_path, "project.json", [label_studio_task(), label_studio_task(image=name)])
+    records, _, report = read(tmp_path)
+    assert [record.file_name for record in records] == ["a.png"] and report.counts["missing_image"] == 1
+
+
 def label_studio_objects(tmp_path, *tasks, **options):
     write(tmp_path, "images/a.png", None)
     write(tmp_path, "project.json", list(tasks))

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from lpg_hf._files import fs_path, read_head, unicode_name, unicode_path, walk_files
+from lpg_hf._files import LONGEST_PATH, fs_path, read_head, unicode_name, unicode_path, walk_files
 from lpg_hf.data._formats.image_finder import ImageFinder, StatedImage, num_found
 from lpg_hf.data._formats.json_files import json_sample
 from lpg_hf.data._formats.tool_image import is_of_split, names_of_split
@@ -116,11 +116,14 @@ def image_folder(file: str, root: str | None, split: str | None, names: Iterable
 
 
 def image_name(entry: dict) -> str | None:
-    """The name of an image entry: its file_name, or the end of its coco_url (LVIS: train2017/000000000001.jpg)."""
+    """The name of an image entry: its file_name, or the end of its coco_url (LVIS: train2017/000000000001.jpg).
+
+    None: it has none, or one that is longer than a path can be.
+    """
     name, address = entry.get("file_name"), entry.get("coco_url")
     if not isinstance(name, str) and isinstance(address, str):
-        return "/".join(address.split("/")[-2:])
-    return name if isinstance(name, str) else None
+        name = "/".join(address.split("/")[-2:])
+    return name if isinstance(name, str) and len(name) <= LONGEST_PATH else None
 
 
 def box_of_mapping(bbox: dict) -> list[float] | None:

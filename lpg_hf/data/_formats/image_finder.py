@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lpg_hf._files import fs_path, relative_name, resolve_inside, walk_files
+from lpg_hf._files import LONGEST_PATH, fs_path, relative_name, resolve_inside, walk_files
 from lpg_hf.data.report import Report
 from lpg_hf.images import IMAGE_SUFFIXES
 
@@ -83,6 +83,11 @@ class ImageFinder:
         """`folder` is absolute, with forward slashes."""
         self.folder = folder
         self._by_base: dict[str, list[str]] | None = None
+        # The images of the base names that were asked for, by each end of their name, and by each end of it without
+        # suffix; and how many parts their names have at most.
+        self._by_end: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
+        self._num_parts: dict[str, int] = {}
+        self._fitting: dict[tuple[str, str, bool], list[str]] = {}
 
     def exact(self, image: StatedImage) -> str | None:
         """The relative name of the image of this very name, or None."""
@@ -106,19 +111,32 @@ class ImageFinder:
         """(relative names of the images that the longest end of the name fits, the kind to count if it is a part)."""
         texts = [image.name, *image.others]
         stems = [os.path.splitext(text)[0] for text in texts if text.lower().endswith(IMAGE_SUFFIXES)]
-        for text in (*texts, *stems):
+        for text in (*texts, *stems) if len(image.name) <= LONGEST_PATH else ():
             parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-            candidates = self._named(parts[-1]) if parts else []
-            for length in range(len(parts) if candidates else 0, 0, -1):
-                fitting = self._fitting(candidates, "/".join(parts[-length:]), image.beside)
+            for length in range(min(len(parts), self._add_ends(parts[-1]) if parts else 0), 0, -1):
+                end = "/".join(parts[-length:])
+                fitting = self._find(end, image.beside, of_stem=text not in texts)
                 if fitting and text in texts:
-                    is_whole = text == image.name == "/".join(parts[-length:])
-                    return fitting, None if is_whole else "image_by_name"
-                # In a folder that the name does not state, the same number means another image.
-                fitting = [name for name in fitting if os.path.splitext(name)[0] == "/".join(parts[-length:])]
+                    return fitting, None if text == image.name == end else "image_by_name"
                 if fitting:
                     return fitting, "other_suffix"
         return [], None
+
+    def _add_ends(self, base: str) -> int:
+        """Make the images of this base name, with or without suffix, be found by each end of their names.
+
+        Returns:
+            The parts of the name of the image that lies deepest.
+        """
+        if base not in self._num_parts:
+            self._num_parts[base] = 0
+            for name in self._named(base):
+                for ends, text in zip(self._by_end, (name, os.path.splitext(name)[0])):
+                    parts = text.split("/")
+                    self._num_parts[base] = max(self._num_parts[base], len(parts))
+                    for start in range(len(parts) if parts[-1] == base else 0):
+                        ends.setdefault("/".join(parts[start:]), []).append(name)
+        return self._num_parts[base]
 
     def _named(self, base: str) -> list[str]:
         """The images of this base name, with or without suffix, in any folder."""
@@ -129,11 +147,20 @@ class ImageFinder:
                     self._by_base.setdefault(key, []).append(name)
         return self._by_base.get(base, [])
 
-    def _fitting(self, names: list[str], tail: str, beside: str) -> list[str]:
-        fitting = [name for name in names if f"/{name}".endswith(f"/{tail}")]
-        fitting = fitting or [name for name in names if f"/{os.path.splitext(name)[0]}".endswith(f"/{tail}")]
-        near = [name for name in fitting if os.path.dirname(name) == beside]
-        return [name for name in (near if len(near) == 1 else fitting) if self._is_inside(name)]
+    def _find(self, end: str, beside: str, of_stem: bool) -> list[str]:
+        """The images that an end fits; `of_stem`: those whose whole name it is but for the suffix.
+
+        In a folder that a name does not state, the same number means another image.
+        """
+        if (end, beside, of_stem) not in self._fitting:
+            whole, stems = self._by_end
+            fitting = whole.get(end) or stems.get(end, [])
+            near = [name for name in fitting if os.path.dirname(name) == beside]
+            fitting = [name for name in (near if len(near) == 1 else fitting) if self._is_inside(name)]
+            if of_stem:
+                fitting = [name for name in fitting if os.path.splitext(name)[0] == end]
+            self._fitting[end, beside, of_stem] = fitting
+        return self._fitting[end, beside, of_stem]
 
     def _is_inside(self, name: str) -> bool:
         try:
@@ -158,8 +185,11 @@ def num_found(folder: str, stated: Sequence[StatedImage]) -> int:
 def name_in_address(address: str) -> str:
     """The path in an address of Label Studio: "/data/local-files/?d=set/a.png" is set/a.png."""
     address = address.replace("\\", "/")
-    if "?d=" in address:
-        return parse_qs(urlsplit(address).query).get("d", [address])[0]
-    if "://" in address:
-        address = urlsplit(address).path
+    try:
+        if "?d=" in address:
+            return parse_qs(urlsplit(address).query).get("d", [address])[0]
+        if "://" in address:
+            address = urlsplit(address).path
+    except ValueError:  # No address, such as http://[a/b.png: then it is a name.
+        pass
     return unquote(address)

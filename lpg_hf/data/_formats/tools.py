@@ -13,7 +13,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from lpg_hf._files import fs_path, relative_name, unicode_path, walk_files
+from lpg_hf._files import LONGEST_PATH, fs_path, relative_name, unicode_path, walk_files
 from lpg_hf._rle import Rle, with_text
 from lpg_hf.data._formats import bdd100k, createml, csv_table, cvat, dota, kitti, label_studio, labelme, mot
 from lpg_hf.data._formats.image_finder import ImageFinder, StatedImage, match_images, num_found
@@ -269,8 +269,9 @@ def _make_entries(tool_file: ToolFile, folder: str, options: ReadOptions, report
                 entry.images.append(image)
             continue
         parts = [part for part in image.file_name.replace("\\", "/").split("/") if part.strip(". ")]
-        if not parts or "\0" in image.file_name:
-            report.add("invalid_image_entry", f"{image.place}: {image.file_name!r}", image=image.file_name)
+        if not parts or "\0" in image.file_name or len(image.file_name) > LONGEST_PATH:
+            name = image.file_name[:100]
+            report.add("invalid_image_entry", f"{image.place}: {name!r}", image=name)
             continue
         try:
             stated = relative_name(image.file_name)

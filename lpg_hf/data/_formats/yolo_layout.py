@@ -189,7 +189,7 @@ def _listed_images(path: str, base: str, report: Report) -> list[str]:
         try:
             name = matched.names.get(image) or relative_name(image.name)
         except ValueError as error:
-            report.add("unsafe_path", f"{where}{text!r} {error}", image=text)
+            report.add("unsafe_path", f"{where}{text[:100]!r} {error}", image=text[:100])
             continue
         if name in names:
             report.add("duplicate_entry", f"{where}{name}")
