@@ -828,6 +828,17 @@ def test_written_polygons_areas_licences_and_ids_are_those_that_were_read(coco_t
     assert content["images"][0]["license"] == 6 and content["licenses"][1] == {"id": 6, "name": "MIT"}
 
 
+def test_regions_of_no_class_are_not_written_for_any_number_of_classes(coco_tree, tmp_path):
+    coco_tree.content["annotations"] = [coco_tree.annotation(id=n, category_id=1.5) for n in range(1, 1001)]
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=1001))
+    records, _ = read(coco_tree)
+    classes = [(number, f"{number}") for number in range(1, 1000)]
+    write_coco(tmp_path / "new.json", records, classes[:300])
+    assert len(json.loads((tmp_path / "new.json").read_text())["annotations"]) == 300_001
+    with pytest.raises(ValueError, match=r"a.png has 1000 objects whose class is not known.*all 999 classes"):
+        write_coco(tmp_path / "new.json", records, classes)
+
+
 def test_header_with_keeps_what_is_stated_and_adds_the_other_classes():
     header = {"info": "x", "categories": [{"id": 7, "name": "thing", "supercategory": "s"}]}
     made = header_with(header, [(7, "thing"), (9, "category 9")])

@@ -65,6 +65,9 @@ IMAGE_KEYS = ("id", "file_name", "coco_url", "width", "height", "license")
 _OBJECT_KEYS = {"bbox", "category_id", "segmentation"}
 HEADER_KEYS = ("info", "licenses", "categories")
 Category = tuple[int | str, str]  # (category id, name)
+# Crowd regions that regions of no class may become, of every class each: in all, and for each object.
+_MOST_REGIONS = 300_000
+_PER_OBJECT = 10
 
 
 @dataclass(slots=True)
@@ -857,11 +860,14 @@ def write_coco(
         header: `CocoIndex.header`: its info, licenses and categories are written as they are; classes and licences
             that it lacks are added.
         keep_ids: annotations keep their ids, but for one that an earlier annotation has; off, they are counted from 1.
+
+    Raises:
+        ValueError: the regions of no class would become far more annotations than there are objects.
     """
     header = header_with(header or {}, classes)
     licences = LicenceIds(header)
     images = []
-    number = 0
+    number = num_left = 0
     used_ids: set[int] = set()
     with open(fs_path(path), "w", encoding="utf-8", newline="\n") as file:
         file.write('{"annotations": [')
@@ -870,6 +876,15 @@ def write_coco(
             size = {"width": record.width, "height": record.height}
             license = {"license": licences.find(record.license)} if record.license else {}
             images.append({"id": image_id, "file_name": record.file_name, **size, **license})
+            num_regions = len(record.objects) - record.num_objects
+            num_left += _PER_OBJECT * len(record.objects) - num_regions * len(classes)
+            if num_left < -_MOST_REGIONS:
+                raise ValueError(
+                    f"{record.file_name} has {num_regions} objects whose class is not known. In COCO each is a crowd "
+                    f"region of all {len(classes)} classes, and all images together would have more than "
+                    f"{_MOST_REGIONS} of them and {_PER_OBJECT} for each object. Correct their classes, or choose "
+                    "fewer classes (classes=[...], --classes)"
+                )
             for item in (part for item in record.objects for part in _per_class(item, len(classes))):
                 file.write(",\n" if number else "\n")
                 number += 1
@@ -894,6 +909,7 @@ class LicenceIds:
 
     def __init__(self, header: dict):
         self.ids: dict[str, int | str] = {text: id_of(key) for key, text in _licenses(header).items()}
+        self.last = max((key for key in self.ids.values() if isinstance(key, int)), default=0)
         self.added: list[dict] = []
         self.stated = header.get("licenses")
 
@@ -902,8 +918,8 @@ class LicenceIds:
         if text not in self.ids:
             if isinstance(id_of(text), int):  # The id of a licence that the file does not list.
                 return id_of(text)
-            taken = {key for key in self.ids.values() if isinstance(key, int)}
-            self.ids[text] = max(taken, default=0) + 1
+            self.last += 1
+            self.ids[text] = self.last
             self.added.append({"id": self.ids[text], "name": text})
         return self.ids[text]
 
