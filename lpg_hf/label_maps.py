@@ -27,7 +27,15 @@ def label_map_type(num_classes: int) -> tuple[type, int]:
 
     Args:
         num_classes: without the background.
+
+    Raises:
+        ValueError: more than 65,534.
     """
+    if num_classes >= IGNORE_INDEX_16:
+        raise ValueError(
+            f"{num_classes} classes do not fit in a label map: a 16-bit PNG holds {IGNORE_INDEX_16 - 1}. Choose some "
+            "(--classes), or an output without label maps (--write coco)."
+        )
     return (np.uint8, IGNORE_INDEX) if num_classes < IGNORE_INDEX else (np.uint16, IGNORE_INDEX_16)
 
 

@@ -56,7 +56,7 @@ from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
 from lpg_hf.generators import NamedGenerator
 from lpg_hf.generators.base import GRANULARITIES, BoxedImage, MaskGenerator, batches_of_one_size, check_choice
-from lpg_hf.label_maps import label_map_type
+from lpg_hf.label_maps import IGNORE_INDEX_16, label_map_type
 from lpg_hf.masks._geo import GEO_OUTPUTS, check_installed, georeference
 from lpg_hf.masks._outputs import (
     OF_PIXELS,
@@ -190,7 +190,22 @@ class Processes:
     def of_launch(cls, num_workers: int | None = None) -> "Processes":
         """Those that `accelerate launch` or `torchrun` states in the environment."""
         threads = {} if num_workers is None else {"num_workers": num_workers}
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), **threads)
+        return cls(_number_in("RANK", 0), _number_in("WORLD_SIZE", 1), **threads)
+
+
+def _number_in(variable: str, default: int) -> int:
+    """The number in an environment variable.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    text = os.environ.get(variable, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"the environment variable {variable} is {text!r}, not a number as a launcher sets it. Unset it"
+        ) from None
 
 
 def write_masks(
@@ -219,9 +234,11 @@ def write_masks(
     Raises:
         ValueError: `out` holds a run with other settings, other files, or the annotations; or a finished run that
             skipped images which can be used now; or `overwrite` is on with several processes; or a process that does
-            not share the work writes there.
+            not share the work writes there; or a label map is asked for that does not hold so many classes.
     """
     out = Path(fs_path(out))
+    if settings.overlay or set(settings.write) & {*_OF_LABEL_MAP, "instances-png"}:
+        label_map_type(len(source.classes))
     _check_folder(out, source, overwrite, processes)
     with locked_folder(out, shared=processes.count > 1):
         return _write_masks(source, generator, out, settings, report, overwrite, processes)
@@ -442,7 +459,8 @@ class _MaskRun:
         self.source, self.generator, self.out, self.generator_digest = source, generator, out, generator_digest
         self.settings, self.identity, self.index_report = settings, identity, report
         self.outputs = _outputs_of(identity)
-        self.map_type, self.ignored = label_map_type(len(source.classes))
+        # Of more classes no label map is written.
+        self.map_type, self.ignored = label_map_type(min(len(source.classes), IGNORE_INDEX_16 - 1))
         self.stop = threading.Event()
         self.num_blocks = -(-len(source) // BLOCK_SIZE)
         self.scratch = out / BLOCKS / SCRATCH

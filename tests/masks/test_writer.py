@@ -181,6 +181,21 @@ def test_label_maps_are_palette_images(data: Path):
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) == 3
 
 
+def test_more_classes_than_a_label_map_holds_are_refused_before_any_work(data: Path, capsys):
+    content = coco_content()
+    content["categories"] = [{"id": i, "name": f"class {i}"} for i in range(1, 65536)]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 65535
+    (data / "many.json").write_text(json.dumps(content), encoding="utf-8")
+    command = ["masks", data / "many.json", "--images", data / "images", "--out", data / "out", "--generator", "box"]
+    for flags in ([], ["--write", "coco", "--overlay"], ["--write", "instances-png"]):
+        assert run(*command, *flags) == 2 and not (data / "out").exists()
+        assert "65535 classes do not fit in a label map: a 16-bit PNG holds 65534" in capsys.readouterr().err
+    assert run(*command, "--write", "coco") == 0
+    written = json.loads((data / "out" / "instances.json").read_text(encoding="utf-8"))
+    assert {annotation["category_id"] for annotation in written["annotations"]} == {65535}
+
+
 def test_more_than_254_classes_give_16_bit_maps(data: Path):
     content = coco_content()
     content["categories"] = [{"id": i, "name": f"class {i}"} for i in range(1, 301)]
@@ -807,6 +822,9 @@ def test_a_process_that_does_not_exist_is_refused(data: Path, capsys, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("masks", data / "yolo", "--out", data / "out", "--generator", "box") == 2
     assert "rank=5 (RANK) must be from 0 to 1" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "abc")
+    assert run("masks", data / "yolo", "--out", data / "out", "--generator", "box") == 2
+    assert "the environment variable RANK is 'abc', not a number" in capsys.readouterr().err
 
 
 OTHER_TYPES = [
