@@ -327,12 +327,13 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]
         names.append(stem)
-        if reading.masks and not record.objects and record.mask_path is None:
-            empty.append((stem, record.height, record.width))
-        elif record.mask_path is not None or any(item.rle is not None for item in record.objects):
+        has_mask = record.mask_path is not None or any(item.rle is not None for item in record.objects)
+        if reading.masks and has_mask:
             place = _place(out, voc.MASKS_FOLDER, f"{stem}.png")
             _write_class_mask(place, record, reading.source.options.object_value)
             num_masks += 1
+        elif reading.masks and not record.objects:
+            empty.append((stem, record.height, record.width))
         kept = replace(record, objects=record.single_objects)
         voc.write_voc(_place(out, voc.ANNOTATIONS_FOLDER, f"{stem}.xml"), kept, reading.names)
     for stem, height, width in (

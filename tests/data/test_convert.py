@@ -510,3 +510,13 @@ def test_names_that_look_like_those_of_another_drive(yolo_tree, tmp_path):
     report = Report()
     assert write_dataset(tmp_path / "rows", Export("yolo", yolo_tree.root), report=report) == 1
     assert report.counts == {"unwritable_name": 1} and report.places["unwritable_name"] == ["'a:b.png'"]
+
+
+def test_masks_of_more_classes_than_a_class_mask_holds_are_lost(coco_tree, tmp_path):
+    coco_tree.content["categories"] = [{"id": number, "name": f"class {number}"} for number in range(1, 301)]
+    corners = [[20, 10, 40, 10, 40, 20, 20, 20]]
+    coco_tree.content["annotations"] = [coco_tree.annotation(category_id=300, segmentation=corners)]
+    done = convert_labels(coco_tree.write(), tmp_path / "out", "voc", images=coco_tree.images)
+    assert "masks: 300 classes do not fit in an 8-bit class mask (1)" in done.lost
+    assert not (tmp_path / "out" / "SegmentationClass").exists()
+    assert "<name>class 300</name>" in (tmp_path / "out" / "Annotations" / "a.xml").read_text()
