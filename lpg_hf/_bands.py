@@ -103,7 +103,11 @@ class Rendering:
         for band in range(values.shape[2]):
             some = values[::step, ::step, band]
             some = some if usable is True else some[usable[::step, ::step, band]]  # pyright: ignore[reportIndexIssue]
-            found.append(tuple(np.percentile(some, (low, high)).tolist()) if some.size else (0, 1))
+            if values.dtype.kind == "f":  # Halves, as the difference of two floats may be larger than the largest.
+                limits = [2 * half for half in np.percentile(some / 2, (low, high)).tolist()] if some.size else (0, 1)
+            else:
+                limits = np.percentile(some, (low, high)).tolist() if some.size else (0, 1)
+            found.append(tuple(limits))
         return found
 
 
@@ -175,7 +179,10 @@ class Bands:
         kind = np.result_type(values.dtype, np.float32)
         pixels = np.zeros(values.shape, dtype=np.uint8)
         for band, (low, high) in enumerate(limits):
-            scaled = (values[..., band].astype(kind) - low) * (255 / max(high - low, 1e-30))
+            # Halves, as the whole range of a type of floats is larger than its largest number.
+            shifted, scale = values[..., band].astype(kind) / 2 - low / 2, 255 / max(high / 2 - low / 2, 5e-31)
+            with np.errstate(over="ignore"):
+                scaled = shifted * scale
             scaled = np.round(np.clip(scaled, 0, 255))
             scaled = 255 - scaled if self.is_inverted else scaled
             inside = True if usable is True else usable[..., band]  # pyright: ignore[reportIndexIssue]

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lpg_hf._bands import Rendering
+from lpg_hf._bands import Bands, Rendering
 from lpg_hf.cli import main
 from lpg_hf.data._examples import decode_image
 from lpg_hf.data.check import check_source
@@ -274,3 +274,13 @@ def test_of_several_pages_the_first_is_read_and_the_others_are_counted(tmp_path,
     notes.clear()
     read_rgb(write_tiff(path, first), notes=notes)
     assert "first_page" not in dict(notes)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_floats_of_the_whole_range_of_their_type_are_stretched(kind):
+    largest = float(np.finfo(kind).max)
+    values = np.array([[-largest, 0, largest / 2, largest, np.inf, np.nan]], dtype=kind)[..., None]
+    assert Bands(values).to_rgb(Rendering(stretch="minmax"), [])[0, :, 0].tolist() == [0, 128, 191, 255, 0, 0]
+    assert Bands(values).to_rgb(Rendering(stretch="0%,100%"), [])[0, :, 0].tolist() == [0, 128, 191, 255, 0, 0]
+    assert Bands(values).to_rgb(Rendering(stretch="none"), [])[0, :, 0].tolist() == [0, 0, 255, 255, 0, 0]
