@@ -166,7 +166,11 @@ def test_links_that_lead_outside_are_refused(yolo_tree, tmp_path, name):
         ("- a\n", "not a mapping"),
         ("names: [a\n", "not valid yaml"),
         ("names: 3\n", "not a list or a mapping"),
-        ("names: {a: b}\n", "not a number"),
+        ("names: {a: b}\n", "not a class number"),
+        ("names: {true: b}\n", "not a class number: True"),
+        ("names: {0.5: b}\n", "not a class number: 0.5"),
+        ("names: {-1: b}\n", "the class number -1, but 1 names"),
+        ("names: {999999: a}\n", "the class number 999999, but 1 names"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", "in the place of a name"),
         (b"\xff\xfe\x00", "not UTF-8 text"),
         ("names: !!python/object/apply:os.system ['true']\n", "not valid yaml"),
@@ -181,6 +185,20 @@ def test_bad_data_yaml_is_an_error_that_names_it(yolo_tree, text, message):
 def test_nc_that_differs_from_the_names_is_counted(yolo_tree):
     yolo_tree.write("data.yaml", "names: [thing]\nnc: 4\n")
     assert records(yolo_tree.root)[1].counts == {"class_count_differs": 1}
+
+
+def test_only_some_classes_may_have_no_name(yolo_tree):
+    (yolo_tree.root / "classes.txt").unlink()
+    names = ", ".join(f"{number}: n{number}" for number in range(20_000))
+    for text, count in ((f"names: {{{names}, 29999: last}}", 30_000), ("nc: 10000", 10_000)):
+        yolo_tree.write("data.yaml", text + "\n")
+        assert len(read_index(yolo_tree.root, ReadOptions(), Report()).classes) == count
+    yolo_tree.write("data.yaml", "nc: 10001\n")
+    with pytest.raises(ValueError, match='data.yaml: "nc" is 10001, but at most 10000 classes'):
+        records(yolo_tree.root)
+    yolo_tree.write("data.yaml", "nc: true\n")
+    with pytest.raises(ValueError, match="there is no class list"):
+        records(yolo_tree.root)
 
 
 @pytest.mark.parametrize("place", ["classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names"])

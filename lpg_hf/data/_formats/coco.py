@@ -882,8 +882,8 @@ def write_coco(
                 raise ValueError(
                     f"{record.file_name} has {num_regions} objects whose class is not known. In COCO each is a crowd "
                     f"region of all {len(classes)} classes, and all images together would have more than "
-                    f"{_MOST_REGIONS} of them and {_PER_OBJECT} for each object. Correct their classes, or choose "
-                    "fewer classes (classes=[...], --classes)"
+                    f"{_MOST_REGIONS} of them and {_PER_OBJECT} for each object. Correct their classes, or state "
+                    "fewer classes"
                 )
             for item in (part for item in record.objects for part in _per_class(item, len(classes))):
                 file.write(",\n" if number else "\n")

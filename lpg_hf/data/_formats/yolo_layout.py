@@ -25,6 +25,8 @@ OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"valid": "val", "validation": "val"}
 LARGEST_CLASS = 1_000_000
+# Classes without a name, which a few characters of data.yaml state.
+_MOST_UNNAMED = 10_000
 
 
 @dataclass
@@ -113,17 +115,24 @@ def read_yaml(path: str) -> dict:
 
 
 def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
-    names, count = content.get("names"), content.get("nc")
+    names, count = content.get("names"), _class_count(content)
     values = list(names.values()) if isinstance(names, dict) else names if isinstance(names, list) else []
     if any(isinstance(name, (list, dict)) for name in values):  # Also keeps nested aliases from growing without end.
         raise ValueError(f'{path}: "names" holds a list or a mapping in the place of a name')
     if isinstance(names, dict):
+        odd = [key for key in names if not (type(key) is int or (isinstance(key, str) and key.strip().isdecimal()))]
+        if odd:
+            raise ValueError(f'{path}: "names" has a key that is not a class number: {odd[0]!r}')
         try:
             numbered = {int(number): clean_name(str(name)) for number, name in names.items()}
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f'{path}: "names" has a key that is not a number: {error}') from error
-        if numbered and not 0 <= min(numbered) <= max(numbered) < LARGEST_CLASS:
-            raise ValueError(f'{path}: "names" has the class number {max(numbered)}')
+        except ValueError as error:  # Of thousands of digits.
+            raise ValueError(f'{path}: "names" has a key that is not a class number: {error}') from error
+        last = max(numbered, default=0)
+        if min(numbered, default=0) < 0 or last > len(numbered) + _MOST_UNNAMED:
+            raise ValueError(
+                f'{path}: "names" has the class number {min(min(numbered), 0) or last}, but {len(numbered)} names. '
+                f"Numbers count from 0, and at most {_MOST_UNNAMED} may have no name"
+            )
         found = [numbered.get(number) or f"class {number}" for number in range(max(numbered, default=-1) + 1)]
     elif isinstance(names, list):
         found = [clean_name(str(name)) or f"class {number}" for number, name in enumerate(names)]
@@ -131,9 +140,15 @@ def _yaml_names(content: dict, path: str, report: Report) -> list[str] | None:
         return None
     else:
         raise ValueError(f'{path}: "names" is a {type(names).__name__}, not a list or a mapping of numbers to names')
-    if isinstance(count, int) and count != len(found):
+    if count is not None and count != len(found):
         report.add("class_count_differs", f'{path}: "nc" is {count}, "names" holds {len(found)}')
     return found
+
+
+def _class_count(content: dict) -> int | None:
+    """The number of classes that data.yaml states ("nc"); `true` is none."""
+    count = content.get("nc")
+    return count if type(count) is int else None
 
 
 def without_folders(path: str) -> str:
@@ -348,8 +363,11 @@ def find_layout(
         _add_class_list(
             layout, [root, *layout.label_roots, f"{root}/{LABELS_FOLDER}", above, layout.image_folder], options, report
         )
-    if layout.names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < LARGEST_CLASS:
-        layout.names = [f"class {number}" for number in range(content["nc"])]
+    count = _class_count(content) or 0
+    if layout.names is None and count > 0:
+        if count > _MOST_UNNAMED:
+            raise ValueError(f'{yaml_path}: "nc" is {count}, but at most {_MOST_UNNAMED} classes may have no name')
+        layout.names = [f"class {number}" for number in range(count)]
     if not layout.images and options.keep_missing:
         _take_images_from_labels(layout, [*layout.label_roots, f"{root}/{LABELS_FOLDER}", root])
     if not layout.images:
@@ -365,7 +383,7 @@ def find_layout(
 def _num_keypoints(content: dict) -> int:
     """Numbers per line that data.yaml says are keypoints."""
     shape = content.get("kpt_shape")
-    if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
+    if isinstance(shape, list) and len(shape) == 2 and all(type(number) is int for number in shape):
         return shape[0] * shape[1]
     return 0
 
