@@ -154,6 +154,8 @@ def _known(size: tuple[int, int] | None, name: str) -> tuple[int, int]:
 
 def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
     """(height, width) as positive integers, or None if the file states none that can be true."""
+    if isinstance(height, bool) or isinstance(width, bool):  # Python takes them for 0 and 1.
+        return None
     try:
         size = int(float(height)), int(float(width))
     except (TypeError, ValueError, OverflowError):

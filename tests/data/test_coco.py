@@ -144,7 +144,7 @@ def test_no_segmentation_is_the_normal_input(coco_tree):
     assert item.box == BOX and report.counts == {}
 
 
-@pytest.mark.parametrize("size", [-1, 0, None, "x", ...])
+@pytest.mark.parametrize("size", [-1, 0, None, "x", True, ...])
 @pytest.mark.parametrize("verify", [True, False])
 def test_size_from_the_image(coco_tree, size, verify):
     image = coco_tree.content["images"][0]
