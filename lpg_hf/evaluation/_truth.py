@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -45,19 +46,45 @@ class ImageTruth:
             window = box_slices(item.box, height, width)
             target[window] = self.label_map[window] == item.category + 1
             return target, self.label_map == self.ignored
-        same_class = [true for true, label in self.objects if label == item.category + 1]
-        match = next(
-            (true for true in same_class if true.id == item.id and _distance(true, item) <= BOX_TOLERANCE), None
-        )
-        if match is None:
-            match = min(same_class, key=lambda true: _distance(true, item), default=None)
-        if match is None or _distance(match, item) > BOX_TOLERANCE or match.rle is None:
+        match = self._match(item)
+        if match is None or match.rle is None:
             return None, None
         return as_mask(match.rle), self.crowd
 
+    def _match(self, item: BoxObject) -> BoxObject | None:
+        """The true object of the class that lies at the box of an object: with its id, else the closest."""
+        if item.category + 1 not in self._of_class:
+            return None
+        of_class = self._of_class[item.category + 1]
+        left = item.box[0] + np.array([-2, 2]) * BOX_TOLERANCE
+        low, high = np.searchsorted(of_class.lefts, left)
+        near = np.sort(of_class.by_left[low:high])
+        distance = np.abs(of_class.boxes[near] - item.box).max(axis=1, initial=0)
+        near, distance = near[distance <= BOX_TOLERANCE], distance[distance <= BOX_TOLERANCE]
+        if not len(near):
+            return None
+        same_id = (number for number in of_class.by_id.get(item.id, ()) if number in near)
+        return of_class.objects[next(same_id, near[distance.argmin()])]
 
-def _distance(a: BoxObject, b: BoxObject) -> float:
-    return max(abs(x - y) for x, y in zip(a.box, b.box))
+    @cached_property
+    def _of_class(self) -> "dict[int, _TrueObjects]":
+        groups: dict[int, list[BoxObject]] = {}
+        for true, label in self.objects or ():
+            groups.setdefault(label, []).append(true)
+        return {label: _TrueObjects(objects) for label, objects in groups.items()}
+
+
+class _TrueObjects:
+    """The true objects of one class, so that those near a box are found without a look at the others."""
+
+    def __init__(self, objects: list[BoxObject]) -> None:
+        self.objects = objects
+        self.boxes = np.array([item.box for item in objects], dtype=np.float64)  # (N, 4)
+        self.by_left = np.argsort(self.boxes[:, 0], kind="stable")
+        self.lefts = self.boxes[self.by_left, 0]
+        self.by_id: dict[int, list[int]] = {}
+        for number, item in enumerate(objects):
+            self.by_id.setdefault(item.id, []).append(number)
 
 
 class Truth(Protocol):

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from lpg_hf._files import MachineError
+from lpg_hf._rle import encode_mask
 from lpg_hf.cli import app
 from lpg_hf.data.convert import WITH_MASKS, convert_labels
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.evaluation._truth import ImageTruth
 from lpg_hf.evaluation.choose import choose_generator
 from lpg_hf.evaluation.compare import (
     COLUMNS,
@@ -205,6 +208,34 @@ def test_objects_meet_by_box_when_ids_differ(tree):
         entry["id"] = other
     save(tree / "boxes.json", content)
     assert measure(comparison(tree), "box").scores["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_object_meets_the_one_of_its_id_or_the_closest(seed):
+    rng = np.random.default_rng(seed)
+    rle, objects = encode_mask(np.ones((4, 6), dtype=bool)), []
+    for number in rng.permutation(60).tolist():
+        box = tuple((rng.integers(0, 4, 4) + rng.choice([0, 0.25, 1.0], 4)).tolist())
+        objects.append((BoxObject(box, 0, 24, id=number % 50, rle=rle), int(rng.integers(1, 3))))
+    truth = ImageTruth(np.zeros((4, 6), dtype=np.uint8), 255, objects)
+    for number in range(100):
+        item = BoxObject(tuple(rng.uniform(0, 4.5, 4).tolist()), number % 3, 24, id=number)
+        of_class = [true for true, label in objects if label == item.category + 1]
+        distances = [max(abs(a - b) for a, b in zip(true.box, item.box)) for true in of_class]
+        near = [(true.id != number, distance, true) for true, distance in zip(of_class, distances) if distance <= 1]
+        found, other = truth._match(item), [true for is_other, _, true in near if not is_other]
+        closest = min(near, key=lambda one: one[1])[2] if near else None
+        assert found is (other[0] if other else closest)
+
+
+def test_boxes_by_the_thousand_meet_their_truth_at_once():
+    rle, corners = encode_mask(np.ones((4, 6), dtype=bool)), np.random.default_rng(0).uniform(0, 4000, (4000, 2))
+    boxes = [(x, y, x + 9, y + 9) for x, y in corners.tolist()]
+    objects = [(BoxObject(box, 0, 24, id=10_000 + i, rle=rle), 1) for i, box in enumerate(boxes)]
+    truth = ImageTruth(np.zeros((4, 6), dtype=np.uint8), 255, objects)
+    start = time.process_time()
+    assert all(truth.of_box(BoxObject(box, 0, 24, id=i))[0] is not None for i, box in enumerate(boxes))
+    assert time.process_time() - start < 5  # each with each: 12 s
 
 
 def test_objects_and_images_without_truth_are_named(tree):
