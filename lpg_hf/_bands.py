@@ -210,8 +210,11 @@ def num_pages(image: Image.Image) -> int:
     """The number of pages of an opened TIFF, at most 100, without reduced copies and masks of a page; else 1."""
     count = 1
     if image.format == "TIFF" and getattr(image, "fp", None):
-        for number in range(1, min(getattr(image, "n_frames", 1), _MAX_PAGES)):
-            image.seek(number)
+        for number in range(1, _MAX_PAGES):  # The attribute n_frames walks through all pages.
+            try:
+                image.seek(number)
+            except EOFError:
+                break
             count += not getattr(image, "tag_v2", {}).get(_KIND_OF_PAGE_TAG, 0)
         image.seek(0)
     return count

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lpg_hf._bands import Bands, Rendering
+from lpg_hf._bands import Bands, Rendering, num_pages
 from lpg_hf.cli import main
 from lpg_hf.data._examples import decode_image
 from lpg_hf.data.check import check_source
@@ -274,6 +274,15 @@ def test_of_several_pages_the_first_is_read_and_the_others_are_counted(tmp_path,
     notes.clear()
     read_rgb(write_tiff(path, first), notes=notes)
     assert "first_page" not in dict(notes)
+
+
+def test_of_many_pages_only_the_first_hundred_are_looked_at(tmp_path):
+    path = tmp_path / "pages.tif"
+    pages = [Image.new("L", (2, 2)) for _ in range(300)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with Image.open(path) as image:
+        assert num_pages(image) == 100 and image.tell() == 0
+        assert len(image._frame_pos) == 100
 
 
 @pytest.mark.filterwarnings("error")
