@@ -278,6 +278,14 @@ def test_header_fields_are_optional(coco_tree, extra):
     assert only_object(coco_tree)[0].box == BOX
 
 
+def test_what_is_nested_too_deeply_in_the_header_is_left_out(coco_tree, tmp_path):
+    coco_tree.content["info"] = {"year": 2026, "odd": json.loads("[" * 900 + "]" * 900)}
+    index = read_index(coco_tree.write(), coco_tree.images, ReadOptions(), Report())
+    assert index.header["info"]["year"] == 2026 and str(index.header["info"]["odd"]) == "[" * 99 + "None" + "]" * 99
+    write_coco(tmp_path / "new.json", [], index.classes, header=index.header)
+    assert json.loads((tmp_path / "new.json").read_text())["info"] == index.header["info"]
+
+
 def test_licence_of_an_image_is_kept(coco_tree):
     coco_tree.content["licenses"] = [{"id": 4, "name": "CC BY", "url": "http://example.org/by"}]
     coco_tree.content["images"][0]["license"] = 4

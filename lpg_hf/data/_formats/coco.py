@@ -64,6 +64,7 @@ NAMED_CLASS_SETS = {
 IMAGE_KEYS = ("id", "file_name", "coco_url", "width", "height", "license")
 _OBJECT_KEYS = {"bbox", "category_id", "segmentation"}
 HEADER_KEYS = ("info", "licenses", "categories")
+_MOST_LEVELS = 100  # of lists and mappings in the header
 Category = tuple[int | str, str]  # (category id, name)
 # Crowd regions that regions of no class may become, of every class each: in all, and for each object.
 _MOST_REGIONS = 300_000
@@ -515,12 +516,14 @@ def _header(content: dict, path: str) -> dict:
     return {key: _finite(value) for key, value in header.items()}
 
 
-def _finite(value: Any) -> Any:
-    """A value of a json file without NaN and infinity, which are not json and no other reader takes."""
+def _finite(value: Any, levels: int = _MOST_LEVELS) -> Any:
+    """A value of a json file without what no other reader takes: NaN, infinity, and what is nested too deeply."""
+    if isinstance(value, (dict, list)) and not levels:
+        return None
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _finite(inner, levels - 1) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return [_finite(inner, levels - 1) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
