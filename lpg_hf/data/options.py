@@ -1,6 +1,5 @@
 """How annotations are read: one frozen set of options, made where a call enters and passed whole."""
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -105,9 +104,11 @@ class ReadOptions:
             known = ", ".join((*BOX_FORMATS, ROTATED_BOXES))
             raise ValueError(f"box_format must be one of {known}, got {self.box_format!r}")
         try:
-            codecs.lookup(self.encoding or "utf-8")
-        except LookupError as error:
-            raise ValueError(f"encoding={self.encoding!r} is unknown; names are utf-8, cp1252, gbk, ...") from error
+            "".encode(self.encoding or "utf-8")
+        except (LookupError, ValueError) as error:  # No codec of this name, or none of texts, such as hex.
+            raise ValueError(
+                f"encoding={self.encoding!r} is unknown, or not of texts; names are utf-8, cp1252, gbk, ..."
+            ) from error
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels={self.max_pixels} must be at least 1")
         if self.classes is not None and not isinstance(self.classes, str):

@@ -58,6 +58,7 @@ def test_what_a_file_out_of_the_ordinary_needs_is_handed_to_its_reader(own, tmp_
         ({"stored_frame": "yes"}, "read.stored_frame='yes' must be true or false"),
         ({"object_value": True}, "read.object_value=True must not be true or false"),
         ({"encoding": "utf-9"}, "encoding='utf-9' is unknown"),
+        ({"encoding": "hex"}, "encoding='hex' is unknown, or not of texts"),
     ],
 )
 def test_what_a_reader_does_not_know_is_refused(own, read, message):
