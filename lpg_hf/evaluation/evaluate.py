@@ -601,14 +601,14 @@ def _close_boxes(boxes: np.ndarray, targets: np.ndarray, place: str) -> tuple[np
         ValueError: more boxes lie at one place than can be told apart.
     """
     corners = [np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1) for array in (boxes, targets)]
-    step, found, total = max(1, _PAIRS_AT_ONCE // len(targets)), [], 0
-    for start in range(0, len(boxes), step):
-        part = corners[0][start : start + step]
-        distance = np.zeros((len(part), len(targets)))
+    found, total = [], 0
+    for here, there in _neighbours(*corners):
+        distance = np.zeros((len(here), len(there)))
         for side in range(4):
-            np.maximum(distance, np.abs(np.subtract.outer(part[:, side], corners[1][:, side])), out=distance)
+            difference = np.subtract.outer(corners[0][here, side], corners[1][there, side])
+            np.maximum(distance, np.abs(difference), out=distance)
         rows, columns = np.nonzero(distance <= BOX_TOLERANCE)
-        found.append((rows + start, columns, distance[rows, columns]))
+        found.append((here[rows], there[columns], distance[rows, columns]))
         total += len(rows)
         if total > _MOST_CLOSE_PAIRS:
             raise ValueError(
@@ -616,7 +616,37 @@ def _close_boxes(boxes: np.ndarray, targets: np.ndarray, place: str) -> tuple[np
                 "place, so that they cannot be matched by their boxes. Give both files the same annotation ids."
             )
     here, there, distances = (np.concatenate(arrays) for arrays in zip(*found))
-    return here, there, distances
+    order = np.lexsort((there, here)) if len(found) > 1 else slice(None)
+    return here[order], there[order], distances[order]
+
+
+def _neighbours(boxes: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Groups of boxes and targets, as positions, that hold every pair within the tolerance once.
+
+    Targets are halved along the side on which they differ most until a group has few enough pairs for a table.
+
+    Args:
+        boxes: (N, 4) xyxy; targets: (M, 4).
+    """
+    waiting = [(np.arange(len(boxes)), np.arange(len(targets)))]
+    while waiting:
+        here, there = waiting.pop()
+        if len(here) * len(there) <= _PAIRS_AT_ONCE:
+            yield here, there
+            continue
+        low, high = targets[there].min(axis=0), targets[there].max(axis=0)
+        margin = 2 * BOX_TOLERANCE  # more than the tolerance, as numbers are rounded
+        here = here[((boxes[here] >= low - margin) & (boxes[here] <= high + margin)).all(axis=1)]
+        side = int((high - low).argmax())
+        if high[side] - low[side] <= BOX_TOLERANCE / 4:
+            step = max(1, _PAIRS_AT_ONCE // len(there))
+            yield from ((here[start : start + step], there) for start in range(0, max(1, len(here)), step))
+            continue
+        values = targets[there, side]
+        middle = np.median(values)
+        is_low = values <= middle if middle < high[side] else values < middle
+        waiting.append((here[boxes[here, side] >= middle - margin], there[~is_low]))
+        waiting.append((here[boxes[here, side] <= middle + margin], there[is_low]))
 
 
 def _by_image(instances: Iterable[_Instance]) -> dict[str, list[_Instance]]:

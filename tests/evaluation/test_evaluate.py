@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+import lpg_hf.evaluation.evaluate as evaluate_module
 from lpg_hf.cli import app
-from lpg_hf.evaluation.evaluate import Evaluation, _Instance, _match, class_list, evaluate
+from lpg_hf.evaluation.evaluate import Evaluation, _close_boxes, _Instance, _match, class_list, evaluate
 from lpg_hf.label_maps import write_label_map
 from lpg_hf.metrics.box_masks import BoxMaskScores
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
@@ -421,6 +422,28 @@ def test_boxes_by_the_thousand_are_matched_in_little_memory():
     tracemalloc.stop()
     with pytest.raises(ValueError, match="image .*: 4000 boxes of the predictions and 4000 .* lie at one place"):
         _match(instances(np.ones((4000, 4))), instances(np.ones((4000, 4)) + 0.5))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_close_boxes_are_the_same_however_many_are_compared_at_a_time(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    spread = [40, 40, 3, 3] if seed < 2 else [3, 0, 40, 3]
+    boxes, targets = ((rng.random((count, 4)) * spread).round(seed % 2) for count in (150, 170))
+    expected = _close_boxes(boxes, targets, "a")
+    monkeypatch.setattr(evaluate_module, "_PAIRS_AT_ONCE", 50)
+    found = _close_boxes(boxes, targets, "a")
+    assert len(found[0]) > 20 and all(np.array_equal(a, b) for a, b in zip(found, expected))
+    assert [len(part) for part in _close_boxes(boxes, np.full((150, 4), 900.0), "a")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("varying", [(0, 1), (1,), (2, 3)])
+def test_pairs_are_compared_only_where_boxes_lie_side_by_side(monkeypatch, varying):
+    boxes = np.zeros((3000, 4))
+    boxes[:, varying] = np.random.default_rng(0).uniform(0, 4000, (3000, len(varying)))
+    monkeypatch.setattr(evaluate_module, "_PAIRS_AT_ONCE", 10_000)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    compared = sum(len(here) * len(there) for here, there in evaluate_module._neighbours(corners, corners))
+    assert compared < 600_000  # of 9 million
 
 
 def test_images_that_are_no_list_are_an_error(tmp_path: Path):
