@@ -10,6 +10,7 @@ from lpg_hf._rle import Rle, decode_window, encode_mask, encode_window, mask_win
 from lpg_hf.data._formats import coco_forms, yolo
 from lpg_hf.data._formats.coco_forms import rle_to_polygons
 from lpg_hf.data._formats.labelme import labelme_content
+from lpg_hf.data._formats.rle import class_in_box_to_rle
 from lpg_hf.data._formats.yolo import yolo_text
 from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.masks._geo import _polygons
@@ -111,3 +112,16 @@ def test_an_object_costs_its_window_and_not_its_image(write):
         assert tracemalloc.get_traced_memory()[1] < 2_000_000  # the image has 400 million pixels
     finally:
         tracemalloc.stop()
+
+
+def test_the_pixels_of_a_class_in_a_box_cost_the_box_and_not_the_image():
+    labels = np.broadcast_to(np.uint8(3), SIZE)
+    tracemalloc.start()
+    try:
+        assert class_in_box_to_rle(labels, 2, (19_980, 500, 20_000, 520)) is None
+        rle = class_in_box_to_rle(labels, 3, (19_980.4, 500, 20_000, 519.6))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # the image has 400 million pixels
+    finally:
+        tracemalloc.stop()
+    window = slice(500, 520), slice(19_980, 20_000)
+    assert rle == encode_window(np.ones((20, 20), dtype=bool), window, SIZE) and mask_window(rle) == window

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lpg_hf._rle import Rle, encode_mask, with_text
+from lpg_hf._rle import Rle, encode_window, with_text
 from lpg_hf.boxes import box_slices
 from lpg_hf.data.records import Box, Geometry, finite_numbers
 from lpg_hf.data.report import Report
@@ -155,10 +155,6 @@ def class_in_box_to_rle(labels: np.ndarray, label: int, box: Box) -> Rle | None:
     Returns:
         {"size": [height, width], "counts": text}, or None if there is no such pixel.
     """
-    height, width = labels.shape
-    region = box_slices(np.asarray(box), height, width)
-    mask = np.zeros((height, width), dtype=np.uint8, order="F")
-    mask[region] = labels[region] == label
-    if not mask.any():
-        return None
-    return encode_mask(mask)
+    window = box_slices(np.asarray(box), *labels.shape)
+    mask = labels[window] == label
+    return encode_window(mask, window, labels.shape) if mask.any() else None
