@@ -130,6 +130,7 @@ PROBLEMS = {
         IMAGE_SKIPPED, "image whose new files would have the name of another one's, or of a folder"
     ),
     "low_score": ProblemKind("skipped", "mask whose score is below min_score"),
+    "too_many_instances": ProblemKind("no instances-png", "image with more than the 65534 objects of a 16-bit map"),
     "no_georeference": ProblemKind("no geotiff and no geojson", "image that is no GeoTIFF"),
     "empty_mask": ProblemKind("kept, without a pixel", "box in which the generator found no object"),
     "no_mask": ProblemKind("box kept", "object without a mask"),

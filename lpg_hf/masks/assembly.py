@@ -260,7 +260,7 @@ def instance_map(
         rule: as of `Fusion`, with a box in place of a class; "prob" is the higher score of the whole mask.
 
     Returns:
-        (H, W) uint16: number of the box from 1 on, 0 where no mask lies.
+        (H, W) uint16, or uint32 above 65534 boxes: number of the box from 1 on, 0 where no mask lies.
     """
     numbers = np.arange(1, len(masks) + 1)
     fusion = Fusion(numbers, size, smallest_box_areas(boxes, numbers, numbers.tolist()), rule, threshold=0.0)
@@ -268,7 +268,8 @@ def instance_map(
         if mask is not None:
             window = box_slices(boxes[index], *size)
             fusion.add(index, window, decode_window(mask.rle, window) * mask.score)
-    return fusion.label_map().astype(np.uint16)
+    label_map = fusion.label_map()
+    return label_map.astype(np.promote_types(label_map.dtype, np.uint16))
 
 
 def label_map_of(

@@ -85,8 +85,9 @@ class Fusion:
         best[wins] = k
 
     def label_map(self) -> np.ndarray:
-        """(H, W) uint8, or uint16 where a class id is above 254; 0 where no class claims the pixel."""
-        dtype = np.uint8 if len(self.labels) == 0 or self.labels.max() <= 254 else np.uint16
+        """(H, W) uint8, uint16 if a class id is above 254, uint32 above 65534; 0 where no class claims the pixel."""
+        highest = self.labels.max(initial=0)
+        dtype = np.uint8 if highest <= 254 else np.uint16 if highest <= 65534 else np.uint32
         if self.rule == "prob":
             return np.append(self.labels, 0).astype(dtype)[self._best]
         label_map = np.zeros(self.size, dtype=dtype)

@@ -99,6 +99,7 @@ _JOINED_FILES = {
     "html": ("report.html",),
     "yolo": (*yolo_dataset.YAML_FILES[:1], *(f"{split}.txt" for split in yolo_dataset.SPLITS)),
 }
+_MOST_INSTANCES = 65534  # in an image: 16 bits without 0 and the ignored value
 BLOCK_SIZE = 8  # images: what a killed run does again at most, per thread
 BLOCKS = ".parts"  # folder of the block files
 SCRATCH = "unfinished"  # folder in it of the files that a thread is writing
@@ -551,8 +552,7 @@ class _MaskRun:
                 label_map = label_map_of(masks, image.boxes, image.labels, size, rule)
             pixels = self.source.image(record) if lacking & OF_PIXELS else None
             finished = self._finished(record, masks, label_map, pixels)
-            if lacking & GEO_OUTPUTS and finished.place is None:
-                report.add("no_georeference", record.file_name)
+            _note_what_lacks(finished, lacking, report)
             self.writer.write(finished, lacking)
         content["report"] = asdict(report)
         content["outputs"] = sorted(self.outputs)
@@ -570,7 +570,7 @@ class _MaskRun:
             region[region == 0] = self.ignored
         kept = [replace(item, rle=m.rle, area=m.area) for item, m in zip(objects, masks) if m is not None]
         instances = None
-        if "instances-png" in self.outputs:
+        if "instances-png" in self.outputs and len(kept) <= _MOST_INSTANCES:
             kept_masks = [mask for mask in masks if mask is not None]
             kept_boxes = np.array([box for box, mask in zip(boxes, masks) if mask is not None]).reshape(-1, 4)
             instances = instance_map(kept_masks, kept_boxes, label_map.shape, self.settings.overlap_rule)
@@ -648,8 +648,7 @@ class _MaskRun:
                 report.add("empty_mask", place)
             masks.append(None if rejected else mask)
         finished = self._finished(record, masks, found.label_map, image.image)
-        if self.outputs & GEO_OUTPUTS and finished.place is None:
-            report.add("no_georeference", record.file_name)
+        _note_what_lacks(finished, self.outputs, report)
         self.writer.write(finished, self.outputs)
         scores = [
             {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
@@ -663,6 +662,14 @@ class _MaskRun:
             "license": record.license,
             "objects": [asdict(item) | of_mask for item, of_mask in zip(finished.kept, scores)],
         } | ({"unusable": True} if record.has_unusable else {})
+
+
+def _note_what_lacks(image: FinishedImage, outputs: frozenset[str], report: Report) -> None:
+    """Counts the outputs that an image cannot have."""
+    if outputs & GEO_OUTPUTS and image.place is None:
+        report.add("no_georeference", image.record.file_name)
+    if "instances-png" in outputs and image.instances is None:
+        report.add("too_many_instances", f"{image.record.file_name}: {len(image.kept)} objects")
 
 
 def _sha256(text: bytes) -> bytes:

@@ -185,6 +185,27 @@ def test_instances_go_by_the_overlap_rule():
     assert (instance_map(masks[::-1], boxes[::-1], (10, 10), "first") == 1).all()
 
 
+def test_instances_above_16_bits_do_not_begin_again_at_zero():
+    from lpg_hf._rle import encode_mask
+    from lpg_hf.masks.assembly import BoxMask, instance_map
+
+    mask = BoxMask(encode_mask(np.ones((3, 3), bool)), 9, 0.6, 1.0)
+    for count, dtype in ((2, np.uint16), (65534, np.uint16), (65535, np.uint32), (65538, np.uint32)):
+        numbers = instance_map([None] * (count - 1) + [mask], np.tile([0, 0, 3, 3], (count, 1)), (3, 3))
+        assert numbers.dtype == dtype and (numbers == count).all()
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_an_image_of_too_many_instances_is_counted_and_has_no_map(data, monkeypatch, later, same_generator):
+    monkeypatch.setattr(lpg_hf.masks.writer, "_MOST_INSTANCES", 2)
+    if later:
+        write(data, "out", "png", "coco")
+    report = write(data, "out", "png", "coco", "instances-png")["report"]
+    assert report["places"]["too_many_instances"] == ["0.png: 3 objects"]
+    assert sorted(path.name for path in (data / "out" / "instances").iterdir()) == ["1.png", "2.png"]
+    assert sorted(path.name for path in (data / "out" / "masks").iterdir()) == ["0.png", "1.png", "2.png"]
+
+
 def test_crops_show_the_object_and_nothing_else(data):
     write(data, "out", "coco", "crops")
     content = json.loads((data / "out" / "instances.json").read_text())
