@@ -13,9 +13,10 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lpg_hf import load_generator
@@ -82,14 +83,15 @@ def measure(
         objects = record.single_objects
         for position, item in enumerate(objects):
             target, ignore = true.of_box(item)
-            if target is None or not target.any():
+            area = 0 if target is None else int(coco_mask.area(cast(Any, target)))
+            if target is None or not area:
                 continue
             scores = {
                 title: BoxMaskScores().update(masks[position].rle, target, ignore=ignore)
                 for title, masks in found.items()
             }
             ious = {title: iou for title, iou in scores.items() if iou is not None}  # all, as there are true pixels
-            boxes.append(MeasuredBox(index, position, int(target.sum()), ious))
+            boxes.append(MeasuredBox(index, position, area, ious))
     return boxes
 
 

@@ -43,10 +43,16 @@ def decode_window(rle: Rle, window: Window) -> np.ndarray:
 
     Returns:
         (rows, columns) uint8, 1 on the object.
+
+    Raises:
+        ValueError: the runs do not fill the image.
     """
     (rows, columns), image_height = window, rle["size"][0]
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    column, row = np.divmod(_run_lengths(rle["counts"]).cumsum(), image_height)
+    runs = _run_lengths(rle["counts"])
+    if runs.sum() != image_height * rle["size"][1]:
+        raise ValueError(f"the run lengths of a mask add up to {runs.sum()} pixels, but its size is {rle['size']}")
+    column, row = np.divmod(runs.cumsum(), image_height)
     # The ends of the runs, counted in pixels of the window, column by column.
     ends = (column - columns.start) * height + (row - rows.start).clip(0, height)
     ends[column < columns.start], ends[column >= columns.stop] = 0, width * height

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from lpg_hf._files import fs_path
+from lpg_hf._rle import Rle, encode_window
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats.voc import MASKS_FOLDER
 from lpg_hf.data._painting import crowd_pixels, paint_label_map
@@ -19,7 +20,6 @@ from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.evaluation.evaluate import BOX_TOLERANCE, default_ignore
 from lpg_hf.label_maps import IGNORE_INDEX_16, mask_name, read_label_map
-from lpg_hf.metrics.box_masks import as_mask
 
 
 @dataclass
@@ -38,18 +38,20 @@ class ImageTruth:
     objects: list[tuple[BoxObject, int]] | None = None
     crowd: np.ndarray | None = None
 
-    def of_box(self, item: BoxObject) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def of_box(self, item: BoxObject) -> tuple[Rle | None, np.ndarray | None]:
         """(mask of an object of the source, pixels that count nowhere); the mask is None if it has no truth."""
         if self.objects is None:
-            height, width = self.label_map.shape
-            target = np.zeros((height, width), dtype=bool)
-            window = box_slices(item.box, height, width)
-            target[window] = self.label_map[window] == item.category + 1
-            return target, self.label_map == self.ignored
+            size = self.label_map.shape[0], self.label_map.shape[1]
+            window = box_slices(item.box, *size)
+            return encode_window(self.label_map[window] == item.category + 1, window, size), self._void
         match = self._match(item)
         if match is None or match.rle is None:
             return None, None
-        return as_mask(match.rle), self.crowd
+        return match.rle, self.crowd
+
+    @cached_property
+    def _void(self) -> np.ndarray:
+        return self.label_map == self.ignored
 
     def _match(self, item: BoxObject) -> BoxObject | None:
         """The true object of the class that lies at the box of an object: with its id, else the closest."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 
+from pycocotools import mask as coco_mask
+
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import evenly
 from lpg_hf.evaluation.compare import ComparedData, Comparison, measure
@@ -68,5 +70,5 @@ def _with_masks(data: ComparedData) -> Iterator[int]:
         except (OSError, ValueError):
             continue
         masks = (true.of_box(item)[0] for item in record.single_objects)
-        if any(mask is not None and mask.any() for mask in masks):
+        if any(mask is not None and coco_mask.area(mask) for mask in masks):
             yield index

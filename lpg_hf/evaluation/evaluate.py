@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lpg_hf._files import fs_path, link_out
@@ -27,7 +28,7 @@ from lpg_hf.data.report import Report
 from lpg_hf.images import MAX_PIXELS
 from lpg_hf.label_maps import IGNORE_INDEX_16, no_class_message, read_label_map
 from lpg_hf.labels import IGNORE_INDEX
-from lpg_hf.metrics.box_masks import BoxMaskScores, as_mask
+from lpg_hf.metrics.box_masks import BoxMaskScores
 
 
 MAX_NAMED = 10
@@ -702,7 +703,7 @@ def _mask_of(instance: _Instance, size: tuple[int, int] | None, file: _CocoFile,
             f"{path}: {instance.place}: the image is stated to have {size[1]} x {size[0]} pixels, more than "
             f"max_pixels={file.max_pixels}"
         )
-    if may_be_empty and (segmentation in (None, [], {}) or (own is not None and not as_mask(own).any())):
+    if may_be_empty and (segmentation in (None, [], {}) or (own is not None and not coco_mask.area(own))):
         return encode_mask(np.zeros(size, dtype=bool))
     report = Report()
     rle = segmentation_to_rle(segmentation, Geometry(size), f"{path}: {instance.place}", report)

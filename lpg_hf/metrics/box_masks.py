@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from lpg_hf._rle import Rle, Window, decode_window, mask_window
+
 
 BOUNDARY_RATIO = 0.02
 
@@ -60,18 +62,19 @@ class BoxMaskScores:
         Raises:
             ValueError: the sizes differ, or a mask is neither an array nor an RLE.
         """
-        predicted, true = as_mask(prediction, "prediction"), as_mask(target, "target")
-        sizes = {predicted.shape, true.shape} | ({np.shape(ignore)} if ignore is not None else set())
+        masks = _readable(prediction, "prediction"), _readable(target, "target")
+        shapes = [mask.shape if isinstance(mask, np.ndarray) else tuple(mask["size"]) for mask in masks]
+        sizes = {*shapes} | ({np.shape(ignore)} if ignore is not None else set())
         if len(sizes) > 1:
             raise ValueError(
-                f"prediction has (height, width) {predicted.shape}, target {true.shape}"
+                f"prediction has (height, width) {shapes[0]}, target {shapes[1]}"
                 + (f" and ignore {np.shape(ignore)}" if ignore is not None else "")
                 + ". All must be in the frame of the image."
             )
-        rows, columns = true.shape
+        rows, columns = shapes[1]
         width = _boundary_width(rows, columns, self.boundary_ratio)
-        window = _extent(predicted | true)
-        predicted, true = predicted[window], true[window]
+        window = _extent(*masks)
+        predicted, true = (_inside(mask, window) for mask in masks)
         counts = True if ignore is None else ~np.asarray(ignore, dtype=bool)[window]
         intersection, union = _overlap(predicted, true, counts)
         if union == 0:
@@ -132,17 +135,26 @@ def as_mask(value: np.ndarray | Mapping[str, object], name: str = "mask") -> np.
     Raises:
         ValueError: it is neither.
     """
+    mask: Any = _readable(value, name)
+    return mask if isinstance(mask, np.ndarray) else coco_mask.decode(mask).astype(bool)
+
+
+def _readable(value: np.ndarray | Mapping[str, object], name: str) -> np.ndarray | Rle:
+    """(H, W) bool of an array; an RLE in its compressed form. Errors as of `as_mask`."""
     if isinstance(value, Mapping):
         if not {"size", "counts"} <= value.keys():
             raise ValueError(f"{name} is a dictionary with {sorted(value)}, but an RLE has 'size' and 'counts'.")
         rle: Any = value  # pycocotools' own type knows less kinds of counts than its functions take
-        if isinstance(rle["counts"], list):
-            rle = coco_mask.frPyObjects(rle, *rle["size"])
-        return coco_mask.decode(rle).astype(bool)
+        return coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
     array = np.asarray(value)
     if array.ndim != 2:
         raise ValueError(f"{name} has shape {array.shape}, but a mask is (height, width).")
     return array.astype(bool)
+
+
+def _inside(mask: np.ndarray | Rle, window: Window) -> np.ndarray:
+    """(rows, columns) bool of a mask."""
+    return mask[window] if isinstance(mask, np.ndarray) else decode_window(mask, window).view(bool)
 
 
 def _boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:
@@ -165,11 +177,19 @@ def boundary(mask: np.ndarray, width: int) -> np.ndarray:
     return mask & (eroded == 0)
 
 
-def _extent(mask: np.ndarray) -> tuple[slice, slice]:
-    """The window that holds every pixel of the mask; one pixel if there is none."""
+def _extent(*masks: np.ndarray | Rle) -> Window:
+    """The window that holds every pixel of some masks; an empty one if there is none."""
+    windows = [_window(mask) if isinstance(mask, np.ndarray) else mask_window(mask) for mask in masks]
+    sides = [[side for side in sides if side.start < side.stop] or [slice(0, 0)] for sides in zip(*windows)]
+    rows, columns = (slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)
+    return rows, columns
+
+
+def _window(mask: np.ndarray) -> Window:
+    """The window that holds every pixel of an array; an empty one if there is none."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        return slice(0, 1), slice(0, 1)
+        return slice(0, 0), slice(0, 0)
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 

@@ -116,4 +116,4 @@ def test_ground_truth_is_turned_with_the_annotations(coco_tree, tmp_path, orient
     shown = read_rgb(coco_tree.images / "a.png")
     assert ((truth.label_map == 1) == ((shown[..., 0] == 200) & (shown[..., 1] == 30))).all()
     target, _ = truth.of_box(record.objects[0])
-    assert target.sum() == 16 * 20
+    assert coco_mask.area(target) == 16 * 20

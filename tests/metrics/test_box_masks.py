@@ -1,11 +1,13 @@
 """Scores per box: known values, the definition of the boundary, forms of masks, merging."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from lpg_hf._rle import encode_window
 from lpg_hf.metrics.box_masks import BoxMaskScores, _boundary_width, as_mask, boundary
 
 
@@ -94,6 +96,25 @@ def test_forms_of_a_mask_give_the_same(form):
         plain.update(prediction, target, label)
         other.update(form(prediction), form(target), label)
     assert plain.compute() == other.compute()
+
+
+def test_run_lengths_cost_the_window_of_both_masks_and_not_the_image():
+    size, scores = (20_000, 20_000), BoxMaskScores()
+    square = np.ones((20, 20), dtype=bool)
+    one, other = (encode_window(square, (slice(500, 520), slice(x, x + 20)), size) for x in (19_980, 19_970))
+    empty = encode_window(square[:0], (slice(0, 0), slice(0, 20)), size)
+    tracemalloc.start()
+    try:
+        assert scores.update(one, other) == pytest.approx(1 / 3) and scores.update(one, empty) == 0
+        assert scores.update(empty, empty) is None
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # the image has 400 million pixels
+    finally:
+        tracemalloc.stop()
+
+
+def test_run_lengths_of_another_size_than_stated_are_refused():
+    with pytest.raises(ValueError, match=r"add up to 6 pixels, but its size is \[3, 3\]"):
+        BoxMaskScores().update({"size": [3, 3], "counts": [1, 3, 2]}, np.zeros((3, 3)))
 
 
 def test_uncompressed_runs_are_read():
