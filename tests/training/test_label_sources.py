@@ -278,9 +278,60 @@ def test_the_proposals_of_mcg_as_they_are_distributed(tmp_path):
         Proposals(str(tmp_path)).of_row(row_of([], [], name="b.jpg"))
 
 
+def cells(*arrays):
+    """What savemat writes as a cell array."""
+    result = np.empty((len(arrays), 1), dtype=object)
+    result[:, 0] = arrays
+    return result
+
+
+@pytest.mark.parametrize(
+    "superpixels, labels, said",
+    [
+        (np.ones((HEIGHT, WIDTH), np.uint16), cells(np.array([99])), "labels of proposal 0 must hold .* 0 to 1,"),
+        (np.ones((HEIGHT, WIDTH), np.uint16), cells(np.array([1]), np.array([-1])), "labels of proposal 1 must"),
+        (np.ones((HEIGHT, WIDTH), np.uint16), cells(np.array([0.5])), "labels of proposal 0 must hold whole numbers"),
+        (np.ones((HEIGHT, WIDTH), np.uint16), {"a": 1}, "labels of proposal 0 must"),
+        (np.ones((4, 5, 6)), cells(np.array([1])), r"has superpixels of \(4, 5, 6\), but the image's .* \(40, 60\)"),
+        (np.zeros((HEIGHT, 0)), cells(np.array([0])), r"has superpixels of \(40, 0\)"),
+        (np.zeros((HEIGHT, 10**6), np.uint8), cells(np.array([0])), r"has superpixels of \(40, 1000000\)"),
+        (np.full((HEIGHT, WIDTH), 3e9), cells(np.array([0])), "superpixels must hold whole numbers from 0 to 2400,"),
+        (np.full((HEIGHT, WIDTH), -1), cells(np.array([0])), "superpixels must hold whole numbers"),
+        (np.full((HEIGHT, WIDTH), np.nan), cells(np.array([0])), "superpixels must hold whole numbers"),
+        (np.full(HEIGHT, "a" * WIDTH), cells(np.array([0])), r"has superpixels of \(40,\)"),
+        (np.full((HEIGHT, WIDTH), "a", object), cells(np.array([0])), "superpixels must hold whole numbers"),
+    ],
+)
+def test_proposals_of_mcg_that_do_not_fit_the_image_are_named(tmp_path, superpixels, labels, said):
+    content = {"superpixels": superpixels, "labels": labels}
+    pytest.importorskip("scipy.io").savemat(tmp_path / "a.mat", content, do_compression=True)
+    with pytest.raises(ValueError, match=f"a.mat:? {said}"):
+        Proposals(str(tmp_path)).of_row(row_of([], []))
+
+
+def test_a_damaged_file_of_mcg_is_named_and_a_packed_one_is_not_unpacked_beyond_its_image(tmp_path):
+    savemat, path = pytest.importorskip("scipy.io").savemat, tmp_path / "a.mat"
+    content = {"superpixels": np.ones((HEIGHT, WIDTH)), "labels": cells(np.array([1]))}
+    savemat(path, content)
+    damaged = [path.read_bytes()[:size] for size in (0, 50, 1000)]
+    damaged += [bytes(300), b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(500)]
+    savemat(path, content | {"other": np.zeros((1000, 200_000), np.uint8)}, do_compression=True)
+    damaged.append(path.read_bytes())
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="a.mat cannot be read as a MAT-file: .*Copy or make it again"):
+            Proposals(str(tmp_path)).of_row(row_of([], []))
+
+
 @pytest.mark.parametrize(
     "content, said",
-    [("{}", "holds a dict, not a list"), ("[3]", "holds 3, which is no"), ("[", "is not json")],
+    [
+        ("{}", "holds a dict, not a list"),
+        ("[3]", "holds 3, which is no"),
+        ("[", "is not json"),
+        ("[" * 200_000, "is not json of proposals: it is nested too deeply"),
+        (f"[{'9' * 5000}]", "is not json: Exceeds the limit"),
+    ],
 )
 def test_a_file_that_holds_no_proposals_is_named(tmp_path, content, said):
     (tmp_path / "p.json").write_text(content)
