@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from lpg_hf._cards import read_json, reading_stage, write_card
+from lpg_hf._files import read_bytes
 
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -27,6 +29,8 @@ AUTO_MAPS = {
     },
 }
 PROCESSOR_AUTO_MAPS = {"LPGImageProcessor": {"AutoImageProcessor": "image_processing_lpg.LPGImageProcessor"}}
+_JSON_FILES = ("config.json", "preprocessor_config.json", "metrics.json")
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def find_stages(run_dir: Path) -> list[Stage]:
 
     Raises:
         FileNotFoundError: there is no run folder, or no finished stage in it.
+        ValueError: two folders of one stage.
     """
     if not run_dir.is_dir():
         raise FileNotFoundError(f"Run folder {run_dir} does not exist.")
@@ -75,12 +80,16 @@ def find_stages(run_dir: Path) -> list[Stage]:
 
 
 def _stages_of(run_dir: Path, part: str, kind: str) -> list[Stage]:
-    stages = []
-    for folder in (run_dir / part).glob(f"stage*/{kind}"):
-        number = folder.parent.name.removeprefix("stage")
-        if number.isdigit() and folder.is_dir():
-            stages.append(Stage(kind, part, int(number), folder))
-    return sorted(stages, key=lambda stage: stage.number)
+    stages: dict[int, Stage] = {}
+    for folder in sorted((run_dir / part).glob(f"stage*/{kind}")):
+        digits = folder.parent.name.removeprefix("stage")
+        if not (digits.isascii() and digits.isdecimal() and folder.is_dir()):
+            continue
+        number = int(digits)
+        if number in stages:
+            raise ValueError(f"{stages[number].folder} and {folder} are both of stage {number}. Remove one of them.")
+        stages[number] = Stage(kind, part, number, folder)
+    return [stages[number] for number in sorted(stages)]
 
 
 def check_stage(stage: Stage) -> None:
@@ -88,15 +97,67 @@ def check_stage(stage: Stage) -> None:
 
     Raises:
         FileNotFoundError: a file of the stage is missing.
-        ValueError: the folder holds another kind of model, or incomplete weights.
+        ValueError: the folder holds another kind of model, or incomplete weights; or what would be pushed is no file
+            of the run, such as a link out of its folder.
     """
+    _check_files(stage)
     with reading_stage(stage.folder):
         _check_stage(stage)
 
 
+def _check_files(stage: Stage) -> None:
+    """Refuse what is no regular file of the run: a run of others may link to any file of this machine."""
+    run_dir, panel = _run_dir(stage), _panel(stage)
+    root = Path(os.path.realpath(run_dir))
+    # The Hub's cache links from its snapshots to the blobs of the same repository.
+    blobs = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
+    for path in _sources(stage):
+        real = Path(os.path.realpath(path))
+        if not any(place in real.parents for place in (root, *blobs)):
+            raise ValueError(
+                f"{path} leads out of {run_dir} through a link, to {real}. Put a copy of the file in its place if it "
+                "may be published, or remove it."
+            )
+        if not path.is_file():
+            raise ValueError(f"{path} is not a regular file, so it cannot be pushed. Remove it.")
+    if panel is not None and read_bytes(panel, len(_PNG)) != _PNG:
+        raise ValueError(f"{panel} is not a PNG image. Save the image as PNG, or remove the file.")
+
+
+def _sources(stage: Stage) -> list[Path]:
+    """What lies in the run folder of that which the stage's repository is made of."""
+    target = _run_dir(stage) / "target"
+    paths = [stage.folder / name for name in _JSON_FILES] + _weights(stage.folder) + _weight_indices(stage.folder)
+    paths += [target / "metrics.json", _first_metrics(target)]
+    panel = _panel(stage)
+    return [path for path in paths if os.path.lexists(path)] + ([] if panel is None else [panel])
+
+
+def _run_dir(stage: Stage) -> Path:
+    return stage.folder.parents[2]
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _weight_indices(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors.index.json"))
+
+
+def _panel(stage: Stage) -> Path | None:
+    """The image of the run's masks, which lies in the stage's folder in a pulled run."""
+    panels = (_run_dir(stage) / "target" / "panel.png", stage.folder / "panel.png")
+    return next((path for path in panels if os.path.lexists(path)), None)
+
+
+def _first_metrics(target: Path) -> Path:
+    return target / "stage0" / "segmenter" / "metrics.json"
+
+
 def _check_stage(stage: Stage) -> None:
     folder = stage.folder
-    for name in ("config.json", "preprocessor_config.json", "metrics.json"):
+    for name in _JSON_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} holds no {name}, so this stage is not complete. Train it again, or remove it."
@@ -108,8 +169,8 @@ def _check_stage(stage: Stage) -> None:
     kind = read_json(folder / "metrics.json").get("kind")
     if kind != stage.kind:
         raise ValueError(f"{folder / 'metrics.json'} has kind {kind!r}, but this stage is {stage.kind!r}.")
-    weights = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
-    for index in folder.glob("*.safetensors.index.json"):
+    weights = _weights(folder)
+    for index in _weight_indices(folder):
         missing = sorted(set(read_json(index)["weight_map"].values()) - {path.name for path in weights})
         if missing:
             raise FileNotFoundError(
@@ -144,8 +205,7 @@ def prepare_stage(stage: Stage, stages: list[Stage], org: str, prefix: str, work
 
 def _prepare_stage(stage: Stage, stages: list[Stage], run_id: str, work: Path) -> dict[str, Path]:
     source = stage.folder
-    files = {path.name: path for path in sorted(source.iterdir()) if path.suffix == ".safetensors"}
-    files |= {path.name: path for path in source.glob("*.safetensors.index.json")}
+    files = {path.name: path for path in _weights(source) + _weight_indices(source)}
 
     config = read_json(source / "config.json")
     processor = read_json(source / "preprocessor_config.json")
@@ -168,10 +228,9 @@ def _prepare_stage(stage: Stage, stages: list[Stage], run_id: str, work: Path) -
         (work / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     settings = yaml.safe_dump(metrics.get("settings") or {}, sort_keys=False, allow_unicode=True)
     (work / "training_config.yaml").write_text(settings, encoding="utf-8")
-    for panel in (source.parents[2] / "target" / "panel.png", source / "panel.png"):  # the second in a pulled run
-        if panel.is_file():
-            shutil.copyfile(panel, work / "panel.png")
-            break
+    panel = _panel(stage)
+    if panel is not None:
+        shutil.copyfile(panel, work / "panel.png")
     write_card(work)
     return files | {path.name: path for path in sorted(work.iterdir())}
 
@@ -208,7 +267,7 @@ def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run
         weights = str(own.get("init") or own.get("weights") or "").split(":")[0]
         named = str(own.get("model") or "")
         context["base_model"] = next((name for name in (weights, named) if name.count("/") == 1), None)
-    target = stage.folder.parents[2] / "target"
+    target = _run_dir(stage) / "target"
     measured = read_json(target / "metrics.json")
     if measured:
         context["run"] = _run_summary(measured, target, stage)
@@ -218,7 +277,7 @@ def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run
 def _run_summary(measured: dict, target: Path, stage: Stage) -> dict:
     """Target's numbers of all stages, in [0, 1], and per class of this one."""
     details = measured["details"]
-    first_stage = read_json(target / "stage0" / "segmenter" / "metrics.json")
+    first_stage = read_json(_first_metrics(target))
     crf = {number: scores["crf"]["mean_iou"] for number, scores in details["segmenter"].items() if "crf" in scores}
     own = details["pseudo_masks" if stage.kind == "lpg" else "segmenter"].get(str(stage.number), {})
     names = ["background", *measured["classes"]]

@@ -82,8 +82,9 @@ def push_run(
 
     Raises:
         FileNotFoundError: no run, no finished stage, or a stage that lacks a file.
-        ValueError: a stage of the wrong kind or with damaged weights, a name that the Hub does not allow, no token, or
-            a repository that exists and holds something else, or is public with `private`.
+        ValueError: a stage of the wrong kind or with damaged weights, a link out of the run folder, a panel
+            that is no PNG, a name that the Hub does not allow, no token, or a repository that exists and holds
+            something else, or is public with `private`.
         OSError: the Hub failed; the message says which repositories are complete and which are untouched.
     """
     stages = find_stages(Path(run_dir))

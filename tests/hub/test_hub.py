@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -652,6 +653,76 @@ def test_stages_that_cannot_be_pushed_are_refused_before_the_first_request(
     with pytest.raises(error, match=message) as raised:
         push_run(broken, "org", api=client(hub))
     assert "\n" not in str(raised.value) and not hub.requests
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "target/panel.png",
+        "target/metrics.json",
+        *("aux/stage1", "aux/stage1/lpg"),
+        *(f"aux/stage1/lpg/{name}" for name in ("model.safetensors", "config.json", "preprocessor_config.json")),
+        *(f"aux/stage1/lpg/{name}" for name in ("metrics.json", "model.safetensors.index.json")),
+    ],
+)
+def test_a_link_out_of_the_run_is_refused_before_the_first_request(
+    hub: HubServer, run: Path, tmp_path: Path, name: str
+):
+    broken, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(run, broken)
+    place = broken / name
+    if place.exists():
+        place.rename(outside)
+    else:
+        outside.write_text(json.dumps({"weight_map": {"weight": "model.safetensors"}}))
+    place.symlink_to(outside)
+    with pytest.raises(
+        ValueError, match=f"{name}.* leads out of .*run through a link, to .*outside.* remove it"
+    ) as raised:
+        push_run(broken, "org", api=client(hub))
+    assert "\n" not in str(raised.value) and not hub.requests
+
+
+def test_links_of_the_caches_snapshots_to_their_blobs_are_pushed(hub: HubServer, run: Path, tmp_path: Path):
+    repo = tmp_path / "models--org--run"
+    snapshot = repo / "snapshots" / "0123"
+    shutil.copytree(run, snapshot)
+    (repo / "blobs").mkdir()
+    for number, path in enumerate(path for path in sorted(snapshot.rglob("*")) if path.is_file()):
+        path.rename(repo / "blobs" / str(number))
+        path.symlink_to(repo / "blobs" / str(number))
+    push_run(snapshot, "org", api=client(hub))
+    assert hub.content() == expected(run)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda run: (run / "target/panel.png").write_text("secret"), "panel.png is not a PNG image"),
+        (lambda run: os.mkfifo(run / "aux/stage1/lpg/z.safetensors"), "z.safetensors is not a regular file"),
+        (lambda run: (run / "target/stage0/segmenter/d.safetensors").mkdir(), "d.safetensors is not a regular file"),
+        (
+            lambda run: shutil.copytree(run / "aux/stage1", run / "aux/stage01"),
+            "aux/stage01/lpg and .*aux/stage1/lpg are both of stage 1. Remove one",
+        ),
+    ],
+)
+def test_what_is_no_file_of_the_run_is_refused_before_the_first_request(
+    hub: HubServer, run: Path, tmp_path: Path, spoil, message: str
+):
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    spoil(broken)
+    with pytest.raises(ValueError, match=message) as raised:
+        push_run(broken, "org", api=client(hub))
+    assert "\n" not in str(raised.value) and not hub.requests
+
+
+def test_a_folder_whose_number_is_no_plain_digit_is_no_stage(hub: HubServer, run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "aux/stage1", tmp_path / "run/aux/stage\N{SUPERSCRIPT TWO}")
+    push_run(tmp_path / "run", "org", api=client(hub))
+    assert hub.content() == expected(run)
 
 
 def test_folders_that_are_no_run(hub: HubServer, tmp_path: Path):
