@@ -14,9 +14,10 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
+from yaml.scanner import ScannerError
 
 from lpg_hf._files import read_text
+from lpg_hf._yaml import load_yaml
 from lpg_hf.training.config import Settings, flat
 
 
@@ -130,8 +131,8 @@ def merged(values: dict, changes: dict) -> dict:
 
 def _parse_yaml(text: str, source: str) -> typing.Any:
     try:
-        return yaml.safe_load(text)
-    except Exception as error:  # PyYAML raises many types on an odd scalar, as !!float '' or !!bool x
+        return load_yaml(text)
+    except (ScannerError, ValueError) as error:
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 

@@ -149,3 +149,29 @@ def test_more_classes_than_a_label_map_of_8_bits_holds_are_refused():
     check_num_classes(["x"] * 254)
     with pytest.raises(ValueError, match="255 classes.*at most 254.*lpg-hf masks"):
         check_num_classes(["x"] * 255)
+
+
+def doubled(kind: str, item: str) -> str:
+    """Yaml of 30 lists, each of which holds the one before it twice."""
+    lists = [f"k{n}: &k{n} {kind}[{item % f'*k{n - 1}'}, {item % f'*k{n - 1}'}]" for n in range(1, 30)]
+    return f"{{k0: &k0 x, {', '.join(lists)}}}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [doubled("", "%s"), doubled("!!pairs ", "x: %s"), f"{{a: &a {'x' * 10_000}, b: [{'*a, ' * 1000}]}}"],
+    ids=["lists", "pairs", "a long text"],
+)
+def test_aliases_make_no_setting_larger_than_its_text(tmp_path, config):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"lpg:\n  config: {config}\n")
+    with pytest.raises(ValueError, match=r"c.yaml is not valid YAML: its aliases \(\*name\) repeat too much"):
+        parse_settings(["--config", str(path)])
+    with pytest.raises(ValueError, match=r"--lpg.config is not valid YAML: its aliases \(\*name\) repeat too much"):
+        parse_settings(["--lpg.config", config])
+
+
+def test_merge_keys_are_refused_in_settings(tmp_path):
+    (tmp_path / "c.yaml").write_text("lpg: &a {steps: 3}\nsegmenter: {<<: *a}\n")
+    with pytest.raises(ValueError, match="c.yaml is not valid YAML: merge keys"):
+        parse_settings(["--config", str(tmp_path / "c.yaml")])

@@ -2,13 +2,12 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
-from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
 from lpg_hf._files import fs_path, read_list, read_text, relative_name, unicode_name, unicode_path, walk_files
+from lpg_hf._yaml import load_yaml
 from lpg_hf.data._formats.image_finder import MatchedImages, StatedImage, match_images
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -57,39 +56,6 @@ class YoloLayout:
     splits: dict[str, str] = field(default_factory=dict)
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without merge keys, a few of which make a mapping of any size."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                raise ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
-
-
-def _load(text: str) -> Any:
-    """The content of a yaml text, which its aliases do not make larger than a few times the text.
-
-    Raises:
-        ScannerError: as of PyYAML.
-        ValueError: not valid.
-    """
-    try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of SafeLoader
-    except ScannerError:
-        raise
-    except Exception as error:  # PyYAML raises many types on an odd scalar, as !!int '' or !!bool x.
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-    left, waiting = 1000 + 4 * len(text), [content]
-    while waiting:
-        item = waiting.pop()
-        inner = [*item, *item.values()] if isinstance(item, dict) else item if isinstance(item, (list, set)) else ()
-        left -= 1 + len(inner)
-        if left < 0:
-            raise ValueError("its aliases (*name) repeat too much")
-        waiting.extend(inner)
-    return content
-
-
 def read_yaml(path: str) -> dict:
     """A data.yaml as a dict.
 
@@ -100,11 +66,11 @@ def read_yaml(path: str) -> dict:
     slashes = text.replace("\\", "/")
     try:
         try:
-            content = _load(text)
+            content = load_yaml(text)
         except ScannerError:  # A Windows path in quotes: "C:\data" has a backslash that starts no escape,
-            content = _load(slashes)
+            content = load_yaml(slashes)
         if slashes != text and isinstance(content, dict):  # and "images\train" one that is a tab.
-            paths = _load(slashes)
+            paths = load_yaml(slashes)
             keys = ("path", *SPLITS, *SPLIT_ALIASES) if isinstance(paths, dict) else ()
             content.update({key: paths[key] for key in keys if paths.get(key)})
     except (yaml.YAMLError, ValueError, RecursionError) as error:
