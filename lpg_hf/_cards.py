@@ -16,12 +16,18 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from lpg_hf._files import json_text, write_atomically
 
 
 # Installed, the templates are package data; in a checkout they lie beside the package.
 TEMPLATES = [Path(__file__).parent / "hub_cards", Path(__file__).parents[1] / "hub_cards"]
+# What makes a heading, list, rule, quote or code of a line of Markdown, up to the sign that a backslash makes plain.
+_BLOCK_START = re.compile(
+    r"\A(?:(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|-+\s*$|=+\s*$|(?:_\s*){3,}$|>|~~~)|\d{1,9}(?=[.)](?:\s|$)))"
+)
 _METRIC_NAME = re.compile(r"(iou|accuracy)(_|$)")
 _COMPUTE_KEYS = ("device", "processes", "mixed_precision", "seconds", "loss", "steps", "versions")
 _NO_CARD = "cannot be described"
@@ -177,7 +183,7 @@ def _card_data(stage: _StageFiles, results: list[tuple[str, float]]) -> ModelCar
         tags=["box-supervised", "pseudo-labels", "semantic-segmentation", stage.config.get("model_type", stage.kind)],
         model_name=f"{stage.kind}-stage{number}" if number is not None else stage.kind,
         datasets=[_slug(dataset)] if dataset else None,
-        base_model=known.get("base_model"),
+        base_model=_hub_id(known.get("base_model")),
         metrics=["mean_iou"] if evaluated else None,
         eval_results=[
             EvalResult(
@@ -210,11 +216,18 @@ class _Verbatim(str):
 
 
 def _markdown(value: Any) -> Any:
-    """What an expression of a template gives, so that no name in it ends a table, or becomes a link or a tag."""
-    if not isinstance(value, str) or isinstance(value, _Verbatim):
+    """What an expression of a template gives, so that no name in it ends a table, or becomes a link, tag or block.
+
+    Brackets stay as they are, as lists have them: without `](` and `]:` there is neither a link nor a definition that
+    a reference or a footnote could lead to.
+    """
+    if isinstance(value, _Verbatim):
         return value
-    text = " ".join(value.split()) if "\n" in value or "\r" in value else value
-    text = text.replace("<", "&lt;").replace("|", "\\|").replace("`", "'").replace("](", "]\\(").replace("*", "\\*")
+    text = str(value)
+    text = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    text = text.replace("<", "&lt;").replace("|", "\\|").replace("`", "'").replace("*", "\\*")
+    text = text.replace("](", "]\\(").replace("]:", "]\\:")
+    text = _BLOCK_START.sub(r"\g<0>\\", text.lstrip())
     return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -285,6 +298,15 @@ def _weakest(iou_of_classes: dict) -> tuple[str, str] | None:
 
 def _slug(name: str | None) -> str:
     return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-") or "unknown"
+
+
+def _hub_id(name: object) -> str | None:
+    """A name, or an id such as org/name; None for what the Hub would refuse as one."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if isinstance(name, str) and name.isascii() else None
 
 
 def _results(metrics: dict) -> list[tuple[str, float]]:

@@ -281,6 +281,61 @@ def test_no_name_ends_a_table_or_a_line_of_python(stage: Path):
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
 
 
+_BLOCKS = ["~~~", "    ~~~", "# h", "- a", "+", "1. b", "12) c", "> q", "---", "- - -", "_ _ _", "    code", "\tcode"]
+_REFERENCES = [
+    "[x]: http://evil/p.png",
+    "![t][x]",
+    "![x]",
+    "[a\n]: http://evil/a",
+    "[^1]: foot",
+    ["x]: http://evil/l"],
+]
+_LINKS = ["![a](http://evil/b)", "![a]\\(http://evil/b)", "![a\\](http://evil/b)", "\\![a](http://evil/b)"]
+
+
+@pytest.mark.parametrize("kind", ["lpg", "segmenter"])
+def test_no_text_becomes_a_link_an_image_or_a_block(stage: Path, kind: str):
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+
+    def parsed() -> tuple[list[str], set, dict]:
+        definitions: dict = {}
+        tokens = markdown.parse(write_card(stage).read_text(encoding="utf-8").split("\n---\n", 1)[1], definitions)
+        links = {value for token in tokens for child in token.children or () for value in child.attrs.values()}
+        blocks = [token.type for token in tokens if token.type not in ("inline", "paragraph_open", "paragraph_close")]
+        return blocks, links, definitions
+
+    change(stage, "metrics.json", kind=kind)
+    ordinary = parsed()
+    odd = _BLOCKS + _REFERENCES + _LINKS
+    change(stage, "metrics.json", notes=odd, dataset=str(odd[0]), classes=[str(value) for value in odd])
+    change(stage, "metrics.json", excluded_classes=[str(value) for value in reversed(odd)], per_class_iou=None)
+    change(stage, "metrics.json", after_training_x=_REFERENCES[0], measured_on=_REFERENCES[0])
+    blocks, links, definitions = parsed()
+    assert links == ordinary[1] and definitions == ordinary[2] == {}
+    table_rows = ("tr_open", "td_open", "td_close", "tr_close")  # fewer metrics
+    assert [b for b in blocks if b not in table_rows] == [b for b in ordinary[0] if b not in table_rows]
+
+
+def test_ordinary_notes_and_lists_stay_as_they_are(stage: Path):
+    notes = ["Made for stage2 (seed 0): 3 classes, -0.5 to +1.", "[1, 2] are its sizes; 1.5 is not a list", "#1 of 2"]
+    change(stage, "metrics.json", notes=notes, settings={"sizes": [4, 4], "low": "-1"})
+    text = write_card(stage).read_text(encoding="utf-8")
+    assert all(f"\n{note}\n" in text for note in notes)
+    assert "| sizes | [4, 4] |" in text and "| low | -1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        *((name, name) for name in ("org/lpg-stage1", "resnet50", None)),
+        *((name, None) for name in ("../../x y\n- z", "/home/x", "a/b/c", "a b", "org/x\n", "犬/x", 3, ["org/x"], "")),
+    ],
+)
+def test_only_an_id_of_the_hub_is_a_base_model(stage: Path, name: object, shown: str | None):
+    change(stage, "metrics.json", base_model=name)
+    assert ModelCard.load(write_card(stage)).data.base_model == shown
+
+
 @pytest.mark.parametrize(
     "values",
     [{"run": 3}, {"classes": [{}], "per_class_iou": [0.1]}, {"settings": [1]}, {"run": {"segmenter_miou": {"x": 1}}}],
