@@ -23,6 +23,8 @@ from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)  # ImageNet, RGB
 STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 DEFAULT_SIZE = 320  # pixels; what U2-Net was trained with
+_LARGEST_SIDE = 2048
+_MOST_PIXELS = 2**23  # of all crops of a batch; 81 of 320 x 320
 
 
 class SaliencyGenerator(MaskGenerator):
@@ -34,8 +36,9 @@ class SaliencyGenerator(MaskGenerator):
 
     Args:
         file: ONNX model with one input (B, 3, H, W) float32 and a first output (B, 1, H, W). H and W are those of the
-            model if it fixes them, else 320.
-        batch_size: boxes per forward pass if the model leaves B free; otherwise each box has its own pass.
+            model if it fixes them, up to 2,048, else 320.
+        batch_size: boxes per forward pass if the model leaves B free, but no more than 2^23 pixels; otherwise each box
+            has its own pass.
         context: margin of the crop on each side of the box, as a share of the box's longer side: an object that fills
             its crop does not stand out.
         min_fill: a mask that fills less than this share of its box is replaced by the box. The scores of U2-Net-P with
@@ -44,7 +47,8 @@ class SaliencyGenerator(MaskGenerator):
     Raises:
         ImportError: onnxruntime is not installed.
         OSError: the file does not exist or cannot be read.
-        ValueError: it is not an ONNX model, or has another input; or an argument is out of its range.
+        ValueError: it is not an ONNX model, has another input, or nodes that loop (seen if the package onnx is there);
+            or an argument is out of its range.
 
     Source: Qin et al., U2-Net (Pattern Recognition 2020), and the inference of its published code.
     """
@@ -64,6 +68,7 @@ class SaliencyGenerator(MaskGenerator):
                 f"the generator saliency needs {error.name}, which is not installed: pip install 'lpg_hf[onnx]'."
             ) from None
         content = read_bytes(file)
+        _refuse_loops(file, content)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = _num_threads()
         try:
@@ -74,13 +79,18 @@ class SaliencyGenerator(MaskGenerator):
         self._input, number_type, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
         takes_images = len(shape) == 4 and shape[1] == 3 and number_type == "tensor(float)"
         sides = [side for side in shape[2:] if isinstance(side, int)]
-        if not takes_images or (isinstance(shape[0], int) and shape[0] != 1) or not all(0 < s < 8192 for s in sides):
+        if (
+            not takes_images
+            or (isinstance(shape[0], int) and shape[0] != 1)
+            or not all(0 < s <= _LARGEST_SIDE for s in sides)
+        ):
             raise ValueError(
                 f"{file} takes {', '.join(f'{name} {kind} {shape}' for name, kind, shape in inputs)}, but a "
-                "salient-object network takes one image, (B, 3, H, W) floats with B free or 1."
+                "salient-object network takes one image, (B, 3, H, W) floats with B free or 1 and sides up to "
+                f"{_LARGEST_SIDE}."
             )
         self.size = tuple(side if isinstance(side, int) else DEFAULT_SIZE for side in shape[2:])
-        self.batch_size = 1 if shape[0] == 1 else batch_size
+        self.batch_size = 1 if shape[0] == 1 else min(batch_size, _MOST_PIXELS // math.prod(self.size))
         self._file, self.context = Path(file), context
         self.min_fill = min_fill
         self.weights_sha256 = hashlib.sha256(content).hexdigest()
@@ -128,6 +138,33 @@ class SaliencyGenerator(MaskGenerator):
         """(H, W, 3) float32 as the network was trained with."""
         resized = np.asarray(_resize(crop, *self.size), dtype=np.float32)
         return (resized / max(resized.max(), 1) - MEAN) / STD
+
+
+def _refuse_loops(file: str | os.PathLike, content: bytes) -> None:
+    """Refuses nodes that may run for ever, as far as onnx is installed (onnxruntime does not show them).
+
+    Raises:
+        ValueError: there are some; names the file.
+    """
+    try:
+        import onnx  # pyright: ignore[reportMissingImports]  (an extra)
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        return
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError:  # onnxruntime says what is wrong with it
+        return
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        for node in waiting.pop().node:
+            if node.op_type in ("Loop", "Scan"):
+                raise ValueError(
+                    f"{file} has a node {node.op_type}, which may run for ever and no salient-object network needs. "
+                    "Export the model without it."
+                )
+            for attribute in node.attribute:
+                waiting += [attribute.g, *attribute.graphs]
 
 
 def _stretched(saliency: np.ndarray) -> np.ndarray:

@@ -263,3 +263,33 @@ def test_models_of_other_shapes_and_types_are_refused_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=f"^{path} (takes|returns|cannot run)") as error:
             list(SaliencyGenerator(path).patches([image], "instance"))
         assert "\n" not in str(error.value)
+
+
+def test_sides_and_batches_are_bounded(tmp_path):
+    for side, batch_size in ((320, 81), (2048, 2)):
+        file = save_red_detector(tmp_path / f"{side}.onnx", height=side, width=side)
+        assert SaliencyGenerator(file, batch_size=16).batch_size == min(batch_size, 16)
+        assert SaliencyGenerator(file, batch_size=1000).batch_size == batch_size
+    with pytest.raises(ValueError, match="large.onnx takes .* 8191, 64.*sides up to 2048"):
+        SaliencyGenerator(save_red_detector(tmp_path / "large.onnx", height=8191, width=64))
+
+
+def test_a_model_that_loops_is_refused(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    from onnx import TensorProto, helper
+
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    states = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("before", "after")]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["before"], ["after"])], "body", [count, states[0]], states[1:]
+    )
+    loop = helper.make_node("Loop", ["", "yes"], [], body=body)
+    branch = helper.make_graph([loop], "branch", [], [])
+    model = onnx.load(save_red_detector(tmp_path / "red.onnx"))
+    for node in (loop, helper.make_node("If", ["yes"], [], then_branch=branch, else_branch=branch)):
+        looping = onnx.ModelProto()
+        looping.CopyFrom(model)
+        looping.graph.node.append(node)
+        onnx.save(looping, tmp_path / "loop.onnx")
+        with pytest.raises(ValueError, match="loop.onnx has a node Loop, which may run for ever"):
+            SaliencyGenerator(tmp_path / "loop.onnx")
