@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lpg_hf._files import json_text
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats.coco import write_coco
 from lpg_hf.data.records import BoxObject, Record
@@ -53,6 +54,7 @@ except ModuleNotFoundError as error:
 MAX_PIXELS = 50_000_000  # a visitor's image stays in memory
 MAX_BOXES = 100
 MAX_LABEL = 60  # characters
+_MAX_STEM = 200  # bytes of an image's name in those of its results; a file system holds 255
 SHOWN_SIDE = 960  # pixels of the image in the page
 TILE_SIDE = 320  # pixels of a box in the gallery
 FONT_SIZE = 28  # of the shown image's pixels
@@ -110,7 +112,7 @@ def _parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[
         Per box: number of its line, counted from 1; xyxy in pixels of the upright image; label.
 
     Raises:
-        ValueError: a line that is not a box, or too many of them.
+        ValueError: a line that is not a box, a label that is too long or no Unicode text, or too many boxes.
     """
     parsed = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -126,6 +128,8 @@ def _parse_boxes(text: str, label: str = DEFAULT_LABEL) -> list[tuple[int, list[
         own = " ".join((own or label).split()) or DEFAULT_LABEL
         if len(own) > MAX_LABEL:
             raise ValueError(f"The label in line {number} has {len(own)} characters; at most {MAX_LABEL} are allowed.")
+        if re.search("[\ud800-\udfff]", own):  # which no answer to the browser can hold
+            raise ValueError(f"The label in line {number} is not Unicode text: {own!r}. Write another one.")
         parsed.append((number, corners, own))
     if len(parsed) > MAX_BOXES:
         raise ValueError(
@@ -291,6 +295,16 @@ def _result_rows(result: DemoResult) -> list[list]:
     ]
 
 
+def _write_to_new_folder(result: DemoResult) -> tuple[str, Path, Path]:
+    """A new temporary folder, and its files as of `_write_files`; no folder where they cannot be written."""
+    folder = tempfile.mkdtemp(prefix="lpg_hf_demo_")
+    try:
+        return folder, *_write_files(result, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _write_files(result: DemoResult, folder: str | os.PathLike) -> tuple[Path, Path]:
     """Writes a result as the files that `lpg-hf masks` writes for a dataset.
 
@@ -298,6 +312,8 @@ def _write_files(result: DemoResult, folder: str | os.PathLike) -> tuple[Path, P
         The label map, a palette PNG; and a COCO json with a mask, `score` and `fill_rate` for every box.
     """
     stem = Path(result.upload.name).stem
+    while len(os.fsencode(stem)) > _MAX_STEM:
+        stem = stem[:-1]
     png, coco = Path(folder) / f"{stem}_label_map.png", Path(folder) / f"{stem}_coco.json"
     write_label_map(png, result.masks.label_map)
     height, width = result.upload.pixels.shape[:2]
@@ -313,7 +329,7 @@ def _write_files(result: DemoResult, folder: str | os.PathLike) -> tuple[Path, P
     content = json.loads(coco.read_text(encoding="utf-8"))
     for annotation, mask in zip(content["annotations"], result.masks.masks):
         annotation |= {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
-    coco.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    coco.write_text(json_text(content), encoding="utf-8")
     return png, coco
 
 
@@ -438,14 +454,13 @@ class Page:
                 per=per,
                 threshold=threshold,
             )
+            written, png, coco = _write_to_new_folder(result)
         except (OSError, ValueError, ImportError) as error:
             return _problem(_for_visitors(error)), gr.update(visible=False), *[None] * 6, folder
         finally:
             self.visitors.computed(visitor, time.perf_counter() - start)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        folder = tempfile.mkdtemp(prefix="lpg_hf_demo_")
-        png, coco = _write_files(result, folder)
         tinted, coloured, tiles = _result_images(result)
         empty = [str(number) for number, mask in enumerate(result.masks.masks, start=1) if mask.area == 0]
         count = len(result.image.boxes)
@@ -461,7 +476,7 @@ class Page:
             coloured,
             str(png),
             str(coco),
-            folder,
+            written,
         )
 
 

@@ -248,6 +248,7 @@ def test_gradio_leaves_the_file_to_us(demo):
         ("\n  \n", "There is no box yet"),
         ("1 2 <script>alert(1)</script>", "Line 1 is not a box"),
         ("500 2 600 40", "The box in line 1 is empty or outside"),
+        ("1 2 30 40\n1 2 30 40 a\ud800", "The label in line 2 is not Unicode text: &#x27;a\\ud800"),
     ],
 )
 def test_bad_boxes_give_a_message_and_no_result(page, upload, tmp_path, text: str, message: str):
@@ -289,6 +290,36 @@ def test_files_hold_the_masks_that_are_shown(demo, page, upload, name: str):
     again = run(page, upload, text, name, folder=result["folder"])
     assert not Path(result["folder"]).exists() and Path(again["png"]).is_file()
     shutil.rmtree(again["folder"])
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 290 + ".png"])
+def test_files_of_an_image_with_a_long_name_have_a_shorter_one(demo, page, upload, name: str):
+    result = run(page, demo.Upload(name, upload.pixels), "10 10 50 50")
+    stem = Path(result["png"]).name.removesuffix("_label_map.png")
+    assert name.startswith(stem) and 190 < len(stem.encode()) <= 200
+    assert json.loads(Path(result["coco"]).read_text(encoding="utf-8"))["images"][0]["file_name"] == name
+    shutil.rmtree(result["folder"])
+
+
+def test_a_class_that_is_no_unicode_text_is_written(demo, upload, tmp_path: Path):
+    classes = ["a\ud800", "b"]  # as the config.json of a segmenter may have it
+    result = demo._find_masks(upload, "10 10 50 50 b", demo.load_generator("box"), classes=classes)
+    _, coco = demo._write_files(result, tmp_path)
+    content = json.loads(coco.read_text(encoding="utf-8"))
+    assert [category["name"] for category in content["categories"]] == classes
+
+
+def test_files_that_cannot_be_written_give_a_message_and_leave_no_folder(
+    demo, page, upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def failing(*arguments, **options):
+        raise OSError(28, "No space left on device", "/home/somebody/file")
+
+    monkeypatch.setattr(demo, "write_coco", failing)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    result = run(page, upload, "10 10 50 50", folder="earlier")
+    assert "The server cannot make masks now" in result["message"] and result["folder"] == "earlier"
+    assert not list(tmp_path.iterdir())
 
 
 def test_our_own_reader_takes_the_coco_file(page, upload, tmp_path: Path):
