@@ -291,15 +291,20 @@ def cells(*arrays):
         (np.ones((HEIGHT, WIDTH), np.uint16), cells(np.array([99])), "labels of proposal 0 must hold .* 0 to 1,"),
         (np.ones((HEIGHT, WIDTH), np.uint16), cells(np.array([1]), np.array([-1])), "labels of proposal 1 must"),
         (np.ones((HEIGHT, WIDTH), np.uint16), cells(np.array([0.5])), "labels of proposal 0 must hold whole numbers"),
-        (np.ones((HEIGHT, WIDTH), np.uint16), {"a": 1}, "labels of proposal 0 must"),
+        (
+            np.ones((HEIGHT, WIDTH), np.uint16),
+            {"a": 1},
+            "cannot be .* labels holds something else than arrays of numbers",
+        ),
+        (np.ones((HEIGHT, WIDTH), np.uint16), np.ones(100_001), "cannot be .* labels states 100001 proposals, but"),
         (np.ones((4, 5, 6)), cells(np.array([1])), r"has superpixels of \(4, 5, 6\), but the image's .* \(40, 60\)"),
         (np.zeros((HEIGHT, 0)), cells(np.array([0])), r"has superpixels of \(40, 0\)"),
         (np.zeros((HEIGHT, 10**6), np.uint8), cells(np.array([0])), r"has superpixels of \(40, 1000000\)"),
         (np.full((HEIGHT, WIDTH), 3e9), cells(np.array([0])), "superpixels must hold whole numbers from 0 to 2400,"),
         (np.full((HEIGHT, WIDTH), -1), cells(np.array([0])), "superpixels must hold whole numbers"),
         (np.full((HEIGHT, WIDTH), np.nan), cells(np.array([0])), "superpixels must hold whole numbers"),
-        (np.full(HEIGHT, "a" * WIDTH), cells(np.array([0])), r"has superpixels of \(40,\)"),
-        (np.full((HEIGHT, WIDTH), "a", object), cells(np.array([0])), "superpixels must hold whole numbers"),
+        (np.full(HEIGHT, "a" * WIDTH), cells(np.array([0])), "cannot be .* superpixels holds something else"),
+        (np.full((HEIGHT, WIDTH), "a", object), cells(np.array([0])), "cannot be .* superpixels holds"),
     ],
 )
 def test_proposals_of_mcg_that_do_not_fit_the_image_are_named(tmp_path, superpixels, labels, said):
@@ -307,6 +312,23 @@ def test_proposals_of_mcg_that_do_not_fit_the_image_are_named(tmp_path, superpix
     pytest.importorskip("scipy.io").savemat(tmp_path / "a.mat", content, do_compression=True)
     with pytest.raises(ValueError, match=f"a.mat:? {said}"):
         Proposals(str(tmp_path)).of_row(row_of([], []))
+
+
+def test_any_bytes_of_a_file_of_mcg_may_be_changed(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "a.mat"
+    content = {"labels": cells(np.array([1]), np.array([0, 1])), "superpixels": np.ones((HEIGHT, WIDTH), np.uint8)}
+    pytest.importorskip("scipy.io").savemat(path, content)
+    data, refused = path.read_bytes(), 0
+    for _ in range(300):  # among them types of numbers that there are not, at which scipy's reader ends the process
+        changed = np.frombuffer(data, np.uint8).copy()
+        changed[rng.integers(120, 500, 2)] = rng.integers(0, 256, 2)
+        path.write_bytes(changed.tobytes())
+        try:
+            Proposals(str(tmp_path)).of_row(row_of([], []))
+        except ValueError as error:
+            assert "a.mat" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
 
 
 def test_a_damaged_file_of_mcg_is_named_and_a_packed_one_is_not_unpacked_beyond_its_image(tmp_path):

@@ -1,12 +1,7 @@
 """Segment proposals, such as MCG's, read from files."""
 
 import json
-import math
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,18 +10,13 @@ from datasets import Dataset
 from pycocotools import mask as coco_mask
 
 from lpg_hf._files import read_bytes
-from lpg_hf._rle import Rle, encode_mask
+from lpg_hf._rle import Rle
 from lpg_hf.boxes import convert_boxes
 from lpg_hf.data._examples import row_boxes
 from lpg_hf.data._formats.rle import checked_rle
 from lpg_hf.label_maps import mask_name
 from lpg_hf.masks.fusion import Window
-
-
-_COMPRESSED = 15  # the type of a variable of a MAT-file that is packed with zlib
-# Bytes of MCG's file of an image when it is unpacked: so many, and so many for each pixel.
-_UNPACKED_BYTES = 2**27
-_UNPACKED_BYTES_PER_PIXEL = 8
+from lpg_hf.training._label_sources.mcg_files import read_mcg
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class Proposals:
         path: a json file: a list of {"image_id", "segmentation"} with COCO's RLE (other keys are not read), where the
             id is the image's in its annotations, or its file name. Or a folder with a file per image, under the
             image's relative path: NAME.json, a list of RLEs, or NAME.mat as MCG is distributed: `superpixels` (H, W)
-            and `labels`, the numbers of the superpixels that each proposal joins (needs scipy).
+            and `labels`, the numbers of the superpixels that each proposal joins.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -139,7 +129,7 @@ class Proposals:
     def _of_folder(self, name: str, size: tuple[int, int]) -> list:
         if self._file(name, ".json").is_file():
             return _read_list(self._file(name, ".json"))
-        return _read_mcg(self._file(name, ".mat"), size) if self._file(name, ".mat").is_file() else []
+        return read_mcg(self._file(name, ".mat"), size) if self._file(name, ".mat").is_file() else []
 
 
 def _read_list(path: Path) -> list:
@@ -153,101 +143,3 @@ def _read_list(path: Path) -> list:
     if not isinstance(content, list):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a list of proposals.")
     return content
-
-
-def _read_mcg(path: Path, size: tuple[int, int]) -> list[Rle]:
-    """RLEs of a file of MCG's distributed proposals, for an image of a size (height, width).
-
-    Raises:
-        ValueError: it is no such file, is damaged, or is of another image; names it.
-    """
-    content = _read_mat(path, size)
-    try:
-        superpixels = _whole_numbers(content["superpixels"], math.prod(size))
-    except ValueError as error:
-        raise ValueError(f"{path}: superpixels {error}, the pixels of its image.") from error
-    last, masks = int(superpixels.max()), []
-    for number, joined in enumerate(np.asarray(content["labels"]).ravel()):
-        chosen = np.zeros(last + 1, dtype=bool)
-        try:
-            chosen[_whole_numbers(joined, last).ravel()] = True
-        except ValueError as error:
-            raise ValueError(f"{path}: labels of proposal {number} {error}, the last superpixel.") from error
-        masks.append(encode_mask(chosen[superpixels]))
-    return masks
-
-
-def _whole_numbers(values: Any, last: int) -> np.ndarray:
-    """The values as int64.
-
-    Raises:
-        ValueError: they are no whole numbers from 0 to `last`.
-    """
-    values = np.asarray(values)
-    if values.dtype.kind in "biuf" and (values.size == 0 or 0 <= values.min() <= values.max() <= last):
-        numbers = values.astype(np.int64)
-        if (numbers == values).all():
-            return numbers
-    raise ValueError(f"must hold whole numbers from 0 to {last}")
-
-
-def _read_mat(path: Path, size: tuple[int, int]) -> dict[str, Any]:
-    """`superpixels` and `labels` of a MAT-file; their shapes are looked at before they are read."""
-    try:
-        from scipy.io import loadmat, whosmat
-    except ImportError as error:
-        raise ImportError(f'{path} needs scipy: pip install "lpg_hf[prepare]".') from error
-    data, shapes = read_bytes(path), {}
-    with _damage_named(path):
-        data = _unpacked(data, _UNPACKED_BYTES + _UNPACKED_BYTES_PER_PIXEL * math.prod(size))
-        for name, shape, _ in whosmat(BytesIO(data)):
-            shapes.setdefault(name, tuple(shape))  # of two with one name, loadmat too takes the first
-    if not {"superpixels", "labels"} <= shapes.keys():
-        raise ValueError(f"{path} lacks superpixels or labels, which MCG's proposals have.")
-    if shapes["superpixels"] != size:
-        raise ValueError(
-            f"{path} has superpixels of {shapes['superpixels']}, but the image's height and width are {size}: it is "
-            "the file of another image."
-        )
-    if math.prod(shapes["labels"]) > len(data):
-        raise ValueError(f"{path} states labels of {shapes['labels']}, more than it can hold.")
-    with _damage_named(path):
-        return loadmat(BytesIO(data), variable_names=["superpixels", "labels"])
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Errors of scipy, which are of many types, as a ValueError that names the file."""
-    try:
-        yield
-    except MemoryError as error:
-        raise ValueError(f"{path} asks for more memory than there is.") from error
-    except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a MAT-file: {said}. Copy or make it again.") from error
-
-
-def _unpacked(data: bytes, limit: int) -> bytes:
-    """A MAT-file with its compressed variables unpacked.
-
-    Raises:
-        ValueError: it is of another version, ends early, or is larger than `limit` bytes when it is unpacked.
-        zlib.error: a variable is damaged.
-    """
-    if len(data) < 128 or data[124:128] not in (b"\0\1IM", b"\1\0MI"):
-        raise ValueError("it is not of version 5 to 7, which MATLAB saves with '-v7'")
-    number, position, parts = np.dtype("<u4" if data[126:128] == b"IM" else ">u4"), 128, [data[:128]]
-    while position < len(data):
-        kind, size = np.frombuffer(data[position : position + 8].ljust(8, b"\0"), number).tolist()
-        start, position = position, position + 8 + size
-        if position > len(data):
-            raise ValueError(f"it ends at byte {len(data)} in the middle of a variable")
-        if kind == _COMPRESSED:
-            part = zlib.decompressobj().decompress(data[start + 8 : position], limit + 1)
-        else:
-            part = data[start:position]
-        parts.append(part)
-        limit -= len(part)
-        if limit < 0:
-            raise ValueError("it is far larger when it is unpacked than proposals of its image are")
-    return b"".join(parts)
