@@ -302,11 +302,13 @@ def _slug(name: str | None) -> str:
 
 def _hub_id(name: object) -> str | None:
     """A name, or an id such as org/name; None for what the Hub would refuse as one."""
+    if not isinstance(name, str) or not name.isascii():
+        return None
     try:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return name if isinstance(name, str) and name.isascii() else None
+    return name
 
 
 def _results(metrics: dict) -> list[tuple[str, float]]:
