@@ -28,7 +28,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from lpg_hf._cards import write_card
 from lpg_hf._files import atomic_file, check_replaceable, place_output, unfinished_folder
-from lpg_hf._weight_files import reading_weights, why_unreadable, write_tensors
+from lpg_hf._weight_files import check_pickle, reading_weights, why_unreadable, write_tensors
 from lpg_hf.hub.loading import load_network
 from lpg_hf.labels import COCO_CLASSES, COCO_NONVOC_IDS, VOC_CLASSES
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
@@ -205,6 +205,7 @@ def read_official(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if checkpoint.suffix == ".safetensors":
             content = load_file(checkpoint)
         else:
+            check_pickle(checkpoint)
             with warnings.catch_warnings():  # torch warns of a pickle protocol before it refuses the file
                 warnings.simplefilter("ignore")
                 content = torch.load(checkpoint, map_location="cpu", weights_only=True)

@@ -2,7 +2,6 @@
 
 import filecmp
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from huggingface_hub.errors import (
 
 from lpg_hf._cards import read_json
 from lpg_hf._files import check_descriptors, place_output, unfinished_folder
+from lpg_hf._weight_files import check_shards
 from lpg_hf.hub._client import HTTP_ERROR, HUB_ERRORS, reason
 from lpg_hf.hub._stages import stage_repo_id
 
@@ -69,18 +69,8 @@ def fetch_stage(
         raise ValueError(
             f"{source} holds a {model_type!r} model, not {wanted}. Give the folder or Hub id of {wanted}."
         )
-    _check_shards(folder)
+    check_shards(folder)
     return folder
-
-
-def _check_shards(folder: Path) -> None:
-    """Refuse weights in several files whose index names a file elsewhere, which a loader would open."""
-    for index in folder.glob("*.index.json"):
-        shards = read_json(index).get("weight_map")
-        names = shards.values() if isinstance(shards, dict) else [shards]
-        for name in names:
-            if not isinstance(name, str) or not name or re.search(r"[/\\:\0]", name) or name == "..":
-                raise ValueError(f"{index}: {name!r} is not the name of a file beside it. Save the stage again.")
 
 
 def pull_run(

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf._files import write_json
-from lpg_hf._weight_files import reading_weights
+from lpg_hf._weight_files import check_config, reading_weights
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.hub.loading import load_network
@@ -286,6 +286,8 @@ def _read_config(source: str | Path, what: str) -> PreTrainedConfig:
     """The config in a folder, a file or a Hub repository; an error that names it and is one line long."""
     try:
         with reading_weights(source):
+            if not Path(source).exists():  # on the Hub; what the config of a folder asks for is checked with it
+                check_config(PreTrainedConfig.get_config_dict(source)[0], source)
             return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OSError(

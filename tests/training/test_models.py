@@ -248,6 +248,18 @@ def test_a_stage_with_damaged_weights_is_named(settings, tmp_path, lpg_folder, s
         build_segmenter(changed(settings, {"segmenter.model": name, "segmenter.config": {}}), ["a"])
 
 
+def test_a_segmenter_of_the_hub_does_not_choose_a_second_repository(settings, monkeypatch):
+    config = {"model_type": "upernet", "backbone": "some-org/name"}
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", lambda *args, **options: (dict(config), {}))
+    monkeypatch.setattr("transformers.backbone_utils.hf_api", lambda: pytest.fail("the Hub was asked"))
+    settings = changed(settings, {"segmenter.model": "org/segmenter", "segmenter.config": {}})
+    with pytest.raises(
+        OSError, match="segmenter.model org/segmenter cannot .* names a backbone .'some-org/name'"
+    ) as error:
+        build_segmenter(settings, ["a"])
+    assert "\n" not in str(error.value)
+
+
 def test_imagenet_weights_that_hold_code_are_refused_in_one_line(settings, tmp_path):
     class Bomb:
         def __reduce__(self):
