@@ -2,23 +2,26 @@
 
 import math
 import os
-import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 import lpg_hf.models  # noqa: F401  makes the Auto classes know our segmenters
-from lpg_hf._weight_files import reading_weights
+from lpg_hf._weight_files import LAYERS, check_pickle, inner_mappings, pickled_weights, reading_weights
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.modeling_lpg import LPGModel
 
 
-# Fields of configs that state how many layers a model has.
-_LAYERS = re.compile(r"depths|(num_)?(\w+_)?(layers|blocks)")
 # What a model may have beyond twice its weights: small parts that are not saved.
 _FREE_NUMBERS = 1_000_000
+_MODULES_PER_TENSOR, _FREE_MODULES = 4, 1_000
+_REMEDY = "Correct it, or save the model again with save_pretrained."
 
 
 def load_network(folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -46,37 +49,67 @@ def load_network(folder: str | os.PathLike, dtype: torch.dtype = torch.float32) 
 
 
 def _check_size(config: PreTrainedConfig, folder: Path) -> None:
-    """Refuses a config of more layers than there are tensors, or of far more numbers; needs safetensors files."""
+    """Refuses a config of more layers or modules than the weights can have, or of far more numbers."""
+    num_tensors, numbers = _size_of_weights(folder)
+    if not num_tensors:
+        raise FileNotFoundError(
+            f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin. Save the model again with "
+            "save_pretrained."
+        )
+    for name, count in _layer_counts(config.to_dict()):
+        if count > num_tensors:
+            raise ValueError(
+                f"{folder / 'config.json'} has {name} of {count} layers, but the weights hold {num_tensors} tensors. "
+                f"{_REMEDY}"
+            )
+    with torch.device("meta"), _limited_modules(_MODULES_PER_TENSOR * num_tensors + _FREE_MODULES, folder):
+        is_lpg = isinstance(config, LPGConfig)
+        model = LPGModel(config) if is_lpg else AutoModelForSemanticSegmentation.from_config(config)
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    if asked > 2 * numbers + _FREE_NUMBERS:
+        raise ValueError(
+            f"{folder / 'config.json'} is of a model of {asked} numbers, but the weights hold {numbers}. {_REMEDY}"
+        )
+
+
+def _size_of_weights(folder: Path) -> tuple[int, int]:
+    """(number of tensors, numbers in them) of the safetensors files, else the most that pickled weights can hold."""
     sizes = []
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "numpy") as file:
             sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
-    if not sizes:
-        return
-    remedy = "Correct it, or save the model again with save_pretrained."
-    for name, count in _layer_counts(config.to_dict()):
-        if count > len(sizes):
+    if sizes:
+        return len(sizes), sum(sizes)
+    pickled = pickled_weights(folder)
+    return sum(map(check_pickle, pickled)), sum(path.stat().st_size // 2 for path in pickled)
+
+
+@contextmanager
+def _limited_modules(most: int, folder: Path) -> Iterator[None]:
+    """Inside, ValueError where this thread makes more modules: a config counts layers in fields of any name."""
+    thread, made = threading.get_ident(), 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += threading.get_ident() == thread
+        if made > most:
             raise ValueError(
-                f"{folder / 'config.json'} has {name} of {count} layers, but the weights hold {len(sizes)} tensors. "
-                f"{remedy}"
+                f"{folder / 'config.json'} makes more than {most} modules, too many for its weights. {_REMEDY}"
             )
-    with torch.device("meta"):
-        is_lpg = isinstance(config, LPGConfig)
-        model = LPGModel(config) if is_lpg else AutoModelForSemanticSegmentation.from_config(config)
-    asked = sum(parameter.numel() for parameter in model.parameters())
-    if asked > 2 * sum(sizes) + _FREE_NUMBERS:
-        raise ValueError(
-            f"{folder / 'config.json'} is of a model of {asked} numbers, but the weights hold {sum(sizes)}. {remedy}"
-        )
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _layer_counts(config: dict) -> list[tuple[str, int]]:
     """(field, number of layers) of what a config and those inside it state."""
-    found, waiting = [], [config]
-    while waiting:
-        for name, value in waiting.pop().items():
-            values = value if isinstance(value, (list, tuple)) else [value]
-            waiting += [item for item in values if isinstance(item, dict)]
-            if _LAYERS.fullmatch(str(name)):
+    found = []
+    for part in inner_mappings(config):
+        for name, value in part.items():
+            if LAYERS.fullmatch(str(name)):
+                values = value if isinstance(value, (list, tuple)) else [value]
                 found.append((str(name), sum(abs(count) for count in values if isinstance(count, int))))
     return found
