@@ -32,7 +32,7 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: `source` is neither a file nor of the form "org/repo:filename".
-        ValueError: unknown file type, or the file does not hold named tensors only.
+        ValueError: unknown file type, or the file does not hold named tensors only, with a number for each value.
     """
     path = Path(source)
     if not path.is_file():
@@ -49,7 +49,17 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{source} has the type {path.suffix!r}; use .safetensors, .pth, .pt or .bin.")
     if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(f"{source} does not hold a plain state dict (name -> tensor); save `model.state_dict()`.")
+    odd = next((name for name, tensor in state_dict.items() if not _holds_its_values(tensor)), None)
+    if odd is not None:
+        raise ValueError(f"{source}: {odd} is sparse, quantized or repeats values; save `model.state_dict()`.")
     return {name: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for name, t in state_dict.items()}
+
+
+def _holds_its_values(tensor: Tensor) -> bool:
+    """Whether each value of a tensor is in the file: a copy of one that is repeated could fill the memory."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def load_vgg16_imagenet(model: DeepLabLargeFOVForSemanticSegmentation, source: str | Path) -> list[str]:

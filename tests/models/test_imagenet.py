@@ -197,6 +197,12 @@ def test_read_state_dict_refuses_what_it_cannot_read(tmp_path):
         read_state_dict(tmp_path / "nested.pth")
 
 
+def test_a_value_is_not_repeated_for_a_shape_that_a_file_states(tmp_path):
+    torch.save({"x": torch.zeros(1).half().expand(10**6, 10**6)}, tmp_path / "repeated.pth")
+    with pytest.raises(ValueError, match="repeated.pth: x is sparse, quantized or repeats values; save"):
+        read_state_dict(tmp_path / "repeated.pth")
+
+
 @pytest.mark.skipif(not VGG16_FILE.exists(), reason="the folder LPG_HF_WEIGHTS has no ImageNet VGG16 file")
 def test_real_vgg16_fits_the_full_size_model():
     model = DeepLabLargeFOVForSemanticSegmentation(DeepLabLargeFOVConfig(num_labels=21))
