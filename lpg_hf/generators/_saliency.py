@@ -148,7 +148,7 @@ def _refuse_loops(file: str | os.PathLike, content: bytes) -> None:
     """
     try:
         import onnx  # pyright: ignore[reportMissingImports]  (an extra)
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # pyright: ignore[reportMissingModuleSource]
     except ImportError:
         return
     try:
