@@ -42,7 +42,6 @@ OUTPUTS = (
 # Outputs with the image beside them, with outlines, and those that are made of the image itself.
 WITH_IMAGE, WITH_OUTLINES = {"yolo", "labelme"}, {"yolo", "labelme", "coco-polygons", "geojson"}
 OF_PIXELS = {"crops", "overlay"}
-_IGNORED_INSTANCE = 65535
 # Whether the file of an output that covers all images holds the name of an image.
 _HOLDS_NAME = {
     "yolo": yolo_dataset.holds_name,
