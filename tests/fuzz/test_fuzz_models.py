@@ -70,7 +70,8 @@ def _changed_tensors(tensors: dict[str, torch.Tensor], changes: list) -> dict:
             )
             tensors[name] = tensor.to(kinds[which % len(kinds)])
         elif what < 20 and isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            tensors[name] = torch.full_like(tensor, (float("nan"), float("inf"), 1e30)[which % 3])
+            huge = min(1e30, torch.finfo(tensor.dtype).max)
+            tensors[name] = torch.full_like(tensor, (float("nan"), float("inf"), huge)[which % 3])
         elif what < 22:
             tensors[name] = (None, 1, "x", [1], {}, {"a": 1}, torch.tensor(3.0))[which % 7]
         else:
