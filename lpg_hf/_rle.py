@@ -91,9 +91,8 @@ def encode_window(mask: np.ndarray, window: Window, size: tuple[int, int]) -> Rl
     (rows, columns), (height, width) = window, size
     bounded = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
     bounded[:, 1:-1] = mask.T
-    column, row = np.nonzero(
-        bounded[:, 1:] != bounded[:, :-1]
-    )  # a run starts at even and ends at odd positions of the list
+    # A run starts at even and ends at odd positions of these.
+    column, row = np.nonzero(bounded[:, 1:] != bounded[:, :-1])
     ends = (column + columns.start) * height + row + rows.start
     starts, stops = ends[0::2], ends[1::2]
     # A run to the bottom of one column continues at the top of the next.
