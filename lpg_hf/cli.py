@@ -301,7 +301,7 @@ def masks(
     from lpg_hf.data.sources import open_source
     from lpg_hf.generators import NamedGenerator
     from lpg_hf.generators.base import GeneratorOptions
-    from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
+    from lpg_hf.masks.writer import MaskSettings, Processes, digest_of_run, write_masks
 
     outputs = tuple(name.strip() for name in write.split(",") if name.strip())
     settings = MaskSettings(
@@ -333,7 +333,8 @@ def masks(
 
         place = None if images is None else str(images)
         data = ComparedData(annotations, place, None, format, options, options.object_value)
-        generator, loaded = choose_generator(data, loaded, typer.echo)
+        begun = None if overwrite else digest_of_run(out)
+        generator, loaded = choose_generator(data, loaded, typer.echo, begun)
         settings = replace(settings, generator=generator)
     written = write_masks(
         source,

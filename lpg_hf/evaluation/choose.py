@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import evenly
 from lpg_hf.evaluation.compare import ComparedData, Comparison, measure
+from lpg_hf.generators import NamedGenerator
 from lpg_hf.generators.base import GeneratorOptions
 from lpg_hf.generators.bundle import BUNDLED
 
@@ -20,9 +21,9 @@ _LOOKED_AT = 400  # images, evenly spaced, for those with true masks
 
 
 def choose_generator(
-    data: ComparedData, options: GeneratorOptions, log: Callable[[str], None]
+    data: ComparedData, options: GeneratorOptions, log: Callable[[str], None], begun: str | None = None
 ) -> tuple[str, GeneratorOptions]:
-    """The generator with the best IoU per box on at most 20 images that have true masks.
+    """The generator with the best IoU per box on at most 20 images that have true masks, or the one of masks begun.
 
     The bundled LPGs, or the one of `options.model`, compete with dense CRF, GrabCut and the filled box. One that
     cannot run, such as dense CRF without the extra `crf`, is named and left out.
@@ -31,6 +32,7 @@ def choose_generator(
         data: what is read; the true masks are those of the annotations themselves.
         options: how the generators are loaded.
         log: gets the numbers, or that there are none.
+        begun: `NamedGenerator.digest` of the generator of an earlier run, which goes on without being measured again.
 
     Returns:
         Its name, and `options` as they fit it. Without any true mask: the LPG of `options.model`, else lpg-base.
@@ -39,6 +41,10 @@ def choose_generator(
     untrained = replace(options, model=None, segmenter=None, flip=False, revision=None)
     candidates = {model: ("lpg", replace(options, model=model)) for model in models}
     candidates |= {name: (name, untrained) for name in _WITHOUT_TRAINING}
+    for candidate, (name, loaded) in candidates.items():
+        if begun is not None and NamedGenerator(name, loaded).digest() == begun:
+            log(f"--generator auto: going on with {candidate}, whose masks were begun")
+            return name, loaded
     found: dict[str, float] = {}
     own = replace(data, truth=None)
     indices = tuple(islice(_with_masks(own), _NUM_IMAGES))

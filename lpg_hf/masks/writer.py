@@ -289,7 +289,8 @@ def _write_masks(
             logger.warning("the masks in %s are finished already; --overwrite makes them again", out)
             return Report(**finished["report"])
     generator = _loaded(generator)
-    _prepare(out, before, identity, source.file_names, overwrite)
+    stated = {"settings": identity, "generator_digest": digest, "file_names": source.file_names}
+    _prepare(out, before, stated, overwrite)
     if processes.count == 1:
         shutil.rmtree(out / BLOCKS / SCRATCH, ignore_errors=True)  # of a killed process
     run = _MaskRun(source, generator, out, settings, identity, report, digest)
@@ -310,6 +311,16 @@ def _write_masks(
             raise FileNotFoundError(f"{out} was deleted while masks were written to it. Start again.") from error
         raise
     return written
+
+
+def digest_of_run(out: str | os.PathLike) -> str | None:
+    """`NamedGenerator.digest` of the generator whose masks an earlier run began in `out`; None if nothing tells.
+
+    Raises:
+        ValueError: `out` holds files that no run wrote.
+    """
+    before = _run_before(Path(fs_path(out)))
+    return None if before is None else before.get("generator_digest")
 
 
 def _loaded(generator: MaskGenerator | NamedGenerator) -> MaskGenerator:
@@ -690,24 +701,25 @@ def _digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _prepare(out: Path, before: dict | None, identity: dict, file_names: list[str], overwrite: bool) -> None:
+def _prepare(out: Path, before: dict | None, stated: dict, overwrite: bool) -> None:
     """Makes `out` ready for a new run, for one that resumes, or for one that adds outputs.
+
+    Args:
+        stated: what `settings.json` tells of the run from its start on.
 
     Raises:
         ValueError: a file to be written is there, and not from an earlier run.
     """
-    earlier = None
+    identity, file_names, earlier = stated["settings"], stated["file_names"], None
     if overwrite and out.is_dir():  # What a run whose report is damaged has written, this one would write again.
-        states = {"settings": identity, "file_names": file_names}
-        earlier = states if _damaged(out) is not None else _run_before(out)
+        earlier = stated if _damaged(out) is not None else _run_before(out)
     if earlier is not None:
         started = _read_run(out / BLOCKS / "settings.json")  # Its report may have been edited since.
         _clear(out, [earlier, *([started] if started else [])], _files_of_run(identity, file_names))
     if before is not None and _read_run(out / "report.json") is not None:
         _check_foreign(out, set(), _files_of_run(identity, file_names) - _files_of_run(before["settings"], file_names))
     if before is None or before["settings"] != identity:
-        content = {"settings": identity, "file_names": file_names}
-        write_atomically(out / BLOCKS / "settings.json", json.dumps(content).encode())
+        write_atomically(out / BLOCKS / "settings.json", json.dumps(stated).encode())
     (out / "report.json").unlink(missing_ok=True)
 
 

@@ -500,8 +500,17 @@ def test_the_command_masks_takes_auto(tree):
     ]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0 and "IoU per box on 2 images with true masks" in result.output
-    settings = json.loads((tree / "out" / "report.json").read_text(encoding="utf-8"))["settings"]
-    assert settings["generator"] in ("lpg", "densecrf", "grabcut", "box")
+    report = tree / "out" / "report.json"
+    chosen = json.loads(report.read_text(encoding="utf-8"))["settings"]["generator"]
+    assert chosen in ("lpg", "densecrf", "grabcut", "box")
+    again = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert again.exit_code == 0 and "going on with" in again.output and "IoU per box" not in again.output
+    report.unlink()  # as of a run that was killed
+    resumed = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert resumed.exit_code == 0 and "going on with" in resumed.output
+    assert json.loads(report.read_text(encoding="utf-8"))["settings"]["generator"] == chosen
+    anew = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--overwrite"]])
+    assert anew.exit_code == 0 and "IoU per box on 2 images with true masks" in anew.output
 
 
 def test_truth_is_by_default_that_of_the_annotations(tree):
