@@ -101,9 +101,10 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
         found = [line for line in lines if (line.cell.table, line.cell.protocol) == (table, protocol)]
         return [line for line in found if not rows or line.cell.row in rows]
 
-    deep = of("deep", "deep")
+    deep, one_round = of("deep", "deep"), of("deep_long", "deep")
     parts = [HEAD]
     parts += ["## Longer runs\n", DEEP, _stage_table(deep, link, of_full=True), _cost_table(deep)]
+    parts += ["### One longer round\n", ONE_ROUND, _stage_table(one_round, link, of_full=True), _cost_table(one_round)]
     parts += ["### One generator, as long as a stage\n", _stage_table(of("deep_lpg", "deep"), link)]
     parts += [
         SHALLOW,
@@ -144,6 +145,9 @@ from converged.
 DEEP = """COCO-60 -> VOC on all 2,877 target photographs: the whole method beside the methods that the paper compares
 it with (`--run.labels`), on the same boxes, segmenter and schedule. A source whose labels never change trains on the
 same ones in all rounds. **masks** of round 0 are the source's first labels, or filled boxes.
+"""
+ONE_ROUND = """The same segmenter, photographs and crops, but a single round whose learning rate falls once, with three
+times the crops of all four rounds above.
 """
 FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the
 target classes are background there.
