@@ -207,8 +207,9 @@ def bar_figure(title: str, bars: Mapping[str, Curve]) -> Image.Image:
 
 
 def _of_seeds(curve: Curve) -> str:
-    seeds = max(len(values) for values in curve.values())
-    return f" ({seeds} seeds)" if seeds > 1 else ""
+    """How many seeds the dots of a curve have, "" for one."""
+    fewest, most = (of(len(values) for values in curve.values()) for of in (min, max))
+    return "" if most == 1 else f" ({most} seeds)" if fewest == most else f" ({fewest} to {most} seeds)"
 
 
 def _canvas(title: str, size: tuple[int, int] = SIZE) -> tuple[Image.Image, ImageDraw.ImageDraw, Any]:

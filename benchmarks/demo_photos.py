@@ -2,7 +2,7 @@
 
     python benchmarks/demo_photos.py data runs/demo/photos
     lpg-hf masks runs/demo/photos/boxes.json --images runs/demo/photos/images --out runs/demo/photos/masks \\
-        --write png,coco
+        --model lpg-base --write png,coco
     python benchmarks/demo_photos.py panel runs/demo/photos
     python benchmarks/demo_photos.py figure runs/demo/photos     # docs/images/boxes_to_masks.jpg, the README's
 
