@@ -5,10 +5,11 @@
 Every generator gets the boxes of two sets of photographs and of the sets under `domains/` as they are annotated, and
 again with edges moved: see `CHANGES`. Models are bundled ones, or NAME=FOLDER. OUT gets domains.json, domains.md and
 looseness.png. Cells that are in domains.json are not run again, so an interrupted bench goes on, and a later model
-joins the table.
+joins the table; those of a model whose files have changed since are. Page and figure show the cells of one --limit.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -81,6 +82,14 @@ class Cell:
     def key(self) -> str:
         return " | ".join((self.boxes.name, self.change, self.generator))
 
+    @property
+    def digest(self) -> str | None:
+        """A hash of the files that decide the masks of the model; None for a generator without one."""
+        if self.model is None:
+            return None
+        files = (Path(self.model) / name for name in ("config.json", "preprocessor_config.json", "model.safetensors"))
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
 
 def box_sets(data: Path) -> list[BoxSet]:
     """The two sets of photographs, of which no bundled generator has seen these parts, and the domains.
@@ -127,6 +136,7 @@ def run(cell: Cell, limit: int | None) -> dict:
         "set": cell.boxes.name,
         "change": cell.change,
         "generator": cell.generator,
+        "model_digest": cell.digest,
         **{key: round(row.scores[key] or 0.0, 4) for key in ("mean_box_iou", "foreground_iou")},
         "score_rank_correlation": row.scores["score_rank_correlation"],
         "num_images": row.num_images,
@@ -138,19 +148,17 @@ def run(cell: Cell, limit: int | None) -> dict:
 ABOUT = """# Masks of boxes in many domains
 
 IoU per box in percent, the best of a line bold, as `python benchmarks/domains.py` (`make bench-domains`) measures it.
-Photographs: {sizes}. Boxes: **exact** as annotated; **+10 %** and the like: every edge moved outwards (-: inwards) by this share of
-the box's size; **random**: each edge by its own share between -10 and +25 %. voc and coco are the measuring parts of
-the two sets of photographs, the others the sets below `domains/`; no bundled generator was trained on any of them.
+Photographs: {sizes}. Boxes: **exact** as annotated; **+10 %** and the like: every edge moved outwards (-: inwards) by
+this share of the box's size; **random**: each edge by its own share between -10 and +25 %. voc and coco are the
+measuring parts of the two sets of photographs, the others the sets below `domains/`; no bundled generator was trained
+on any of them.
 
 """
 
 
-def page(results: list[dict]) -> str:
+def page(results: list[dict], limit: int | None) -> str:
     """domains.md."""
-    limits = dict.fromkeys(cell["limit"] for cell in results)
-    sizes = " or ".join(
-        "all of a set" if limit is None else f"at most {limit} of a set, evenly spaced" for limit in limits
-    )
+    sizes = "all of a set" if limit is None else f"at most {limit} of a set, evenly spaced"
     return ABOUT.format(sizes=sizes) + table(results)
 
 
@@ -226,10 +234,12 @@ def _plot(image: Image.Image, area: tuple[int, int, int, int], title: str, resul
         draw.text((left + 10, bottom - 20 - 18 * number), generator, colour, font)
 
 
-def write(out: Path, results: list[dict]) -> None:
+def write(out: Path, results: list[dict], limit: int | None) -> None:
+    """All cells into domains.json, those of one limit into the page and the figure."""
+    shown = [cell for cell in results if cell["limit"] == limit]
     write_json(out / "domains.json", {"cells": results})
-    (out / "domains.md").write_text(page(results), encoding="utf-8")
-    figure(results).save(out / "looseness.png")
+    (out / "domains.md").write_text(page(shown, limit), encoding="utf-8")
+    figure(shown).save(out / "looseness.png")
 
 
 def main() -> None:
@@ -254,14 +264,20 @@ def main() -> None:
     models = named_models(list(BUNDLED) if arguments.model is None else arguments.model)
     path = arguments.out / "domains.json"
     results = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    done = {(cell["set"], cell["change"], cell["generator"], cell["limit"]) for cell in results}
+    place = {(cell["set"], cell["change"], cell["generator"], cell["limit"]): at for at, cell in enumerate(results)}
     for cell in cells(sets, arguments.changes.split(","), generators, models):
-        if (cell.boxes.name, cell.change, cell.generator, arguments.limit) not in done:
-            results.append(run(cell, arguments.limit))
-            print(f"{cell.key} | {100 * results[-1]['mean_box_iou']:.1f}", flush=True)
-            write(arguments.out, results)
-    write(arguments.out, results)
-    print(table(results))
+        at = place.get((cell.boxes.name, cell.change, cell.generator, arguments.limit))
+        if at is not None and results[at].get("model_digest") == cell.digest:
+            continue
+        found = run(cell, arguments.limit)
+        if at is None:
+            results.append(found)
+        else:
+            results[at] = found
+        print(f"{cell.key} | {100 * found['mean_box_iou']:.1f}", flush=True)
+        write(arguments.out, results, arguments.limit)
+    write(arguments.out, results, arguments.limit)
+    print(table([cell for cell in results if cell["limit"] == arguments.limit]))
 
 
 if __name__ == "__main__":

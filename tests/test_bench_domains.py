@@ -1,6 +1,7 @@
 """benchmarks/domains.py on a tree of the same layout: the files, the order, and going on where it stopped."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -70,6 +71,28 @@ def test_finished_cells_are_not_run_again(monkeypatch, data, tmp_path):
     assert all(cell["num_images"] == 1 for cell in first)
     monkeypatch.setattr(domains, "run", lambda cell, limit: pytest.fail(f"{cell.key} ran again"))
     assert bench(monkeypatch, data, tmp_path / "out", *flags) == first
+
+
+def test_cells_of_a_model_whose_files_changed_are_run_again(monkeypatch, data, tmp_path):
+    folder = shutil.copytree(bundled(), tmp_path / "mine")
+    flags = ("--model", f"mine={folder}", "--changes", "exact")
+    first = bench(monkeypatch, data, tmp_path / "out", *flags)
+    settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"view_context": 0.5}), encoding="utf-8")
+    ran = []
+    measured = domains.run
+    monkeypatch.setattr(domains, "run", lambda cell, limit: ran.append(cell.generator) or measured(cell, limit))
+    second = bench(monkeypatch, data, tmp_path / "out", *flags)
+    assert ran == ["mine"] * 3 and [cell["generator"] for cell in second] == [cell["generator"] for cell in first]
+
+
+def test_cells_of_another_limit_are_kept_but_not_shown(monkeypatch, data, tmp_path):
+    flags = ("--model", f"mine={bundled()}", "--changes", "exact")
+    bench(monkeypatch, data, tmp_path / "out", *flags)
+    cells = bench(monkeypatch, data, tmp_path / "out", *flags, "--limit", "1")
+    assert sorted(cell["num_boxes"] for cell in cells) == [1] * 6 + [2] * 6
+    text = (tmp_path / "out/domains.md").read_text(encoding="utf-8")
+    assert "| exact | fruit | 1 |" in text and "at most 1 of a set" in text
 
 
 def test_a_model_is_bundled_or_has_a_name(tmp_path):

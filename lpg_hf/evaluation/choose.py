@@ -65,9 +65,14 @@ def choose_generator(
 
 
 def _with_masks(data: ComparedData) -> Iterator[int]:
-    """The images with an object whose mask the truth has, among `_LOOKED_AT` evenly spaced ones."""
+    """The images with an object whose mask the truth has, among `_LOOKED_AT` evenly spaced ones.
+
+    The first of them are from all over the data, which may be sorted.
+    """
     source, truth = data.open(Report())
-    for index in evenly(range(len(source)), _LOOKED_AT):
+    looked_at = evenly(range(len(source)), _LOOKED_AT)
+    stride = -(-len(looked_at) // _NUM_IMAGES)
+    for index in (index for start in range(stride) for index in looked_at[start::stride]):
         record = source.record(index, Report())
         if record is None or not truth.has(record.file_name):
             continue

@@ -483,6 +483,26 @@ def test_auto_without_true_masks_takes_lpg_base_and_says_so(tree):
     assert lines == ["--generator auto: no object has a true mask, so nothing is measured: using lpg-base"]
 
 
+def test_auto_measures_images_from_all_over_the_data(tree, monkeypatch):
+    content = json.loads((tree / "full.json").read_text(encoding="utf-8"))
+    image = content["images"][0]
+    objects = [item for item in content["annotations"] if item["image_id"] == image["id"]]
+    many = {"images": [], "annotations": [], "categories": content["categories"]}
+    for number in range(1, 101):
+        name = f"{number:03d}{Path(image['file_name']).suffix}"
+        (tree / "images" / name).symlink_to(tree / "images" / image["file_name"])
+        many["images"].append(image | {"id": number, "file_name": name})
+        many["annotations"] += [item | {"id": 10 * number + k, "image_id": number} for k, item in enumerate(objects)]
+    (tree / "many.json").write_text(json.dumps(many), encoding="utf-8")
+    measured = []
+    monkeypatch.setattr(
+        "lpg_hf.evaluation.choose.measure",
+        lambda given, name: measured.append(given.indices) or Row(name, {"mean_box_iou": 0.5}),
+    )
+    choose_generator(own_data(tree, "many.json"), GeneratorOptions(device="cpu"), print)
+    assert measured[0] == tuple(range(0, 100, 5))
+
+
 def own_data(tree: Path, file: str) -> ComparedData:
     return ComparedData(str(tree / file), str(tree / "images") if file != "voc" else None)
 
