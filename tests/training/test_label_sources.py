@@ -18,6 +18,7 @@ from lpg_hf.training._label_sources import check_label_source, load_label_source
 from lpg_hf.training._label_sources.base import paint_pieces
 from lpg_hf.training._label_sources.bcm import confident_labels
 from lpg_hf.training._label_sources.proposals import Proposals
+from lpg_hf.training._label_sources.sdi import _front_boxes
 from lpg_hf.training._labels import MaskLabels, SemiLabels
 from lpg_hf.training.data import load_target
 from lpg_hf.training.run import Run
@@ -137,6 +138,31 @@ def test_sdi_enforces_boxes_and_resets_what_fills_less_than_half(name):
         found[:, :20], np.where(predicted == 1, 1, 0)[:, :20] * (np.arange(HEIGHT) < 20)[:, None]
     )
     assert np.array_equal(found[:, 20:], first[:, 20:])
+
+
+@pytest.mark.usefixtures("without_crf")
+@pytest.mark.parametrize("name", ["sdi-box", "sdi-boxi"])
+@pytest.mark.parametrize("label", [1, 2])
+def test_sdi_resets_no_pixel_of_a_box_in_front(name, label):
+    """A missed sofa gets its first labels back, and the person on it, or another sofa, keeps what was segmented."""
+    source = load_label_source(name)
+    row = row_of([(10, 10, 30, 30), (0, 0, 60, 40)], [label, 1])
+    predicted = np.zeros((HEIGHT, WIDTH), np.uint8)
+    predicted[11:29, 11:29] = label  # 81 % of the box in front, the box behind is missed
+    expected = source.label_map(row, BLANK, None)
+    expected[10:30, 10:30] = predicted[10:30, 10:30]
+    assert np.array_equal(source.label_map(row, BLANK, probs_of(predicted)), expected)
+
+
+def test_the_box_in_front_is_that_of_the_first_labels():
+    """Of boxes of one size the later one, as where they are painted; each box has a label of its own here."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 20, (40, 2))
+    boxes = np.concatenate([corners, corners + rng.choice([4, 6, 9, 12], (40, 2))], axis=1).tolist()
+    row = row_of([*boxes, (0, 0, 60, 40)], range(1, 42), crowds=(40,))
+    pieces = [np.ones((y2 - y1, x2 - x1), np.uint8) for x1, y1, x2, y2 in boxes]
+    painted, front = paint_pieces(row, pieces), _front_boxes(row)
+    assert np.array_equal(np.where(painted == 255, 0, painted), front + 1) and len(np.unique(front)) > 20
 
 
 def test_sdi_filters_the_output_by_a_dense_crf():

@@ -79,16 +79,23 @@ def _inside_boxes(row: dict, label_map: np.ndarray) -> np.ndarray:
 
 
 def _reset_outliers(row: dict, label_map: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The label map with the first labels of every object that fills less than half of its box.
+    """The label map with the first labels of every object that fills less than half of its box, where it is in front.
 
     Inside a box, the IoU of its class's pixels with it is the share that they fill.
     """
-    result = label_map.copy()
-    for window, label in zip(box_windows(row), row_boxes(row)[1]):
-        if (label_map[window] == label).mean() < _LEAST_IOU:
-            own = (first[window] == label) | (first[window] == IGNORE_INDEX)
-            result[window][own] = first[window][own]
-    return result
+    fills = zip(box_windows(row), row_boxes(row)[1])
+    outliers = [k for k, (window, label) in enumerate(fills) if (label_map[window] == label).mean() < _LEAST_IOU]
+    return np.where(np.isin(_front_boxes(row), outliers), first, label_map)
+
+
+def _front_boxes(row: dict) -> np.ndarray:
+    """(H, W) int32: for each pixel the position in `row_boxes` of the box in front, -1 outside all boxes."""
+    boxes, windows = row_boxes(row)[0], box_windows(row)
+    front = np.full((row["height"], row["width"]), -1, dtype=np.int32)
+    # The order of `paint_pieces`, which the first labels have.
+    for index in np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable"):
+        front[windows[index]] = index
+    return front
 
 
 class SDIGrabCut(LabelSource):
