@@ -179,7 +179,7 @@ def _train(
     """As `train`."""
     accelerator, every = run.accelerator, run.settings.run.checkpoint_every
     shares = check_batch(run, phase.network, model)
-    _prepare_network(run, model)
+    layout = _prepare_network(run, model)
     state = TrainingState(model, optimizer, accelerator.mixed_precision, phase.ema)
     network, stepper = accelerator.prepare(model, optimizer)  # the same weights, synchronised and in the precision
     checkpoints = Checkpoints(phase.folder)
@@ -201,7 +201,7 @@ def _train(
         for micro in range(batches.num_micro):
             is_last = micro == batches.num_micro - 1
             with nullcontext() if is_last else accelerator.no_sync(network), _explained(phase):
-                parts.append(_backward(run, phase, network, next(loader), loss_of))
+                parts.append(_backward(run, phase, network, next(loader), loss_of, layout))
         loss = _step_loss(run, phase, step, parts)
         stepper.step()
         stepper.zero_grad()
@@ -221,22 +221,26 @@ def _train(
     return {"loss": sum(tail) / len(tail), "seconds": state.seconds + seconds}
 
 
-def _prepare_network(run: Run, model: nn.Module) -> None:
-    """Brings the network to the device, and into training mode."""
+def _prepare_network(run: Run, model: nn.Module) -> torch.memory_format:
+    """Brings the network to the device, and into training mode.
+
+    Returns:
+        The layout of its weights. Its inputs need the same: a convolution computes in channels_last if either has it.
+    """
     device = run.accelerator.device
-    model.to(device)
-    if _trains_in_channels_last(model, device):
-        cast(Any, model).to(memory_format=torch.channels_last)
+    layout = torch.channels_last if _trains_in_channels_last(model, device) else torch.contiguous_format
+    cast(Any, model).to(device, memory_format=layout)
     model.train()
     if run.settings.run.sync_batch_norm and run.accelerator.num_processes > 1:
         synchronize_batch_norms(model)
+    return layout
 
 
 def _trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
     """False for the networks on whose gradients torch 2.13 corrupts the heap (a crash, or wrong weights without one).
 
-    On CPUs that is the float32 backward pass of a strided 1x1 convolution with fewer than 16 input channels in
-    channels_last; no network of the paper or of `configs/` has one.
+    On CPUs that is the backward pass of a strided 1x1 convolution with fewer than 16 input channels in channels_last,
+    in float32 and in bfloat16; no network of the paper or of `configs/` has one. Forward passes are safe.
     """
     narrow = [
         module
@@ -266,8 +270,13 @@ def _seed_step(run: Run, samples: Positions, step: int) -> None:
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
-def _backward(run: Run, phase: Phase, model: nn.Module, batch: dict, loss_of: Loss) -> tuple[list[str], Tensor]:
+def _backward(
+    run: Run, phase: Phase, model: nn.Module, batch: dict, loss_of: Loss, layout: torch.memory_format
+) -> tuple[list[str], Tensor]:
     """Adds the gradients of a micro-batch.
+
+    Args:
+        layout: see `_prepare_network`.
 
     Returns:
         names: of the samples.
@@ -276,7 +285,7 @@ def _backward(run: Run, phase: Phase, model: nn.Module, batch: dict, loss_of: Lo
     names = batch.pop("names")
     device = run.accelerator.device
     weight = len(names) * run.accelerator.num_processes / phase.settings.batch_size
-    loss = loss_of(model, {k: _to_device(v, device) for k, v in batch.items()}) * weight
+    loss = loss_of(model, {k: _to_device(v, device, layout) for k, v in batch.items()}) * weight
     run.accelerator.backward(loss)
     return names, loss.detach()
 
@@ -392,7 +401,7 @@ def remove_checkpoints(run: Run, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _to_device(value: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; (B, C, H, W) ones in channels_last."""
+def _to_device(value: Tensor, device: torch.device, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    """The tensor on the device; (B, C, H, W) ones in the layout of the network."""
     value = value.to(device, non_blocking=True)
-    return value.to(memory_format=torch.channels_last) if value.dim() == 4 else value
+    return value.to(memory_format=layout) if value.dim() == 4 else value

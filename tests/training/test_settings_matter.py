@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+import torch
 from accelerate import Accelerator
 from tiny_run import changed, settings_of
 
@@ -11,7 +12,7 @@ from lpg_hf.training._samples import LPGViews, SegmenterCrops
 from lpg_hf.training.data import load_aux
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run
-from lpg_hf.training.steps import _trains_in_channels_last, train_lpg, train_segmenter
+from lpg_hf.training.steps import train_lpg, train_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -167,21 +168,32 @@ def test_a_neutral_setting_changes_nothing(base, rows, reference, tmp_path, name
 
 
 @pytest.mark.parametrize("train", [lpg_result, segmenter_result])
-def test_networks_too_narrow_for_channels_last_on_a_cpu_train_without_it(base, rows, tmp_path, monkeypatch, train):
-    """torch corrupts the heap there: a crash on large images, and who knows what on small ones."""
+def test_networks_too_narrow_for_channels_last_on_a_cpu_train_without_it(base, rows, tmp_path, train):
+    """torch corrupts the heap there: a crash on large images, and who knows what on small ones.
+
+    A convolution computes in channels_last if its input or its weight is in it.
+    """
     seen = []
 
-    def spied(model, device):
-        seen.append(_trains_in_channels_last(model, device))
-        return seen[-1]
+    def in_channels_last(tensor):
+        return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
-    monkeypatch.setattr("lpg_hf.training.steps._trains_in_channels_last", spied)
+    def watch(module, inputs):
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1:
+            seen.append((module.in_channels, in_channels_last(inputs[0]) or in_channels_last(module.weight)))
+
     lpg = base.lpg.config | {"embedding_size": 8, "hidden_sizes": [8, 8]}
     segmenter = base.segmenter.config | {"stem_size": 8, "hidden_sizes": [8, 8, 8, 8]}
     narrow = changed(base, {"lpg.config": lpg, "segmenter.config": segmenter})
-    train(narrow, rows, tmp_path / "narrow")
-    train(base, rows, tmp_path / "wide")
-    assert seen == [False, True]
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(watch)
+    try:
+        train(narrow, rows, tmp_path / "narrow")
+        assert set(seen) == {(8, False)}
+        seen.clear()
+        train(base, rows, tmp_path / "wide")
+        assert set(seen) == {(16, True)}
+    finally:
+        hook.remove()
 
 
 def test_a_share_of_the_auxiliary_images_is_drawn_by_the_seed(base, rows):
