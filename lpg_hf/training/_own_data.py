@@ -23,8 +23,13 @@ from lpg_hf.data.convert import WITH_MASKS, convert_labels
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
+from lpg_hf.generators.base import weights_digest
+from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training.config import Settings
 from lpg_hf.training.run import Run, start_run
+
+
+_MODEL_DIGEST = "model_sha256"
 
 
 def start_own_run(settings: Settings) -> Run:
@@ -67,10 +72,15 @@ class OwnJob:
         """The folder of the work that is not finished."""
         return self.out.with_name(self.out.name + ".unfinished")
 
-    def asked(self, data: "OwnData", **more: Any) -> dict:
-        """What the result depends on, for `metrics.json`; of a folder of this machine only the name."""
+    def asked(self, data: "OwnData", lpg: LPGModel, **more: Any) -> dict:
+        """What the result depends on, for `metrics.json`; of a folder of this machine only the name.
+
+        Args:
+            lpg: `model`, loaded: every stage's folder has the same name, so its weights tell which one it is.
+        """
         values = {"model": self.model, "steps": self.steps, "seed": self.seed, "data_sha256": data.digest} | more
-        return {k: Path(v).name if isinstance(v, str) and Path(v).exists() else v for k, v in values.items()}
+        values = {k: Path(v).name if isinstance(v, str) and Path(v).exists() else v for k, v in values.items()}
+        return values | {_MODEL_DIGEST: weights_digest(lpg)}
 
     def finished(self, key: str, asked: dict) -> dict | None:
         """`key` of `metrics.json` in `out` if the work is done; None: it begins or resumes.
@@ -129,8 +139,11 @@ class OwnJob:
 def _differing(asked: dict, other: dict) -> str:
     """How other work differs from what is asked for, in words; empty: it does not."""
     names = [name for name in asked if other.get(name) != asked[name]]
-    options = [f"{name}={other.get(name)} (not {asked[name]})" for name in names if name != "data_sha256"]
-    return " and ".join((["other data"] if "data_sha256" in names else []) + options)
+    in_words = {"data_sha256": "other data", _MODEL_DIGEST: "other weights of the model"}
+    if _MODEL_DIGEST not in other:  # work of an earlier version
+        in_words[_MODEL_DIGEST] = "unknown weights of the model, which cannot be resumed"
+    options = [f"{name}={other.get(name)} (not {asked[name]})" for name in names if name not in in_words]
+    return " and ".join([text for name, text in in_words.items() if name in names] + options)
 
 
 def _placed_images(source: Source, folder: Path) -> str:

@@ -67,7 +67,8 @@ def _train_on_boxes(job: OwnJob, segmenter: str, weights: str | None, log: Calla
     """As `train_on_boxes`, in a folder that is ours alone."""
     with job.claiming():  # Errors come before the masks are made.
         data = job.read(log)
-        asked = job.asked(data, segmenter=segmenter, weights=weights)
+        lpg = _generator(job.model)
+        asked = job.asked(data, lpg[0], segmenter=segmenter, weights=weights)
         if done := job.finished("training", asked):
             log(f"{_summary(done)}\n{job.out} was finished before.")
             shutil.rmtree(job.unfinished, ignore_errors=True)
@@ -77,7 +78,6 @@ def _train_on_boxes(job: OwnJob, segmenter: str, weights: str | None, log: Calla
         rows = load_target(run, masks=False)
         check_num_classes(class_names(rows))
         check_distinct(rows["file_name"][:])
-        lpg = _generator(job.model)
         check_batch(run, "segmenter", build_segmenter(run.settings, class_names(rows))[0])
         job.begin(asked)
     run.begin(target=rows_digest(rows))

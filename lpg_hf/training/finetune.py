@@ -68,7 +68,7 @@ def _finetune(job: OwnJob, start: Path, log: Callable[[str], None]) -> dict:
     """As `finetune`, in a folder that is ours alone."""
     with job.claiming():
         masks = _with_masks(job, log)
-        asked = job.asked(masks)
+        asked = job.asked(masks, load_lpg(start)[0])
         if done := job.finished("finetune", asked):
             log(f"{_table(done)}\n{job.out} was finished before.")
             shutil.rmtree(job.unfinished, ignore_errors=True)

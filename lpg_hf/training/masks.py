@@ -33,6 +33,7 @@ from lpg_hf.training.data import rows_digest
 from lpg_hf.training.run import Run
 
 
+_OWNER = "belongs_to.json"  # in a folder of pseudo masks, whose they are
 # The generator's weights have the type that autocast would compute in.
 _GENERATOR_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -203,8 +204,13 @@ def _why_unusable(folder: Path, belongs_to: dict) -> str | None:
     paths = [folder / f"part{part}.uint8" for part in range(len(found["bytes"]))]
     if [path.stat().st_size if path.is_file() else -1 for path in paths] != found["bytes"]:
         return "has not the size that was written"
-    differing = [name for name, value in belongs_to.items() if found["belongs_to"].get(name) != value]
-    return f"belongs to other {' and '.join(differing)}" if differing else None
+    differing = _differing(found["belongs_to"], belongs_to)
+    return f"belongs to other {differing}" if differing else None
+
+
+def _differing(before: dict, current: dict) -> str:
+    """The names of the current values that were others before; empty: none."""
+    return " and ".join(name for name, value in current.items() if before.get(name) != value)
 
 
 def _read_json(path: Path) -> dict:
@@ -224,7 +230,8 @@ def write_pseudo_masks(
 
     Crowd regions that no class claims are 255. Images are taken in fixed groups, and a group with a missing file is
     written again as a whole, so that a killed run ends with the same bytes as an undisturbed one.
-    `folder/complete.json` appears at the end.
+    `folder/complete.json` appears at the end, `folder/belongs_to.json` before the first mask: what another LPG has
+    left unfinished is made again.
     """
     accelerator, settings = run.accelerator, run.settings.run
     generator = LPGGenerator(
@@ -236,6 +243,7 @@ def write_pseudo_masks(
     )
     options = AssemblyOptions(overlap_rule=settings.overlap_rule, clean=False)  # as the paper says
     paths = _mask_paths(rows, folder)
+    _claim_masks(run, folder, paths, _lpg_digests(model, processor))
 
     def write(group: list[int]) -> None:
         images, crowds = [], []
@@ -258,6 +266,42 @@ def write_pseudo_masks(
     if run.is_main:
         write_json(folder / "complete.json", {"images": len(rows), "overlap_rule": settings.overlap_rule})
     accelerator.wait_for_everyone()
+
+
+def masks_are_finished(folder: Path, model: LPGModel, processor: LPGImageProcessor) -> bool:
+    """Whether a folder holds all pseudo masks of an LPG; those of an earlier version do not tell whose they are.
+
+    Raises:
+        ValueError: they are another LPG's. A segmenter may have been trained on them, so they are not made again.
+    """
+    if not (folder / "complete.json").is_file():
+        return False
+    path, current = folder / _OWNER, _lpg_digests(model, processor)
+    if path.is_file() and (differing := _differing(_read_json(path), current)):
+        raise ValueError(
+            f"{folder} holds the masks of another LPG (other {differing}). Bring it back to resume the run, give "
+            f"another --run.dir for a new run, or delete {folder.parents[1]}."
+        )
+    return True
+
+
+def _lpg_digests(model: LPGModel, processor: LPGImageProcessor) -> dict:
+    """What tells an LPG from others, as json values."""
+    return {"weights": weights_digest(model), "processor": json.loads(processor.to_json_string())}
+
+
+def _claim_masks(run: Run, folder: Path, paths: list[Path], belongs_to: dict) -> None:
+    """Keeps whose masks a folder gets; those there of another LPG, or of nobody known, are removed."""
+    owner = folder / _OWNER
+    if run.is_main and (not owner.is_file() or _differing(_read_json(owner), belongs_to)):
+        left = [path for path in paths if path.is_file()]
+        if left:
+            run.print(f"{folder} holds {len(left)} masks of another LPG, or does not tell whose: they are made again.")
+        for path in left:
+            path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(owner, belongs_to)
+    run.accelerator.wait_for_everyone()
 
 
 def write_source_labels(

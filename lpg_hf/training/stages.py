@@ -21,6 +21,7 @@ from lpg_hf.training.masks import (
     ClassProbs,
     cache_class_probs,
     frozen_segmenter,
+    masks_are_finished,
     write_pseudo_masks,
     write_source_labels,
 )
@@ -117,10 +118,13 @@ def mask_stage(
 
     Returns:
         The masks as labels for `segmenter_stage` and `measure_label_maps`.
+
+    Raises:
+        ValueError: the folder holds the masks of another LPG.
     """
     model, processor = lpg
     folder = stage.folder / "pseudo_masks"
-    if not (folder / "complete.json").is_file():
+    if not masks_are_finished(folder, model, processor):
         probs = _class_probs(run, stage, rows, segmenter) if model.config.use_class_prob else None
         write_pseudo_masks(run, model, processor, rows, probs, folder, f"{stage.name} pseudo masks")
     return MaskLabels(folder)

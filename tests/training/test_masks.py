@@ -29,6 +29,7 @@ from lpg_hf.training.masks import _size_batches, cache_class_probs, check_distin
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run
+from lpg_hf.training.stages import Stage, mask_stage
 
 
 @pytest.fixture
@@ -159,10 +160,18 @@ def test_a_damaged_cache_is_made_again(run, rows, segmenter, tmp_path, capsys):
     assert "has not the size that was written" in capsys.readouterr().out
 
 
-def write(accelerator, settings, rows, folder, view="image"):
+def write(accelerator, settings, rows, folder, view="image", more=0.0):
+    """`more`: foreground logit of the LPG, that makes it another one."""
     settings = changed(settings, {"lpg.processor.view": view, "lpg.processor.view_size": 32})
-    model = build_lpg(settings, False, None)
+    model = another_lpg(settings, more)
     write_pseudo_masks(Run(accelerator, settings), model, lpg_processor(settings), rows, None, folder, "masks")
+
+
+def another_lpg(settings, more):
+    model = build_lpg(settings, False, None)
+    with torch.no_grad():
+        model.generator.head[-1].bias[1] += more
+    return model
 
 
 @pytest.mark.parametrize("view", ["image", "box"])
@@ -222,6 +231,37 @@ def test_a_killed_writing_ends_with_the_same_bytes(accelerator, settings, rows, 
     write(accelerator, settings, rows, tmp_path / "killed")
     assert digests(tmp_path / "whole") == digests(tmp_path / "killed")
     assert len(digests(tmp_path / "whole")) == len(rows)
+
+
+@pytest.mark.parametrize("of", ["another LPG", "an earlier version"])
+def test_unfinished_masks_of_another_lpg_are_never_mixed_with_new_ones(
+    accelerator, settings, rows, tmp_path, capsys, of
+):
+    write(accelerator, settings, rows, tmp_path / "whole", more=9.0)
+    write(accelerator, settings, rows, tmp_path / "masks", more=0.0 if of == "another LPG" else -9.0)
+    (tmp_path / "masks" / "complete.json").unlink()
+    min((tmp_path / "masks").glob("*.png")).unlink()
+    if of == "an earlier version":
+        (tmp_path / "masks" / "belongs_to.json").unlink()
+    assert digests(tmp_path / "whole").items().isdisjoint(digests(tmp_path / "masks").items())
+    write(accelerator, settings, rows, tmp_path / "masks", more=9.0)
+    assert digests(tmp_path / "whole") == digests(tmp_path / "masks")
+    assert f"holds {len(rows) - 1} masks of another LPG, or does not tell whose: they are" in capsys.readouterr().out
+
+
+def test_finished_masks_of_another_lpg_are_refused(accelerator, settings, rows, tmp_path):
+    """A segmenter may have been trained on them. Those of an earlier version do not tell whose they are."""
+    run, stage = Run(accelerator, settings), Stage("target", 1, tmp_path / "target" / "stage1")
+    other = another_lpg(settings, 9.0), lpg_processor(settings)
+    folder = mask_stage(run, stage, rows, (another_lpg(settings, 0.0), lpg_processor(settings)), None).folder
+    before = digests(folder)
+    with pytest.raises(
+        ValueError, match=r"holds the masks of another LPG \(other weights\).*--run.dir.* or delete .*target"
+    ):
+        mask_stage(run, stage, rows, other, None)
+    (folder / "belongs_to.json").unlink()
+    mask_stage(run, stage, rows, other, None)
+    assert digests(folder) == before
 
 
 LOCALE_SCRIPT = """

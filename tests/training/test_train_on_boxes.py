@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from tiny_run import run_script
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
 from lpg_hf._bands import Rendering
+from lpg_hf._files import write_json
 from lpg_hf.cli import main
 from lpg_hf.data.convert import convert_labels
 from lpg_hf.generators.bundle import bundled
@@ -94,6 +96,32 @@ def test_it_goes_on_from_its_own_segmenter_after_a_refused_attempt(trained, data
     assert AutoModelForSemanticSegmentation.from_pretrained(job.out).config.model_type == "deeplab_v2"
     with pytest.raises(FileExistsError, match=r"made with steps=1 \(not 2\)"):
         train_on_boxes(replace(job, steps=2), str(trained[0]))
+
+
+def test_the_work_of_one_generator_is_not_taken_for_that_of_another_of_the_same_name(data, tmp_path):
+    """Every stage's folder is called lpg."""
+    models = {}
+    for seed, run in enumerate("ab"):
+        torch.manual_seed(seed)
+        model = LPGModel(LPGConfig(embedding_size=16, hidden_sizes=[16, 16], depths=[1, 1], use_class_prob=False))
+        models[run] = tmp_path / run / "stage1" / "lpg"
+        model.save_pretrained(models[run])
+        LPGImageProcessor().save_pretrained(models[run])
+    job = OwnJob(str(data / "target"), tmp_path / "out", model=str(models["a"]), steps=1)
+    asked = job.asked(job.read(print), LPGModel.from_pretrained(models["a"]), segmenter="small", weights=None)
+    assert asked["model"] == "lpg"
+    other = replace(job, model=str(models["b"]))
+    job.begin(asked)
+    with pytest.raises(ValueError, match="holds unfinished work with other weights of the model. Give the same ones"):
+        train_on_boxes(other)
+    write_json(job.unfinished / "job.json", {k: v for k, v in asked.items() if k != "model_sha256"})
+    with pytest.raises(ValueError, match="with unknown weights of the model, which cannot be resumed. .* delete the"):
+        train_on_boxes(job)  # of an earlier version
+    shutil.rmtree(job.unfinished)
+    write_json(job.out / "metrics.json", {"training": asked | {"num_images": 10}})
+    assert train_on_boxes(job)["num_images"] == 10
+    with pytest.raises(FileExistsError, match="holds what was made with other weights of the model"):
+        train_on_boxes(other)
 
 
 @pytest.mark.parametrize("name", ["largefov", "deeplab-v2"])
