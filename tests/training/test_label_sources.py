@@ -7,6 +7,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from killed import Runner
 from tiny_run import changed, run_script, weights
 
@@ -289,6 +290,27 @@ def test_boxsup_draws_one_of_its_candidates_in_each_epoch(tmp_path):
     assert drawn != [int((source.labels(tmp_path, seed=1)(0, row, epoch) == 1).sum()) for epoch in range(40)]
 
 
+@pytest.mark.parametrize("kind", ["sdi-mcg", "sdi-mg", "boxsup"])
+def test_boxes_without_a_proposal_are_counted_from_what_each_process_wrote(tmp_path, kind):
+    """No file of proposals is read a second time, and none of an image whose labels an earlier start wrote."""
+    proposals, folder = tmp_path / "proposals", tmp_path / "labels"
+    (proposals / "sub").mkdir(parents=True)
+    inside, outside = (10, 10, 30, 30), (50, 5, 58, 15)
+    boxes = {"a.jpg": [inside, outside, outside], "sub/b.jpg": [outside, inside], "c.jpg": [inside], "d.jpg": []}
+    rows = Dataset.from_list([row_of(these, [1] * len(these), name=name) for name, these in boxes.items()])
+    for name in ("a.json", "sub/b.json"):
+        (proposals / name).write_text(json.dumps([encode_mask(mask) for mask in squares(inside)]))
+    for row in rows:  # each by a process of its own
+        source = load_label_source(f"{kind}:{proposals}")
+        source.write(folder / mask_name(row["file_name"]), row, BLANK, None)
+        (proposals / mask_name(row["file_name"])).with_suffix(".json").unlink(missing_ok=True)
+    source = load_label_source(f"{kind}:{proposals}")
+    assert source.summary(rows, folder, 3) == {"boxes_without_proposal": 2 + 1 + 1}
+    if kind == "boxsup":
+        labels = source.labels(folder, seed=0)
+        assert all(np.array_equal(labels(0, row, 0), box_label_map(row)) for row in rows)
+
+
 def test_the_proposals_of_mcg_as_they_are_distributed(tmp_path):
     savemat = pytest.importorskip("scipy.io").savemat
     superpixels = np.ones((HEIGHT, WIDTH), np.uint32)
@@ -434,9 +456,9 @@ def test_filling_rates_are_the_mean_share_of_the_boxes_that_proposals_fill(rows,
 
 
 def rows_proposals(rows, path):
-    """For every box itself, its left half and a square of the image's centre, as a COCO file."""
+    """For every box itself and its left half, as a COCO file; for those of the first image nothing."""
     entries = []
-    for row in rows:
+    for row in list(rows)[1:]:
         for x1, y1, x2, y2 in row_boxes(row)[0].astype(int):
             for right in (x2, (x1 + x2 + 1) // 2):
                 mask = np.zeros((row["height"], row["width"]), bool)
@@ -450,6 +472,7 @@ SOURCES = ["bbox-rect", "bbox-seg", "bbox-em", "sdi-box", "sdi-boxi", "sdi-grabc
 SOURCES += ["boxsup:", "folder:", "grabcut"]
 QUICK = ("bbox-rect", "sdi-box", "bcm", "boxsup:")  # one of each kind; the others are marked slow
 REFINING = ("bbox-em", "sdi-box", "sdi-boxi", "boxsup:")
+PROPOSED = ("sdi-mcg:", "sdi-mg:", "boxsup:")
 
 
 @pytest.mark.parametrize(
@@ -475,18 +498,22 @@ def test_a_source_is_trained_on_from_start_to_metrics_and_resumes(values, rows, 
     assert str(tmp_path) not in json.dumps(metrics) and metrics["settings"]["run"]["labels"].startswith(name)
     for stage in stages:
         folder = target / f"stage{stage}" / "pseudo_masks"
-        assert len(list(folder.rglob("*.png"))) == len(rows) and (folder / "complete.json").is_file()
+        complete = json.loads((folder / "complete.json").read_text())
+        assert len(list(folder.rglob("*.png"))) == len(rows) == complete["images"]
+        assert complete.get("boxes_without_proposal") == (len(row_boxes(rows[0])[1]) if name in PROPOSED else None)
     assert (target / "stage1" / "pseudo_masks").exists() == (name in REFINING)
 
     last = f"stage{stages[-1]}"
     copytree(tmp_path / "whole", tmp_path / "run")
     stopped = tmp_path / "run" / "target" / last
+    complete = (stopped / "pseudo_masks" / "complete.json").read_bytes()
     (stopped / "pseudo_masks" / "complete.json").unlink()
     sorted((stopped / "pseudo_masks").rglob("*.png"))[2].unlink()
     for path in (tmp_path / "run" / "target").rglob("segmenter"):
         if path.parent.name == last or stages == ["0"]:
             path.rename(path.with_name("gone"))
     run_script("deploy.py", changes, tmp_path / "run")
+    assert (stopped / "pseudo_masks" / "complete.json").read_bytes() == complete
     again = weights(tmp_path / "run")
     assert {key: digest for key, digest in again.items() if "gone" not in key} == weights(tmp_path / "whole")
 

@@ -1,6 +1,5 @@
 """BoxSup, Dai et al., "BoxSup: Exploiting Bounding Boxes to Supervise Convolutional Networks" (ICCV 2015)."""
 
-import json
 from bisect import insort
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,20 @@ import numpy as np
 from datasets import Dataset
 from pycocotools import mask as coco_mask
 
-from lpg_hf._files import write_json
 from lpg_hf._rle import encode_mask
 from lpg_hf.data._examples import row_boxes
 from lpg_hf.label_maps import mask_name, read_label_map, write_label_map
 from lpg_hf.masks.fusion import Window
 from lpg_hf.training._label_sources.base import LabelSource, box_windows, paint_pieces
-from lpg_hf.training._label_sources.proposals import ImageProposals, Proposals, proposal_piece
+from lpg_hf.training._label_sources.proposals import (
+    ImageProposals,
+    Proposals,
+    filled_piece,
+    num_unmatched,
+    proposal_piece,
+    read_choices,
+    write_choices,
+)
 from lpg_hf.training._labels import Labels
 
 
@@ -53,32 +59,36 @@ class BoxSup(LabelSource):
 
     def label_map(self, row: dict, image: np.ndarray, probs: np.ndarray | None) -> np.ndarray:
         """See `LabelSource.label_map`."""
-        return paint_pieces(row, [pieces[0] for pieces in self.candidates(row, probs)])
+        return _lowest_cost_map(row, self.candidates(row, probs))
 
     def write(self, path: Path, row: dict, image: np.ndarray, probs: np.ndarray | None) -> None:
         """See `LabelSource.write`; the candidates of the boxes lie beside the label map, as RLEs of their boxes."""
         candidates = self.candidates(row, probs)
-        write_json(path.with_suffix(".json"), [[encode_mask(piece) for piece in pieces] for pieces in candidates])
-        write_label_map(path, paint_pieces(row, [pieces[0] for pieces in candidates]))
+        write_choices(path, [[encode_mask(piece) for piece in pieces] for pieces in candidates])
+        write_label_map(path, _lowest_cost_map(row, candidates))
 
     def summary(self, rows: Dataset, folder: Path, num_labels: int) -> dict:
         """See `LabelSource.summary`."""
-        return {"boxes_without_proposal": self.proposals.num_unmatched(rows)}
+        return {"boxes_without_proposal": num_unmatched(rows, folder)}
 
     def labels(self, folder: Path, seed: int) -> Labels:
         """See `LabelSource.labels`."""
         return CandidateLabels(folder, seed)
 
     def candidates(self, row: dict, probs: np.ndarray | None) -> list[list[np.ndarray]]:
-        """For each box the pieces of up to 5 proposals, see `paint_pieces`, the lowest cost first."""
+        """For each box the pieces of up to 5 proposals that overlap it, see `paint_pieces`, the lowest cost first."""
         found, result = self.proposals.of_row(row), []
         for box, label, window in zip(*row_boxes(row), box_windows(row)):
             rows, columns = window
             inside = None if probs is None else probs[[0, label]][:, rows, columns]
-            pieces = _lowest_costs(found, box, window, inside)
-            filled = np.ones((rows.stop - rows.start, columns.stop - columns.start), dtype=np.uint8)
-            result.append(pieces or [filled])
+            result.append(_lowest_costs(found, box, window, inside))
         return result
+
+
+def _lowest_cost_map(row: dict, candidates: list[list[np.ndarray]]) -> np.ndarray:
+    """The label map of the first candidates; a box without any is filled."""
+    windows = box_windows(row)
+    return paint_pieces(row, [pieces[0] if pieces else filled_piece(w) for pieces, w in zip(candidates, windows)])
 
 
 def _lowest_costs(
@@ -118,5 +128,7 @@ class CandidateLabels:
         if epoch is None:
             return read_label_map(path)
         rng = np.random.default_rng([self.seed, crc32(row["file_name"].encode()), epoch])
-        candidates = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return paint_pieces(row, [coco_mask.decode(rles[rng.integers(len(rles))]) for rles in candidates])
+        pieces = []
+        for rles, window in zip(read_choices(path), box_windows(row)):
+            pieces.append(coco_mask.decode(rles[rng.integers(len(rles))]) if rles else filled_piece(window))
+        return paint_pieces(row, pieces)

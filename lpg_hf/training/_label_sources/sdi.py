@@ -11,10 +11,17 @@ from lpg_hf.data._examples import row_boxes
 from lpg_hf.generators._densecrf import central_part
 from lpg_hf.generators._grabcut import GrabCutGenerator
 from lpg_hf.generators.crf import LARGEFOV_CRF, dense_crf
+from lpg_hf.label_maps import write_label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.fusion import Window
 from lpg_hf.training._label_sources.base import LabelSource, box_windows, paint_pieces, with_crowds
-from lpg_hf.training._label_sources.proposals import Proposals, proposal_piece
+from lpg_hf.training._label_sources.proposals import (
+    Proposals,
+    filled_piece,
+    num_unmatched,
+    proposal_piece,
+    write_choices,
+)
 
 
 _CENTRE = 0.2  # of a box's area, which Box^i labels (Sec. 3.1)
@@ -155,21 +162,27 @@ class SDIProposal(LabelSource):
 
     def label_map(self, row: dict, image: np.ndarray, probs: np.ndarray | None) -> np.ndarray:
         """See `LabelSource.label_map`."""
-        found, pieces = self.proposals.of_row(row), []
+        return self._label_map(row, image)[0]
+
+    def write(self, path: Path, row: dict, image: np.ndarray, probs: np.ndarray | None) -> None:
+        """See `LabelSource.write`; the numbers of the boxes' proposals lie beside the label map."""
+        label_map, chosen = self._label_map(row, image)
+        write_choices(path, chosen)
+        write_label_map(path, label_map)
+
+    def summary(self, rows: Dataset, folder: Path, num_labels: int) -> dict:
+        """See `LabelSource.summary`."""
+        return {"boxes_without_proposal": num_unmatched(rows, folder)}
+
+    def _label_map(self, row: dict, image: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+        """The label map, and for each box the number of its proposal, [] if none overlaps."""
+        found, pieces, chosen = self.proposals.of_row(row), [], []
         for box, window in zip(row_boxes(row)[0], box_windows(row)):
-            _, order = found.by_overlap(box)
-            piece = proposal_piece(found.rles[order[0]], window) if len(order) else np.ones(_shape(window), np.uint8)
+            best = found.by_overlap(box)[1][:1].tolist()
+            chosen.append(best)
+            piece = proposal_piece(found.rles[best[0]], window) if best else filled_piece(window)
             if self.grabcut is not None:
                 agreed = (piece == 1) & (self.grabcut.foreground(image, *window) > 0.5)
                 piece = np.where(agreed, 1, IGNORE_INDEX).astype(np.uint8)
             pieces.append(piece)
-        return paint_pieces(row, pieces)
-
-    def summary(self, rows: Dataset, folder: Path, num_labels: int) -> dict:
-        """See `LabelSource.summary`."""
-        return {"boxes_without_proposal": self.proposals.num_unmatched(rows)}
-
-
-def _shape(window: Window) -> tuple[int, int]:
-    rows, columns = window
-    return rows.stop - rows.start, columns.stop - columns.start
+        return paint_pieces(row, pieces), chosen
