@@ -107,28 +107,49 @@ class ClassProbs:
     """Class probabilities of a frozen segmenter, computed once per image.
 
     Memory-mapped uint8 files, one per process that wrote them, hold the classes that have boxes in an image, at the
-    logits' positions (see `ImageProbs`), and nothing else.
+    logits' positions (see `ImageProbs`), and nothing else. Pickled it is its folder: a worker opens the files itself.
     """
 
     def __init__(self, folder: Path, rows: Dataset):
-        self.sizes = list(zip(rows["height"][:], rows["width"][:]))
-        self.values, self.covered = [], {}
-        self.maps: dict[int, dict[int, tuple[int, int, int, int]]] = {}  # row -> label -> part, start, h, w
-        for part, num_bytes in enumerate(_read_json(folder / "complete.json")["bytes"]):
-            path = folder / f"part{part}.uint8"
+        self.folder = folder
+        self.sizes = np.array([rows["height"][:], rows["width"][:]], dtype=np.int32).T  # (rows, 2)
+        self._open()
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "sizes": self.sizes}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def _open(self) -> None:
+        """Maps the files of all parts; their indices are arrays in the order of the rows."""
+        self.values, maps, covered = [], [], []
+        for part, num_bytes in enumerate(_read_json(self.folder / "complete.json")["bytes"]):
+            path = self.folder / f"part{part}.uint8"
             self.values.append(np.memmap(path, dtype=np.uint8, mode="r") if num_bytes else np.empty(0, np.uint8))
-            index = np.load(folder / f"part{part}.npz")
-            for (row, label, *where), covered in zip(index["maps"].tolist(), index["covered"].tolist()):
-                self.maps.setdefault(row, {})[label] = (part, *where)
-                self.covered[row] = tuple(covered)
+            with np.load(path.with_suffix(".npz")) as index:
+                maps.append(np.insert(index["maps"], 1, part, axis=1))
+                covered.append(index["covered"])
+        of_maps, of_images = np.concatenate(maps), np.concatenate(covered)
+        order = np.argsort(of_maps[:, 0], kind="stable")
+        self._rows, first = np.unique(of_maps[order, 0], return_index=True)  # rows that have maps
+        self._maps = of_maps[order, 1:]  # of each: part, label, start, h, w
+        self._bounds = np.append(first, len(order))  # the maps of the n-th of those rows begin at the n-th
+        self._covered = of_images[order[first]]
 
     def of_row(self, index: int) -> ImageProbs:
         """Class id -> (H, W) uint8, 255 times the probability, at the image's size."""
+        height, width = self.sizes[index].tolist()
+        n = int(np.searchsorted(self._rows, index))
+        if n == len(self._rows) or self._rows[n] != index:
+            return ImageProbs({}, (0, 0, 1, 1), (height, width))
         stored = {
             label: self.values[part][start : start + h * w].reshape(h, w)
-            for label, (part, start, h, w) in self.maps.get(index, {}).items()
+            for part, label, start, h, w in self._maps[self._bounds[n] : self._bounds[n + 1]].tolist()
         }
-        return ImageProbs(stored, self.covered.get(index, (0, 0, 1, 1)), self.sizes[index])
+        x1, y1, x2, y2 = self._covered[n].tolist()
+        return ImageProbs(stored, (x1, y1, x2, y2), (height, width))
 
     def __call__(self, index: int, label: int) -> np.ndarray:
         """(H, W) uint8 of one class of a row."""
@@ -167,9 +188,10 @@ def cache_class_probs(
         _write_part(run, frozen_segmenter(run, model, processor), rows, temporary, description)
         accelerator.wait_for_everyone()
         if run.is_main:
-            parts = [temporary / f"part{part}.uint8" for part in range(accelerator.num_processes)]
-            num_bytes = [path.stat().st_size for path in parts]
-            write_json(temporary / "complete.json", {"belongs_to": belongs_to, "bytes": num_bytes})
+            write_json(
+                temporary / "complete.json",
+                {"belongs_to": belongs_to} | _part_sizes(temporary, accelerator.num_processes),
+            )
             os.replace(temporary, done)
         accelerator.wait_for_everyone()
     return ClassProbs(done, rows)
@@ -201,11 +223,20 @@ def _why_unusable(folder: Path, belongs_to: dict) -> str | None:
     if not (folder / "complete.json").is_file():
         return "is incomplete"
     found = _read_json(folder / "complete.json")
-    paths = [folder / f"part{part}.uint8" for part in range(len(found["bytes"]))]
-    if [path.stat().st_size if path.is_file() else -1 for path in paths] != found["bytes"]:
+    sizes = _part_sizes(folder, len(found["bytes"]))
+    if sizes != {name: found.get(name) for name in sizes}:
         return "has not the size that was written"
     differing = _differing(found["belongs_to"], belongs_to)
     return f"belongs to other {differing}" if differing else None
+
+
+def _part_sizes(folder: Path, num_parts: int) -> dict[str, list[int]]:
+    """The bytes of each part's probabilities, and of its index; -1 for a missing file."""
+    sizes = {}
+    for name, suffix in (("bytes", "uint8"), ("index_bytes", "npz")):
+        paths = [folder / f"part{part}.{suffix}" for part in range(num_parts)]
+        sizes[name] = [path.stat().st_size if path.is_file() else -1 for path in paths]
+    return sizes
 
 
 def _differing(before: dict, current: dict) -> str:

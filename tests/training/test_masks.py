@@ -1,8 +1,10 @@
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
+import tracemalloc
 from shutil import copytree
 from types import SimpleNamespace
 
@@ -25,7 +27,7 @@ from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from lpg_hf.training import masks as masks_module
 from lpg_hf.training.config import flat
 from lpg_hf.training.data import load_aux, load_eval, load_target
-from lpg_hf.training.masks import _size_batches, cache_class_probs, check_distinct, write_pseudo_masks
+from lpg_hf.training.masks import ClassProbs, _size_batches, cache_class_probs, check_distinct, write_pseudo_masks
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
 from lpg_hf.training.run import Run
@@ -152,12 +154,49 @@ def test_probabilities_of_other_rows_or_another_segmenter_are_never_taken(run, r
     assert "belongs to other segmenter" in capsys.readouterr().out
 
 
-def test_a_damaged_cache_is_made_again(run, rows, segmenter, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["part0.uint8", "part0.npz"])
+def test_a_damaged_cache_is_made_again(run, rows, segmenter, tmp_path, capsys, name):
     whole = cached_probs(run, segmenter, rows, tmp_path).values[0].copy()
-    path = tmp_path / "class_probs" / "part0.uint8"
+    path = tmp_path / "class_probs" / name
     path.write_bytes(path.read_bytes()[:-1])
     assert np.array_equal(cached_probs(run, segmenter, rows, tmp_path).values[0], whole)
     assert "has not the size that was written" in capsys.readouterr().out
+
+
+def test_a_worker_opens_the_cache_itself(run, rows, segmenter, tmp_path):
+    """A spawned one gets the dataset pickled, and a pickled memory map is all its bytes."""
+    rows = rows.select([*range(len(rows) - 1, 0, -1)])
+    cached = cached_probs(run, segmenter, rows, tmp_path)
+    sent = pickle.dumps(cached)
+    assert len(sent) < 600 < cached.values[0].size
+    opened = pickle.loads(sent)
+    assert isinstance(opened.values[0], np.memmap)
+    for index, row in enumerate(rows):
+        ours, theirs = cached.of_row(index), opened.of_row(index)
+        assert set(ours) == set(theirs) == set(row_boxes(row)[1].tolist())
+        assert all(np.array_equal(ours[label], theirs[label]) for label in ours)
+
+
+def test_the_index_of_the_cache_is_small_and_finds_the_maps_of_all_parts(tmp_path):
+    """Rows are dealt out to the parts, and every fifth has no box."""
+    n, starts, maps = 1000, [0, 0], ([], [])
+    for row in range(n):
+        for label in range(1, 1 + row % 5):
+            maps[row % 2].append((row, label, starts[row % 2], 1, 2))
+            starts[row % 2] += 2
+    for part, of_part in enumerate(maps):
+        (tmp_path / f"part{part}.uint8").write_bytes(bytes(label for _, label, *_ in of_part for _ in range(2)))
+        covered = np.array([(0, 0, 2, 1) for _ in of_part], dtype=np.float64)
+        np.savez(tmp_path / f"part{part}.npz", maps=np.array(of_part[::-1]), covered=covered)
+    (tmp_path / "complete.json").write_text(json.dumps({"bytes": starts}))
+    tracemalloc.start()
+    probs = ClassProbs(tmp_path, {"height": [1] * n, "width": [2] * n})
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 200 * n  # of 80 bytes for two maps, and 50 for the image
+    for row in range(n):
+        found = probs.of_row(row)
+        assert sorted(found) == [*range(1, 1 + row % 5)] and all((found[label] == label).all() for label in found)
 
 
 def write(accelerator, settings, rows, folder, view="image", more=0.0):
