@@ -311,6 +311,20 @@ def test_boxes_without_a_proposal_are_counted_from_what_each_process_wrote(tmp_p
         assert all(np.array_equal(labels(0, row, 0), box_label_map(row)) for row in rows)
 
 
+@pytest.mark.parametrize("kind", ["sdi-mcg", "boxsup"])
+def test_an_image_called_complete_does_not_end_a_round(tmp_path, kind):
+    """`complete.json` says that the labels of all images are there."""
+    row = row_of([(10, 10, 30, 30)], [1], name="complete.jpg")
+    source = load_label_source(f"{kind}:{proposals_file(tmp_path, squares((10, 10, 30, 30)), 'complete.jpg')}")
+    source.write(tmp_path / "labels" / "complete.png", row, BLANK, None)
+    assert not (tmp_path / "labels" / "complete.json").exists()
+    (tmp_path / "labels" / "complete.json").write_text("{}")
+    assert np.array_equal(source.labels(tmp_path / "labels", seed=0)(0, row, 0), box_label_map(row))
+    (tmp_path / "labels" / "complete.boxes.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"complete.boxes.json is missing; .* Delete the folder"):
+        source.summary(Dataset.from_list([row]), tmp_path / "labels", 3)
+
+
 def test_the_proposals_of_mcg_as_they_are_distributed(tmp_path):
     savemat = pytest.importorskip("scipy.io").savemat
     superpixels = np.ones((HEIGHT, WIDTH), np.uint32)

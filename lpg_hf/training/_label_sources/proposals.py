@@ -57,8 +57,18 @@ def write_choices(path: Path, choices: list[list]) -> None:
 
 
 def read_choices(path: Path) -> list[list]:
-    """What `write_choices` left beside a label map."""
-    return json.loads(read_bytes(_choices_path(path)))
+    """What `write_choices` left beside a label map.
+
+    Raises:
+        FileNotFoundError: it left nothing.
+    """
+    try:
+        return json.loads(read_bytes(_choices_path(path)))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{_choices_path(path)} is missing; earlier versions wrote none. Delete the folder of these pseudo masks, "
+            "and start the same command again."
+        ) from error
 
 
 def num_unmatched(rows: Dataset, folder: Path) -> int:
@@ -68,7 +78,8 @@ def num_unmatched(rows: Dataset, folder: Path) -> int:
 
 
 def _choices_path(path: Path) -> Path:
-    return path.with_suffix(".json")
+    # Never complete.json, which the folder of the label maps has at the end: an image may be called complete.jpg.
+    return path.with_suffix(".boxes.json")
 
 
 class Proposals:
