@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -340,7 +340,7 @@ def _open_dataset(annotations: str, images: Folder, options: ReadOptions, report
     chosen = _chosen_classes(names, options.classes, annotations)
     report.classes = [f"{label} {name}" for label, name in enumerate(chosen, start=1)]
     numbers_of = {name: number for number, name in enumerate(names)}
-    rows = _Rows(dataset, {numbers_of[name]: index for index, name in enumerate(chosen)}, options)
+    rows = _Rows(dataset, {numbers_of[name]: index for index, name in enumerate(chosen)}, options, report)
     file_names, numbers = [], []
     for number, name in enumerate(dataset["file_name"]):
         try:
@@ -433,9 +433,13 @@ _OF_OBJECTS = {"bbox", "category", "area", "iscrowd", "difficult", "id", "segmen
 
 
 class _Rows:
-    """The rows of a dataset as records; `position` maps the category of a row to that of a record."""
+    """The rows of a dataset as records; `position` maps the category of a row to that of a record.
 
-    def __init__(self, dataset: "Dataset", position: dict[int, int], options: ReadOptions):
+    Objects keep their ids if no two of the dataset have one id; else all get new ones, and the report counts the ids
+    that were used before.
+    """
+
+    def __init__(self, dataset: "Dataset", position: dict[int, int], options: ReadOptions, report: Report):
         from datasets import Image
 
         from lpg_hf.data.load import class_names
@@ -448,14 +452,14 @@ class _Rows:
         with_masks = options.masks and "mask" in image_columns
         self.label_maps = self.undecoded.select_columns(["mask"]) if with_masks else None
         self.light = dataset.remove_columns(image_columns)
-        self.first_ids = None if "id" in dataset.features["objects"] else _first_ids(self.light)
+        self.first_ids = _first_ids(self.light, report)
 
     def make_record(self, number: int, file_name: str, report: Report) -> Record | None:
         """The record of a row; None (and counted) if it is skipped."""
         row = self.light[number]
         row["objects"] = row["objects"] or {"bbox": [], "category": []}
         if self.first_ids is not None:
-            row["objects"]["id"] = list(range(self.first_ids[number], self.first_ids[number + 1]))
+            _give_ids(row["objects"], range(self.first_ids[number], self.first_ids[number + 1]))
         size = stated_size(row["height"], row["width"])
         if size is None:
             report.add("invalid_image_entry", f"{file_name}: height {row['height']}, width {row['width']}")
@@ -526,8 +530,44 @@ class _Rows:
         return BoxObject(box, position, area, iscrowd, difficult, columns["id"][i], rle)
 
 
-def _first_ids(dataset: "Dataset") -> list[int]:
-    """Ids from 1 through all rows: that of the first object of each row, and one more at the end."""
+def _first_ids(dataset: "Dataset", report: Report) -> list[int] | None:
+    """Ids from 1 through all rows: that of the first object of each row, and one more at the end.
+
+    Returns:
+        None if the objects have ids that are all different; the report counts those that are not.
+    """
+    from pyarrow.compute import call_function
+
     from lpg_hf.data.load import objects_per_row
 
-    return [1, *(1 + np.cumsum(objects_per_row(dataset))).tolist()]
+    if "id" not in dataset.features["objects"]:
+        lengths = objects_per_row(dataset)
+    else:
+        table: Any = dataset.select_columns(["objects"]).with_format("arrow")[:]
+        lists = table.flatten().column("objects.id")
+        lengths = call_function("list_value_length", [lists]).fill_null(0).to_numpy()
+        ids = call_function("list_flatten", [lists])
+        repeated = _repeated(ids, np.repeat(np.arange(len(lengths)), lengths))
+        names = list(dataset["file_name"]) if repeated else []
+        for row, used in repeated:
+            report.add("duplicate_annotation_id", f"{names[row]}: annotation {used}")
+        if not repeated:
+            return None
+    return [1, *(1 + np.cumsum(lengths)).tolist()]
+
+
+def _repeated(ids: Any, rows: np.ndarray) -> list[tuple[int, int]]:
+    """(row, id) of each object whose id an earlier one has; `ids` is an Arrow array, in which a null is no id."""
+    is_id = ids.is_valid().to_numpy()
+    ids, rows = ids.drop_null().to_numpy(), rows[is_id]
+    is_repeated = np.ones(len(ids), dtype=bool)
+    is_repeated[np.unique(ids, return_index=True)[1]] = False
+    return list(zip(rows[is_repeated].tolist(), ids[is_repeated].tolist()))
+
+
+def _give_ids(objects: dict, ids: Sequence[int]) -> None:
+    """Give the objects of a row their ids, but for those that lack one where the others have one."""
+    if "id" not in objects:
+        objects["id"] = list(ids)
+    elif objects["id"] is not None:
+        objects["id"] = [None if own is None else new for own, new in zip(objects["id"], ids)]

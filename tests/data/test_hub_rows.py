@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from pycocotools.coco import COCO
 from test_unusable import ended
 from trees import make_image
 
@@ -254,6 +255,44 @@ def test_a_row_that_lacks_values_is_counted(tmp_path, row, kind):
     records = [source.record(index, report) for index in range(2)]
     assert report.counts[kind] == 1 and records[1] is not None and len(records[1].objects) == 2
     assert (records[0] is None) == (kind != "empty_image")
+
+
+def rows_with_ids(root, *ids: list):
+    """A folder of rows with two objects each, or as many as there are ids; None: no column of ids in that row."""
+    columns = {"file_name": Value("string"), "width": Value("int32"), "height": Value("int32"), "objects": TYPES}
+    rows = []
+    for number, own in enumerate(ids):
+        count = 2 if own is None else len(own)
+        objects = {name: values[:count] for name, values in OBJECTS.items()} | {"id": own}
+        rows.append({**ROW, "file_name": f"{number}.png", "objects": objects})
+    return parquet(root, {"image_id": Value("string"), **columns}, *rows)
+
+
+@pytest.mark.parametrize(
+    "ids, expected, counted",
+    [
+        ([[7, 3], [], [4, -1]], [[7, 3], [], [4, -1]], []),
+        ([[0, 1], [], [0, 1]], [[1, 2], [], [3, 4]], ["2.png: annotation 0", "2.png: annotation 1"]),
+        ([[5, 5], [6, 7]], [[1, 2], [3, 4]], ["0.png: annotation 5"]),
+        ([[5, 6], [5, None], None], [[1, 2], None, None], ["1.png: annotation 5"]),  # without an id: as before
+    ],
+)
+def test_ids_of_objects_are_kept_only_if_all_are_different(tmp_path, ids, expected, counted):
+    report = Report()
+    source = open_source(rows_with_ids(tmp_path / "set", *ids), None, SOURCE_OPTIONS, report=report)
+    assert report.counts == ({"duplicate_annotation_id": len(counted)} if counted else {})
+    assert report.places.get("duplicate_annotation_id", []) == counted
+    records = [source.record(index, report) for index in range(len(source))]
+    assert [None if record is None else [item.id for item in record.objects] for record in records] == expected
+
+
+def test_pycocotools_finds_every_mask_of_rows_whose_ids_begin_again(tmp_path):
+    root = rows_with_ids(tmp_path / "set", [0, 1], [0, 1])
+    out = ["--generator", "box", "--out", tmp_path / "out"]
+    assert ended("masks", root, *out, "--write", "coco") == 0
+    assert ended("masks", root, *out, "--write", "crops") == 0  # of the masks in the block files
+    assert len(COCO(tmp_path / "out" / "instances.json").anns) == 4
+    assert len(list((tmp_path / "out" / "crops").rglob("*.png"))) == 4
 
 
 @pytest.mark.parametrize(
