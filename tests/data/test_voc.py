@@ -273,6 +273,33 @@ def test_split_lists_are_found_in_segmentation_then_main(voc_tree):
     assert [record.image_id for record in records] == ["a", "b"] and report.counts == {"duplicate_entry": 1}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "<object><name>van</name>",
+        "<object>\n\t<name> van </name>",
+        '<object id="1"><name>van</name>',
+        "<object><pose>Left</pose><name><![CDATA[van]]></name>",
+        "<object><name>v&#97;n</name>",
+    ],
+)
+def test_a_class_has_one_label_in_all_splits(voc_tree, other):
+    (voc_tree.root / "classes.txt").unlink()
+    text = voc_tree.object("truck").replace("<object><name>truck</name>", other)
+    replace(voc_tree, voc_tree.object("truck"), voc_tree.object("bus"))
+    voc_tree.add("b", voc_tree.xml("b.png", objects=[text]))
+    voc_tree.add("c", voc_tree.xml("c.png", objects=[voc_tree.object("truck").replace("<name>truck</name>", "")]))
+    voc_tree.add("d", "<annotation><object><name>broken</name>")
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        voc_tree.add_list(split, name)
+    for split in ("train", "val", "test"):
+        for options, labels in (({"keep_unlisted": True}, (21, 22, 23)), ({"classes": "all"}, (2, 3, 4))):
+            records, report = read(voc_tree, split, **options)
+            names = [f"{label} {name}" for label, name in zip(labels, ("object", "truck", "van"))]
+            assert report.classes[-3:] == names and len(records) == 1
+            assert "unreadable_annotation" not in report.counts
+
+
 def test_a_name_that_ends_like_a_flag_is_a_name(voc_tree):
     voc_tree.add("图片 1")
     voc_tree.add_list("train", "图片 1", "a.png")

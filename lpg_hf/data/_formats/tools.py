@@ -8,7 +8,7 @@
 import math
 import os
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pycocotools import mask as coco_mask
@@ -20,6 +20,7 @@ from lpg_hf.data._formats.image_finder import ImageFinder, StatedImage, match_im
 from lpg_hf.data._formats.rle import checked_rle, fits, rescaled_rle, segmentation_to_rle
 from lpg_hf.data._formats.tool_image import ToolFile, ToolImage, ToolObject, extent, fills_box
 from lpg_hf.data._formats.unsupported import describe
+from lpg_hf.data._formats.yolo_layout import SPLITS
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import (
     NO_CLASS,
@@ -49,17 +50,57 @@ class ToolFormat:
     Attributes:
         title: for messages.
         looks_like: whether a file (absolute path) is of the format; some tell folders too.
-        read: (path, split) -> its images.
+        read_split: (path, split) -> its images.
         suffixes: of its files; a folder is of the format if such a file in it, or in a folder in it, looks like it.
             None: `looks_like` tells folders.
         deep: files may lie in folders of folders.
+        one_split: without a split, `read_split` reads only one of several.
     """
 
     title: str
     looks_like: Callable[[str], bool]
-    read: Callable[[str, str | None], ToolFile]
+    read_split: Callable[[str, str | None], ToolFile]
     suffixes: tuple[str, ...] | None = None
     deep: bool = False
+    one_split: bool = False
+
+    def read(self, path: str, split: str | None = None) -> "SplitFile":
+        """The images of a split, with the class names of all splits, so that a name has one label in all of them.
+
+        Raises:
+            FileNotFoundError: nothing of the split there.
+            ValueError: a file is not valid.
+        """
+        chosen = self.read_split(path, split)
+        result = SplitFile(**{item.name: getattr(chosen, item.name) for item in fields(chosen)})
+        result.names = _names(chosen)
+        if os.path.isfile(fs_path(path)):
+            return result
+        others = (None, *SPLITS) if self.one_split else (None,)
+        for other in others:
+            if other == split:
+                continue
+            try:
+                more = self.read_split(path, other)
+            except FileNotFoundError:  # No such split.
+                continue
+            result.names |= _names(more)
+            result.files = list(dict.fromkeys([*result.files, *more.files]))
+            if other is None:
+                result.classes = more.classes
+        return result
+
+
+@dataclass
+class SplitFile(ToolFile):
+    """The images of a split; `names`, `classes` and `files` are of all splits."""
+
+    names: set[str] = field(default_factory=set)
+
+
+def _names(tool_file: ToolFile) -> set[str]:
+    objects = (item for image in tool_file.images for item in image.objects)
+    return {item.name or UNNAMED for item in objects if item.name or not item.iscrowd}
 
 
 TOOL_FORMATS = {
@@ -69,9 +110,9 @@ TOOL_FORMATS = {
     "label-studio": ToolFormat("Label Studio json", label_studio.looks_like, label_studio.read, (".json",)),
     "createml": ToolFormat("CreateML json", createml.looks_like, createml.read, (".json",)),
     "bdd100k": ToolFormat("BDD100K json", bdd100k.looks_like, bdd100k.read, (".json",), deep=True),
-    "kitti": ToolFormat("KITTI labels", kitti.looks_like, kitti.read),
-    "mot": ToolFormat("MOT gt.txt", mot.looks_like, mot.read),
-    "dota": ToolFormat("DOTA labels", dota.looks_like, dota.read),
+    "kitti": ToolFormat("KITTI labels", kitti.looks_like, kitti.read, one_split=True),
+    "mot": ToolFormat("MOT gt.txt", mot.looks_like, mot.read, one_split=True),
+    "dota": ToolFormat("DOTA labels", dota.looks_like, dota.read, one_split=True),
 }
 # Files of a folder and of each folder in it that are looked at.
 _NUM_LOOKS = 5
@@ -168,7 +209,7 @@ def read_index(format: str, path: str, images: str | None, options: ReadOptions,
         report: counts problems.
 
     Returns:
-        The classes (those that the file lists, else all its names by the alphabet) and one entry per image.
+        The classes (those that the files list, else the names of all splits by the alphabet) and one entry per image.
 
     Raises:
         FileNotFoundError: nothing of the format there; images are missing.
@@ -211,10 +252,9 @@ def read_index(format: str, path: str, images: str | None, options: ReadOptions,
     return ToolIndex(selected, wanted, tool_file.files, folder)
 
 
-def _select_classes(tool_file: ToolFile, options: ReadOptions, path: str) -> tuple[list[str], dict[str, int]]:
+def _select_classes(tool_file: SplitFile, options: ReadOptions, path: str) -> tuple[list[str], dict[str, int]]:
     """The wanted classes in the order of the labels, and the position of each."""
-    objects = (item for image in tool_file.images for item in image.objects)
-    found = {item.name or UNNAMED for item in objects if item.name or not item.iscrowd}
+    found = tool_file.names
     listed = list(dict.fromkeys(tool_file.classes or sorted(found)))
     if options.classes is None or options.classes == "all":
         unlisted = sorted(found - set(listed)) if options.keep_unlisted and options.classes is None else []

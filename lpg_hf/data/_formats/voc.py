@@ -405,13 +405,13 @@ def own_class_list(root: str) -> list[str]:
     return read_class_list(path) if os.path.isfile(fs_path(path)) else list(VOC_CLASSES)
 
 
-def _select_classes(own: list[str], options: ReadOptions, occurring: set[str]) -> list[str]:
+def _select_classes(own: list[str], options: ReadOptions, names: "_Names") -> list[str]:
     classes = options.classes
     if classes is None:
         return own
     if isinstance(classes, str) and classes != "all":
         raise ValueError(f"classes must be a list of names, 'all' or None, got {classes!r}")
-    selected = sorted(occurring) if classes == "all" else [str(name) for name in classes]
+    selected = sorted(names.occurring()) if classes == "all" else [str(name) for name in classes]
     if not selected and classes == "all":
         raise ValueError("classes='all': no annotation file holds an object with a name; pass the list of classes")
     _check_class_names(selected, "classes")
@@ -433,7 +433,8 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
         options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every
             annotation file. `classes` are names in the order of the labels; None: classes.txt of the root, else VOC's
             20; "all": every name that occurs, sorted. With `keep_unlisted`, without classes.txt, and if none of VOC's
-            20 occurs, the list is the names that occur, sorted.
+            20 occurs, the list is the names that occur, sorted. A name that occurs may do so in another split, so that
+            it has one label in all of them.
         report: counts problems.
         only: name of the one annotation file to read, without its suffix.
 
@@ -456,7 +457,8 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
         files.append(find_split_list(folders.root, options.split))
         names = _names_of_split(files[-1], folders.annotations, report)
     parsed, xml_files = _parse_all(names, folders.annotations, options, report)
-    classes = _choose_classes(folders.root, parsed, options, report)
+    names_in = _Names(folders.annotations, parsed, whole=options.split is not None and only is None)
+    classes = _choose_classes(folders.root, names_in, options, report)
     report.classes = [f"{label} {name}" for label, name in enumerate(classes.selected, start=1)]
     _select_objects(parsed, classes, report)
     is_faulty = "unreadable_annotation" in report.counts or any(content.objects for content in parsed.values())
@@ -513,18 +515,52 @@ class _Classes:
     unlisted: set[str]
 
 
-def _choose_classes(root: str, parsed: dict[str, _VocAnnotation], options: ReadOptions, report: Report) -> _Classes:
-    occurring = {item.name for content in parsed.values() for item in content.objects if item.name}
+class _Names:
+    """The class names that occur in the xml files that were read, and with `whole` in all others of the folder.
+
+    The others are searched only for names that are not known yet, which takes a fifth of the time of parsing them.
+    """
+
+    def __init__(self, folder: str, parsed: dict[str, _VocAnnotation], whole: bool):
+        self.folder, self.parsed, self.whole = folder, parsed, whole
+        self.found = {item.name for content in parsed.values() for item in content.objects}
+
+    def occurring(self) -> set[str]:
+        """The names, without those of files that cannot be read."""
+        if not self.whole:
+            return self.found
+        names = set(self.found)
+        for name in walk_files(self.folder, (".xml",)):
+            if name[: -len(".xml")] in self.parsed:
+                continue
+            try:
+                path = resolve_inside(self.folder, name)
+                if not _holds_only(read_bytes(path), names):
+                    names |= {item.name for item in parse_xml(path).objects}
+            except (OSError, ValueError):  # Whatever split it is of, it gives no name there either.
+                continue
+        return names
+
+
+def _holds_only(data: bytes, names: set[str]) -> bool:
+    """Whether an xml file surely holds no object of another name; where this does not tell, parsing does."""
+    found = re.findall(rb"<object>\s*<name>([^<&]*)</name>", data)
+    is_plain = b"\0" not in data and data.count(b"<object") == len(found)
+    return is_plain and all(clean_name(name.decode("utf-8", "replace")) in names for name in set(found))
+
+
+def _choose_classes(root: str, names: _Names, options: ReadOptions, report: Report) -> _Classes:
     try:
         own = own_class_list(root)
     except ValueError as error:
         if options.masks or not (options.keep_unlisted or options.classes):
             raise
         report.add("unreadable_class_list", str(error))
-        own = sorted(occurring)
+        own = sorted(names.occurring())
     if options.classes is not None or not options.keep_unlisted:
-        return _Classes(_select_classes(own, options, occurring), own, set())
+        return _Classes(_select_classes(own, options, names), own, set())
     has_list = os.path.isfile(fs_path(f"{root}/{CLASSES_FILE}"))
+    occurring = names.occurring()
     if not options.masks and not has_list and occurring and not occurring & set(own):
         own = sorted(occurring)
     unlisted = occurring - set(own)
