@@ -562,7 +562,7 @@ class _MaskRun:
                 rule = self.settings.overlap_rule if by_rule else "first"
                 label_map = label_map_of(masks, image.boxes, image.labels, size, rule)
             pixels = self.source.image(record) if lacking & OF_PIXELS else None
-            finished = self._finished(record, masks, label_map, pixels)
+            finished = self._finished(record, image.boxes, masks, label_map, pixels)
             _note_what_lacks(finished, lacking, report)
             self.writer.write(finished, lacking)
         content["report"] = asdict(report)
@@ -570,11 +570,19 @@ class _MaskRun:
         self._write_block_file(block, content)
 
     def _finished(
-        self, record: Record, masks: Sequence[BoxMask | None], label_map: np.ndarray, pixels: np.ndarray | None
+        self,
+        record: Record,
+        boxes: np.ndarray,
+        masks: Sequence[BoxMask | None],
+        label_map: np.ndarray,
+        pixels: np.ndarray | None,
     ) -> FinishedImage:
-        """An image as it is written; masks that are None were rejected, and their boxes are ignored."""
-        objects = record.single_objects
-        label_map, boxes = label_map.astype(self.map_type), [item.box for item in objects]
+        """An image as it is written; masks that are None were rejected, and their boxes are ignored.
+
+        Args:
+            boxes: (N, 4) xyxy of the masks, as the generator got them.
+        """
+        objects, label_map = record.single_objects, label_map.astype(self.map_type)
         rejected = [item.box for item, mask in zip(objects, masks) if mask is None]
         for box in [*rejected, *(item.box for item in record.objects if item.iscrowd)]:
             region = label_map[box_slices(box, *label_map.shape)]
@@ -583,7 +591,7 @@ class _MaskRun:
         instances = None
         if "instances-png" in self.outputs and len(kept) <= _MOST_INSTANCES:
             kept_masks = [mask for mask in masks if mask is not None]
-            kept_boxes = np.array([box for box, mask in zip(boxes, masks) if mask is not None]).reshape(-1, 4)
+            kept_boxes = boxes[[mask is not None for mask in masks]]
             instances = instance_map(kept_masks, kept_boxes, label_map.shape, self.settings.overlap_rule)
             instances[(label_map == self.ignored) & (instances == 0)] = np.iinfo(np.uint16).max
         place = georeference(record) if self.outputs & GEO_OUTPUTS else None
@@ -658,7 +666,7 @@ class _MaskRun:
             elif mask.area == 0:
                 report.add("empty_mask", place)
             masks.append(None if rejected else mask)
-        finished = self._finished(record, masks, found.label_map, image.image)
+        finished = self._finished(record, image.boxes, masks, found.label_map, image.image)
         _note_what_lacks(finished, self.outputs, report)
         self.writer.write(finished, self.outputs)
         scores = [

@@ -9,12 +9,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import lpg_hf.masks.writer
+from lpg_hf.boxes import boxes_to_mask
 from lpg_hf.cli import main
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
 from lpg_hf.generators import load_generator
 from lpg_hf.label_maps import read_label_map
+from lpg_hf.masks.fusion import OVERLAP_RULES
 from lpg_hf.masks.writer import MaskSettings, write_masks
 
 
@@ -56,6 +58,11 @@ def bright(image, boxes):
         mask[y1:y2, x1:x2] = (window > np.median(window)) * 0.9 if window.size > 40 else 0.4
         masks.append(mask)
     return np.stack(masks)
+
+
+def filled(image, boxes):
+    """The boxes."""
+    return np.stack([boxes_to_mask(box[None], *image.shape[:2]) for box in boxes])
 
 
 def write(data, out, *outputs, function=bright, **settings):
@@ -252,6 +259,22 @@ def test_a_generator_gets_grown_boxes_and_the_files_keep_the_given_ones(data, gr
     annotations = json.loads((data / "out" / "instances.json").read_text())["annotations"]
     assert [item["bbox"] for item in annotations] == [box for boxes in BOXES for box, _ in boxes]
     assert [coco_mask.area(item["segmentation"]) for item in annotations] == areas
+
+
+@pytest.mark.parametrize("rule", OVERLAP_RULES)
+@pytest.mark.parametrize("grow", [0.25, -0.1])
+def test_instances_of_grown_boxes_are_their_whole_masks(data, same_generator, grow, rule):
+    write(data, "out", "coco", "instances-png", function=filled, grow_boxes=grow, overlap_rule=rule)
+    write(data, "later", "coco", function=filled, grow_boxes=grow, overlap_rule=rule)
+    write(data, "later", "instances-png", function=never, grow_boxes=grow, overlap_rule=rule)
+    assert files(data / "later") == files(data / "out")
+    annotations = json.loads((data / "out" / "instances.json").read_text())["annotations"]
+    for image in range(len(BOXES)):
+        masks = [coco_mask.decode(a["segmentation"]) for a in annotations if a["image_id"] == image]
+        instances = read_label_map(data / "out" / "instances" / f"{image}.png")
+        is_object = (instances > 0) & (instances < 65535)
+        assert np.array_equal(is_object, np.any(masks, axis=0))
+        assert all(masks[number - 1][instances == number].all() for number in np.unique(instances[is_object]))
 
 
 def test_boxes_cannot_shrink_to_nothing():
