@@ -868,6 +868,21 @@ def test_a_category_that_only_groups_the_others_is_no_label(coco_tree):
     assert len(read(coco_tree)[1].classes) == 2
 
 
+def test_a_class_that_is_named_like_what_groups_it_keeps_its_name(coco_tree):
+    """Roboflow's project "fish" with the one class "fish"."""
+    coco_tree.content["categories"] = [
+        {"id": 0, "name": "fish", "supercategory": "none"},
+        {"id": 1, "name": "fish", "supercategory": "fish"},
+    ]
+    _, report = read(coco_tree)
+    assert report.classes == ["1 fish (category id 1)"] and report.counts == {"grouping_category": 1}
+    assert read(coco_tree, classes=["fish"])[1].classes == ["1 fish (category id 1)"]
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=2, category_id=0))
+    _, report = read(coco_tree)
+    assert report.classes == ["1 fish (0) (category id 0)", "2 fish (category id 1)"]
+    assert report.counts == {"duplicate_category_name": 1}
+
+
 def test_an_image_that_ends_alike_in_a_folder_above_is_not_taken(tmp_path):
     content = {
         "images": [{"id": 1, "file_name": "1.png", "width": 60, "height": 40}],

@@ -230,8 +230,15 @@ def _list_of(content: dict, key: str, path: object) -> list:
     return value
 
 
-def read_categories(content: dict, path: object, report: Report) -> list[Category]:
+def read_categories(content: dict, path: object, report: Report, drop_group: bool = False) -> list[Category]:
     """(id, name) of all categories of a file, by ascending id.
+
+    Args:
+        content: the parsed json.
+        path: of the file, for messages.
+        report: counts names that are changed because two categories have them.
+        drop_group: leave out (and count) a category that no object has and that only groups the others. Where it is
+            kept, it is the one that gives way if another has its name.
 
     Raises:
         ValueError: neither categories nor images, a category without id or name, or an id used twice.
@@ -248,12 +255,19 @@ def read_categories(content: dict, path: object, report: Report) -> list[Categor
         categories[key] = (id_of(key), clean_name(str(category["name"])) or _name_of_id(key))
     if not categories and not content.get("images"):
         raise ValueError(f"{path} lists no categories")
+    file = os.path.basename(str(path))
+    group = _grouping_category(content["categories"])
+    if drop_group and group is not None and group not in _used_categories(content.get("annotations")):
+        report.add("grouping_category", f"{file}: {categories.pop(group)[1]} (category id {group})")
     pairs = sorted(categories.values(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
-    told = tell_apart(pairs)
-    for (category_id, name), (_, own_name) in zip(pairs, told):
-        if own_name != name:
-            report.add("duplicate_category_name", f"{os.path.basename(str(path))}: {name} (category id {category_id})")
-    return told
+    told = dict(tell_apart([pair for pair in pairs if str(pair[0]) != group]))
+    if group in categories:
+        category_id, name = categories[group]
+        told[category_id] = free_name(name, group, set(told.values()))
+    for category_id, name in pairs:
+        if told[category_id] != name:
+            report.add("duplicate_category_name", f"{file}: {name} (category id {category_id})")
+    return [(category_id, told[category_id]) for category_id, _ in pairs]
 
 
 def with_class_names(options: ReadOptions, format: str) -> ReadOptions:
@@ -469,11 +483,8 @@ def read_index(
     items = _list_of(content, "annotations", path)
     if items and not content.get("categories"):
         content["categories"] = _categories_of(items)
-    categories = read_categories(content, path, report)
-    group = _grouping_category(content["categories"], items) if options.classes is None else None
-    if group is not None:
-        report.add("grouping_category", f"{file_name}: {group}")
-    classes = _Classes.choose([pair for pair in categories if pair[1] != group], options, path)
+    categories = read_categories(content, path, report, drop_group=options.classes is None)
+    classes = _Classes.choose(categories, options, path)
     listing = _read_images(content, file_name, folder, options, report)
     if not items and not options.keep_empty:
         raise ValueError(f"{path} lists no annotations, so there is nothing to train on")
@@ -546,20 +557,24 @@ def _image_folder(
     return folder
 
 
-def _grouping_category(categories: list[dict], items: list) -> str | None:
-    """The name of a category that no object has and that is the supercategory of all others; Roboflow writes one."""
-    ids = {
-        item.category_id for item in items if isinstance(item, _CocoAnnotation) and type(item.category_id) in _ID_TYPES
-    }
-    used = {id_text(category_id) for category_id in ids}
+def _grouping_category(categories: list[dict]) -> str | None:
+    """The id, as text, of a category that is the supercategory of all others; Roboflow writes one."""
     above = Counter(
         text for text in (category.get("supercategory") for category in categories) if isinstance(text, str)
     )
     for category in categories:
         name = category["name"]
         if len(categories) > 1 and above[str(name)] - (category.get("supercategory") == name) == len(categories) - 1:
-            return str(name) if id_text(category["id"]) not in used else None
+            return id_text(category["id"])
     return None
+
+
+def _used_categories(items: object) -> set[str | None]:
+    """The ids of the categories that objects state, as text."""
+    annotations = (item for item in (items if isinstance(items, list) else ()) if isinstance(item, _CocoAnnotation))
+    return {
+        id_text(item) for item in {item.category_id for item in annotations if type(item.category_id) in _ID_TYPES}
+    }
 
 
 def _categories_of(items: list) -> list[dict]:
