@@ -22,8 +22,7 @@ def load_aux(run: Run, masks: bool = True) -> Dataset:
     if fraction < 1:
         order = np.random.default_rng(run.settings.run.seed).permutation(len(rows))
         kept = np.sort(order[: max(1, round(len(rows) * fraction))])
-        objects = rows.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
-        num_objects = objects.field("bbox").value_lengths().to_numpy()  # of each image
+        num_objects = _num_objects(rows)
         run.print(
             f"run.aux_fraction={fraction}: {len(kept)} of {len(rows)} images with {num_objects[kept].sum()} of "
             f"{num_objects.sum()} objects"
@@ -77,10 +76,33 @@ def check_same_classes(one: Dataset, other: Dataset, what: str) -> None:
         raise ValueError(f"{what} differ in their classes: {class_names(one)} and {class_names(other)}.")
 
 
+def _num_objects(rows: Dataset) -> np.ndarray:
+    """(images,) how many each has, crowd regions included."""
+    objects = rows.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
+    return objects.field("bbox").value_lengths().to_numpy()
+
+
 def _without_difficult(row: dict) -> dict:
     """The row without the objects that are flagged difficult."""
     keep = [i for i, difficult in enumerate(row["objects"]["difficult"]) if not difficult]
     return {"objects": {name: [values[i] for i in keep] for name, values in row["objects"].items()}}
+
+
+def _without_empty(run: Run, rows: Dataset, name: str) -> Dataset:
+    """The rows that an object is left in: the others show difficult ones only, and would train as background.
+
+    Raises:
+        ValueError: there are none.
+    """
+    difficult = _num_objects(rows) == 0
+    if not difficult.any():
+        return rows
+    names = rows.select(np.flatnonzero(difficult)[:3])["file_name"][:]
+    what = f"{difficult.sum()} of {len(rows)} images are skipped, as all their objects are difficult"
+    if difficult.all():
+        raise ValueError(f"{name}: {what}. Set drop_difficult to false.")
+    run.print(f"{name}: {what}, e.g. {', '.join(names)}")
+    return rows.select(np.flatnonzero(~difficult))
 
 
 def _load(run: Run, data: DataSettings, name: str, masks: bool) -> Dataset:
@@ -98,11 +120,11 @@ def _load(run: Run, data: DataSettings, name: str, masks: bool) -> Dataset:
             report=report,
             **data.read_options(masks).changed,
         )
+        for column in ("image", "mask"):
+            if column in rows.column_names:
+                rows = rows.cast_column(column, Image(decode=False))
+        if data.drop_difficult:
+            rows = rows.map(_without_difficult, desc="dropping difficult objects")  # cached for the other processes
     if report.needs_attention or any(PROBLEMS[kind].outcome != KEPT for kind in report.counts):
         run.print(f"{name}: {report.summary()}")
-    for column in ("image", "mask"):
-        if column in rows.column_names:
-            rows = rows.cast_column(column, Image(decode=False))
-    if data.drop_difficult:
-        rows = rows.map(_without_difficult, desc="dropping difficult objects")
-    return rows
+    return _without_empty(run, rows, name) if data.drop_difficult else rows

@@ -1,11 +1,13 @@
 """The rows of a run: what is skipped is asked for, or said."""
 
 import json
+from contextlib import contextmanager
 from shutil import copytree
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tiny_run import changed
 
 from lpg_hf.training.data import load_aux, load_eval, load_semi, load_target
@@ -100,3 +102,37 @@ def test_a_share_of_the_auxiliary_images_is_told_with_its_objects(own, capsys):
     kept = load_aux(own({"run.aux_fraction": 0.5}))
     of_all, of_kept = (sum(len(objects["bbox"]) for objects in r["objects"]) for r in (rows, kept))
     assert f"run.aux_fraction=0.5: 4 of 8 images with {of_kept} of {of_all} objects" in capsys.readouterr().out
+
+
+def test_images_whose_objects_are_all_difficult_are_skipped_and_named(own, tmp_path, capsys):
+    """They would train as background."""
+    paths = sorted((tmp_path / "data" / "target" / "Annotations").glob("train_*.xml"))
+    for path in paths[:2]:
+        path.write_text(path.read_text().replace("<difficult>0<", "<difficult>1<"))
+    rows = load_target(own({"target.drop_difficult": True}), masks=False)
+    assert [name.split(".")[0] for name in rows["file_name"]] == [path.stem for path in paths[2:]]
+    assert all(objects["bbox"] for objects in rows["objects"])
+    said = capsys.readouterr().out
+    names = ", ".join(f"{path.stem}.jpg" for path in paths[:2])
+    assert f"target set: 2 of 6 images are skipped, as all their objects are difficult, e.g. {names}" in said
+    for path in paths:
+        path.write_text(path.read_text().replace("<difficult>0<", "<difficult>1<"))
+    with pytest.raises(ValueError, match="6 of 6 images are skipped, .* Set drop_difficult to false"):
+        load_target(own({"target.drop_difficult": True}), masks=False)
+
+
+def test_other_processes_drop_nothing_before_the_main_one_has(own, monkeypatch):
+    """What it has dropped is cached for them."""
+    run, inside = own({"target.drop_difficult": True}), []
+
+    @contextmanager
+    def first():
+        inside.append("begin")
+        yield
+        inside.append("end")
+
+    monkeypatch.setattr(run.accelerator, "main_process_first", first)
+    dropping = Dataset.map
+    monkeypatch.setattr(Dataset, "map", lambda *a, **k: inside.append("map") or dropping(*a, **k))
+    load_target(run, masks=False)
+    assert inside == ["begin", "map", "end"]

@@ -304,7 +304,8 @@ def test_difficult_objects_are_dropped_on_request_with_all_that_belongs_to_them(
     settings = changed(settings, {"target.root": str(root)})
     everything = load_target(Run(Accelerator(cpu=True), settings), masks=False)
     easy = load_target(Run(Accelerator(cpu=True), changed(settings, {"target.drop_difficult": True})), masks=False)
-    for row, kept in zip(everything, easy, strict=True):
+    several = [row for row in everything if len(row["objects"]["id"]) > 1]
+    for row, kept in zip(several, easy, strict=True):
         assert any(row["objects"]["difficult"]) and not any(kept["objects"]["difficult"])
         assert kept["objects"] == {name: values[1:] for name, values in row["objects"].items()}
 
