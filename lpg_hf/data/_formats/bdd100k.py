@@ -10,7 +10,7 @@ counted.
 
 import os
 
-from lpg_hf._files import fs_path, walk_files
+from lpg_hf._files import fs_path
 from lpg_hf.data._formats.json_files import json_content, json_sample
 from lpg_hf.data._formats.tool_image import (
     ToolFile,
@@ -26,6 +26,7 @@ from lpg_hf.data.records import finite_numbers, stated_size
 
 _OBJECT_KEYS = ("labels", "objects")
 _SHAPES = ("box2d", "poly2d", "rle")
+_FRAME_KEYS = (*_OBJECT_KEYS, "timestamp")
 
 
 def _looks_like_frame(frame: object) -> bool:
@@ -33,6 +34,13 @@ def _looks_like_frame(frame: object) -> bool:
         return False
     objects = next((frame[key] for key in _OBJECT_KEYS if isinstance(frame.get(key), list)), [])
     return any(isinstance(item, dict) and "category" in item and any(s in item for s in _SHAPES) for item in objects)
+
+
+def _may_be_frames(content: dict | list) -> bool:
+    """Whether a file may be of the tool, though none of its images has an object."""
+    if isinstance(content, dict):
+        return isinstance(content.get("frames"), list)
+    return any(isinstance(frame, dict) and not set(frame).isdisjoint(_FRAME_KEYS) for frame in content)
 
 
 def looks_like(path: str) -> bool:
@@ -48,21 +56,22 @@ def read(path: str, split: str | None = None) -> ToolFile:
     Raises:
         ValueError: the only file is not valid json.
     """
-    files = find_files(path, (".json",), looks_like, split)
-    if not files or (os.path.isdir(fs_path(path)) and len(files) > 1):
-        files = [f"{path}/{name}" for name in walk_files(path, (".json",))]
-        files = [file for file in files if split is None or split in file[len(path) + 1 :].split("/")[:-1]]
+    found = find_files(path, (".json",), looks_like, split, deep=True, every=True)
     images: list[ToolImage] = []
+    files: list[str] = []
     problems: list[tuple[str, str]] = []
     classes: dict[str, None] = {}
-    for file in files:
+    for file in found:
         try:
             content = json_content(file)
         except ValueError as error:
-            if len(files) == 1:
+            if len(found) == 1:
                 raise
             problems.append(("unreadable_annotation", f"{os.path.basename(file)}: {error}"))
             continue
+        if len(found) > 1 and not _may_be_frames(content):  # Other json files of the folder are not the tool's.
+            continue
+        files.append(file)
         frames, config = content, {}
         if isinstance(content, dict):
             frames, config = content.get("frames"), content.get("config")

@@ -28,6 +28,7 @@ from lpg_hf.data._formats.tool_image import (
     class_name,
     ellipse_outline,
     extent,
+    folder_of_split,
     is_inside,
     places_of_images,
     window_rle,
@@ -61,9 +62,9 @@ def read(path: str, split: str | None = None) -> ToolFile:
     """
     folder = path if os.path.isdir(fs_path(path)) else None
     if folder is not None and split is not None:
-        if not os.path.isdir(fs_path(f"{path}/{split}")):
+        folder = folder_of_split(path, split)
+        if folder is None:
             raise FileNotFoundError(f"no folder {split!r} in {path}. Pass split=None for every json file")
-        path = folder = f"{path}/{split}"
     if folder is None:
         image = _read_image(json_content(path), os.path.basename(path), "")
         return ToolFile([image], None, [path], places_of_images(path))

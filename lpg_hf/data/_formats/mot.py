@@ -10,7 +10,7 @@ import configparser
 import os
 
 from lpg_hf._files import fs_path, read_text, relative_name, resolve_inside
-from lpg_hf.data._formats.tool_image import ToolFile, ToolImage, ToolObject, as_numbers
+from lpg_hf.data._formats.tool_image import ToolFile, ToolImage, ToolObject, as_numbers, folder_of_split
 from lpg_hf.data.records import stated_size
 from lpg_hf.images import IMAGE_SUFFIXES
 
@@ -38,10 +38,8 @@ def _sequences(path: str, split: str | None = None) -> list[str]:
         return [os.path.dirname(os.path.dirname(path))] if path.endswith(f"/{_LABELS}") else []
     if os.path.basename(path) == "gt":
         path = os.path.dirname(path)
-    if split is not None and os.path.isdir(fs_path(f"{path}/{split}")):
-        path = f"{path}/{split}"
-    elif split is not None:
-        path = f"{path}/{split}-is-not-there"
+    if split is not None:
+        path = folder_of_split(path, split) or f"{path}/{split}-is-not-there"
     if os.path.isfile(fs_path(f"{path}/{_LABELS}")):
         return [path]
     if not os.path.isdir(fs_path(path)):

@@ -29,7 +29,8 @@ _RUNS_PER_CHARACTER = 16
 # Files of a folder that are looked at to tell its format.
 MAX_LOOKS = 20
 _IMAGE_FOLDERS = ("images", "image", "img", "imgs", "data", "JPEGImages")
-_SPLIT_NAMES = {
+# What the folders, files and keys of a split are called.
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -236,20 +237,37 @@ def parse_xml(path: str) -> ElementTree.Element:
 
 
 def names_of_split(split: str) -> tuple[str, ...]:
-    """What the folders and files of a split are called: "val" is also "valid"."""
-    return next((names for names in _SPLIT_NAMES.values() if split in names), (split,))
+    """What the folders and files of a split are called, the one asked for first: "val" is also "valid"."""
+    others = next((names for names in SPLIT_NAMES.values() if split.lower() in names), ())
+    return tuple(dict.fromkeys((split, *others)))
+
+
+def folder_of_split(path: str, split: str) -> str | None:
+    """The folder of a split in `path`: of the name asked for, else of another one of the split; None if not there."""
+    folders = (f"{path}/{name}" for name in names_of_split(split))
+    return next((folder for folder in folders if os.path.isdir(fs_path(folder))), None)
 
 
 def find_files(
-    path: str, suffixes: Sequence[str], looks_like: Callable[[str], bool], split: str | None = None
+    path: str,
+    suffixes: Sequence[str],
+    looks_like: Callable[[str], bool],
+    split: str | None = None,
+    *,
+    deep: bool = False,
+    every: bool = False,
 ) -> list[str]:
     """The files of a format: the file itself, those in a folder, or else those in the folders in it.
+
+    Some files of each folder are looked at. If one of them is of the format, all files are.
 
     Args:
         path: absolute, forward slashes.
         suffixes: lower case.
         looks_like: whether a file is of the format.
         split: only the files that have this name, or whose folder has it; None: all.
+        deep: those in all folders below, too.
+        every: where one file is of the format, all of these suffixes, for a reader that tells the others itself.
 
     Returns:
         Absolute paths, sorted.
@@ -258,18 +276,30 @@ def find_files(
         return [path]
     if not os.path.isdir(fs_path(path)):
         return []
-    folders = [path, *sorted(item.path for item in os.scandir(fs_path(path)) if item.is_dir())]
+    inner = [] if deep else sorted(f"{path}/{item.name}" for item in os.scandir(fs_path(path)) if item.is_dir())
     found: list[str] = []
-    for folder in folders:
-        if folder != path and found and os.path.dirname(found[0]) == path:
+    for folders in ([path], inner):
+        names = [f"{folder}/{name}" for folder in folders for name in walk_files(folder, suffixes, deep=deep)]
+        if _has_one(names, looks_like):
+            found = [name for name in names if every or looks_like(name)]
             break
-        names = [name for _, name in zip(range(MAX_LOOKS), walk_files(folder, suffixes, deep=False))]
-        inner = "" if folder == path else f"{os.path.basename(folder)}/"
-        found += [f"{path}/{inner}{name}" for name in names if looks_like(f"{path}/{inner}{name}")]
     if split is None:
         return found
     wanted = names_of_split(split)
-    return [file for file in found if is_of_split(file[len(path) + 1 :], wanted)]
+    # The files of a deep tree are often one an image, whose own name says nothing of its split.
+    in_folder = [file for file in found if deep and not set(wanted).isdisjoint(folder_below(path, file).split("/"))]
+    return in_folder or [file for file in found if is_of_split(file[len(path) + 1 :], wanted)]
+
+
+def _has_one(files: Iterable[str], looks_like: Callable[[str], bool]) -> bool:
+    """Whether one of the first files of some folder is of a format."""
+    looks: Counter[str] = Counter()
+    for file in files:
+        folder = os.path.dirname(file)
+        looks[folder] += 1
+        if looks[folder] <= MAX_LOOKS and looks_like(file):
+            return True
+    return False
 
 
 def is_of_split(name: str, wanted: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from yaml.scanner import ScannerError
 from lpg_hf._files import fs_path, read_list, read_text, relative_name, unicode_name, unicode_path, walk_files
 from lpg_hf._yaml import load_yaml
 from lpg_hf.data._formats.image_finder import MatchedImages, StatedImage, match_images
+from lpg_hf.data._formats.tool_image import SPLIT_NAMES, folder_of_split, names_of_split
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.images import IMAGE_SUFFIXES
@@ -21,8 +22,8 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names")
 # txt files beside labels that are not labels; each may still be one, if an image has its name.
 OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
-SPLITS = ("train", "val", "test")
-SPLIT_ALIASES = {"valid": "val", "validation": "val"}
+SPLITS = tuple(SPLIT_NAMES)
+SPLIT_ALIASES = {other: split for split, names in SPLIT_NAMES.items() for other in names if other != split}
 LARGEST_CLASS = 1_000_000
 # Classes without a name, which a few characters of data.yaml state.
 _MOST_UNNAMED = 10_000
@@ -181,11 +182,10 @@ def _listed_images(path: str, base: str, report: Report) -> list[str]:
 def _yaml_layout(path: str, content: dict, split: str | None, report: Report) -> YoloLayout | None:
     """The layout that data.yaml states; None if the places it names do not exist in its folder."""
     folder = os.path.dirname(path)
-    stated = [key for key in (*SPLITS, *SPLIT_ALIASES) if content.get(key)]
+    aliases = [key for key in SPLIT_ALIASES if not isinstance(content.get(key), dict)]  # Settings of a training.
+    stated = [key for key in (*SPLITS, *aliases) if content.get(key)]
     if split is not None:
-        stated = [
-            key for key in stated if key == split or SPLIT_ALIASES.get(key, key) == SPLIT_ALIASES.get(split, split)
-        ]
+        stated = [key for key in stated if key in names_of_split(split)]
         if split not in stated and content.get(split):
             stated = [split]
     if not stated:
@@ -245,11 +245,11 @@ def _plain_layout(root: str, images: str | None, split: str | None, report: Repo
         split = relative_name(split)
     except ValueError as error:
         raise ValueError(f"the split name {split!r} {error}; pass the name of a folder or list") from error
-    if os.path.isdir(fs_path(f"{images}/{split}")):
-        names = [f"{split}/{name}" for name in walk_files(f"{images}/{split}", IMAGE_SUFFIXES)]
+    inner = folder_of_split(images, split)
+    if inner is not None:
+        names = [f"{inner[len(images) + 1 :]}/{name}" for name in walk_files(inner, IMAGE_SUFFIXES)]
         return YoloLayout(images, names, label_roots)
-    for folder in dict.fromkeys((root, images)):
-        path = f"{folder}/{split}.txt"
+    for path in (f"{folder}/{name}.txt" for folder in (root, images) for name in names_of_split(split)):
         if os.path.isfile(fs_path(path)):
             names = _listed_images(path, root, report)
             return YoloLayout(root, names, [], complete=False, sources=[path])
