@@ -1,5 +1,6 @@
 """Where the logits of the DeepLabs lie in an image: on the pixels 0, stride, 2 x stride, ..."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,16 +11,29 @@ def pad_to_logits(maps: Tensor, stride: int, value: float = 0) -> Tensor:
     return F.pad(maps, (0, (1 - width) % stride, 0, (1 - height) % stride), value=value)
 
 
-def logits_at_pixels(logits: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Logits on every `stride`-th pixel -> logits on every pixel.
+def logits_at_pixels(logits: Tensor, stride: int, size: tuple[int, int], every: int = 1) -> Tensor:
+    """Logits on every `stride`-th pixel -> logits on every pixel, or on a part of them.
 
     Args:
         logits: (B, num_labels, h, w) float of an image that `pad_to_logits` has padded.
         size: (height, width) of the image without padding.
+        every: above 1, only the rows and columns every // 2, every // 2 + every, ...; the others are not computed.
 
     Returns:
-        (B, num_labels, height, width) float32, bilinear.
+        (B, num_labels, height, width) float32, bilinear; with `every`, (B, num_labels, rows, columns).
     """
+    if every > 1:
+        rows, columns = (
+            _weights(num, stride, torch.arange(every // 2, side, every, device=logits.device))
+            for num, side in zip(logits.shape[2:], size)
+        )
+        return rows @ logits.float() @ columns.T
     full = ((logits.shape[2] - 1) * stride + 1, (logits.shape[3] - 1) * stride + 1)
     logits = F.interpolate(logits.float(), size=full, mode="bilinear", align_corners=True)
     return logits[:, :, : size[0], : size[1]]
+
+
+def _weights(num_logits: int, stride: int, pixels: Tensor) -> Tensor:
+    """(pixels, logits) float32: how much of each logit of a row or column a pixel has, by linear interpolation."""
+    distances = pixels[:, None] / stride - torch.arange(num_logits, device=pixels.device)
+    return (1 - distances.abs()).clamp(min=0)

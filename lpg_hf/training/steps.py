@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lpg_hf.models.logits import logits_at_pixels
 from lpg_hf.models.losses import pixel_cross_entropy
 from lpg_hf.training._batch_norm import synchronize_batch_norms
 from lpg_hf.training._checkpoint import Checkpoints, TrainingState
@@ -26,6 +27,7 @@ from lpg_hf.training._label_sources.bcm import confident_labels
 from lpg_hf.training._optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
 from lpg_hf.training._samples import Positions, StepBatches, step_loader
 from lpg_hf.training.config import LPGSettings, SegmenterSettings
+from lpg_hf.training.models import corner_stride
 from lpg_hf.training.run import Run
 
 
@@ -33,7 +35,7 @@ Loss = Callable[[nn.Module, dict], Tensor]
 
 
 @dataclass(frozen=True)
-class Phase:
+class _Phase:
     """The training of one network in one stage.
 
     Attributes:
@@ -111,8 +113,8 @@ def train_lpg(run: Run, model: nn.Module, samples: Positions, name: str, folder:
     """
     settings = run.settings.lpg
     optimizer = build_optimizer(settings.optimizer, lpg_groups(model, settings))
-    phase = Phase(name, "lpg", settings, settings.steps, folder, settings.ema, settings.schedule)
-    return train(run, phase, model, optimizer, samples, _lpg_loss)
+    phase = _Phase(name, "lpg", settings, settings.steps, folder, settings.ema, settings.schedule)
+    return _train(run, phase, model, optimizer, samples, _lpg_loss)
 
 
 def train_segmenter(run: Run, model: nn.Module, samples: Positions, name: str, folder: Path, num_steps: int) -> dict:
@@ -122,42 +124,57 @@ def train_segmenter(run: Run, model: nn.Module, samples: Positions, name: str, f
     """
     settings = run.settings.segmenter
     optimizer = build_optimizer(settings.optimizer, segmenter_groups(model, settings))
-    phase = Phase(name, "segmenter", settings, num_steps, folder)
-    return train(run, phase, model, optimizer, samples, partial(_segmenter_loss, stride=settings.loss_stride))
+    phase = _Phase(name, "segmenter", settings, num_steps, folder)
+    loss_of = partial(_segmenter_loss, stride=settings.loss_stride, corner_stride=corner_stride(model))
+    return _train(run, phase, model, optimizer, samples, loss_of)
 
 
 def _lpg_loss(model: nn.Module, batch: dict) -> Tensor:
     return model(**batch).loss
 
 
-def _segmenter_loss(model: nn.Module, batch: dict, stride: int | None) -> Tensor:
+def _segmenter_loss(model: nn.Module, batch: dict, stride: int | None, corner_stride: int | None = None) -> Tensor:
     """Cross-entropy over all logits of the network; with filling rates of BCM, over the pixels that these keep.
 
     Args:
         stride: pixels per position of the loss; None: the logits' own positions.
+        corner_stride: of the network, see there.
     """
-    labels = batch["labels"]  # (B, H, W)
+    positions = slice(None) if stride is None else slice(stride // 2, None, stride)
+    labels = batch["labels"][:, positions, positions]  # (B, H/stride, W/stride)
     outputs = model(pixel_values=batch["pixel_values"])
     maps = outputs.get("scale_logits") or (outputs.logits,)  # DeepLab v2 sums over its scales
     if stride is not None:
-        at_stride = (slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
-        labels = labels[at_stride]  # (B, H/stride, W/stride)
+        maps = _at_positions(maps, batch["labels"].shape[1:], stride, corner_stride)
     if "filling_rates" in batch:
-        boxes = batch["box_labels"]  # (B, H, W)
-        if stride is not None:
-            boxes = boxes[at_stride]
-            size = labels.shape[-2:]
-            maps = [F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False) for logits in maps]
+        boxes = batch["box_labels"][:, positions, positions]  # (B, H/stride, W/stride)
         kept = partial(confident_labels, labels=labels, box_labels=boxes, filling_rates=batch["filling_rates"])
         losses = [pixel_cross_entropy(logits, kept(logits)) for logits in maps]
     else:
-        at = "logits" if stride is None else "labels"
-        losses = [pixel_cross_entropy(logits, labels, at=at) for logits in maps]
+        losses = [pixel_cross_entropy(logits, labels) for logits in maps]
     return reduce(torch.add, losses)
 
 
-def train(
-    run: Run, phase: Phase, model: nn.Module, optimizer: torch.optim.Optimizer, samples: Positions, loss_of: Loss
+def _at_positions(maps: Sequence[Tensor], size: torch.Size, stride: int, corner_stride: int | None) -> list[Tensor]:
+    """The logits at the positions of the loss, from where they lie in use.
+
+    Args:
+        maps: (B, num_labels, h, w) each; those of further scales are used through their maximum, at the first's size.
+        size: (height, width) of the crops.
+
+    Returns:
+        (B, num_labels, H/stride, W/stride) float32 each.
+    """
+    resized = partial(F.interpolate, mode="bilinear", align_corners=False)
+    if corner_stride is None:
+        counts = [len(range(stride // 2, side, stride)) for side in size]
+        return [resized(logits.float(), size=counts) for logits in maps]
+    maps = [resized(logits.float(), size=maps[0].shape[-2:]) for logits in maps]
+    return [logits_at_pixels(logits, corner_stride, (size[0], size[1]), every=stride) for logits in maps]
+
+
+def _train(
+    run: Run, phase: _Phase, model: nn.Module, optimizer: torch.optim.Optimizer, samples: Positions, loss_of: Loss
 ) -> dict:
     """The loop of both steps; resumes from the newest checkpoint of the phase, exactly.
 
@@ -170,13 +187,13 @@ def train(
     """
     on_cpu = run.accelerator.device.type == "cpu" and run.accelerator.mixed_precision == "bf16"
     with depthwise_in_float32(model) if on_cpu else nullcontext():
-        return _train(run, phase, model, optimizer, samples, loss_of)
+        return _loop(run, phase, model, optimizer, samples, loss_of)
 
 
-def _train(
-    run: Run, phase: Phase, model: nn.Module, optimizer: torch.optim.Optimizer, samples: Positions, loss_of: Loss
+def _loop(
+    run: Run, phase: _Phase, model: nn.Module, optimizer: torch.optim.Optimizer, samples: Positions, loss_of: Loss
 ) -> dict:
-    """As `train`."""
+    """As `_train`."""
     accelerator, every = run.accelerator, run.settings.run.checkpoint_every
     shares = check_batch(run, phase.network, model)
     layout = _prepare_network(run, model)
@@ -250,7 +267,7 @@ def _trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
     return device.type != "cpu" or all(max(module.stride) == 1 for module in narrow)
 
 
-def _resume(run: Run, phase: Phase, state: TrainingState, checkpoints: Checkpoints) -> None:
+def _resume(run: Run, phase: _Phase, state: TrainingState, checkpoints: Checkpoints) -> None:
     """Loads the newest checkpoint, if there is one, and takes the lines of the steps to be repeated out of the log."""
     state.scaler = run.accelerator.scaler
     if state.scaler is not None:
@@ -271,7 +288,7 @@ def _seed_step(run: Run, samples: Positions, step: int) -> None:
 
 
 def _backward(
-    run: Run, phase: Phase, model: nn.Module, batch: dict, loss_of: Loss, layout: torch.memory_format
+    run: Run, phase: _Phase, model: nn.Module, batch: dict, loss_of: Loss, layout: torch.memory_format
 ) -> tuple[list[str], Tensor]:
     """Adds the gradients of a micro-batch.
 
@@ -290,7 +307,7 @@ def _backward(
     return names, loss.detach()
 
 
-def _step_loss(run: Run, phase: Phase, step: int, parts: list[tuple[list[str], Tensor]]) -> float:
+def _step_loss(run: Run, phase: _Phase, step: int, parts: list[tuple[list[str], Tensor]]) -> float:
     """The loss of a step, a mean over the images of all processes.
 
     Args:
@@ -310,7 +327,7 @@ def _step_loss(run: Run, phase: Phase, step: int, parts: list[tuple[list[str], T
     )
 
 
-def _check_weights(phase: Phase, state: TrainingState) -> None:
+def _check_weights(phase: _Phase, state: TrainingState) -> None:
     """Raises FloatingPointError if a weight is not finite, so that no such network is ever saved."""
     for network in (state.model, state.average):
         broken = [] if network is None else [k for k, v in network.state_dict().items() if not v.isfinite().all()]
@@ -322,7 +339,7 @@ def _check_weights(phase: Phase, state: TrainingState) -> None:
 
 
 @contextmanager
-def _explained(phase: Phase) -> Iterator[None]:
+def _explained(phase: _Phase) -> Iterator[None]:
     """Adds the remedy to the error of a batch norm with one value per channel.
 
     Raises:
@@ -344,7 +361,7 @@ def _explained(phase: Phase) -> Iterator[None]:
 class _StepLog:
     """The progress bar, log.jsonl and the tracker of a phase."""
 
-    def __init__(self, run: Run, phase: Phase, start: int):
+    def __init__(self, run: Run, phase: _Phase, start: int):
         self.run, self.phase, self.start, self.began = run, phase, start, time.monotonic()
         hidden = not run.is_main
         self.bar = tqdm(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from datasets import Dataset
 from PIL import Image
+from tiny_run import changed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, pipeline
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
@@ -18,9 +19,13 @@ from lpg_hf._cards import write_card
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
+from lpg_hf.models.logits import logits_at_pixels
+from lpg_hf.models.losses import pixel_cross_entropy
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
+from lpg_hf.training import steps
 from lpg_hf.training.measure import measure_segmenter
+from lpg_hf.training.run import Run
 
 
 NUM_LABELS, SHADE = 5, 50  # the images show label k in grey 50 k
@@ -37,6 +42,9 @@ class Truth(nn.Module):
     def feature_maps(self, pixel_values: Tensor) -> tuple[Tensor]:
         labels = (pixel_values[:, 0, :: self.stride, :: self.stride] / SHADE).round().long()
         return (10 * F.one_hot(labels, NUM_LABELS).permute(0, 3, 1, 2).float(),)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.feature_maps(pixel_values)[-1]
 
 
 def model_that_knows(kind: str) -> PreTrainedModel:
@@ -121,3 +129,62 @@ def test_four_ways_to_a_label_map_score_the_same(kind, height, width, run, tmp_p
     half_pixel = F.interpolate(model.train()(**inputs).logits, (height, width), mode="bilinear")
     wrong = half_pixel[0].argmax(dim=0).numpy()
     assert mean_iou(scope["label_map"].numpy(), inner) > mean_iou(wrong, inner)
+
+
+@pytest.mark.parametrize("stride, every", [(8, 4), (8, 8), (4, 3), (8, 16)])
+def test_a_part_of_the_pixels_has_the_logits_that_all_of_them_have(stride, every):
+    logits = torch.randn(2, 3, 9, 6).requires_grad_()
+    size = 8 * stride + 1, 5 * stride - 1  # of which the last columns are padding
+    every_pixel = logits_at_pixels(logits, stride, size)
+    part = logits_at_pixels(logits, stride, size, every=every)
+    expected = every_pixel[:, :, every // 2 :: every, every // 2 :: every]
+    torch.testing.assert_close(part, expected)
+    gradients = (torch.autograd.grad(maps.square().sum(), logits)[0] for maps in (part, expected))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.fixture
+def loss_of(run, tmp_path, monkeypatch):
+    """The loss of the M-step with a stride of 4."""
+    monkeypatch.setattr(steps, "_train", lambda run, phase, model, optimizer, samples, loss_of: loss_of)
+    strided = Run(run.accelerator, changed(run.settings, {"segmenter.loss_stride": 4}))
+
+    def build(model):
+        return steps.train_segmenter(strided, model, None, "phase", tmp_path, 1)
+
+    return build
+
+
+@pytest.mark.parametrize("kind", ["largefov", "deeplab-v2"])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_the_loss_between_the_logits_is_that_of_the_logits_in_use(kind, align_corners, loss_of):
+    model = model_that_knows(kind)
+    model.config.align_corners = align_corners
+    labels = torch.from_numpy(ellipses(129, 129))[None].long()
+    images = SHADE * labels[:, None].expand(1, 3, -1, -1).float()
+    with torch.no_grad():
+        in_use = model(images).logits
+    targets = labels[:, 2::4, 2::4]
+    if align_corners:
+        expected = F.cross_entropy(in_use[:, :, 2::4, 2::4], targets)
+    else:
+        expected = pixel_cross_entropy(in_use, targets, at="labels")
+    batch = {"pixel_values": images, "labels": labels}
+    loss = loss_of(model)(model.train(), batch)
+    assert torch.equal(loss, expected) or (align_corners and torch.isclose(loss, expected, rtol=1e-5))
+    everywhere = {"box_labels": labels, "filling_rates": torch.ones(1, NUM_LABELS)}
+    assert torch.equal(loss_of(model)(model, batch | everywhere), loss)
+
+
+def test_the_loss_of_several_scales_ends_with_that_of_their_maximum_in_use(loss_of):
+    model = model_that_knows("deeplab-v2")
+    model.config.scales = (0.5, 0.75)
+    labels = torch.from_numpy(ellipses(129, 129))[None].long()
+    batch = {"pixel_values": SHADE * labels[:, None].expand(1, 3, -1, -1).float(), "labels": labels}
+    with torch.no_grad():
+        in_use = model(batch["pixel_values"]).logits[:, :, 2::4, 2::4]
+        maps = model.train()(batch["pixel_values"]).scale_logits
+        at_positions = steps._at_positions(maps, labels.shape[1:], 4, 4)
+        torch.testing.assert_close(at_positions[-1], in_use)
+        expected = sum(F.cross_entropy(logits, labels[:, 2::4, 2::4]) for logits in at_positions)
+        torch.testing.assert_close(loss_of(model)(model, batch), expected)
