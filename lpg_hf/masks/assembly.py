@@ -78,6 +78,7 @@ def boxed_image(image: np.ndarray, record: Record, grow: float = 0.0) -> BoxedIm
 
     Args:
         grow: every edge moves outwards by this share of the box's size, as far as the image goes; below 0: inwards.
+            The region of a rotated box grows as its box does.
     """
     objects = record.single_objects
     boxes = np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4)
@@ -89,8 +90,19 @@ def boxed_image(image: np.ndarray, record: Record, grow: float = 0.0) -> BoxedIm
         image,
         boxes,
         np.array([item.category + 1 for item in objects], dtype=np.int64),
-        regions={index: item.region for index, item in enumerate(objects) if item.region is not None},
+        regions={
+            index: _grown_region(item.region, grow) for index, item in enumerate(objects) if item.region is not None
+        },
     )
+
+
+def _grown_region(region: list[float], grow: float) -> list[float]:
+    """A quadrilateral (x, y, x, y, ...) scaled about the centre of its extent, by as much as its box."""
+    if not grow:
+        return region
+    points = np.array(region).reshape(-1, 2)
+    centre = (points.min(axis=0) + points.max(axis=0)) / 2
+    return (centre + (1 + 2 * grow) * (points - centre)).ravel().tolist()
 
 
 def assemble(

@@ -277,6 +277,26 @@ def test_instances_of_grown_boxes_are_their_whole_masks(data, same_generator, gr
         assert all(masks[number - 1][instances == number].all() for number in np.unique(instances[is_object]))
 
 
+@pytest.mark.parametrize("per", ["class", "instance"])
+@pytest.mark.parametrize("grow, area", [(0.25, 1800), (-0.25, 200)])
+def test_rotated_boxes_grow_with_their_box(tmp_path, grow, area, per):
+    """A square on its corner, with diagonals of 40."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (100, 80)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labelTxt").mkdir()
+    (tmp_path / "labelTxt" / "a.txt").write_text("50 20 70 40 50 60 30 40 ship 0\n")
+    command = ["masks", str(tmp_path), "--generator", "box", "--write", "coco", "--per", per, "--no-clean"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--out", str(tmp_path / "out"), "--grow-boxes", str(grow)])
+    assert stopped.value.code == 0
+    annotations = json.loads((tmp_path / "out" / "instances.json").read_text())["annotations"]
+    assert [item["bbox"] for item in annotations] == [[30, 20, 40, 40]]
+    mask = coco_mask.decode(annotations[0]["segmentation"])
+    assert abs(int(mask.sum()) - area) <= 0.06 * area
+    for axis, centre in ((0, 49.5), (1, 39.5)):
+        assert abs(np.flatnonzero(mask.any(axis=axis)).mean() - centre) <= 0.5
+
+
 def test_boxes_cannot_shrink_to_nothing():
     with pytest.raises(ValueError, match="grow_boxes=-0.5 is a share of the box: it must lie above -0.5, at most 1"):
         MaskSettings(grow_boxes=-0.5)
