@@ -126,6 +126,9 @@ PROBLEMS = {
     "fits_as_corners": ProblemKind(KEPT, "box over the border whose numbers fit as x1, y1, x2, y2"),
     "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ProblemKind(KEPT, "VOC box with a coordinate 0"),
+    "counted_from_zero": ProblemKind(
+        "read as counted from 1", "VOC box by LabelImg or CVAT, which count from 0 (--zero-based)"
+    ),
     "mask_name_taken": ProblemKind(
         IMAGE_SKIPPED, "image whose new files would have the name of another one's, or of a folder"
     ),
@@ -280,15 +283,22 @@ class Report:
         causes = [self.fit] if self.fit else []
         num_boxes = self.objects + sum(self.counts.get(kind, 0) for kind in ("box_outside", "degenerate_box"))
         num_corners, num_zero = self.counts.get("fits_as_corners", 0), self.counts.get("zero_coordinate", 0)
+        num_tool = self.counts.get("counted_from_zero", 0)
         if 2 * num_corners > num_boxes:
             causes.append(
                 f"boxes look like corners: {num_corners} of {num_boxes} reach over the border as x, y, width, height, "
                 "and fit as x1, y1, x2, y2. If they are, pass box_format='xyxy' (--box-format xyxy)"
             )
-        if num_zero:
+        if num_zero and not num_tool:
             causes.append(
                 f"boxes look 0-based: {num_zero} of {num_boxes} have xmin or ymin 0, and Pascal VOC counts from 1. "
                 "If the tool counts from 0, pass zero_based=True (--zero-based)"
+            )
+        if num_tool:
+            causes.append(
+                f"boxes look 0-based: {num_tool} of {num_boxes} are of files as LabelImg and CVAT write them, from 0 and "
+                "end exclusive. Read as Pascal VOC's they are a pixel larger on the left and at the top: pass "
+                "zero_based=True (--zero-based)"
             )
         return causes
 

@@ -1,6 +1,7 @@
 """What `convert-labels` writes as YOLO, read by the trainer's rules: the same images, splits and boxes as went in."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from test_yolo_rules import trainer_dataset
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tool_trees import OTHER_TREES, TOOL_TREES, write  # noqa: E402
 
-from lpg_hf.data.convert import YoloOptions, convert_labels  # noqa: E402
+from lpg_hf.data.convert import WITH_MASKS, YoloOptions, convert_labels  # noqa: E402
 
 
 ROW = [pytest.approx(value, abs=1e-4) for value in (0, 1 / 3, 0.4, 1 / 3, 0.4)]
@@ -37,7 +38,8 @@ def another_working_folder(tmp_path_factory, monkeypatch):
 @pytest.mark.parametrize("how", ["link", "copy"])
 def test_it_trains_as_it_lies_there(tmp_path, name, train, val, how):
     {**OTHER_TREES, **TOOL_TREES}[name][1](tmp_path / "in")
-    convert_labels(tmp_path / "in", tmp_path / "out", "yolo", yolo_options=YoloOptions(how))
+    options = replace(WITH_MASKS, zero_based=name == "LabelImg VOC")
+    convert_labels(tmp_path / "in", tmp_path / "out", "yolo", options=options, yolo_options=YoloOptions(how))
     found = {split: trainer_dataset(tmp_path / "out" / "data.yaml", split) for split in ("train", "val")}
     assert {split: sorted(images) for split, images in found.items()} == {"train": train, "val": val}
     # VOC trees have the class list of VOC, to which "red" is appended.

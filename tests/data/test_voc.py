@@ -1,11 +1,16 @@
 """Pascal VOC xml and PNG -> records."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import tool_trees
 from PIL import Image
 
 from lpg_hf.data._formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
-from lpg_hf.data.options import ReadOptions
+from lpg_hf.data.check import check_source
+from lpg_hf.data.convert import convert_labels
+from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
 from lpg_hf.labels import VOC_CLASSES
@@ -71,6 +76,27 @@ def test_zero_based_switch_takes_corners_as_they_are(voc_tree):
     assert item.box == (0, 0, 30, 24) and report.counts == {}
     replace(voc_tree)
     assert only_object(voc_tree, zero_based=True)[0].box == (11, 9, 30, 24)
+
+
+@pytest.mark.parametrize("make", [tool_trees.labelimg_voc, tool_trees.cvat_voc])
+def test_boxes_of_tools_that_count_from_zero_are_counted_with_the_remedy(tmp_path, make):
+    make(tmp_path)
+    checked = check_source(tmp_path)
+    assert checked.report.counts == {"counted_from_zero": 1} and not checked.passed
+    assert "boxes look 0-based: 1 of 1 are of files as LabelImg and CVAT write them" in checked.summary()
+    checked = check_source(tmp_path, options=dataclasses.replace(SOURCE_OPTIONS, zero_based=True))
+    assert checked.report.counts == {} and "0-based" not in checked.summary()
+
+
+def test_official_files_and_those_of_this_package_are_not_taken_for_a_tools(voc_tree, tmp_path):
+    source = "<source><database>The VOC2012 Database</database><annotation>PASCAL VOC2012</annotation></source>"
+    text = voc_tree.xml(objects=[voc_tree.object(box=("45.70000076293945", 9, 50, 24))])
+    voc_tree.add("a", text.replace("<size>", f"{source}<size>"))
+    assert read(voc_tree)[1].counts == {}
+    convert_labels(voc_tree.root, tmp_path / "new", "voc")
+    report = Report()
+    found = list(read_voc(tmp_path / "new", images=voc_tree.root / "JPEGImages", report=report))
+    assert found == read(voc_tree)[0] and report.counts == {}
 
 
 def test_swapped_corners(voc_tree):

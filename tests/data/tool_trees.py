@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
@@ -59,12 +60,27 @@ def cvat_images(root: Path) -> None:
     write(root, "annotations.xml", cvat_xml())
 
 
+_REGION_IDS = count()
+
+
 def region(kind: str = "rectangle", **value) -> dict:
     """A region of Label Studio, in percent."""
     base = {"x": 100 * 10 / 60, "y": 20.0, "width": 100 * 20 / 60, "height": 40.0, "rotation": 0}
     value = {**(base if kind == "rectangle" else {}), f"{kind}labels": ["red"], **value}
     size = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
-    return {**size, "value": value, "id": "x", "from_name": "label", "to_name": "image", "type": f"{kind}labels"}
+    key = f"r{next(_REGION_IDS)}"
+    return {**size, "value": value, "id": key, "from_name": "label", "to_name": "image", "type": f"{kind}labels"}
+
+
+def ocr_region(kind: str = "rectangle", labels: tuple[str, ...] = ("red",), **value) -> list[dict]:
+    """A region of Label Studio's template for OCR: one result a control, of one id, each with the geometry."""
+    base = region(kind, **value)
+    shape = {key: item for key, item in base["value"].items() if not key.endswith("labels")}
+    return [
+        {**base, "value": shape, "from_name": "bbox", "type": kind},
+        {**base, "value": {**shape, "labels": list(labels)}, "from_name": "label", "type": "labels"},
+        {**base, "value": {**shape, "text": ["hello"]}, "from_name": "transcription", "type": "textarea"},
+    ]
 
 
 def label_studio_task(*regions: dict, image: str = "/data/upload/1/0a1b2c3d-a.png", **task) -> dict:
@@ -261,22 +277,31 @@ def coco_per_image(root: Path) -> None:
         write(root, f"annotations/{name}.json", coco_json(f"{name}.png"))
 
 
-def voc_text(name: str, box: tuple = (11, 9, 30, 24)) -> str:
+def voc_text(
+    name: str, box: tuple = BOX, source: str = "", size: str = "<depth>3</depth>", flags: str = "", path: str = ""
+) -> str:
+    """The xml file of a tool, 0-based and end exclusive as both below write it."""
     corners = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
-    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
-    thing = f"<object><name>red</name><difficult>0</difficult><bndbox>{corners}</bndbox></object>"
-    return f"<annotation><folder>f</folder><filename>{name}</filename>{size}{thing}</annotation>"
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height>{size}</size><segmented>0</segmented>"
+    thing = f"<object><name>red</name>{flags}<difficult>0</difficult><bndbox>{corners}</bndbox></object>"
+    source = f"<source><database>Unknown</database>{source}</source>"
+    return f"<annotation><folder>f</folder><filename>{name}</filename>{path}{source}{size}{thing}</annotation>"
 
 
 def labelimg_voc(root: Path) -> None:
-    """The xml files beside the images."""
+    """The xml files beside the images; corners are cut to whole numbers, of 0 to 1."""
+    flags = "<pose>Unspecified</pose><truncated>0</truncated>"
+    box = tuple(int(value) for value in BOX)
     write(root, "a.png", None)
-    write(root, "a.xml", voc_text("a.png"))
+    write(root, "a.xml", voc_text("a.png", box, flags=flags, path="<path>/home/me/f/a.png</path>"))
 
 
 def cvat_voc(root: Path) -> None:
+    """By Datumaro: corners as CVAT has them, with fractions."""
+    source = "<annotation>Unknown</annotation><image>Unknown</image>"
+    flags = "<truncated>0</truncated><occluded>0</occluded>"
     write(root, "JPEGImages/a.png", None)
-    write(root, "Annotations/a.xml", voc_text("a.png"))
+    write(root, "Annotations/a.xml", voc_text("a.png", BOX, source, "<depth></depth>", flags))
     write(root, "ImageSets/Main/default.txt", "a\n")
     write(root, "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:255,0,0::\n")
 

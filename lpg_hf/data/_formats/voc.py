@@ -8,7 +8,8 @@
     ROOT/classes.txt                      class names in the order of the labels, if they are not VOC's 20
 
 VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax,
-ymax) here. `zero_based=True` is for tools that write plain 0-based corners, which are taken as they are. No box of VOC
+ymax) here. `zero_based=True` is for tools that write plain 0-based corners, which are taken as they are; LabelImg and
+CVAT do, which their <database> tells, and boxes read as VOC's all the same are counted. No box of VOC
 is thinner than a pixel: a thinner one is written as the box one pixel wide (or high) with the same centre, moved into
 the image.
 """
@@ -63,6 +64,8 @@ MASKS_FOLDER = "SegmentationClass"
 MORE_MASKS_FOLDER = "SegmentationClassAug"
 SPLIT_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
 CLASSES_FILE = "classes.txt"
+# What LabelImg and Datumaro (CVAT) write as <database>; official files and this package's name none or VOC's.
+_TOOL_DATABASE = "Unknown"
 BACKGROUND_NAMES = ("background", "__background__", "_background_", "__ignore__")
 
 
@@ -132,11 +135,19 @@ class _VocObject:
 
 @dataclass
 class _VocAnnotation:
-    """What is used of an xml file: the image's name and (height, width) where it states them, and the objects."""
+    """What is used of an xml file.
+
+    Attributes:
+        filename: of the image, if stated.
+        size: (height, width) as stated, or None.
+        objects: in the order of the file.
+        from_zero: a tool wrote it that counts from 0, end exclusive.
+    """
 
     filename: str | None
     size: tuple[int, int] | None
     objects: list[_VocObject]
+    from_zero: bool = False
 
 
 @dataclass
@@ -151,6 +162,7 @@ class VocEntry:
         objects: of the wanted classes.
         mask_path: of the class mask, if asked for.
         num_classes: the largest label that the class mask may hold.
+        from_zero: as of `_VocAnnotation`.
     """
 
     name: str
@@ -160,6 +172,7 @@ class VocEntry:
     objects: list[_VocObject] = field(default_factory=list)
     mask_path: str | None = None
     num_classes: int = 0
+    from_zero: bool = False
 
 
 @dataclass
@@ -288,6 +301,7 @@ def parse_xml(path: str) -> _VocAnnotation:
         filename=(root.findtext("filename") or "").strip() or None,
         size=None if size is None else stated_size(size.findtext("height"), size.findtext("width")),
         objects=objects,
+        from_zero=(root.findtext("source/database") or "").strip() == _TOOL_DATABASE,
     )
 
 
@@ -620,7 +634,8 @@ def _find_images(
             without_image.append(file_name)
             if not options.keep_missing:
                 continue
-        entries.append(VocEntry(name, file_name, path, content.size, content.objects))
+        from_zero = content.from_zero and not options.zero_based
+        entries.append(VocEntry(name, file_name, path, content.size, content.objects, from_zero=from_zero))
     check_missing(
         MissingFiles("missing_image", "images", missing, num_wanted, listing.root, without_image), options, report
     )
@@ -681,6 +696,8 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
         num_lost += corners is None
         if made is not None:
             objects.append(made)
+        if made is not None and entry.from_zero:
+            report.add("counted_from_zero", f"{where} {corners}")
     if entry.mask_path is not None and options.verify_images and frame.size is not None:
         if not check_mask(entry.mask_path, entry.file_name, frame.size, entry.num_classes, options):
             report.add("mask_without_object", f"{entry.name}.png")
