@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from tool_trees import (
+    BOX,
     TOOL_TREES,
     YOLO_LINE,
     bdd_label,
@@ -11,8 +12,11 @@ from tool_trees import (
     cvat_xml,
     label_studio_task,
     labelme_json,
+    ocr_region,
+    region,
     write,
 )
+from trees import HEIGHT, WIDTH
 
 from lpg_hf.data._formats.tool_image import find_files
 from lpg_hf.data.options import SOURCE_OPTIONS
@@ -64,7 +68,7 @@ def test_only_some_files_of_another_kind_are_looked_at(tmp_path):
         looked.clear()
 
 
-@pytest.mark.parametrize("name", ["BDD100K"])
+@pytest.mark.parametrize("name", ["BDD100K", "Label Studio JSON"])
 def test_an_unreadable_file_among_those_of_a_tool_is_counted(tmp_path, name):
     many(tmp_path, name, 6)
     write(tmp_path, "i03.json", "[{")
@@ -92,3 +96,96 @@ def test_a_split_has_the_same_names_in_every_format(tmp_path, name, split):
     write(tmp_path, "validation/S/img1/000001.jpg", None)
     (record,), _ = opened(tmp_path, name, split=split)
     assert len(record.objects) == 1
+
+
+# Label Studio
+
+
+ELLIPSE = {"x": 100 / 3, "y": 40, "radiusX": 100 / 6, "radiusY": 20, "rotation": 0}
+POINTS = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in ((10, 8), (30, 8), (30, 24), (10, 24))]
+
+
+def label_studio(root, *tasks, **options):
+    for name in "ab":
+        write(root, f"images/{name}.png", None)
+    write(root, "project.json", list(tasks))
+    return opened(root, "label-studio", **options)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_label_studio_results_of_one_id_are_one_object(tmp_path, order):
+    regions = [ocr_region(), ocr_region("polygon", points=POINTS), ocr_region("ellipse", ("blue",), **ELLIPSE)]
+    task = label_studio_task(*(results[number] for results in regions for number in order))
+    (record,), report = label_studio(tmp_path, task, masks=True)
+    assert [item.box for item in record.objects] == [pytest.approx(BOX)] * 3
+    assert [item.category for item in record.objects] == [1, 1, 0] and report.classes == ["1 blue", "2 red"]
+    assert [item.rle is not None for item in record.objects] == [False, True, True]
+    assert report.counts == {"box_from_polygon": 2, "no_mask": 1, "image_by_name": 1}
+
+
+def test_label_studio_rows_of_one_geometry_are_one_object_in_json_min(tmp_path):
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    rows = [[{**item["value"], **size} for item in ocr_region(x=x)] for x in (20, 20, 50)]
+    controls = {name: [row[number] for row in rows] for number, name in enumerate(("bbox", "label", "transcription"))}
+    row = {"image": "/data/upload/1/0a1b2c3d-a.png", "id": 1, "annotator": 1, "annotation_id": 1, **controls}
+    (record,), report = label_studio(tmp_path, row)
+    assert len(record.objects) == 3 and report.classes == ["1 red"] and "no_class_name" not in report.counts
+
+
+def test_label_studio_brush_of_two_controls_is_one_lost_object(tmp_path):
+    records, report = label_studio(
+        tmp_path,
+        label_studio_task(*ocr_region("brush", format="rle", rle=[0, 1])),
+        label_studio_task(region(), image="b.png"),
+    )
+    assert [record.file_name for record in records] == ["b.png"]
+    assert report.counts["unsupported_shape"] == report.counts["incomplete_image"] == 1
+
+
+def test_label_studio_tasks_that_nobody_has_labelled_are_no_background(tmp_path):
+    cancelled = {"id": 1, "was_cancelled": True, "result": [region()]}
+    task = label_studio_task()
+    empty = label_studio_task(image="b.png", annotations=[{"id": 2, "was_cancelled": False, "result": []}])
+    for unlabelled in ([cancelled], []):
+        records, report = label_studio(tmp_path, {**task, "annotations": unlabelled}, empty, task)
+        assert [len(record.objects) for record in records] == [0, 1]
+        assert report.counts["image_without_annotation"] == 1
+        assert report.places["image_without_annotation"] == [f"project.json: task 1: {task['data']['image']}"]
+    records, _ = label_studio(tmp_path, {"data": task["data"], "predictions": [{"result": [region()]}]}, empty, task)
+    assert len(records) == 2
+
+
+def two_images(*regions, **data):
+    names = {"image1": "a.png", "image2": "b.png"} if not data else data
+    return {**label_studio_task(*regions), "data": {**names, "id": 7}}
+
+
+def test_label_studio_regions_of_two_images_are_of_the_one_they_name(tmp_path):
+    first, second = {**region(), "to_name": "image1"}, {**region(x=50), "to_name": "image2"}
+    records, report = label_studio(tmp_path, two_images(second, first, {**second, "id": "another"}), two_images(first))
+    assert [(record.file_name, len(record.objects)) for record in records] == [("a.png", 2), ("b.png", 2)]
+    assert records[0].objects[0].box == pytest.approx(BOX) and not report.is_incomplete
+    assert report.counts["duplicate_file_name"] == 2
+
+
+def test_label_studio_regions_of_two_images_that_cannot_be_told_apart_are_left_out(tmp_path):
+    drawn = {**region(), "to_name": "img2"}
+    good = two_images(region(), image="a.png", filename="x.png")
+    with pytest.raises(
+        ValueError, match="1 regions of 'img2', which is the name of none of its images image1, image2"
+    ):
+        label_studio(tmp_path, two_images(drawn))
+    (record,), report = label_studio(tmp_path, two_images(drawn), good)
+    assert record.file_name == "a.png" and report.counts["invalid_image_entry"] == 1 and report.is_incomplete
+
+
+def test_label_studio_one_image_beside_other_names_is_the_usual_one(tmp_path):
+    drawn = {**region(), "to_name": "img"}
+    (record,), _ = label_studio(tmp_path, two_images(drawn, filename="b.png", image="a.png"))
+    assert record.file_name == "a.png" and len(record.objects) == 1
+
+
+def test_label_studio_second_name_is_counted(tmp_path):
+    (record,), report = label_studio(tmp_path, label_studio_task(region(rectanglelabels=["red", "blue"])))
+    assert report.classes == ["1 red"] and len(record.objects) == 1
+    assert report.places["repeated_element"] == ["project.json: task 1: region 1 is of the classes red, blue"]

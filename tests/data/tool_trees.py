@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from itertools import count
+from itertools import count
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
@@ -58,6 +59,9 @@ def cvat_xml(*objects: str, name: str = "a.png", labels: str = "red") -> str:
 def cvat_images(root: Path) -> None:
     write(root, "images/a.png", None)
     write(root, "annotations.xml", cvat_xml())
+
+
+_REGION_IDS = count()
 
 
 _REGION_IDS = count()
