@@ -509,9 +509,12 @@ class _MaskRun:
         return range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, len(self.source)))
 
     def blocks(self) -> Iterator[dict]:
-        """The contents of all block files."""
+        """The contents of all block files, with scores as other files hold them."""
         for block in range(self.num_blocks):
-            yield self._read(block)
+            content = self._read(block)
+            for item in (item for image in content["images"] for item in image.get("objects", ())):
+                item |= {name: round(item[name], 4) for name in ("score", "fill_rate")}
+            yield content
 
     def write_block(self, block: int, bar: tqdm) -> None:
         """Writes all files of a block, and its block file at the end."""
@@ -545,7 +548,8 @@ class _MaskRun:
     def _add_outputs(self, block: int) -> None:
         """Writes the outputs that a block lacks, of the masks in its file."""
         content = self._read(block)
-        lacking, report = self.outputs - set(content["outputs"]), Report(**content["report"])
+        there, report = frozenset(content["outputs"]), Report(**content["report"])
+        lacking = self.outputs - there
         for index, entry in zip(self.images_of(block), content["images"]):
             record = self.source.record(index, Report()) if "objects" in entry else None
             if self.stop.is_set():
@@ -563,7 +567,7 @@ class _MaskRun:
                 label_map = label_map_of(masks, image.boxes, image.labels, size, rule)
             pixels = self.source.image(record) if lacking & OF_PIXELS else None
             finished = self._finished(record, image.boxes, masks, label_map, pixels)
-            _note_what_lacks(finished, lacking, report)
+            _note_what_lacks(finished, lacking, report, there)
             self.writer.write(finished, lacking)
         content["report"] = asdict(report)
         content["outputs"] = sorted(self.outputs)
@@ -669,11 +673,8 @@ class _MaskRun:
         finished = self._finished(record, image.boxes, masks, found.label_map, image.image)
         _note_what_lacks(finished, self.outputs, report)
         self.writer.write(finished, self.outputs)
-        scores = [
-            {"score": round(mask.score, 4), "fill_rate": round(mask.fill_rate, 4)}
-            for mask in masks
-            if mask is not None
-        ]
+        # In full: the overlap rule "prob" compares them when outputs are added.
+        scores = [{"score": mask.score, "fill_rate": mask.fill_rate} for mask in masks if mask is not None]
         return {
             "image_id": record.image_id,
             "height": record.height,
@@ -683,9 +684,11 @@ class _MaskRun:
         } | ({"unusable": True} if record.has_unusable else {})
 
 
-def _note_what_lacks(image: FinishedImage, outputs: frozenset[str], report: Report) -> None:
-    """Counts the outputs that an image cannot have."""
-    if outputs & GEO_OUTPUTS and image.place is None:
+def _note_what_lacks(
+    image: FinishedImage, outputs: frozenset[str], report: Report, before: frozenset[str] = frozenset()
+) -> None:
+    """Counts the outputs that an image cannot have, once for both on the map; `before`: those counted already."""
+    if outputs & GEO_OUTPUTS and not before & GEO_OUTPUTS and image.place is None:
         report.add("no_georeference", image.record.file_name)
     if "instances-png" in outputs and image.instances is None:
         report.add("too_many_instances", f"{image.record.file_name}: {len(image.kept)} objects")

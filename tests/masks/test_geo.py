@@ -97,12 +97,15 @@ def test_an_image_without_georeference_is_counted_also_when_it_is_added_later(da
     at_once = write(data, "out", "png", "geotiff", "geojson")
     write(data, "later", "png")
     later = write(data, "later", "geotiff", "geojson")
-    for out, report in (("out", at_once), ("later", later)):
+    write(data, "one by one", "png", "geotiff")
+    one_by_one = write(data, "one by one", "geojson")
+    for out, report in (("out", at_once), ("later", later), ("one by one", one_by_one)):
         assert report.counts["no_georeference"] == 1 and report.places["no_georeference"] == ["b.png"]
         written = sorted(path.name for name in ("geotiff", "geojson") for path in (data / out / name).iterdir())
         assert written == ["a.geojson", "a.tif"]
     for name in ("geotiff/a.tif", "geojson/a.geojson", "masks/a.png"):
-        assert (data / "out" / name).read_bytes() == (data / "later" / name).read_bytes()
+        for out in ("later", "one by one"):
+            assert (data / "out" / name).read_bytes() == (data / out / name).read_bytes()
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch):

@@ -148,6 +148,27 @@ def test_a_label_map_by_probability_cannot_be_added(data, same_generator):
     write(data, "out", "instances-png", overlap_rule="prob", function=never)
 
 
+def close(image, boxes):
+    """Boxes whose scores are equal in four digits, the later ones a little higher."""
+    return filled(image, boxes) * (0.99991 + 1e-5 * np.arange(len(boxes), dtype=np.float32)[:, None, None])
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_scores_that_differ_in_the_fifth_digit_decide_for_added_instances_too(data, same_generator, exclusive):
+    options = {"overlap_rule": "prob", "exclusive": exclusive}
+    outputs = ("coco", "coco-results", "html", "instances-png")
+    write(data, "at once", *outputs, function=close, **options)
+    write(data, "later", "coco", function=close, **options)
+    write(data, "later", *outputs, function=never, **options)
+    assert files(data / "later") == files(data / "at once")
+    instances = read_label_map(data / "later" / "instances" / "0.png")
+    assert [instances[15, x] for x in (7, 21, 24, 40)] == [1, 2, 3, 2]
+    for name in ("instances.json", "results.json"):
+        content = json.loads((data / "later" / name).read_text())
+        found = content if isinstance(content, list) else content["annotations"]
+        assert {item["score"] for item in found} == {0.9999}
+
+
 def test_other_outlines_of_written_files_are_refused_and_of_new_files_taken(data, same_generator):
     write(data, "out", "png", simplify=0.0)
     write(data, "out", "yolo", simplify=2.0, function=never)
