@@ -1,7 +1,8 @@
 """Labels of one format -> another: `lpg-hf convert-labels`.
 
     coco    OUT.json, or OUT/annotations.json
-    voc     OUT/Annotations/NAME.xml, OUT/ImageSets/Main/SPLIT.txt, OUT/classes.txt, OUT/SegmentationClass/NAME.png
+    voc     OUT/Annotations/NAME.xml, OUT/ImageSets/Main/all.txt, train.txt, ..., OUT/classes.txt,
+            OUT/SegmentationClass/NAME.png
     yolo    OUT/labels/NAME.txt, OUT/images/NAME.jpg, OUT/data.yaml, OUT/train.txt, ..., OUT/classes.txt
 
 YOLO gets the images too, linked file by file (`formats.yolo_dataset`), so that it trains as it lies there. For VOC put
@@ -107,7 +108,7 @@ def convert_labels(
     split = options.split
     if format == "coco" and os.path.isfile(fs_path(annotations)):  # Of one file, it is the name of the list alone.
         options = replace(options, split=None)
-    source = open_source(annotations, images, options, format=format, report=report)
+    source = _opened(annotations, images, options, format, report)
     reading = _Reading(source, to, masks, report, yolo_options)
     with unfinished_folder(target) as unfinished:
         written = unfinished / "out"
@@ -123,6 +124,23 @@ def convert_labels(
     if reading.masks and report.counts.pop("no_mask", 0):
         report.places.pop("no_mask")  # Boxes without a mask are normal here; `lost` has their number.
     return Conversion(os.fspath(out), report, reading.lost(), _remedy(to, yolo_options.with_images), is_new)
+
+
+def _opened(
+    annotations: str | os.PathLike, images: str | os.PathLike | None, options: ReadOptions, format: str, report: Report
+) -> Source:
+    """The source; a dataset whose rows have no masks is opened without them."""
+    if format != "dataset" or not options.masks:
+        return open_source(annotations, images, options, format=format, report=report)
+    from lpg_hf.data.load import _NoMasks  # `datasets` takes a second to import, and only this needs it
+
+    found = Report()
+    try:
+        source = open_source(annotations, images, options, format=format, report=found)
+    except _NoMasks:
+        return _opened(annotations, images, replace(options, masks=False), format, report)
+    report.merge(found)
+    return source
 
 
 def _remedy(to: str, with_images: str) -> str:
@@ -145,6 +163,7 @@ class _Reading:
         self.masks = source.options.masks or self.class_masks is not None
         self.counts: dict[str, int] = {}
         self.num_class_masks = 0
+        self.has_mask = False  # of any record, once it was read
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
             self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
             self.count('names of classes that mean "no object" in VOC: written with " class" behind')
@@ -202,9 +221,13 @@ class _Reading:
             self.count("difficult flags: kept as ordinary objects", sum(item.difficult for item in objects))
         self.count("rotated boxes: the box around each", sum(item.region is not None for item in objects))
         has_mask = [item.rle is not None for item in objects]
+        self.has_mask = self.has_mask or any(has_mask)
         if self.masks and not all(has_mask):
             what = "the outline of their box, if any has a mask" if self.to == "yolo" else "boxes only"
             self.count(f"objects without a mask: written as {what}", len(objects) - sum(has_mask))
+        if self.to == "coco" and self.source.options.split is None:
+            is_lost = record.file_name in self.source.splits and not yolo_dataset.split_of_name(record.file_name)
+            self.count("splits: one file holds all images; write one for each (--split)", is_lost)
         if self.to == "yolo" and self.masks:
             self.count(
                 "boxes that differ from the extent of their mask: the extent counts", sum(map(_is_loose, objects))
@@ -266,9 +289,9 @@ class _Reading:
                 lines.append(f"ids of {what}, if the dataset was made of a COCO file: numbered from 1")
             if source.format == "coco":
                 lines.append("fields of images and annotations that are not COCO's own for detection")
-        if self.masks and self.to == "voc" and source.format != "voc":
+        if self.masks and self.has_mask and self.to == "voc" and source.format != "voc":
             lines.append("instances in masks: a class mask holds classes, the smaller object on top")
-        if source.options.masks and source.format in ("coco", "yolo") and self.to != "coco":
+        if self.masks and self.has_mask and source.format in ("coco", "yolo") and self.to != "coco":
             form = {"yolo": "follow the edges of the pixels, holes and parts joined in one"}
             lines.append(f"outlines between pixels: masks {form.get(self.to, 'become pixels')}")
         if not self.asked_for_masks:
@@ -323,10 +346,13 @@ def _write_coco(out: Path, reading: _Reading, split: str) -> None:
 
 
 def _write_voc(out: Path, reading: _Reading, split: str) -> None:
-    names, empty, num_masks = [], [], 0
+    names, lists, empty, num_masks = [], {}, [], 0
     for record in reading:
         stem = os.path.splitext(record.file_name)[0]
         names.append(stem)
+        of_image = reading.source.splits.get(record.file_name) or yolo_dataset.split_of_name(record.file_name)
+        if of_image is not None and split not in yolo_layout.SPLITS:
+            lists.setdefault(of_image, []).append(stem)
         has_mask = record.mask_path is not None or any(item.rle is not None for item in record.objects)
         if reading.masks and has_mask:
             place = _place(out, voc.MASKS_FOLDER, f"{stem}.png")
@@ -340,7 +366,8 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
         empty if num_masks else []
     ):  # Where there are masks, no object is background everywhere.
         write_label_map(_place(out, voc.MASKS_FOLDER, f"{stem}.png"), np.zeros((height, width), dtype=np.uint8))
-    _write_lines(_place(out, voc.SPLIT_FOLDERS[1], f"{split.replace('/', '_')}.txt"), names)
+    for name, stems in {**lists, split.replace("/", "_"): names}.items():
+        _write_lines(_place(out, voc.SPLIT_FOLDERS[1], f"{name}.txt"), stems)
     _write_lines(out / voc.CLASSES_FILE, reading.names)
 
 

@@ -73,6 +73,10 @@ _TYPES = {
 PARQUET_OPTIONS = {"split", "masks", "allow_missing", "box_format", "bands", "stretch"}
 
 
+class _NoMasks(ValueError):
+    """Masks were asked for, and the rows of a dataset have none."""
+
+
 def class_names(dataset: Dataset) -> list[str]:
     """The class names of a built dataset in the order of the labels, without the background."""
     return list(dataset.features["objects"]["category"].feature.names)
@@ -242,7 +246,10 @@ def load_parquet(
     if "objects" not in dataset.features:
         raise ValueError(f"{root} has no column 'objects'; it has {', '.join(dataset.features)}")
     if options.masks and "mask" not in dataset.features and "segmentation" not in dataset.features["objects"]:
-        raise ValueError(f"{root} was exported without masks; export it again from a dataset with masks=True")
+        raise _NoMasks(
+            f"{root} has no masks: no column 'mask', and no 'segmentation' in 'objects'. Leave them out "
+            "(masks=False), or, if lpg-hf export-data made it, export it again with masks=True"
+        )
     dataset = _known_columns(dataset, root)
     _check_types(dataset, root)
     columns = [name for name in ("image", "mask") if name in dataset.features and (name == "mask" or images is None)]

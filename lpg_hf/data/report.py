@@ -296,8 +296,8 @@ class Report:
             )
         if num_tool:
             causes.append(
-                f"boxes look 0-based: {num_tool} of {num_boxes} are of files as LabelImg and CVAT write them, from 0 and "
-                "end exclusive. Read as Pascal VOC's they are a pixel larger on the left and at the top: pass "
+                f"boxes look 0-based: {num_tool} of {num_boxes} are of files as LabelImg and CVAT write them, from 0 "
+                "and end exclusive. Read as Pascal VOC's they are a pixel larger on the left and at the top: pass "
                 "zero_based=True (--zero-based)"
             )
         return causes

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tool_trees
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH
 
@@ -363,6 +364,54 @@ def test_yolo_result_with_its_images_is_a_yolo_folder(many, tmp_path):
     assert same_boxes(everything(path, many.images), everything(tmp_path / "none" / "data.yaml", None))
     with pytest.raises(ValueError, match="with_images='some' .--with-images. must be one of link, copy, none"):
         convert_labels(path, tmp_path / "new", "yolo", images=many.images, yolo_options=YoloOptions("some"))
+
+
+def test_a_dataset_without_masks_needs_no_option(tmp_path):
+    tool_trees.imagefolder(tmp_path / "in")
+    for target in TARGETS:
+        done = convert_labels(tmp_path / "in", tmp_path / target, target)
+        assert done.report.counts == {} and done.report.objects == 1
+        assert not any("mask" in line or "outline" in line for line in done.lost)
+    with pytest.raises(ValueError, match=r"has no masks: .*masks=False"):
+        open_source(tmp_path / "in", options=WITH_MASKS, report=Report())
+
+
+@pytest.fixture
+def listed(yolo_tree):
+    """A YOLO dataset whose splits are lists."""
+    for name in "bc":
+        yolo_tree.add(name, yolo_tree.LINE)
+    for split, names in (("train", "ac"), ("val", "b")):
+        yolo_tree.write(f"{split}.txt", "".join(f"./images/{name}.png\n" for name in names))
+    yolo_tree.write("data.yaml", "train: train.txt\nval: val.txt\nnames: [thing]\n")
+    return yolo_tree
+
+
+def test_voc_gets_a_list_for_each_split(listed, tmp_path):
+    done = convert_labels(listed.root, tmp_path / "voc", "voc")
+    lists = {path.stem: path.read_text().split() for path in (tmp_path / "voc" / "ImageSets" / "Main").iterdir()}
+    assert lists == {"all": ["a", "c", "b"], "train": ["a", "c"], "val": ["b"]}
+    assert not any("split" in line for line in done.lost)
+    convert_labels(tmp_path / "voc", tmp_path / "yolo", "yolo", images=listed.root / "images")
+    assert (tmp_path / "yolo" / "val.txt").read_text() == "./images/b.png\n"
+    convert_labels(listed.root, tmp_path / "part", "voc", options=replace(WITH_MASKS, split="val"))
+    assert [path.name for path in (tmp_path / "part" / "ImageSets" / "Main").iterdir()] == ["val.txt"]
+
+
+def test_coco_says_that_splits_are_lost(listed, tmp_path):
+    done = convert_labels(listed.root, tmp_path / "all.json", "coco")
+    assert any(line.startswith("splits: ") and line.endswith("(3)") for line in done.lost)
+    done = convert_labels(listed.root, tmp_path / "val.json", "coco", options=replace(WITH_MASKS, split="val"))
+    assert not any("splits" in line for line in done.lost)
+
+
+def test_losses_of_masks_are_told_only_where_there_is_a_mask(coco_tree, tmp_path):
+    said = {}
+    for name, segmentation in (("with", coco_tree.annotation()["segmentation"]), ("without", [])):
+        coco_tree.content["annotations"] = [coco_tree.annotation(segmentation=segmentation)]
+        lost = convert_labels(coco_tree.write(), tmp_path / name, "voc", images=coco_tree.images).lost
+        said[name] = [any(text in line for line in lost) for text in ("outlines between", "instances in masks")]
+    assert said == {"with": [True, True], "without": [False, False]}
 
 
 def test_class_masks_without_a_class_list_are_refused(voc_tree, tmp_path):
