@@ -88,10 +88,10 @@ def _write_label_maps(job: SegmentJob, folder: str, names: list[str]) -> list[st
     """As `segment`, in a folder that is ours alone."""
     device, dtype = GeneratorOptions(device=job.device, dtype=job.dtype).placement()
     segmenter = SegmenterProbs.from_pretrained(job.model, device=device, dtype=dtype)
-    if job.scales != (1.0,) and segmenter.encode(np.zeros((64, 96, 3), np.uint8)).pixels.shape[1:] < (64, 96):
-        raise ValueError(
-            f"{job.model} resizes every image to one size, so other scales change nothing. Leave them out."
-        )
+    if job.scales != (1.0,):
+        probe = segmenter.encode(np.zeros((61, 97, 3), np.uint8))  # sides that no processor asks for
+        if probe.pixels.shape[1:] != probe.frame:
+            raise ValueError(f"{job.model} resizes every image, so other scales change nothing. Leave them out.")
     id2label = sorted((segmenter.model.config.id2label or {}).items())[1:]
     classes = [clean_name(str(name)) or f"class {label}" for label, name in id2label]
     _check_same_settings(job, segmenter)

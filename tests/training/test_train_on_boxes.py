@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tiny_run import run_script
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
 from lpg_hf._bands import Rendering
@@ -238,3 +239,16 @@ def test_deploy_takes_a_bundled_generator_in_every_round(values, tmp_path):
     changes = {"run.stages": "lpg-small", "run.num_stages": 1, "segmenter.steps": 2, "run.mixed_precision": "auto"}
     run_script("deploy.py", values | changes, tmp_path / "run")
     assert len(list((tmp_path / "run" / "target" / "stage1" / "pseudo_masks").glob("*.png"))) == 6
+
+
+@pytest.mark.parametrize("size", [{"height": 32, "width": 32}, {"height": 512, "width": 512}, {"shortest_edge": 64}])
+def test_scales_of_a_model_that_resizes_every_image_are_refused(segmenter_folder, tmp_path, size):
+    folder = shutil.copytree(segmenter_folder, tmp_path / "segmenter")
+    SegformerImageProcessorPil(size=size).save_pretrained(folder)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (96, 64)).save(tmp_path / "images" / "a.png")
+    job = SegmentJob(str(folder), tmp_path / "images", tmp_path / "out")
+    with pytest.raises(ValueError, match="resizes every image, so other scales change nothing. Leave them out"):
+        segment(replace(job, scales=(0.5, 1.0)))
+    assert not (tmp_path / "out").exists()
+    assert segment(job) == []
