@@ -392,8 +392,8 @@ def test_voc_gets_a_list_for_each_split(listed, tmp_path):
     lists = {path.stem: path.read_text().split() for path in (tmp_path / "voc" / "ImageSets" / "Main").iterdir()}
     assert lists == {"all": ["a", "c", "b"], "train": ["a", "c"], "val": ["b"]}
     assert not any("split" in line for line in done.lost)
-    convert_labels(tmp_path / "voc", tmp_path / "yolo", "yolo", images=listed.root / "images")
-    assert (tmp_path / "yolo" / "val.txt").read_text() == "./images/b.png\n"
+    convert_labels(tmp_path / "voc", tmp_path / "again", "yolo", images=listed.root / "images")
+    assert (tmp_path / "again" / "val.txt").read_text() == "./images/b.png\n"
     convert_labels(listed.root, tmp_path / "part", "voc", options=replace(WITH_MASKS, split="val"))
     assert [path.name for path in (tmp_path / "part" / "ImageSets" / "Main").iterdir()] == ["val.txt"]
 
