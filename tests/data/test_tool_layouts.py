@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from tool_trees import (
     BOX,
+    OTHER,
     TOOL_TREES,
     YOLO_LINE,
     bdd_label,
@@ -189,3 +192,39 @@ def test_label_studio_second_name_is_counted(tmp_path):
     (record,), report = label_studio(tmp_path, label_studio_task(region(rectanglelabels=["red", "blue"])))
     assert report.classes == ["1 red"] and len(record.objects) == 1
     assert report.places["repeated_element"] == ["project.json: task 1: region 1 is of the classes red, blue"]
+
+
+# The others
+
+
+def test_mot_of_cvat_counts_pixels_from_zero_and_frames_of_a_video_from_frame_000000(tmp_path):
+    TOOL_TREES["CVAT MOT 1.1"][1](tmp_path)
+    records, report = opened(tmp_path)
+    assert [record.file_name for record in records] == ["frame_000000.png", "frame_000001.png"]
+    assert [item.box for record in records for item in record.objects] == [BOX, OTHER]
+    assert [record.objects[0].category for record in records] == [0, 1] and report.classes == ["1 red", "2 dog"]
+
+
+def test_mot_of_cvat_without_images_or_class_is_as_its_numbers_say(tmp_path):
+    TOOL_TREES["CVAT MOT 1.1"][1](tmp_path)
+    for number in (0, 1):
+        (tmp_path / "img1" / f"frame_{number:06d}.png").rename(tmp_path / "img1" / f"{number + 1:06d}.png")
+    with open(tmp_path / "gt" / "gt.txt", "a") as file:
+        file.write("2,-1,1.0,1.0,5.0,5.0,1,-1,1.0\r\n2,-1,1.0,1.0,5.0,5.0,1,3,1.0\r\n")
+    records, report = opened(tmp_path)
+    assert [record.file_name for record in records] == ["000001.png", "000002.png"]
+    assert len(records[1].objects) == 3 and report.counts["no_class_name"] == 1
+    assert report.classes == ["1 red", "2 dog", "3 class 3", "4 object"]
+
+
+@pytest.mark.parametrize("key", ["labels", "objects"])
+def test_bdd100k_box_ends_with_its_last_pixel_but_in_the_files_of_2018(tmp_path, key):
+    write(tmp_path, "a.png", None)
+    mask = coco_mask.encode(np.asfortranarray(np.pad(np.ones((16, 20), np.uint8), ((8, 16), (10, 30)))))
+    rle = {"size": mask["size"], "counts": mask["counts"].decode()}
+    label = {"id": "1", "category": "car", "rle": rle}
+    end = {"labels": (29, 23), "objects": (30, 24)}[key]
+    boxed = {**label, "box2d": {"x1": 10, "y1": 8, "x2": end[0], "y2": end[1]}}
+    write(tmp_path, "x.json", [{"name": "a.png", "timestamp": 1, key: [boxed, label]}])
+    (record,), _ = opened(tmp_path, masks=True)
+    assert [item.box for item in record.objects] == [BOX, BOX] and {item.area for item in record.objects} == {320}

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from itertools import count
-from itertools import count
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
@@ -64,9 +63,6 @@ def cvat_images(root: Path) -> None:
 _REGION_IDS = count()
 
 
-_REGION_IDS = count()
-
-
 def region(kind: str = "rectangle", **value) -> dict:
     """A region of Label Studio, in percent."""
     base = {"x": 100 * 10 / 60, "y": 20.0, "width": 100 * 20 / 60, "height": 40.0, "rotation": 0}
@@ -121,7 +117,7 @@ def createml(root: Path) -> None:
 
 
 def bdd_label(**changes) -> dict:
-    return {"id": "0", "category": "red", "box2d": {"x1": 10, "y1": 8, "x2": 30, "y2": 24}, **changes}
+    return {"id": "0", "category": "red", "box2d": {"x1": 10, "y1": 8, "x2": 29, "y2": 23}, **changes}
 
 
 def bdd100k(root: Path) -> None:
@@ -132,8 +128,10 @@ def bdd100k(root: Path) -> None:
 
 
 def bdd100k_per_image(root: Path) -> None:
+    """As of 2018: boxes of drawn corners, not of pixels."""
+    drawn = bdd_label(box2d={"x1": 10.0, "y1": 8.0, "x2": 30.0, "y2": 24.0})
     write(root, "images/100k/train/a.jpg", None)
-    write(root, "labels/100k/train/a.json", {"name": "a", "frames": [{"timestamp": 1, "objects": [bdd_label()]}]})
+    write(root, "labels/100k/train/a.json", {"name": "a", "frames": [{"timestamp": 1, "objects": [drawn]}]})
 
 
 def scalabel(root: Path) -> None:
@@ -156,6 +154,14 @@ def mot(root: Path) -> None:
     write(root, "img1/000001.jpg", None)
     write(root, "gt/gt.txt", "1,1,11,9,20,16,1,1,1\n")
     write(root, "seqinfo.ini", info)
+
+
+def cvat_mot(root: Path) -> None:
+    """Of a video; without seqinfo.ini, numbers of pixels from 0."""
+    write(root, "img1/frame_000000.png", None)
+    write(root, "img1/frame_000001.png", None)
+    write(root, "gt/gt.txt", "1,1,10.0,8.0,20.0,16.0,1,1,1.0\r\n2,1,40.0,20.0,12.0,14.0,1,2,1.0\r\n")
+    write(root, "gt/labels.txt", "red\ndog")
 
 
 def dota(root: Path) -> None:
@@ -210,6 +216,7 @@ TOOL_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "Scalabel": ("bdd100k", scalabel, ["red", "blue"]),
     "KITTI": ("kitti", kitti, ["red"]),
     "MOT Challenge": ("mot", mot, ["pedestrian"]),
+    "CVAT MOT 1.1": ("mot", cvat_mot, ["red", "dog"]),
     "DOTA": ("dota", dota, ["red"]),
     "Open Images": ("csv", open_images, ["red"]),
     "TensorFlow csv": ("csv", tensorflow_csv, ["red"]),
@@ -310,6 +317,14 @@ def cvat_voc(root: Path) -> None:
     write(root, "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:255,0,0::\n")
 
 
+def roboflow_voc(root: Path) -> None:
+    """The xml files beside the images, in a folder for each split."""
+    for split in ("train", "valid"):
+        text = voc_text(f"{split}.jpg", (11, 9, 30, 24), path=f"<path>{split}.jpg</path>")
+        write(root, f"{split}/{split}.jpg", None)
+        write(root, f"{split}/{split}.xml", text.replace("Unknown", "roboflow.com"))
+
+
 YOLO_LINE = "0 0.333333 0.4 0.333333 0.4\n"
 
 
@@ -375,6 +390,7 @@ OTHER_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "COCO, one json per image": ("coco", coco_per_image, ["red"]),
     "LabelImg VOC": ("voc", labelimg_voc, ["red"]),
     "CVAT VOC 1.1": ("voc", cvat_voc, ["red"]),
+    "Roboflow VOC": ("voc", roboflow_voc, ["red"]),
     "Roboflow YOLO": ("yolo", roboflow_yolo, ["red"]),
     "Label Studio YOLO": ("yolo", label_studio_yolo, ["red"]),
     "CVAT YOLO 1.1": ("yolo", cvat_yolo, ["red"]),

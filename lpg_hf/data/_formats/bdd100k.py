@@ -1,11 +1,15 @@
 """BDD100K and Scalabel json: one list for all images, or one json per image.
 
-    [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 10, "y1": 8, "x2": 30, "y2": 24}}]}]
+    [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 10, "y1": 8, "x2": 29, "y2": 23}}]}]
     {"name": "a", "frames": [{"objects": [{"category": "car", "box2d": {...}}]}]}        labels/100k/train/a.json
     {"frames": [...as the list...], "config": {"imageSize": {...}, "categories": [...]}}
 
 Objects with a box, with a closed outline (poly2d) or with run lengths (rle) are read; lanes and other open lines are
 counted.
+
+x2 and y2 of a box are its last pixel, so its width is x2 - x1 + 1 (the data set's "Label Format", Scalabel's
+`box2d_to_bbox`). In the files of 2018, one an image with "objects" in the place of "labels", they are its end: the
+data set's own tools of that time take x2 - x1.
 """
 
 import os
@@ -116,8 +120,9 @@ def _official_places(path: str) -> list[str]:
 
 def _read_frame(frame: dict, name: str, size: tuple[int, int] | None, folder: str) -> ToolImage:
     image = ToolImage(name, name, _image_size({"imageSize": frame.get("size")}) or size, folder=folder)
-    objects = next((frame[key] for key in _OBJECT_KEYS if isinstance(frame.get(key), list)), [])
-    for number, item in enumerate(objects, start=1):
+    key = next((key for key in _OBJECT_KEYS if isinstance(frame.get(key), list)), None)
+    last = 0 if key == "objects" else 1  # The last pixel, to its end.
+    for number, item in enumerate(frame[key] if key is not None else [], start=1):
         place = f"{name}: label {number}"
         if not isinstance(item, dict):
             image.lose("invalid_annotation", place)
@@ -127,10 +132,11 @@ def _read_frame(frame: dict, name: str, size: tuple[int, int] | None, folder: st
         made = ToolObject(class_name(item.get("category")), place, iscrowd=crowd)
         box = item.get("box2d")
         if isinstance(box, dict):
-            made.box = finite_numbers([box.get(key) for key in ("x1", "y1", "x2", "y2")], 4)
-            if made.box is None:
+            corners = finite_numbers([box.get(corner) for corner in ("x1", "y1", "x2", "y2")], 4)
+            if corners is None:
                 image.lose("invalid_box", f"{place} {box}"[:200], made.name)
                 continue
+            made.box = (*corners[:2], corners[2] + last, corners[3] + last)
         made.outlines = _outlines(item.get("poly2d"))
         made.rle = item["rle"] if isinstance(item.get("rle"), dict) else None
         if made.box is None and not made.outlines and made.rle is None:

@@ -4,13 +4,17 @@
 
 Frames and pixels are counted from 1, so a box begins at left - 1, top - 1. A line that is not to be considered (0) is
 a crowd region: its pixels are ignored. In the files of 2015 there is no class (-1): pedestrian.
+
+CVAT's "MOT 1.1" has the names of its classes, one a line, in gt/labels.txt beside gt.txt, and counts pixels from 0. It
+names the frames of a video frame_000000 and on, the first of which is frame 1.
 """
 
 import configparser
 import os
+import re
 
-from lpg_hf._files import fs_path, read_text, relative_name, resolve_inside
-from lpg_hf.data._formats.tool_image import ToolFile, ToolImage, ToolObject, as_numbers, folder_of_split
+from lpg_hf._files import fs_path, read_list, read_text, relative_name, resolve_inside, walk_files
+from lpg_hf.data._formats.tool_image import ToolFile, ToolImage, ToolObject, as_numbers, class_name, folder_of_split
 from lpg_hf.data.records import stated_size
 from lpg_hf.images import IMAGE_SUFFIXES
 
@@ -30,6 +34,7 @@ _CLASSES = (
     "reflection",
 )
 _LABELS = "gt/gt.txt"
+_CLASS_LIST = "gt/labels.txt"
 
 
 def _sequences(path: str, split: str | None = None) -> list[str]:
@@ -81,8 +86,30 @@ def read(path: str, split: str | None = None) -> ToolFile:
             continue
         if not several and os.path.isdir(fs_path(f"{sequence}/{frames}")):
             places.insert(0, f"{sequence}/{frames}".rstrip("/"))
-        images += _read_sequence(sequence, folder, info, f"{folder}/{frames}/" if several else "", problems)
-    return ToolFile(images, list(_CLASSES), files, places, problems)
+        images += _read_sequence(sequence, folder, info, frames, problems)
+    lists = [f"{sequence}/{_CLASS_LIST}" for sequence in sequences]
+    files += [path for path in lists if os.path.isfile(fs_path(path))]
+    classes = dict.fromkeys(name for sequence in sequences for name in _class_names(sequence) or _CLASSES)
+    return ToolFile(images, list(classes), files, places, problems)
+
+
+def _class_names(sequence: str) -> list[str] | None:
+    """The classes of gt/labels.txt in the order of their numbers; None: there is no such file.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    path = f"{sequence}/{_CLASS_LIST}"
+    if not os.path.isfile(fs_path(path)):
+        return None
+    return [class_name(line) or f"class {number}" for number, line in enumerate(read_list(path), start=1)]
+
+
+def _video_frames(folder: str) -> dict[int, str]:
+    """The images of a video by number of the frame, as CVAT names them; empty if some have other names."""
+    names = list(walk_files(folder, IMAGE_SUFFIXES, deep=False))
+    is_video = all(re.fullmatch(r"frame_\d+", os.path.splitext(name)[0]) for name in names)
+    return dict(enumerate(names, start=1)) if is_video else {}
 
 
 def _info(sequence: str) -> dict[str, str]:
@@ -115,11 +142,15 @@ def _frame_folder(sequence: str, info: dict[str, str]) -> str:
 
 
 def _read_sequence(
-    sequence: str, folder: str, info: dict[str, str], inner: str, problems: list[tuple[str, str]]
+    sequence: str, folder: str, info: dict[str, str], frame_folder: str, problems: list[tuple[str, str]]
 ) -> list[ToolImage]:
-    """The frames of a sequence; `inner` is before their numbers in the names of the images."""
+    """The frames of a sequence, whose `folder` is "" if it is the only one; `frame_folder` is below it."""
     size = stated_size(info.get("imheight"), info.get("imwidth"))
+    listed = _class_names(sequence)
+    names, first = (_CLASSES, 1) if listed is None else (listed, 0)
+    of_video = {} if listed is None else _video_frames(f"{sequence}/{frame_folder}".rstrip("/"))
     base = f"{folder}/{_LABELS}".lstrip("/")
+    prefix = f"{folder}/{frame_folder}/" if folder else ""
     frames: dict[int, ToolImage] = {}
     for number, line in enumerate(read_text(f"{sequence}/{_LABELS}").splitlines(), start=1):
         if not line.strip():
@@ -130,12 +161,14 @@ def _read_sequence(
             problems.append(("invalid_line", f"{place} {line.strip()[:60]!r}"))
             continue
         frame, _, left, top, width, height = (*values[:2], *values[2:6])
-        label = int(values[7]) if len(values) >= 9 and values[7] >= 1 else 1
-        name = _CLASSES[label - 1] if label <= len(_CLASSES) else f"class {label}"
-        made = ToolObject(name, place, (left - 1, top - 1, left - 1 + width, top - 1 + height))
+        label = int(values[7]) if len(values) >= 9 and values[7] >= 1 else 1 if listed is None else None
+        name = None if label is None else names[label - 1] if label <= len(names) else f"class {label}"
+        left, top = left - first, top - first
+        made = ToolObject(name, place, (left, top, left + width, top + height))
         made.iscrowd = len(values) > 6 and values[6] == 0
         key = int(frame)
         if key not in frames:
-            frames[key] = ToolImage(f"{inner}{key:06d}{info.get('imext', '')}", base, size)
+            file_name = of_video.get(key, f"{key:06d}{info.get('imext', '')}")
+            frames[key] = ToolImage(f"{prefix}{file_name}", base, size)
         frames[key].objects.append(made)
     return [frames[key] for key in sorted(frames)]
