@@ -24,10 +24,11 @@ from datasets import Dataset
 from lpg_hf.data.load import class_names
 from lpg_hf.generators.bundle import named_stage
 from lpg_hf.generators.crf import dense_crf
+from lpg_hf.training._digests import digests
 from lpg_hf.training._label_sources import load_label_source
 from lpg_hf.training._labels import Labels, SemiLabels, box_labels, true_labels
 from lpg_hf.training.config import Settings
-from lpg_hf.training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target, rows_digest
+from lpg_hf.training.data import check_num_classes, check_same_classes, load_eval, load_semi, load_target
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.models import build_segmenter, load_lpg
 from lpg_hf.training.parsing import list_configs, parse_settings
@@ -89,13 +90,15 @@ def _train_rounds(run: Run, name: str) -> dict:
     numbers = range(1, settings.run.num_stages + 1) if mode != "full" and source is None else ()
     generators = {number: load_lpg(*_stage_source(settings, number)) for number in numbers}
     rows = load_target(run, masks=mode == "full")
+    semi = load_semi(run) if mode == "semi" else None
     evaluation = load_eval(run) if "segmenter" in settings.run.measure else None
+    truth = load_target(run, masks=True) if "masks" in settings.run.measure else None
     _check_before_training(run, rows, evaluation)
     if source is not None:
         source.check(rows)
-    supervised = _supervision(run, rows)
-    run.begin(target=rows_digest(rows))
-    truth = load_target(run, masks=True) if "masks" in settings.run.measure else None
+    supervised = _supervision(run, rows, semi)
+    measured_on = {"target truth": truth, "evaluation": evaluation}
+    run.begin(**digests({"target": rows, "run.semi_split": semi} | measured_on))
     scores = DeployScores(run, run.folder / name, class_names(rows), truth, evaluation)
     scores.add_box_fill()
 
@@ -156,19 +159,19 @@ def _check_before_training(run: Run, rows: Dataset, evaluation: Dataset | None) 
     run.print(f"target set: {len(rows)} images, {len(names)} classes; {measured_on}")
 
 
-def _supervision(run: Run, rows: Dataset) -> Callable[[Labels], Labels]:
+def _supervision(run: Run, rows: Dataset, truth: Dataset | None) -> Callable[[Labels], Labels]:
     """The mode: from the labels of a stage to those trained on, which are ground truth for the images that keep it.
 
     Args:
         rows: with masks in mode full.
+        truth: the images that keep their ground truth in mode semi; None in the others.
 
     Raises:
         ValueError: no image keeps its ground truth in mode semi, or those images have other classes.
     """
     settings = run.settings.run
-    if settings.mode != "semi":
+    if truth is None:
         return lambda labels: true_labels if settings.mode == "full" else labels
-    truth = load_semi(run)
     check_same_classes(rows, truth, "target set and its images with ground truth")
     kept = {file_name: index for index, file_name in enumerate(truth["file_name"][:])}
     num_kept = len(set(kept) & set(rows["file_name"][:]))

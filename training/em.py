@@ -20,9 +20,10 @@ from datasets import Dataset
 
 from lpg_hf._files import write_json
 from lpg_hf.data.load import class_names
+from lpg_hf.training._digests import digests
 from lpg_hf.training._labels import box_labels
 from lpg_hf.training.config import Settings
-from lpg_hf.training.data import check_num_classes, load_aux, rows_digest
+from lpg_hf.training.data import check_num_classes, load_aux
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps
 from lpg_hf.training.models import build_lpg, build_segmenter, load_lpg
@@ -72,7 +73,7 @@ def _train_stages(run: Run) -> None:
     aux, names = run.folder / "aux", class_names(rows)
     run.print(f"auxiliary set: {len(rows)} images, {len(names)} classes")
     _check_before_training(run, rows)
-    run.begin(aux=rows_digest(rows))
+    run.begin(**digests({"aux": rows}))
     if settings.segmenter.model is None:
         lpg_stage(run, Stage("auxiliary", 1, aux / "stage1"), rows, segmenter=None, previous=None)
         run.finish()

@@ -15,9 +15,10 @@ import numpy as np
 from lpg_hf.data.load import class_names
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._digests import rows_digest
 from lpg_hf.training._own_data import OwnData, OwnJob, start_own_run
 from lpg_hf.training.config import DataSettings, RunSettings, SegmenterSettings, Settings
-from lpg_hf.training.data import check_num_classes, load_eval, load_target, rows_digest
+from lpg_hf.training.data import check_num_classes, load_eval, load_target
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
 from lpg_hf.training.models import build_segmenter, is_own_segmenter, load_lpg, load_segmenter

@@ -1,9 +1,6 @@
 """The rows of a run: the auxiliary set, the target set and what it is measured on."""
 
-import hashlib
-import json
 from dataclasses import replace
-from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset, Image
@@ -49,15 +46,6 @@ def load_semi(run: Run) -> Dataset:
     split = run.settings.run.semi_split
     where = {"annotations": split, "split": None} if run.settings.target.format == "coco" else {"split": split}
     return _load(run, replace(run.settings.target, **where), "images with ground truth", masks=True)
-
-
-def rows_digest(rows: Dataset) -> str:
-    """A hash of the images' names and sizes, their objects and the classes, in the order of the rows."""
-    digest = hashlib.sha256(json.dumps(class_names(rows)).encode())
-    columns = [name for name in ("file_name", "height", "width", "objects") if name in rows.column_names]
-    for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1000):
-        digest.update(json.dumps(cast(Any, batch).to_pylist(), default=str).encode())
-    return digest.hexdigest()
 
 
 def check_num_classes(names: list[str]) -> None:

@@ -27,9 +27,10 @@ from lpg_hf.generators.bundle import named_stage
 from lpg_hf.hub import fetch_stage, write_card
 from lpg_hf.models.configuration_lpg import LPGConfig
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
+from lpg_hf.training._digests import rows_digest
 from lpg_hf.training._own_data import OwnData, OwnJob, start_own_run
 from lpg_hf.training.config import DataSettings, LPGSettings, RunSettings, SegmenterSettings, Settings
-from lpg_hf.training.data import load_aux, rows_digest
+from lpg_hf.training.data import load_aux
 from lpg_hf.training.models import load_lpg, save_stage
 from lpg_hf.training.stages import Stage, lpg_stage
 

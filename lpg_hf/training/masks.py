@@ -27,9 +27,9 @@ from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.masks.assembly import AssemblyOptions, assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
+from lpg_hf.training._digests import rows_digest
 from lpg_hf.training._label_sources.base import LabelSource
 from lpg_hf.training._samples import BOX_COLUMNS
-from lpg_hf.training.data import rows_digest
 from lpg_hf.training.run import Run
 
 

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
+from lpg_hf._cards import read_json
 from lpg_hf._files import MachineError, locked_folder, system_message, write_json
 from lpg_hf.devices import resolve_dtype, usable_device
 from lpg_hf.training.config import Settings, check_same_run, flat, record_run
@@ -55,7 +56,8 @@ class Run:
         """Claims the folder, now that settings, data and models are known to fit, and starts the tracker.
 
         Args:
-            rows: digests of what the run is trained on, by section.
+            rows: digests of what the run is trained on and measured on, see `digests`. Those that an earlier start
+                with another `run.measure` had are kept.
 
         Raises:
             ValueError: see `check_same_run`.
@@ -64,7 +66,8 @@ class Run:
             check_same_run(self.settings, self.record, rows)
             self.accelerator.wait_for_everyone()
             if self.is_main:
-                record_run(self.settings, self.record, rows)
+                before = read_json(self.record).get("rows", {})
+                record_run(self.settings, self.record, before | rows)
             self.accelerator.wait_for_everyone()
         if self.settings.run.log_with is not None:
             scalars = {k: v for k, v in flat(self.settings).items() if isinstance(v, (int, float, str, bool))}

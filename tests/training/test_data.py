@@ -1,6 +1,7 @@
 """The rows of a run: what is skipped is asked for, or said."""
 
 import json
+import os
 from contextlib import contextmanager
 from shutil import copytree
 from xml.etree import ElementTree
@@ -8,8 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 from tiny_run import changed
 
+from lpg_hf.training._digests import digests
 from lpg_hf.training.data import load_aux, load_eval, load_semi, load_target
 from lpg_hf.training.run import Run
 
@@ -136,3 +139,20 @@ def test_other_processes_drop_nothing_before_the_main_one_has(own, monkeypatch):
     monkeypatch.setattr(Dataset, "map", lambda *a, **k: inside.append("map") or dropping(*a, **k))
     load_target(run, masks=False)
     assert inside == ["begin", "map", "end"]
+
+
+def test_a_changed_mask_file_is_noticed_and_a_copied_one_is_the_same(own, data, tmp_path):
+    """By its size: a copy on another machine has another time."""
+    run = own({})
+    before = digests({"aux": load_aux(run), "target": load_target(run, masks=False), "evaluation": load_eval(run)})
+    assert list(before) == ["aux", "target", "evaluation", "evaluation masks"]
+    path = min((tmp_path / "data" / "target" / "SegmentationClass").glob("val_*.png"))
+    os.utime(path, (1, 1))
+    assert digests({"evaluation": load_eval(run), "target truth": None}).items() <= before.items()
+    mask = Image.open(path)
+    Image.fromarray(np.asarray(mask) * 0).save(path)
+    after = digests({"evaluation": load_eval(run)})
+    assert [name for name in after if after[name] != before[name]] == ["evaluation masks"]
+    embedded = load_eval(run).map(lambda row: {"mask": {"path": None, "bytes": row["file_name"].encode()}})
+    changed = embedded.map(lambda row: {"mask": {"path": None, "bytes": row["file_name"].upper().encode()}})
+    assert len({digests({"rows": rows})["rows masks"] for rows in (embedded, changed)}) == 2

@@ -3,6 +3,7 @@
 import json
 from shutil import copytree, rmtree
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
 from PIL import Image
@@ -153,3 +154,41 @@ def test_boxes_alone_are_enough_for_masks_and_a_segmenter(values, data, finished
     assert "segmenter not measured" in (target / "table.md").read_text()
     trained, measured = (run / "target" / "stage2" / "segmenter" for run in (tmp_path / "run", finished_run))
     assert weights(trained) == weights(measured)
+
+
+@pytest.mark.parametrize("mode", ["weak", "semi"])
+def test_a_run_is_resumed_with_what_it_was_measured_on_and_its_true_masks_only(
+    values, data, tmp_path, monkeypatch, mode
+):
+    """Also where a start between them measured nothing."""
+    root, folder = tmp_path / "target", tmp_path / "run"
+    copytree(data / "target", root)
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "few.txt").write_text("\n".join((lists / "train.txt").read_text().split()[:3]))
+    changes = {"target.root": str(root), "run.mode": mode, "run.semi_split": "few", "run.stages": "lpg-small"}
+
+    def stopped(run, stage, *_):
+        (stage.folder / "segmenter_checkpoints").mkdir(parents=True, exist_ok=True)
+        (stage.folder / "segmenter_checkpoints" / "step_2.pt").touch()
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr("training.deploy.segmenter_stage", stopped)
+    for measure in (["masks", "segmenter"], [], ["masks", "segmenter"]):
+        with pytest.raises(RuntimeError, match="stopped"):
+            run_script("deploy.py", values | changes | {"run.measure": measure}, folder)
+    edits = {
+        "evaluation": lists / "val.txt",
+        "evaluation masks": root / "SegmentationClass" / "val_000002.png",
+        "target truth masks": root / "SegmentationClass" / "train_000002.png",
+    }
+    if mode == "semi":
+        edits = {"run.semi_split": lists / "few.txt", "run.semi_split masks": edits["target truth masks"]}
+    for name, path in edits.items():
+        before = path.read_bytes()
+        if path.suffix == ".txt":
+            path.write_text("\n".join(path.read_text().split()[1:]))
+        else:
+            Image.fromarray(np.asarray(Image.open(path)) * 0 + 1).save(path)
+        with pytest.raises(ValueError, match=f"started with other images or objects of {name}. Bring them back"):
+            run_script("deploy.py", values | changes, folder)
+        path.write_bytes(before)
