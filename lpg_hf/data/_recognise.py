@@ -90,8 +90,18 @@ def _voc_folder(root: str) -> str | None:
 def _looks_like_voc(root: str, split: str | None) -> bool:
     if _voc_folder(root) is not None:
         return True
-    first = next(walk_files(root, (".xml",), deep=False), None)
-    return first is not None and not tools.recognise(f"{root}/{first}") and describe(f"{root}/{first}") is None
+    if _holds_voc_xml(root):
+        return True
+    # A folder for each split, as Roboflow writes them: only beside its image is an xml file surely of this format.
+    return any(_holds_voc_xml(f"{root}/{name}", beside_image=True) for name in _folders(root))
+
+
+def _holds_voc_xml(folder: str, beside_image: bool = False) -> bool:
+    first = next(walk_files(folder, (".xml",), deep=False), None)
+    if first is None or tools.recognise(f"{folder}/{first}") or describe(f"{folder}/{first}") is not None:
+        return False
+    images = walk_files(folder, IMAGE_SUFFIXES, deep=False) if beside_image else ()
+    return not beside_image or os.path.splitext(first)[0] in {os.path.splitext(name)[0] for name in images}
 
 
 def _looks_like_yolo(root: str, split: str | None) -> bool:

@@ -13,6 +13,7 @@ from lpg_hf.data.convert import convert_labels
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
+from lpg_hf.data.sources import open_source
 from lpg_hf.labels import VOC_CLASSES
 
 
@@ -97,6 +98,15 @@ def test_official_files_and_those_of_this_package_are_not_taken_for_a_tools(voc_
     report = Report()
     found = list(read_voc(tmp_path / "new", images=voc_tree.root / "JPEGImages", report=report))
     assert found == read(voc_tree)[0] and report.counts == {}
+
+
+def test_a_folder_of_xml_files_is_a_split_where_there_is_no_list(tmp_path):
+    tool_trees.roboflow_voc(tmp_path)
+    for split, name in (("train", "train/train.jpg"), ("valid", "valid/valid.jpg"), ("val", "valid/valid.jpg")):
+        source = open_source(tmp_path, options=dataclasses.replace(SOURCE_OPTIONS, split=split), report=Report())
+        assert source.file_names == [name]
+    with pytest.raises(FileNotFoundError, match="no split list 'test'"):
+        open_source(tmp_path, options=dataclasses.replace(SOURCE_OPTIONS, split="test"), report=Report())
 
 
 def test_swapped_corners(voc_tree):

@@ -37,6 +37,7 @@ from lpg_hf._files import (
     walk_files,
 )
 from lpg_hf.data._formats.image_finder import StatedImage, match_images
+from lpg_hf.data._formats.tool_image import names_of_split
 from lpg_hf.data._formats.yolo_dataset import is_line
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import (
@@ -250,6 +251,24 @@ def names_in_list(folders: VocFolders, split: str) -> list[str]:
         return []
 
 
+def _names_of_split_or_folder(folders: VocFolders, split: str, report: Report) -> tuple[list[str], list[str]]:
+    """The image names of a split, and its list file if there is one; without a list, a folder of the name counts.
+
+    Raises:
+        FileNotFoundError: neither a list nor a folder with xml files; the message names the lists.
+        ValueError: no name of a list, or a list that is empty.
+    """
+    try:
+        path = find_split_list(folders.root, split)
+    except FileNotFoundError:
+        inner = [name for name in names_of_split(split) if os.path.isdir(fs_path(f"{folders.annotations}/{name}"))]
+        names = [f"{name}/{file}" for name in inner for file in walk_files(f"{folders.annotations}/{name}", (".xml",))]
+        if not names:
+            raise
+        return [name[: -len(".xml")] for name in names], []
+    return _names_of_split(path, folders.annotations, report), [path]
+
+
 def _names_of_split(path: str, annotations: str, report: Report) -> list[str]:
     """The image names in a list file; a class flag (-1, 0, 1) or an image suffix after the name is cut off."""
 
@@ -444,11 +463,11 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
 
     Args:
         folders: of the dataset.
-        options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main; None takes every
-            annotation file. `classes` are names in the order of the labels; None: classes.txt of the root, else VOC's
-            20; "all": every name that occurs, sorted. With `keep_unlisted`, without classes.txt, and if none of VOC's
-            20 occurs, the list is the names that occur, sorted. A name that occurs may do so in another split, so that
-            it has one label in all of them.
+        options: `split` is the name of a list in ImageSets/Segmentation, else ImageSets/Main, or of a folder of xml
+            files where there is no such list; None takes every annotation file. `classes` are names in the order of
+            the labels; None: classes.txt of the root, else VOC's 20; "all": every name that occurs, sorted. With
+            `keep_unlisted`, without classes.txt, and if none of VOC's 20 occurs, the list is the names that occur,
+            sorted. A name that occurs may do so in another split, so that it has one label in all of them.
         report: counts problems.
         only: name of the one annotation file to read, without its suffix.
 
@@ -468,8 +487,8 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
         if not names:
             raise FileNotFoundError(f"no xml file in {folders.annotations}. Pass the folder of the VOC annotations")
     else:
-        files.append(find_split_list(folders.root, options.split))
-        names = _names_of_split(files[-1], folders.annotations, report)
+        names, list_file = _names_of_split_or_folder(folders, options.split, report)
+        files += list_file
     parsed, xml_files = _parse_all(names, folders.annotations, options, report)
     names_in = _Names(folders.annotations, parsed, whole=options.split is not None and only is None)
     classes = _choose_classes(folders.root, names_in, options, report)
