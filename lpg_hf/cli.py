@@ -247,7 +247,9 @@ def masks(
     simplify: _Simplify = 2.0,
     per: Annotated[
         str | None,
-        typer.Option(help="class or instance. Default: class if only png is written, else instance."),
+        typer.Option(
+            help="class or instance. Default: class if only png, geotiff or html are written, else instance."
+        ),
     ] = None,
     segmenter: _Segmenter = None,
     tighten_boxes: Annotated[
@@ -257,7 +259,8 @@ def masks(
         bool, typer.Option("--overlay", help="Also write images with masks and boxes drawn in.")
     ] = False,
     min_score: Annotated[
-        float, typer.Option(help="Reject masks with a lower score; label maps ignore what only they cover.")
+        float,
+        typer.Option(help="Reject masks with a lower score; label maps ignore their boxes where no other mask is."),
     ] = 0.0,
     overlap_rule: Annotated[
         str, typer.Option(help="Which class keeps a pixel that several claim: rate, first, prob or smallest_box.")
@@ -443,7 +446,10 @@ def _segment(
     max_pixels: _MaxPixels = None,
     bands: _Bands = None,
     stretch: _Stretch = None,
-    json_file: _JsonFile = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", callback=_new_result, help="Write the result of --truth to this file."),
+    ] = None,
 ) -> None:
     """Predict label maps with a trained segmenter: OUT/masks/NAME.png, and the classes in OUT/classes.txt.
 
@@ -457,6 +463,8 @@ def _segment(
     from lpg_hf.images import MAX_PIXELS
     from lpg_hf.training.segment import SegmentJob, segment
 
+    if json_file is not None and truth is None:
+        raise ValueError("--json is for the mIoU, which needs true label maps. Pass --truth, or leave --json out")
     numbers = tuple(_number(text) for text in scales.split(","))
     rendering = Rendering(bands, stretch)
     job = SegmentJob(model, images, out, split, numbers, crf, device, dtype, max_pixels or MAX_PIXELS, rendering)
@@ -530,7 +538,9 @@ def convert_labels(
     split: _Split = None,
     masks: Annotated[bool, typer.Option(help="Write the masks too.")] = True,
     max_pixels: _MaxPixels = None,
-    with_images: _PlaceImages = "link",
+    with_images: Annotated[
+        str | None, typer.Option(help="YOLO: link (the default) or copy each image into OUT, or none.")
+    ] = None,
     simplify: _Simplify = 0.0,
     *,
     read_flags: dict[str, Any],
@@ -546,7 +556,9 @@ def convert_labels(
     from lpg_hf.data.convert import convert_labels as convert_all
 
     options = _read_options(split, read_flags, max_pixels, masks=masks)
-    yolo = YoloOptions(with_images, simplify)
+    yolo = YoloOptions(with_images or "link", simplify)
+    if to != "yolo" and with_images not in (None, "none"):
+        raise ValueError(f"with_images={with_images!r} is for YOLO: {to} gets no images. Leave it out")
     done = convert_all(annotations, out, to, images=images, options=options, format=format, yolo_options=yolo)
     typer.echo(done.summary())
     raise typer.Exit(1 if done.report.needs_attention else 0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from PIL import Image
 
 from lpg_hf.cli import app, main
+from lpg_hf.masks._outputs import OUTPUTS
+from lpg_hf.masks.writer import MaskSettings
 
 
 @pytest.fixture
@@ -188,6 +191,32 @@ def test_one_thing_has_one_name_in_all_commands():
     )
     # `compare` has its ground truth in --truth, so that --masks and --with-images mean one thing each.
     assert all(len(kinds) == 1 for kinds in options.values()), options
+
+
+@pytest.mark.parametrize("target", ["coco", "voc"])
+def test_images_are_asked_for_only_where_the_new_format_has_them(data, tmp_path, capsys, target):
+    command = ["convert-labels", data([10, 8, 20, 16]), tmp_path / "out", "--to", target, "--with-images"]
+    for how in ("copy", "link"):
+        status, _, err = run(capsys, *command, how)
+        line = f"lpg-hf: --with-images {how} is for YOLO: {target} gets no images. Leave it out\n"
+        assert (status, err) == (2, line) and not (tmp_path / "out").exists()
+    assert run(capsys, *command, "none")[0] == 0  # as it is
+
+
+def test_segment_writes_no_result_without_a_truth_and_says_so_before_any_work(tmp_path, capsys):
+    command = ["segment", tmp_path / "no-model", tmp_path, "--out", tmp_path / "out"]
+    status, _, err = run(capsys, *command, "--json", tmp_path / "s.json")
+    assert status == 2 and "Pass --truth, or leave --json out" in err and not (tmp_path / "out").exists()
+
+
+def test_the_help_of_per_names_the_outputs_of_which_it_speaks():
+    (per,) = [item for item in typer.main.get_command(app).commands["masks"].params if item.name == "per"]
+    for output in set(OUTPUTS) - {"overlay"}:
+        is_named = re.search(rf"\b{output}\b", per.help) is not None
+        try:
+            assert (MaskSettings((output,)).granularity == "class") == is_named
+        except ImportError:
+            assert output in ("geotiff", "geojson")  # without the extra
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ class MaskSettings(AssemblyOptions):
 
     Attributes:
         write: any of `OUTPUTS`.
-        per: "class" or "instance", see `assemble`; None: "class" if only label maps are written, else "instance".
+        per: "class" or "instance", see `assemble`; None: "class" if only label maps and the page of html are written,
+            else "instance".
         overlay: also write images for people.
         min_score: masks with a lower score are not in the other files either; in the label map their boxes are ignored
             unless other masks claim the pixels.
