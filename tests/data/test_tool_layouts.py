@@ -1,10 +1,12 @@
 """Which files the small readers read, and what else the tools write into them."""
 
+import base64
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
+from PIL import Image
 from tool_trees import (
     BOX,
     OTHER,
@@ -21,6 +23,7 @@ from tool_trees import (
 )
 from trees import HEIGHT, WIDTH
 
+from lpg_hf._rle import encode_mask
 from lpg_hf.data._formats.tool_image import find_files
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
@@ -220,11 +223,46 @@ def test_mot_of_cvat_without_images_or_class_is_as_its_numbers_say(tmp_path):
 @pytest.mark.parametrize("key", ["labels", "objects"])
 def test_bdd100k_box_ends_with_its_last_pixel_but_in_the_files_of_2018(tmp_path, key):
     write(tmp_path, "a.png", None)
-    mask = coco_mask.encode(np.asfortranarray(np.pad(np.ones((16, 20), np.uint8), ((8, 16), (10, 30)))))
-    rle = {"size": mask["size"], "counts": mask["counts"].decode()}
+    rle = dict(encode_mask(np.pad(np.ones((16, 20), np.uint8), ((8, 16), (10, 30)))))
     label = {"id": "1", "category": "car", "rle": rle}
     end = {"labels": (29, 23), "objects": (30, 24)}[key]
     boxed = {**label, "box2d": {"x1": 10, "y1": 8, "x2": end[0], "y2": end[1]}}
     write(tmp_path, "x.json", [{"name": "a.png", "timestamp": 1, key: [boxed, label]}])
     (record,), _ = opened(tmp_path, masks=True)
     assert [item.box for item in record.objects] == [BOX, BOX] and {item.area for item in record.objects} == {320}
+
+
+def labelme_mask(x: int, y: int, pixels: np.ndarray) -> dict:
+    """As LabelMe writes it: a PNG of the window, and its first and last pixel."""
+    png = io.BytesIO()
+    Image.fromarray(pixels.astype(bool)).save(png, "PNG")
+    corners = [[x, y], [x + pixels.shape[1] - 1, y + pixels.shape[0] - 1]]
+    return {"shape_type": "mask", "points": corners, "mask": base64.b64encode(png.getvalue()).decode()}
+
+
+def test_labelme_parts_of_all_kinds_are_one_object(tmp_path):
+    square = {"shape_type": "polygon", "points": [[30, 25], [38, 25], [38, 33], [30, 33]]}
+    circle = {"shape_type": "circle", "points": [[20, 10], [24, 10]]}
+    small, large = labelme_mask(2, 2, np.ones((8, 8))), labelme_mask(40, 20, np.eye(10, 8))
+    groups = [(small, large), (circle, square), (square, large, circle)]
+    shapes = [{**shape, "group_id": number} for number, group in enumerate(groups) for shape in group]
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "a.json", labelme_json(shapes=shapes))
+    (record,), report = opened(tmp_path, masks=True)
+    masks, mixed, all_kinds = record.objects
+    assert masks.box == (2, 2, 48, 30) and masks.area == 64 + 8
+    assert mixed.box == (16, 6, 38, 33) and mixed.area == pytest.approx(64 + 50, abs=12)
+    assert all_kinds.box == (16, 6, 48, 33) and all_kinds.area == mixed.area + 8
+    assert not report.needs_attention
+
+
+def test_labelme_object_with_a_part_that_cannot_be_used_has_no_mask(tmp_path):
+    broken = {**labelme_mask(20, 4, np.ones((4, 4))), "mask": "none"}
+    far = {"shape_type": "polygon", "points": [[-200, 2], [5, 2], [5, 9]]}
+    whole = labelme_mask(2, 2, np.ones((8, 8)))
+    shapes = [{**shape, "group_id": n} for n, group in enumerate([(whole, broken), (whole, far)]) for shape in group]
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "a.json", labelme_json(shapes=shapes))
+    (record,), report = opened(tmp_path, masks=True)
+    assert [item.box for item in record.objects] == [(2, 2, 24, 10), (0, 2, 10, 10)]
+    assert [item.rle for item in record.objects] == [None, None] and report.counts["invalid_mask"] == 2

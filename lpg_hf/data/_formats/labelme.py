@@ -4,23 +4,27 @@
      "shapes": [{"label": "red", "shape_type": "rectangle", "points": [[10, 8], [30, 24]], "group_id": null}]}
 
 A rectangle (two or four points) is a box, a polygon and a mask are a box and a mask, a circle is a box and a mask of
-36 corners, a rotated box (X-AnyLabeling) is the box around it. Points and lines have no area and are counted. Polygons
-and masks of one label and one group_id are one object in several parts.
+36 corners, a rotated box (X-AnyLabeling) is the box around it. Points and lines have no area and are counted.
+Polygons, circles and masks of one label and one group_id are one object in several parts, with the box around all.
 """
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from lpg_hf._files import fs_path, walk_files
 from lpg_hf._rle import Rle, decode_window, mask_window
 from lpg_hf.data._formats.coco_forms import rle_to_polygons
 from lpg_hf.data._formats.json_files import json_content, json_sample
+from lpg_hf.data._formats.rle import segmentation_to_rle
 from lpg_hf.data._formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -33,12 +37,14 @@ from lpg_hf.data._formats.tool_image import (
     places_of_images,
     window_rle,
 )
-from lpg_hf.data.records import BoxObject, Record, finite_numbers, stated_size
+from lpg_hf.data.records import BoxObject, Geometry, Record, finite_numbers, stated_size
+from lpg_hf.data.report import Report
 from lpg_hf.images import ImageProblem, load_pixels, open_image
 
 
 # Of LabelMe, whose files have these keys.
 _WRITTEN_VERSION = "5.4.1"
+_MaskMaker = Callable[[tuple[int, int]], Rle | None]  # As `ToolObject.mask`.
 # Shapes with an area.
 _KINDS = ("rectangle", "polygon", "circle", "mask", "rotation", "quadrilateral")
 
@@ -88,21 +94,54 @@ def _read_image(content: dict | list, name: str, folder: str) -> ToolImage:
     stated = content.get("imagePath")
     beside = os.path.splitext(os.path.basename(name))[0]
     image = ToolImage(str(stated) if stated else beside, name, size, other_names=(beside,), folder=folder)
-    grouped: dict[tuple, ToolObject] = {}
+    parts: list[list[ToolObject]] = []
+    grouped: dict[tuple, list[ToolObject]] = {}
     for number, shape in enumerate(content.get("shapes") or [], start=1):
         place = f"{name}: shape {number}"
         made = _read_shape(shape, place, size, image)
         if made is None:
             continue
         group = shape.get("group_id")
-        key = (made.name, group)
-        if isinstance(group, (int, str)) and made.outlines and not made.is_region:
-            if key in grouped:
-                grouped[key].outlines += made.outlines
-                continue
-            grouped[key] = made
-        image.objects.append(made)
+        has_mask = (made.outlines or made.mask is not None) and not made.is_region
+        if isinstance(group, (int, str)) and has_mask:
+            same = grouped.setdefault((made.name, group), [])
+            same.append(made)
+            if len(same) == 1:
+                parts.append(same)
+        else:
+            parts.append([made])
+    image.objects = [_joined(same) for same in parts]
     return image
+
+
+def _joined(parts: list[ToolObject]) -> ToolObject:
+    """One object of several parts with outlines or masks."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    outlines = [outline for part in parts for outline in part.outlines]
+    joined = replace(first, outlines=outlines, difficult=any(part.difficult for part in parts))
+    boxes = [part.box for part in parts if part.box is not None]
+    if boxes:
+        joined.box = extent([*boxes, *(outline for part in parts if part.box is None for outline in part.outlines)])
+    masks = [part.mask for part in parts if part.mask is not None]
+    if masks:
+        joined.mask = partial(_union, masks, outlines)
+    return joined
+
+
+def _union(masks: list[_MaskMaker], outlines: list[list[float]], size: tuple[int, int]) -> Rle | None:
+    """The masks and outlines of an object as one mask; None if one of them cannot be used."""
+    rles = [mask(size) for mask in masks]
+    if outlines:
+        report = Report()
+        rles.append(segmentation_to_rle(outlines, Geometry(size), "", report))
+        if report.counts:
+            return None
+    if any(rle is None for rle in rles):
+        return None
+    merged: Any = coco_mask.merge(rles)  # type: ignore[arg-type]
+    return merged
 
 
 def _read_shape(shape: object, place: str, size: tuple[int, int] | None, image: ToolImage) -> ToolObject | None:
