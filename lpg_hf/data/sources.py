@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("coco", "voc", "yolo", "dataset", *tools.TOOL_FORMATS)
 Folder = str | os.PathLike | None
+_Item = TypeVar("_Item")
 
 
 @dataclass
@@ -252,7 +253,7 @@ def open_source(
     return source
 
 
-def evenly(items: Sequence[int], count: int) -> tuple[int, ...]:
+def evenly(items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
     """At most `count` of the items, evenly spaced, the first among them."""
     step = max(1.0, len(items) / count) if count else np.inf
     return tuple(items[int(i * step)] for i in range(min(count, len(items))))

@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 
 from lpg_hf.cli import main
 from lpg_hf.data._prepare import PrepareOptions, archives, prepare
+from lpg_hf.data._prepare.voc_aug import _smaller_lists
 from lpg_hf.data.load import load_boxes
+from lpg_hf.data.sources import evenly
 from lpg_hf.label_maps import read_label_map
 
 
@@ -172,8 +174,8 @@ def test_coco_is_written_as_published(run: Run):
 def test_a_coco_subset_scales_images_boxes_and_masks_together(run: Run):
     run("coco60", limit=2, long_side=40)
     content = json.loads((run.root / "coco/annotations/instances_train2017.json").read_text())
-    assert [image["id"] for image in content["images"]] == [1, 4]  # evenly over those with a class outside VOC
-    assert run.names("coco/train2017") == ["000000000001.jpg", "000000000004.jpg"]
+    assert [image["id"] for image in content["images"]] == [1, 3]  # evenly over those with a class outside VOC
+    assert run.names("coco/train2017") == ["000000000001.jpg", "000000000003.jpg"]
     assert {(image["height"], image["width"]) for image in content["images"]} == {(24, 40)}
     assert Image.open(run.root / "coco/train2017/000000000001.jpg").size == (40, 24)
     kite, crowd = content["annotations"][:2]
@@ -213,6 +215,16 @@ def test_a_voc_subset_scales_images_boxes_and_masks_together(run: Run):
     assert mask.shape == (24, 40) and (mask[6:18, 10:30] > 0).all() and (mask > 0).sum() == 240
     row = load_boxes("voc", root=run.root / "voc", split="train")[0]
     assert row["objects"]["bbox"] == [[10, 6, 20, 12]] and row["image"].size == (40, 24)
+
+
+def test_a_subset_is_the_images_that_a_limit_of_other_commands_takes(folder: Path, run: Run):
+    names = [f"2007_{number:06d}" for number in range(10)]
+    chosen = _smaller_lists({"train": names[5:], "val": names, "train_aug": names}, 4)
+    assert chosen["val"] == list(evenly(names, 4)) and chosen["train"] == list(evenly(names[5:], 2))
+    assert chosen["train_aug"] == sorted([*evenly(names[5:], 2), *evenly(names[:5], 2)])
+    run("coco60", limit=3)
+    content = json.loads((run.root / "coco/annotations/instances_train2017.json").read_text())
+    assert [image["id"] for image in content["images"]] == list(evenly([1, 2, 3, 4], 3))
 
 
 def test_a_given_list_is_taken_and_must_not_hold_val(run: Run):

@@ -17,8 +17,9 @@ from lpg_hf.data._prepare.archives import (
     open_archive,
     write_entry,
 )
-from lpg_hf.data._prepare.progress import PrepareOptions, Progress, evenly
+from lpg_hf.data._prepare.progress import PrepareOptions, Progress
 from lpg_hf.data._prepare.resized import smaller_coco, write_smaller_jpeg
+from lpg_hf.data.sources import evenly
 from lpg_hf.labels import COCO_NONVOC_IDS
 
 
@@ -59,7 +60,7 @@ def _write_instances(entry: Entry, folder: Path, options: PrepareOptions) -> Non
     ids = {item["image_id"] for item in content["annotations"] if item["category_id"] in COCO_NONVOC_IDS}
     if options.limit is None:
         ids = {image["id"] for image in content["images"]}
-    chosen = set(evenly(sorted(ids), options.limit))
+    chosen = set(evenly(sorted(ids), options.limit or len(ids)))
     write_json(destination(folder, entry.name), smaller_coco(content, chosen, options.long_side))
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from lpg_hf._files import fs_path, read_text, write_json
 from lpg_hf.data._prepare.archives import Archive, check_archive
 
@@ -101,10 +99,3 @@ def _num_files(folder: Path) -> int:
         return 0
     with os.scandir(fs_path(folder)) as entries:
         return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
-
-
-def evenly(items: list, number: int | None) -> list:
-    """At most `number` items, evenly over the list and in its order; None: all."""
-    if number is None or number >= len(items):
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, number).round().astype(int)]

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from lpg_hf._files import fs_path, read_text, write_atomically
 from lpg_hf.data._prepare import archives
 from lpg_hf.data._prepare.archives import below, convert_entry, find_archives, open_archive, write_entry
-from lpg_hf.data._prepare.progress import PrepareOptions, Progress, evenly
+from lpg_hf.data._prepare.progress import PrepareOptions, Progress
 from lpg_hf.data._prepare.resized import smaller_mask, smaller_xml, write_smaller_jpeg
+from lpg_hf.data.sources import evenly
 from lpg_hf.label_maps import write_label_map
 from lpg_hf.labels import VOC_CLASSES
 
@@ -90,7 +91,7 @@ def _smaller_lists(lists: dict[str, list[str]], number: int) -> dict[str, list[s
     others = [name for name in names if name not in in_train]
     train = evenly(precise, max(1, round(number * len(precise) / len(names))))
     train_aug = sorted(train + evenly(others, number - len(train)))
-    return {"train": train, "val": evenly(lists["val"], number), "train_aug": train_aug}
+    return {"train": list(train), "val": list(evenly(lists["val"], number)), "train_aug": train_aug}
 
 
 def _read_lists(path: Path, prefix: str, names: tuple[str, ...]) -> dict[str, list[str]]:
