@@ -249,7 +249,8 @@ class _Reading:
             return
         try:
             size = upright_size((record.height, record.width), record.mask_orientation)
-            if not voc.check_mask(path, record.file_name, size, len(self.names), self.source.options):
+            colours = record.colours if isinstance(record, voc.ColouredRecord) else None
+            if not voc.check_mask(path, record.file_name, size, len(self.names), self.source.options, colours):
                 self.report.add("mask_without_object", os.path.basename(path))
             self.num_class_masks += 1
         except ValueError as error:
@@ -312,8 +313,8 @@ def _voc_masks_folder(source: Source) -> str | None:
     own = voc.own_class_list(root)
     if [name for _, name in source.classes][: len(own)] != own:
         raise ValueError(
-            f"{folder} holds class masks, but no {voc.CLASSES_FILE} in {root} says which value is which class. "
-            "Write it, in the order of the values, or leave the masks out (--no-masks)"
+            f"{folder} holds class masks, but no {voc.CLASSES_FILE} (or {voc.COLOURS_FILE}) in {root} says which "
+            "value is which class. Write it, in the order of the values, or leave the masks out (--no-masks)"
         )
     return folder
 

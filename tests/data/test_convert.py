@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tool_trees
+from PIL import Image
 from pycocotools import mask as coco_mask
 from trees import HEIGHT, WIDTH
 
@@ -412,6 +413,46 @@ def test_losses_of_masks_are_told_only_where_there_is_a_mask(coco_tree, tmp_path
         lost = convert_labels(coco_tree.write(), tmp_path / name, "voc", images=coco_tree.images).lost
         said[name] = [any(text in line for line in lost) for text in ("outlines between", "instances in masks")]
     assert said == {"with": [True, True], "without": [False, False]}
+
+
+def coloured(root, mode="RGB", colour=(250, 50, 83)):
+    """CVAT's export with class masks in the colours of labelmap.txt."""
+    tool_trees.cvat_voc(root)
+    text = "background:0,0,0::\nblue:10,20,200::\nred:250,50,83::\n"
+    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + text)
+    pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels[8:24, 10:30] = colour
+    (root / "SegmentationClass").mkdir()
+    mask = Image.fromarray(pixels)
+    (mask if mode == "RGB" else mask.quantize(2)).save(root / "SegmentationClass" / "a.png")
+    return root
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_class_masks_in_the_colours_of_a_labelmap_are_those_of_its_classes(tmp_path, mode):
+    root, options = coloured(tmp_path / "in", mode), replace(WITH_MASKS, zero_based=True)
+    done = convert_labels(root, tmp_path / "new.json", "coco", options=options)
+    content = json.loads((tmp_path / "new.json").read_text())
+    assert not done.report.needs_attention and [item["name"] for item in content["categories"]] == ["blue", "red"]
+    (item,) = content["annotations"]
+    assert item["category_id"] == 2 and coco_mask.area(item["segmentation"]) == 320
+    convert_labels(root, tmp_path / "voc", "voc", options=options)
+    assert (tmp_path / "voc" / "classes.txt").read_text() == "blue\nred\n"
+    labels = read_label_map(tmp_path / "voc" / "SegmentationClass" / "a.png")
+    assert (labels == 2).sum() == 320 and set(np.unique(labels)) == {0, 2}
+    source = open_source(root, options=options, report=Report())
+    assert (source.record(0, Report()).changed_mask(None) == labels).all()
+    assert check_source(root, options=options).passed
+
+
+def test_a_colour_of_no_class_is_counted(tmp_path):
+    root, options = coloured(tmp_path / "in", colour=(1, 2, 3)), replace(WITH_MASKS, zero_based=True)
+    done = convert_labels(root, tmp_path / "new.json", "coco", options=options)
+    assert done.report.counts == {"invalid_class_mask": 1}
+    assert r"colour (1, 2, 3), which labelmap.txt gives to no class" in done.report.places["invalid_class_mask"][0]
+    (root / "labelmap.txt").write_text("red:250,50::\n")
+    with pytest.raises(ValueError, match="labelmap.txt: line 1 is not name:r,g,b:parts:actions"):
+        open_source(root, options=options, report=Report())
 
 
 def test_class_masks_without_a_class_list_are_refused(voc_tree, tmp_path):

@@ -6,6 +6,7 @@
     ROOT/SegmentationClassAug/NAME.png    those of the images without one there, as `lpg-hf prepare-data` writes them
     ROOT/ImageSets/Segmentation/LIST.txt  names of a split (or ImageSets/Main/LIST.txt)
     ROOT/classes.txt                      class names in the order of the labels, if they are not VOC's 20
+    ROOT/labelmap.txt                     in its place (CVAT): names, and the colours that class masks have for them
 
 VOC counts pixels from 1 and includes both corners: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax,
 ymax) here. `zero_based=True` is for tools that write plain 0-based corners, which are taken as they are; LabelImg and
@@ -25,6 +26,7 @@ from xml.etree import ElementTree
 import numpy as np
 from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
+from PIL import Image
 
 from lpg_hf._files import (
     fs_path,
@@ -39,6 +41,7 @@ from lpg_hf._files import (
 from lpg_hf.data._formats.image_finder import StatedImage, match_images
 from lpg_hf.data._formats.tool_image import names_of_split
 from lpg_hf.data._formats.yolo_dataset import is_line
+from lpg_hf.data._upright import upright_labels
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import (
     NO_CLASS,
@@ -65,6 +68,9 @@ MASKS_FOLDER = "SegmentationClass"
 MORE_MASKS_FOLDER = "SegmentationClassAug"
 SPLIT_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
 CLASSES_FILE = "classes.txt"
+COLOURS_FILE = "labelmap.txt"
+_IGNORED = ("ignored", (224, 224, 192))  # as Datumaro calls VOC's 255, and its colour
+Colour = tuple[int, int, int]
 # What LabelImg and Datumaro (CVAT) write as <database>; official files and this package's name none or VOC's.
 _TOOL_DATABASE = "Unknown"
 BACKGROUND_NAMES = ("background", "__background__", "_background_", "__ignore__")
@@ -164,6 +170,7 @@ class VocEntry:
         mask_path: of the class mask, if asked for.
         num_classes: the largest label that the class mask may hold.
         from_zero: as of `_VocAnnotation`.
+        colours: of `read_colours`.
     """
 
     name: str
@@ -174,6 +181,24 @@ class VocEntry:
     mask_path: str | None = None
     num_classes: int = 0
     from_zero: bool = False
+    colours: dict[Colour, int] = field(default_factory=dict)
+
+
+@dataclass
+class ColouredRecord(Record):
+    """A record whose class mask may hold colours in place of labels: `colours` of `read_colours`."""
+
+    colours: dict[Colour, int] = field(default_factory=dict, compare=False)
+
+    def changed_mask(self, object_value: int | None) -> np.ndarray | None:
+        """As of `Record`."""
+        labels = None
+        if self.mask_path is not None and object_value is None:
+            with open_image(self.mask_path, self.mask_path) as mask:
+                labels = _labels_of_colours(mask, self.mask_path, self.colours)
+        if labels is None:
+            return super().changed_mask(object_value)
+        return labels if self.mask_orientation == 1 else upright_labels(labels, self.mask_orientation)
 
 
 @dataclass
@@ -195,6 +220,64 @@ def read_class_list(path: str | os.PathLike) -> list[str]:
     names = [name for name in names if name not in BACKGROUND_NAMES]
     _check_class_names(names, str(path))
     return names
+
+
+def _read_label_colours(path: str) -> list[tuple[str, Colour | None]]:
+    """(name, colour if it states one) of the lines name:r,g,b:parts:actions of a labelmap.txt, background too.
+
+    Raises:
+        ValueError: no text, or a line of another form.
+    """
+    found: list[tuple[str, Colour | None]] = []
+    for number, line in enumerate(read_list(path), start=1):
+        name, *rest = line.split(":")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        values = rest[0].split(",") if rest and rest[0].strip() else []
+        if (
+            not clean_name(name)
+            or len(values) not in (0, 3)
+            or not all(re.fullmatch(r"\s*\d{1,3}\s*", v) for v in values)
+        ):
+            raise ValueError(f"{path}: line {number} is not name:r,g,b:parts:actions: {line.strip()[:60]!r}")
+        found.append((clean_name(name), (int(values[0]), int(values[1]), int(values[2])) if values else None))
+    return found
+
+
+def read_colours(root: str, names: Sequence[str]) -> dict[Colour, int]:
+    """The label of each colour of class masks by labelmap.txt; one of two classes is none.
+
+    Args:
+        root: of the dataset; without the file there are no colours.
+        names: the class list of the dataset.
+    """
+    path = f"{root}/{COLOURS_FILE}"
+    pairs = _read_label_colours(path) if os.path.isfile(fs_path(path)) else []
+    uses = Counter(colour for _, colour in pairs)
+    labels = {name: label for label, name in enumerate(names, start=1)} | dict.fromkeys(BACKGROUND_NAMES, 0)
+    found = {colour: labels[name] for name, colour in pairs if name in labels and colour and uses[colour] == 1}
+    return found | ({_IGNORED[1]: IGNORE_INDEX} if _IGNORED in pairs else {})
+
+
+def _labels_of_colours(mask: Image.Image, name: str, colours: dict[Colour, int]) -> np.ndarray | None:
+    """(H, W) uint8 labels of a class mask in colours; None if it is one of indices.
+
+    Raises:
+        ValueError: a colour that is none of `colours`, in an image without a palette; a JPEG.
+    """
+    if not colours or mask.mode not in ("P", "RGB", "RGBA"):
+        return None
+    check_lossless(mask, f"the class mask {name}")
+    load_pixels(mask, name)
+    pixels = np.asarray(mask.convert("RGB")).astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
+    values, places = np.unique(pixels, return_inverse=True)
+    found = [(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in values]
+    unknown = [colour for colour in found if colour not in colours]
+    if unknown and mask.mode == "P":
+        return None
+    if unknown:
+        raise ValueError(f"the class mask {name} has the colour {unknown[0]}, which {COLOURS_FILE} gives to no class")
+    return np.array([colours[colour] for colour in found], dtype=np.uint8)[places].reshape(pixels.shape)
 
 
 def _check_class_names(names: Sequence[str], place: str) -> None:
@@ -432,10 +515,22 @@ class _Images:
         return next((name for name in (beside, filename) if name in self.names), None)
 
 
+def class_list_files(root: str) -> list[str]:
+    """The file that lists the classes of a folder: classes.txt, else labelmap.txt; empty if there is none."""
+    return [path for path in (f"{root}/{CLASSES_FILE}", f"{root}/{COLOURS_FILE}") if os.path.isfile(fs_path(path))][:1]
+
+
 def own_class_list(root: str) -> list[str]:
-    """The class list of a folder: its classes.txt, else VOC's 20."""
-    path = f"{root}/{CLASSES_FILE}"
-    return read_class_list(path) if os.path.isfile(fs_path(path)) else list(VOC_CLASSES)
+    """The class list of a folder: its classes.txt, else its labelmap.txt, else VOC's 20."""
+    files = class_list_files(root)
+    if not files:
+        return list(VOC_CLASSES)
+    if files[0].endswith(CLASSES_FILE):
+        return read_class_list(files[0])
+    pairs = _read_label_colours(files[0])
+    names = [pair[0] for pair in pairs if pair[0] not in BACKGROUND_NAMES and pair != _IGNORED]
+    _check_class_names(names, files[0])
+    return names
 
 
 def _select_classes(own: list[str], options: ReadOptions, names: "_Names") -> list[str]:
@@ -479,7 +574,7 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
         ValueError: the class list is empty, holds a name twice or does not fit the masks; no object of the classes at
             all.
     """
-    files = [path for path in (f"{folders.root}/{CLASSES_FILE}",) if os.path.isfile(fs_path(path))]
+    files = class_list_files(folders.root)
     if only is not None:
         names = [only]
     elif options.split is None:
@@ -507,10 +602,13 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
     entries = _find_images(parsed, listing, options, report)
     if options.split is None and only is None:
         listing.report_unlabelled(parsed.keys(), {entry.file_name for entry in entries}, report)
+    colours = (
+        read_colours(folders.root, classes.own) if entries and "unreadable_class_list" not in report.counts else {}
+    )
     if options.masks:
         entries = _with_masks(entries, folders.root, options, report)
-        for entry in entries:
-            entry.num_classes = len(classes.selected)
+    for entry in entries:
+        entry.num_classes, entry.colours = len(classes.selected), colours
     return VocIndex(classes.selected, entries, [*files, *xml_files])
 
 
@@ -592,7 +690,7 @@ def _choose_classes(root: str, names: _Names, options: ReadOptions, report: Repo
         own = sorted(names.occurring())
     if options.classes is not None or not options.keep_unlisted:
         return _Classes(_select_classes(own, options, names), own, set())
-    has_list = os.path.isfile(fs_path(f"{root}/{CLASSES_FILE}"))
+    has_list = bool(class_list_files(root))
     occurring = names.occurring()
     if not options.masks and not has_list and occurring and not occurring & set(own):
         own = sorted(occurring)
@@ -718,7 +816,7 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
         if made is not None and entry.from_zero:
             report.add("counted_from_zero", f"{where} {corners}")
     if entry.mask_path is not None and options.verify_images and frame.size is not None:
-        if not check_mask(entry.mask_path, entry.file_name, frame.size, entry.num_classes, options):
+        if not check_mask(entry.mask_path, entry.file_name, frame.size, entry.num_classes, options, entry.colours):
             report.add("mask_without_object", f"{entry.name}.png")
     record = Record(
         path=entry.path,
@@ -728,6 +826,8 @@ def make_record(entry: VocEntry, options: ReadOptions, report: Report) -> Record
         objects=objects,
         mask_path=entry.mask_path,
     )
+    if entry.colours:
+        record = ColouredRecord(**vars(record), colours=entry.colours)
     return finish_record(record, f"{entry.name}.xml", num_lost, options, report)
 
 
@@ -767,12 +867,18 @@ def _make_object(
 
 
 def check_mask(
-    path: str, image_name: str, size: tuple[int, int], num_classes: int, options: ReadOptions = ReadOptions()
+    path: str,
+    image_name: str,
+    size: tuple[int, int],
+    num_classes: int,
+    options: ReadOptions = ReadOptions(),
+    colours: dict[Colour, int] | None = None,
 ) -> bool:
     """Check a class mask against the (height, width) of its image and the class list.
 
     Args:
         options: max_pixels and object_value.
+        colours: of `read_colours`, for masks that hold colours.
 
     Returns:
         Whether a pixel has the label of a class.
@@ -792,11 +898,13 @@ def check_mask(
             load_pixels(mask, path)
             if options.object_value is not None:
                 return bool(object_labels(mask, options.object_value).any())
-            if mask.mode not in ("P", "L"):
+            labels = _labels_of_colours(mask, path, colours or {})
+            if labels is None and mask.mode not in ("P", "L"):
                 raise ValueError(
-                    f"the class mask {path} has mode {mask.mode}; it must be a palette or grey PNG of indices"
+                    f"the class mask {path} has mode {mask.mode}; it must be a palette or grey PNG of indices, or a "
+                    f"{COLOURS_FILE} must say what its colours are"
                 )
-            labels = np.asarray(mask)
+            labels = np.asarray(mask) if labels is None else labels
     except (ImageProblem, OSError) as error:
         raise ValueError(f"cannot read the class mask {path}: {error}") from error
     check_mask_values(labels, path, num_classes)
