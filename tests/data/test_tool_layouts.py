@@ -266,3 +266,24 @@ def test_labelme_object_with_a_part_that_cannot_be_used_has_no_mask(tmp_path):
     (record,), report = opened(tmp_path, masks=True)
     assert [item.box for item in record.objects] == [(2, 2, 24, 10), (0, 2, 10, 10)]
     assert [item.rle for item in record.objects] == [None, None] and report.counts["invalid_mask"] == 2
+
+
+def test_open_images_class_names_of_every_release(tmp_path):
+    for number, name in enumerate(("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")):
+        root = tmp_path / str(number)
+        TOOL_TREES["Open Images"][1](root)
+        (root / "class-descriptions-boxable.csv").unlink()
+        write(root, name, "LabelName,DisplayName\n/m/01,red\n/m/02,blue\n")
+        assert opened(root)[1].classes == ["1 red"]
+
+
+def test_retinanet_classes_have_the_order_of_their_list(tmp_path):
+    TOOL_TREES["RetinaNet csv"][1](tmp_path)
+    write(tmp_path, "classes.csv", "zebra,0\nred,1\nant,2\n")
+    for path in (tmp_path, tmp_path / "annotations.csv"):
+        (record, _), report = opened(path)
+        assert report.classes == ["1 zebra", "2 red", "3 ant"] and record.objects[0].category == 1
+    for text in ("zebra,0\nred,0\n", "zebra,0\nred,2\n", "red,0\nred,1\n", "zebra\nred\n", "red,one\n"):
+        write(tmp_path, "classes.csv", text)
+        _, report = opened(tmp_path)
+        assert report.classes == ["1 red"] and report.counts["unreadable_class_list"] == 1

@@ -9,7 +9,8 @@
 Columns are found by name, in any order and case; separators are comma, semicolon and tab. Numbers are fractions if
 none of the file is above 1, else pixels. A line whose box is empty, or 0,0,0,0, stands for an image without objects.
 
-Open Images' classes are ids (/m/01g317); a file class-descriptions*.csv (id,name) in the folder gives them names.
+Open Images' classes are ids (/m/01g317); a file *class-descriptions*.csv (id,name) in the folder gives them names. The
+classes of a RetinaNet table are those of classes.csv (name,number from 0) beside it, in the order of their numbers.
 """
 
 import csv
@@ -111,12 +112,13 @@ def read(path: str, split: str | None = None) -> ToolFile:
     values = [value for image in images.values() for item in image.objects for value in item.box or ()]
     fractions = bool(values) and max(values) <= 1
     names, used = _class_descriptions(path)
+    classes = _class_list(path, used, problems) if any(_is_retinanet(file) for file in files) else None
     for image in images.values():
         image.fractions = fractions
         image.objects = [item for item in image.objects if any(item.box or ())]
         for item in image.objects:
             item.name = class_name(names.get(item.name or "", item.name))
-    return ToolFile(list(images.values()), None, [*files, *used], places_of_images(path), problems)
+    return ToolFile(list(images.values()), classes, [*files, *used], places_of_images(path), problems)
 
 
 def _read_file(file: str, folder: str, images: dict[str, ToolImage], problems: list[tuple[str, str]]) -> None:
@@ -166,7 +168,35 @@ def _class_descriptions(path: str) -> tuple[dict[str, str], list[str]]:
     """Names by class id, of Open Images' list beside the table, and the file they are from."""
     folder = path if os.path.isdir(fs_path(path)) else os.path.dirname(path)
     for name in walk_files(folder, (".csv",), deep=False):
-        if name.startswith("class-descriptions"):
+        if "class-descriptions" in name:  # "oidv7-" or the like may stand before it.
             lines = (line.split(",", 1) for line in read_text(f"{folder}/{name}").splitlines() if "," in line)
             return {key.strip(): value.strip().strip('"') for key, value in lines}, [f"{folder}/{name}"]
     return {}, []
+
+
+def _is_retinanet(file: str) -> bool:
+    return _columns(read_head(file, 10_000).partition("\n")[0].strip()) is _RETINANET
+
+
+def _class_list(path: str, used: list[str], problems: list[tuple[str, str]]) -> list[str] | None:
+    """The classes of keras-retinanet's classes.csv in the order of their numbers; None: none can be used.
+
+    Args:
+        path: of the table, or its folder.
+        used: takes the file.
+        problems: takes what is wrong with it.
+    """
+    file = f"{path if os.path.isdir(fs_path(path)) else os.path.dirname(path)}/classes.csv"
+    if not os.path.isfile(fs_path(file)):
+        return None
+    try:
+        rows = [row for _, row in _rows(read_text(file), ",", file, skip=False)]
+        numbered = {int(row[1]): class_name(row[0]) for row in rows if len(row) == 2}
+        names = [name for _, name in sorted(numbered.items()) if name is not None]
+        if sorted(numbered) != list(range(len(rows))) or len(set(names)) != len(rows):
+            raise ValueError("its lines are not a name and a number each, from 0 and all different")
+    except ValueError as error:
+        problems.append(("unreadable_class_list", f"{os.path.basename(file)}: {error}"))
+        return None
+    used.append(file)
+    return names
