@@ -32,22 +32,29 @@ def rate_factor(step: int, num_steps: int, schedule: str) -> float:
 
 
 def find_head(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that get the head's learning rate: `classifier` (both DeepLabs), or what lies outside the base model.
+    """Parameters that get the head's learning rate, see `head_names`."""
+    names = head_names(model)
+    return [parameter for name, parameter in model.named_parameters() if name in names]
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Names of the head's tensors in the state dict: those of `classifier` (both DeepLabs), or what lies outside the
+    base model, or outside `backbone` (UPerNet).
 
     Raises:
         ValueError: the head cannot be told apart from the rest.
     """
-    modules = dict(model.named_modules())
-    if "classifier" in modules:
-        return list(modules["classifier"].parameters())
-    base = getattr(model, "base_model", model)
-    if base is model:
-        raise ValueError(
-            f"{type(model).__name__} has neither a classifier nor a base model, so its head is not known. Choose "
-            "another segmenter.model."
-        )
-    inside = {id(p) for p in base.parameters()}
-    return [p for p in model.parameters() if id(p) not in inside]
+    children = dict(model.named_children())
+    names = model.state_dict().keys()
+    if "classifier" in children:
+        return {name for name in names if name.startswith("classifier.")}
+    for body in (getattr(model, "base_model_prefix", ""), "backbone"):
+        if body in children:
+            return {name for name in names if not name.startswith(f"{body}.")}
+    raise ValueError(
+        f"{type(model).__name__} has neither a classifier nor a base model nor a backbone, so its head is not known. "
+        "Choose another segmenter.model."
+    )
 
 
 def segmenter_groups(model: nn.Module, settings: SegmenterSettings) -> list[dict]:

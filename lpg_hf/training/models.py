@@ -205,7 +205,8 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     config.json (also a folder without weights), which is built at random.
 
     Raises:
-        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `_check_crop_size`.
+        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `_check_crop_size` and
+            `head_names`.
         FileNotFoundError: a local path that does not exist.
     """
     id2label = dict(enumerate(["background", *class_names]))
@@ -215,13 +216,13 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     build = _own_segmenter if name in OWN_SEGMENTERS else _auto_segmenter
     model, processor = build(name, settings.segmenter, labels)
     _check_crop_size(model, settings.segmenter)
-    momentum = settings.segmenter.batch_norm_momentum
+    head, momentum = find_head(model), settings.segmenter.batch_norm_momentum
     if momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum or _MOMENTUM_OF_THE_HEAD
     if momentum == 0:
-        freeze_batch_norms(model, find_head(model))
+        freeze_batch_norms(model, head)
     return model, processor
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from lpg_hf import LPGImageProcessor
+from lpg_hf import DeepLabV2ForSemanticSegmentation, LPGImageProcessor
 from lpg_hf.models.modeling_lpg import _VGG16Encoder
 from lpg_hf.training import models as models_module
 from lpg_hf.training.models import (
@@ -132,6 +132,12 @@ def test_crops_in_which_aligned_logits_lie_elsewhere_than_in_use_are_refused(set
         build_segmenter(settings, ["a"])
     build_segmenter(changed(settings, {"segmenter.crop_size": next_size}), ["a"])
     build_segmenter(changed(settings, {"segmenter.config": fields | {"align_corners": False}}), ["a"])
+
+
+def test_a_segmenter_whose_head_is_not_known_is_refused_before_anything_is_trained(settings, monkeypatch):
+    monkeypatch.setattr(DeepLabV2ForSemanticSegmentation, "named_children", lambda self: iter(()))
+    with pytest.raises(ValueError, match="neither a classifier nor a base model nor a backbone"):
+        build_segmenter(settings, ["a"])
 
 
 def test_weights_for_a_backbone_without_any_are_refused(settings):

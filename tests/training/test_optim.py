@@ -2,10 +2,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    ConvNextConfig,
     MobileNetV2Config,
     MobileNetV2ForSemanticSegmentation,
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
 )
 
 from lpg_hf import (
@@ -35,6 +38,16 @@ SEGMENTERS = {
     "segformer": lambda: SegformerForSemanticSegmentation(
         SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
     ),
+    "upernet": lambda: UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=ConvNextConfig(
+                hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"]
+            ),
+            hidden_size=8,
+            auxiliary_in_channels=8,
+            auxiliary_channels=8,
+        )
+    ),
     "mobilenet": lambda: MobileNetV2ForSemanticSegmentation(MobileNetV2Config(depth_multiplier=0.35)),
 }
 
@@ -62,6 +75,12 @@ def test_the_head_of_both_deeplabs_is_the_classifier():
         assert head == {id(p) for p in model.classifier.parameters()}
 
 
+def test_the_head_of_upernet_is_all_but_its_backbone():
+    model = SEGMENTERS["upernet"]()
+    head = {id(p) for g in segmenter_groups(model, SegmenterSettings())[2:] for p in g["params"]}
+    assert head == {id(p) for part in (model.decode_head, model.auxiliary_head) for p in part.parameters()}
+
+
 def test_an_incomplete_grouping_is_refused():
     model = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="bias"):
@@ -71,7 +90,7 @@ def test_an_incomplete_grouping_is_refused():
 
 
 def test_a_network_without_a_known_head_is_refused():
-    with pytest.raises(ValueError, match="Sequential has neither a classifier nor a base model"):
+    with pytest.raises(ValueError, match="Sequential has neither a classifier nor a base model nor a backbone"):
         segmenter_groups(nn.Sequential(nn.Conv2d(3, 3, 1)), SegmenterSettings())
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from lpg_hf.training import steps
 from lpg_hf.training._checkpoint import Checkpoints, average_weights
 from lpg_hf.training._depthwise import depthwise_in_float32
 from lpg_hf.training._labels import box_labels
+from lpg_hf.training._own_data import start_own_run
 from lpg_hf.training._samples import LPGViews, SegmenterCrops
 from lpg_hf.training.data import load_aux, load_target
 from lpg_hf.training.models import Normalization, build_lpg, build_segmenter, lpg_processor
@@ -302,12 +304,18 @@ def test_the_e_step_takes_cached_probabilities_and_never_runs_a_segmenter(
     assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["segformer", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["segformer", "mobilenet_v2", "upernet"])
 def test_segmenters_of_transformers_train_from_a_config_file(accelerator, settings, tmp_path, name):
-    from transformers import MobileNetV2Config, SegformerConfig
+    from transformers import ConvNextConfig, MobileNetV2Config, SegformerConfig, UperNetConfig
 
     small = {"depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    backbone = ConvNextConfig(
+        hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
     config = {
+        "upernet": UperNetConfig(
+            backbone_config=backbone, hidden_size=8, auxiliary_in_channels=8, auxiliary_channels=8
+        ),
         "segformer": SegformerConfig(hidden_sizes=[8] * 4, **small),
         "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.35),
     }[name]
@@ -386,6 +394,31 @@ def test_flags_of_accelerate_that_settings_overrule_are_told_in_one_line(setting
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="accelerate is to use FSDP, but every process trains whole networks"):
         start_run(settings, "settings.json")
+
+
+@pytest.mark.parametrize("local, expected", [(None, 2), ("2", 8), ("32", 2)])
+def test_the_cores_of_a_machine_are_shared_out_among_its_own_processes(settings, monkeypatch, local, expected):
+    """Of 8 processes on 4 machines, 2 share 16 cores."""
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setattr(Accelerator, "num_processes", 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    start_run(changed(settings, {"run.num_threads": None}), "settings.json")
+    assert given == [expected]
+
+
+@pytest.mark.parametrize("variable, expected", [("4,2", [4]), ("3", [3]), ("", []), ("many", [])])
+def test_a_command_on_own_data_takes_the_first_of_a_list_of_threads(settings, monkeypatch, variable, expected):
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr("lpg_hf.training._own_data.start_run", lambda *_: None)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    start_own_run(settings)
+    assert given == expected
 
 
 def test_threads_are_set_as_asked(settings):
