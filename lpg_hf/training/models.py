@@ -258,6 +258,11 @@ def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tup
         raise FileNotFoundError(
             f"segmenter.model={name} does not exist. Give a Hub id, a model folder or a config.json."
         )
+    if settings.weights is not None:
+        raise ValueError(
+            f"segmenter.weights={settings.weights} is set, but only {' and '.join(OWN_SEGMENTERS)} start "
+            f"from such a file, not {name}. Set it to null."
+        )
     config = _read_config(name, "segmenter.model")
     if isinstance(config, LPGConfig):
         raise ValueError(f"{name} is a mask generator (LPG), not a segmenter. Give a folder or Hub id of a segmenter.")

@@ -140,6 +140,16 @@ def test_a_segmenter_whose_head_is_not_known_is_refused_before_anything_is_train
         build_segmenter(settings, ["a"])
 
 
+def test_imagenet_weights_for_a_segmenter_of_transformers_are_refused(settings, segmenter_folder):
+    fields = {
+        "segmenter.model": str(segmenter_folder),
+        "segmenter.config": {},
+        "segmenter.weights": "vgg16.safetensors",
+    }
+    with pytest.raises(ValueError, match="segmenter.weights=vgg16.safetensors is set, but .* Set it to null"):
+        build_segmenter(changed(settings, fields), ["a"])
+
+
 def test_weights_for_a_backbone_without_any_are_refused(settings):
     with pytest.raises(ValueError, match="hourglass"):
         build_lpg(changed(settings, {"lpg.weights": "w.safetensors"}), True, None)
