@@ -39,7 +39,7 @@ from lpg_hf.models.imagenet import (
 from lpg_hf.models.modeling_deeplab_largefov import OUTPUT_STRIDE
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training._batch_norm import freeze_batch_norms
-from lpg_hf.training._optim import find_head
+from lpg_hf.training._optim import find_head, head_names
 from lpg_hf.training.config import LPGSettings, SegmenterSettings, Settings
 from lpg_hf.version import __version__
 
@@ -272,10 +272,36 @@ def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tup
     if not _has_weights(name):
         return AutoModelForSemanticSegmentation.from_config(config), _segmenter_processor(name)
     with reading_weights(name):
-        model = AutoModelForSemanticSegmentation.from_pretrained(
-            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
+        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the head is for other classes
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+    _check_body(model, name, {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
     return model, _segmenter_processor(name)
+
+
+def _check_body(model: PreTrainedModel, name: str, random: set[str]) -> None:
+    """Refuses a network whose weights are not those of its folder outside the head.
+
+    Args:
+        name: of the folder or Hub repository.
+        random: names of the tensors that were not loaded.
+
+    Raises:
+        ValueError: names some, and the remedy.
+    """
+    head = head_names(model)
+    body = {key for key, value in model.state_dict().items() if key not in head and value.is_floating_point()}
+    if lost := sorted(body & random):
+        raise ValueError(
+            f"the weights of {name} lack {len(lost)} of the {len(body)} tensors outside the head, or have them in "
+            f"other shapes: {', '.join(lost[:3])}. Take the fields that change them out of segmenter.config, or give "
+            "a config.json as segmenter.model to train from random weights."
+        )
 
 
 def _check_crop_size(model: PreTrainedModel, settings: SegmenterSettings) -> None:

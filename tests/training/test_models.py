@@ -3,15 +3,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_run import changed
 from transformers import (
     AutoModel,
     AutoModelForSemanticSegmentation,
     MobileNetV2Config,
+    MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
     ResNetConfig,
     ResNetForImageClassification,
+    SegformerConfig,
+    SegformerForImageClassification,
 )
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
@@ -148,6 +151,38 @@ def test_imagenet_weights_for_a_segmenter_of_transformers_are_refused(settings, 
     }
     with pytest.raises(ValueError, match="segmenter.weights=vgg16.safetensors is set, but .* Set it to null"):
         build_segmenter(changed(settings, fields), ["a"])
+
+
+def test_fields_that_lose_pretrained_weights_outside_the_head_are_refused(settings, segmenter_folder, tmp_path):
+    fields = {"segmenter.model": str(segmenter_folder), "segmenter.config": {"hidden_sizes": [16] * 4}}
+    with pytest.raises(ValueError, match=r"lack \d+ of the \d+ .* segformer\..*config.json as segmenter.model"):
+        build_segmenter(changed(settings, fields), ["a"])
+    of_the_head = changed(settings, fields | {"segmenter.config": {"decoder_hidden_size": 16}})
+    model, _ = build_segmenter(of_the_head, ["a"])
+    pretrained = load_segmenter(segmenter_folder)[0].segformer.state_dict()
+    assert all(torch.equal(value, pretrained[name]) for name, value in model.segformer.state_dict().items())
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(segmenter_folder / name, tmp_path)
+    weights = load_file(segmenter_folder / "model.safetensors")
+    del weights[next(name for name in weights if name.startswith("segformer."))]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"lack 1 of the {len(pretrained)} tensors .*: segformer\.[a-z0-9._]+ Take"):
+        build_segmenter(changed(settings, {"segmenter.model": str(tmp_path), "segmenter.config": {}}), ["a"])
+
+
+@pytest.mark.parametrize("kind", [SegformerForImageClassification, MobileNetV2ForImageClassification])
+def test_a_classifier_gives_a_segmenter_its_body(settings, tmp_path, kind):
+    """Also one as older versions saved it, without counts of batches."""
+    small = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    is_segformer = kind is SegformerForImageClassification
+    classifier = kind(SegformerConfig(**small) if is_segformer else MobileNetV2Config(depth_multiplier=0.35))
+    classifier.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    counts = [name for name in weights if name.endswith("num_batches_tracked")]
+    save_file({k: v for k, v in weights.items() if k not in counts}, tmp_path / "model.safetensors", {"format": "pt"})
+    model, _ = build_segmenter(changed(settings, {"segmenter.model": str(tmp_path), "segmenter.config": {}}), ["a"])
+    body = classifier.base_model.state_dict()
+    assert all(torch.equal(value, body[name]) for name, value in model.base_model.state_dict().items())
 
 
 def test_weights_for_a_backbone_without_any_are_refused(settings):
