@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from datasets import concatenate_datasets, load_dataset
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
-from lpg_hf.images import read_rgb
+from lpg_hf.images import IMAGE_SUFFIXES, read_rgb
 from lpg_hf.label_maps import read_label_map
 
 
@@ -24,27 +24,24 @@ class MaskFolder(torch.utils.data.Dataset):
     """Images of a folder, or rows of a dataset, whose label maps are in MASKS/masks, under the same name as .png."""
 
     def __init__(self, images: str, masks: Path, processor: SegformerImageProcessor):
-        folder, self.rows = Path(images), None
+        folder, root, self.rows, self.processor = Path(images), masks / "masks", None, processor
         if not folder.is_dir() or any(folder.rglob("*.parquet")):
             place = str(folder.absolute()) if folder.is_dir() else images
             self.rows = concatenate_datasets(list(load_dataset(place).values()))
             found = {Path(name).with_suffix(""): row for row, name in enumerate(self.rows["file_name"])}
         else:
-            found = {path.relative_to(folder).with_suffix(""): path for path in folder.rglob("*") if path.is_file()}
-        label_maps = sorted((masks / "masks").rglob("*.png"))
-        self.pairs = [(found[path.relative_to(masks / "masks").with_suffix("")], path) for path in label_maps]
-        self.processor = processor
+            paths = sorted(folder.rglob("*"), key=lambda path: path.suffix.lower() in IMAGE_SUFFIXES)  # images last
+            found = {path.relative_to(folder).with_suffix(""): path for path in paths if path.is_file()}
+        label_maps = sorted(root.rglob("*.png"))
+        self.pairs = [(found[path.relative_to(root).with_suffix("")], path) for path in label_maps]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict:
         image, label_map = self.pairs[index]
-        batch = self.processor.preprocess(
-            read_rgb(image if self.rows is None else self.rows[image]["image"]),
-            segmentation_maps=read_label_map(label_map),
-            return_tensors="pt",
-        )
+        pixels = read_rgb(image if self.rows is None else self.rows[image]["image"])
+        batch = self.processor.preprocess(pixels, segmentation_maps=read_label_map(label_map), return_tensors="pt")
         return {name: values[0] for name, values in batch.items()}  # pixel_values (3, S, S), labels (S, S)
 
 
@@ -52,10 +49,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", help="folder of images, of Parquet files, or Hub id")
     parser.add_argument("masks", type=Path, help="what --out of lpg-hf masks was")
-    parser.add_argument("--out", default="segformer")
     parser.add_argument("--model", help="Hub id or folder to start from")
-    for name, default in (("steps", 200), ("batch-size", 4), ("size", 256)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("out", "segformer"), ("steps", 200), ("batch-size", 4), ("size", 256)):
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
 
     names = ["background", *(args.masks / "classes.txt").read_text(encoding="utf-8").splitlines()]
