@@ -62,7 +62,7 @@ from lpg_hf.label_maps import no_class_message
 
 
 # Part of the cache path, which holds no hash of the code: raise it when the same files give other rows.
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 NUM_SHARDS = 64
 # Hidden, so that a prepared folder is still a plain data folder for `load_dataset`.
 REPORT_PREFIX = ".report-"
@@ -174,7 +174,8 @@ class _VocConfig(_BoxesConfig):
         names = {folder: voc.annotation_names(folder) for folder in folders}
         files = [f"{folder}/{name}" for folder in folders for name in names[folder]]
         of_images = {os.path.dirname(f"{found.images}/{name}") for name in names[found.annotations]}
-        return [*listed, f"{found.root}/{voc.CLASSES_FILE}", *sorted({found.images, *of_images}), *files]
+        listed += [f"{found.root}/{name}" for name in (voc.CLASSES_FILE, voc.COLOURS_FILE)]
+        return [*listed, *sorted({found.images, *of_images}), *files]
 
 
 @dataclass

@@ -76,7 +76,7 @@ PROBLEMS = {
     "other_suffix": ProblemKind("matched", "image that lies there under another suffix"),
     "duplicate_file_name": ProblemKind(KEPT, "image that several image entries name"),
     "duplicate_entry": ProblemKind("used once", "name that the split list holds more than once"),
-    "image_without_annotation": ProblemKind("not read", "image without an annotation file: unlabelled"),
+    "image_without_annotation": ProblemKind("not read", "image without an annotation: unlabelled"),
     "label_without_image": ProblemKind("not read", "txt file without an image"),
     "yaml_path": ProblemKind("not used", "path in data.yaml that does not exist inside the folder of the data"),
     "class_count_differs": ProblemKind("names used", "data.yaml states another number of classes than names"),

@@ -105,7 +105,7 @@ def test_edited_coco_file_is_never_served_from_a_stale_cache(coco_tree):
     assert build(CocoBoxes(data_dir=str(coco_tree.root)))[0]["objects"]["bbox"] == [[11, 8, 20, 16]]
 
 
-@pytest.mark.parametrize("change", ["xml", "list", "classes", "mask", "option"])
+@pytest.mark.parametrize("change", ["xml", "list", "classes", "colours", "mask", "option"])
 def test_edited_voc_files_are_never_served_from_a_stale_cache(voc_tree, change):
     for name in "ab":
         voc_tree.add(name)
@@ -120,6 +120,8 @@ def test_edited_voc_files_are_never_served_from_a_stale_cache(voc_tree, change):
         voc_tree.add_list("train", "a", "b")
     elif change == "classes":
         (voc_tree.root / "classes.txt").write_text("thing\nmore\n")
+    elif change == "colours":
+        (voc_tree.root / "labelmap.txt").write_text("thing:255,0,0::\n")
     elif change == "mask":
         voc_tree.add_mask("a", np.full((40, 60), 1, dtype=np.uint8))
     else:
