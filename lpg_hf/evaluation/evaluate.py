@@ -6,7 +6,6 @@ Nothing is skipped in silence: masks without a partner, and files or masks that 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from lpg_hf._files import fs_path, link_out
 from lpg_hf._rle import Rle, encode_mask
+from lpg_hf._threads import prefetch
 from lpg_hf.data._formats.coco import id_text, read_categories
 from lpg_hf.data._formats.json_files import read_json
 from lpg_hf.data._formats.rle import checked_rle, segmentation_to_rle
@@ -186,21 +186,9 @@ def class_list(classes: str | os.PathLike | Sequence[str] | None) -> list[str] |
 
 
 def _map_in_threads(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:
-    """`map` in threads with a progress bar, a few items ahead of the consumer, results in order."""
-    num_workers = max(1, num_workers)
-    with (
-        ThreadPoolExecutor(num_workers) as pool,
-        tqdm(total=len(items), desc=description, disable=None, leave=False) as bar,
-    ):
-        pending = []
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * num_workers:
-                yield pending.pop(0).result()
-                bar.update()
-        for future in pending:
-            yield future.result()
-            bar.update()
+    """`prefetch` with a progress bar."""
+    results = prefetch(function, items, num_workers)
+    return iter(tqdm(results, desc=description, total=len(items), disable=None, leave=False))
 
 
 # --- label maps ------------------------------------------------------------------------------------------------------

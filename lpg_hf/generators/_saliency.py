@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lpg_hf._files import read_bytes
+from lpg_hf._threads import asked_threads
 from lpg_hf.boxes import box_slices
 from lpg_hf.generators.base import BoxedImage, MaskGenerator, Patch
 
@@ -185,7 +186,4 @@ def _shifted(side: slice, start: int) -> slice:
 def _num_threads() -> int:
     """torch's CPU threads or OMP_NUM_THREADS, as with the other generators; 0 (one per core) if neither is set."""
     torch = sys.modules.get("torch")
-    if torch is not None:
-        return torch.get_num_threads()
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
+    return asked_threads() or 0 if torch is None else torch.get_num_threads()

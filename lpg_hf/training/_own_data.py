@@ -19,6 +19,7 @@ import torch
 
 from lpg_hf._cards import read_json
 from lpg_hf._files import json_text, refuse_link, write_atomically, write_json
+from lpg_hf._threads import asked_threads
 from lpg_hf.data.convert import WITH_MASKS, convert_labels
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
@@ -35,8 +36,9 @@ _MODEL_DIGEST = "model_sha256"
 def start_own_run(settings: Settings) -> Run:
     """As `start_run`, in OMP_NUM_THREADS threads if the user says so; `accelerate launch` always sets it, to 1."""
     run = start_run(settings, "settings.json")
-    if "OMP_NUM_THREADS" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    num_threads = asked_threads()
+    if num_threads is not None and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        torch.set_num_threads(num_threads)
     return run
 
 

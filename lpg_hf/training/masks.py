@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +16,8 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from lpg_hf._files import fs_path, write_json
-from lpg_hf.data._examples import box_label_map, decode_image, row_boxes
+from lpg_hf._threads import prefetch
+from lpg_hf.data._examples import decode_image, row_boxes
 from lpg_hf.data.load import class_names
 from lpg_hf.generators.base import BoxedImage, batches_of_one_size, weights_digest
 from lpg_hf.generators.class_probs import ImageProbs, SegmenterInput, SegmenterProbs
@@ -28,7 +28,7 @@ from lpg_hf.masks.assembly import AssemblyOptions, assemble, by_position
 from lpg_hf.models.image_processing_lpg import LPGImageProcessor
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training._digests import rows_digest
-from lpg_hf.training._label_sources.base import LabelSource
+from lpg_hf.training._label_sources.base import LabelSource, with_crowds
 from lpg_hf.training._samples import BOX_COLUMNS
 from lpg_hf.training.run import Run
 
@@ -41,18 +41,6 @@ _GENERATOR_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.
 def _size_batches(rows: Dataset, batch_size: int) -> list[list[int]]:
     """Row indices in batches of one padded size."""
     return batches_of_one_size(dict(enumerate(zip(rows["height"][:], rows["width"][:]))), batch_size)
-
-
-def prefetch(function: Callable, items: Iterable, num_workers: int) -> Iterator:
-    """`map` in threads, a few items ahead of the consumer, so memory stays flat."""
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        pending = []
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > max(1, num_workers):
-                yield pending.pop(0).result()
-        for future in pending:
-            yield future.result()
 
 
 def encoded_images(
@@ -277,16 +265,14 @@ def write_pseudo_masks(
     _claim_masks(run, folder, paths, _lpg_digests(model, processor))
 
     def write(group: list[int]) -> None:
-        images, crowds = [], []
-        for index in group:
-            row = rows[index]
+        of_group = [rows[index] for index in group]
+        images = []
+        for index, row in zip(group, of_group):
             probs = None if class_probs is None else class_probs.of_row(index)
             images.append(BoxedImage(decode_image(row), *row_boxes(row), probs))
-            crowds.append(box_label_map(row) == IGNORE_INDEX)
         patches = by_position(generator.patches(images, "class"), len(images))
-        for index, image, image_patches, crowd in zip(group, images, patches, crowds):
-            label_map = assemble(image, image_patches, "class", options).label_map
-            label_map[crowd & (label_map == 0)] = IGNORE_INDEX
+        for index, row, image, image_patches in zip(group, of_group, images, patches):
+            label_map = with_crowds(row, assemble(image, image_patches, "class", options).label_map)
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_label_map(paths[index], label_map)
 

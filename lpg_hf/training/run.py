@@ -130,7 +130,9 @@ def start_run(settings: Settings, record: str) -> Run:
         raise ValueError(f"run.log_with={run.log_with}, but that package is not installed. Install it, or set null.")
     if accelerator.device.type == "cpu":  # accelerate launch allows a process one thread unless told otherwise
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(run.num_threads or max(1, cores // accelerator.num_processes))
+        total = accelerator.num_processes
+        here = min(int(os.environ.get("LOCAL_WORLD_SIZE") or total), total)  # processes of this machine
+        torch.set_num_threads(run.num_threads or max(1, cores // here))
     if overruled:
         accelerator.print(f"not used, as the settings of the run say it: {', '.join(overruled)}")
     return Run(accelerator, settings, path)
