@@ -252,3 +252,12 @@ def test_scales_of_a_model_that_resizes_every_image_are_refused(segmenter_folder
         segment(replace(job, scales=(0.5, 1.0)))
     assert not (tmp_path / "out").exists()
     assert segment(job) == []
+
+
+def test_weights_that_a_segmenter_does_not_take_are_refused_before_the_masks(segmenter_folder, data, tmp_path):
+    job = OwnJob(str(data / "target"), tmp_path / "out", steps=2)
+    with pytest.raises(
+        ValueError, match="segmenter.weights=vgg16.safetensors is set, but only largefov and deeplab-v2"
+    ):
+        train_on_boxes(job, str(segmenter_folder), "vgg16.safetensors")
+    assert list(tmp_path.iterdir()) == []
