@@ -8,11 +8,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from lpg_hf._threads import prefetch
 from lpg_hf.data._examples import label_map
 from lpg_hf.labels import IGNORE_INDEX
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from lpg_hf.training._labels import Labels
-from lpg_hf.training.masks import encoded_images, frozen_segmenter, image_logits, prefetch
+from lpg_hf.training.masks import encoded_images, frozen_segmenter, image_logits
 from lpg_hf.training.run import Run
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lpg_hf._bands import Rendering
 from lpg_hf._cards import read_json
 from lpg_hf._files import fs_path, locked_folder, unicode_path, walk_files, write_atomically, write_json
+from lpg_hf._threads import prefetch
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
@@ -24,7 +25,7 @@ from lpg_hf.generators.class_probs import SegmenterProbs
 from lpg_hf.images import IMAGE_SUFFIXES, MAX_PIXELS, read_rgb
 from lpg_hf.label_maps import label_map_type, mask_name, write_label_map
 from lpg_hf.labels import clean_name
-from lpg_hf.training.masks import check_distinct, prefetch
+from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import after_dense_crf
 
 
