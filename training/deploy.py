@@ -92,8 +92,8 @@ def _train_rounds(run: Run, name: str) -> dict:
     rows = load_target(run, masks=mode == "full")
     semi = load_semi(run) if mode == "semi" else None
     evaluation = load_eval(run) if "segmenter" in settings.run.measure else None
-    truth = load_target(run, masks=True) if "masks" in settings.run.measure else None
     _check_before_training(run, rows, evaluation)
+    truth = load_target(run, masks=True) if "masks" in settings.run.measure else None
     if source is not None:
         source.check(rows)
     supervised = _supervision(run, rows, semi)
