@@ -65,7 +65,7 @@ bench: $(STAMP)
 bench-domains: $(STAMP)
 	$(PY) benchmarks/domains.py --data $(DATA) --out $(DOMAINS) $(DOMAINS_ARGS)
 
-# lpg-base from an archive of its data, on a GPU if there is one; 12 hours on a CPU core. The same command goes on where it was stopped.
+# lpg-base from an archive of its data, on a GPU if there is one; 14 hours on a CPU core. The same command goes on where it was stopped.
 # make lpg-base ARCHIVE=lpg_base.tar LPG_BASE_ARGS="--run.num_workers 8"
 LPG_BASE_DATA := runs/lpg_base_data
 lpg-base: $(STAMP) $(LPG_BASE_DATA)
