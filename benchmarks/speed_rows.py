@@ -263,7 +263,7 @@ def _lpg_samples(rows: Any, sizes: Sizes, with_prob: bool, **fields: Any) -> Any
 
 
 def _step(model: Any, optimizer: Any, batch: dict, loss_of: Any, precision: str) -> None:
-    """One step of `steps.train`, without its log and checkpoints."""
+    """One step of a training, without its log and checkpoints."""
     inputs = {k: steps._to_device(v, torch.device("cpu")) for k, v in batch.items() if k != "names"}
     with _autocast(precision):
         loss = loss_of(model, inputs)
@@ -401,7 +401,7 @@ def _compiled(sizes: Sizes) -> Numbers:
 
 
 def _own_context(model: torch.nn.Module) -> Any:
-    """What `steps.train` does to a network that it trains in bfloat16 on a CPU."""
+    """What a training does to a network that it trains in bfloat16 on a CPU."""
     return steps.depthwise_in_float32(model) if hasattr(steps, "depthwise_in_float32") else nullcontext()
 
 
