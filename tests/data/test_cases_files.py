@@ -23,7 +23,7 @@ DIAGNOSES = {
     "coco_taco_dup_ids_negative_xy.json": (11, 11, 60, {"duplicate_annotation_id": 2, "clipped_box": 6}),
     "coco_voc2coco_cat0_emptyseg.json": (18, 164, 3, {"no_mask": 164}),
     "voc_2011_003353_float_no_truncated.xml": (1, 1, 20, {}),
-    "voc_bccd_degenerate_BloodImage_00338.xml": (1, 14, 2, {"one_pixel_box": 1}),
+    "voc_bccd_degenerate_BloodImage_00338.xml": (1, 14, 2, {"one_pixel_box": 1, "counted_from_zero": 14}),
     "voc_no_size_no_object.xml": (1, 0, 20, {"size_from_image": 1, "empty_image": 1}),
     "voc_paddlelabel_negative_out.xml": (1, 2, 1, {"clipped_box": 2}),
     "voc_person_part_with_own_box.xml": (1, 2, 20, {}),
