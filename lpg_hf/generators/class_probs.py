@@ -24,6 +24,7 @@ from lpg_hf.generators.base import PAD_MULTIPLE
 from lpg_hf.hub import fetch_stage
 from lpg_hf.hub.loading import load_network
 from lpg_hf.models.image_processing_lpg import LARGEST_VIEW
+from lpg_hf.models.logits import corner_stride
 
 
 _CELL = 4  # pixels; logits that lie closer together are stored at the centres of cells of this side
@@ -38,12 +39,6 @@ def _check_sizes(processor: BaseImageProcessor) -> None:
         for side, value in dict(size).items():
             if value is not None and value > (LARGEST_VIEW**2 if side.endswith("pixels") else LARGEST_VIEW):
                 raise ValueError(f"{name} has {side}={value}, but a side has at most {LARGEST_VIEW} pixels")
-
-
-def _corner_stride(config: object) -> int | None:
-    """Pixels between the logits of a DeepLab that returns them interpolated to all pixels; None for all others."""
-    strides = {"deeplab_largefov": 8, "deeplab_v2": getattr(config, "output_stride", None)}
-    return strides.get(getattr(config, "model_type", "")) if getattr(config, "align_corners", False) else None
 
 
 def _padded_size(height: int, width: int, corner_stride: int | None) -> tuple[int, int]:
@@ -64,7 +59,7 @@ def _probs_at_logits(
         logits: (C, h, w) float32 that cover the frame.
         frame: (height, width) of the padded image in pixels.
         size: (height, width) of the image at its top left.
-        corner_stride: see `_corner_stride`.
+        corner_stride: see `lpg_hf.models.logits`.
 
     Returns:
         probs: (C, h', w') float32 at the positions that the image's pixels are interpolated from.
@@ -149,7 +144,7 @@ class SegmenterProbs:
         cast(Any, nn.Module).to(model.eval(), device, memory_format=torch.channels_last)
         self.model, self.device = model, torch.device(device)
         self._name = getattr(model.config, "name_or_path", None) or "the segmenter"
-        self._corner_stride = _corner_stride(model.config)
+        self._corner_stride = corner_stride(model.config)
         self._processor = copy.copy(processor)
         setattr(self._processor, "do_center_crop", False)  # of MobileNetV2's processor and others
         self._index_of = None

@@ -5,6 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def corner_stride(config: object) -> int | None:
+    """Pixels between the logits of a DeepLab of ours that aligns corners, from pixel 0 on; None for all others."""
+    strides = {"deeplab_largefov": 8, "deeplab_v2": getattr(config, "output_stride", None)}
+    return strides.get(getattr(config, "model_type", "")) if getattr(config, "align_corners", False) else None
+
+
 def pad_to_logits(maps: Tensor, stride: int, value: float = 0) -> Tensor:
     """Pad (..., H, W) at the right and the bottom to n x stride + 1 pixels: the last logits then lie on the border."""
     height, width = maps.shape[-2:]

@@ -36,7 +36,7 @@ from lpg_hf.models.imagenet import (
     load_resnet_imagenet,
     load_vgg16_imagenet,
 )
-from lpg_hf.models.modeling_deeplab_largefov import OUTPUT_STRIDE
+from lpg_hf.models.logits import corner_stride
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training._batch_norm import freeze_batch_norms
 from lpg_hf.training._optim import find_head, head_names
@@ -236,14 +236,6 @@ def is_own_segmenter(name: str) -> bool:
     return name in OWN_SEGMENTERS or isinstance(_read_config(name, "the segmenter"), own)
 
 
-def corner_stride(model: nn.Module) -> int | None:
-    """Pixels between the logits of a DeepLab of ours that aligns corners, from pixel 0 on; None for all others."""
-    config: typing.Any = getattr(model, "config", None)
-    if not isinstance(config, tuple(OWN_SEGMENTERS.values())) or not config.align_corners:
-        return None
-    return getattr(config, "output_stride", OUTPUT_STRIDE)
-
-
 def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[PreTrainedModel, typing.Any]:
     _check_fields(OWN_SEGMENTERS[name], settings.config, "segmenter.config")
     model = AutoModelForSemanticSegmentation.from_config(OWN_SEGMENTERS[name](**settings.config, **labels))
@@ -313,7 +305,7 @@ def _check_crop_size(model: PreTrainedModel, settings: SegmenterSettings) -> Non
     Raises:
         ValueError: names the next size.
     """
-    size, stride = settings.crop_size, corner_stride(model)
+    size, stride = settings.crop_size, corner_stride(model.config)
     if stride is not None and size % stride != 1:
         raise ValueError(
             f"segmenter.crop_size={size}, but the logits of {settings.model} lie on the pixels 0, {stride}, "

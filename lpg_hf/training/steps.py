@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lpg_hf.models.logits import logits_at_pixels
+from lpg_hf.models.logits import corner_stride, logits_at_pixels
 from lpg_hf.models.losses import pixel_cross_entropy
 from lpg_hf.training._batch_norm import synchronize_batch_norms
 from lpg_hf.training._checkpoint import Checkpoints, TrainingState
@@ -27,7 +27,6 @@ from lpg_hf.training._label_sources.bcm import confident_labels
 from lpg_hf.training._optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
 from lpg_hf.training._samples import Positions, StepBatches, step_loader
 from lpg_hf.training.config import LPGSettings, SegmenterSettings
-from lpg_hf.training.models import corner_stride
 from lpg_hf.training.run import Run
 
 
@@ -125,7 +124,9 @@ def train_segmenter(run: Run, model: nn.Module, samples: Positions, name: str, f
     settings = run.settings.segmenter
     optimizer = build_optimizer(settings.optimizer, segmenter_groups(model, settings))
     phase = _Phase(name, "segmenter", settings, num_steps, folder)
-    loss_of = partial(_segmenter_loss, stride=settings.loss_stride, corner_stride=corner_stride(model))
+    loss_of = partial(
+        _segmenter_loss, stride=settings.loss_stride, corner_stride=corner_stride(getattr(model, "config", None))
+    )
     return _train(run, phase, model, optimizer, samples, loss_of)
 
 

@@ -15,7 +15,7 @@ data set's own tools of that time take x2 - x1.
 import os
 
 from lpg_hf._files import fs_path
-from lpg_hf.data._formats.json_files import json_content, json_sample
+from lpg_hf.data._formats.json_files import json_contents, json_sample
 from lpg_hf.data._formats.tool_image import (
     ToolFile,
     ToolImage,
@@ -65,16 +65,7 @@ def read(path: str, split: str | None = None) -> ToolFile:
     files: list[str] = []
     problems: list[tuple[str, str]] = []
     classes: dict[str, None] = {}
-    for file in found:
-        try:
-            content = json_content(file)
-        except ValueError as error:
-            if len(found) == 1:
-                raise
-            problems.append(("unreadable_annotation", f"{os.path.basename(file)}: {error}"))
-            continue
-        if len(found) > 1 and not _may_be_frames(content):  # Other json files of the folder are not the tool's.
-            continue
+    for file, content in json_contents(found, _may_be_frames, problems):
         files.append(file)
         frames, config = content, {}
         if isinstance(content, dict):

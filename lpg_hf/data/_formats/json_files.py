@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
@@ -89,6 +89,31 @@ def _without_half(escape: re.Match) -> str:
 def json_content(path: str) -> dict | list:
     """A json file; raises FileNotFoundError or ValueError as `read_json`."""
     return read_json(path, bare_list=True)
+
+
+def json_contents(
+    files: Sequence[str], is_of_tool: Callable[[dict | list], bool], problems: list[tuple[str, str]]
+) -> Iterator[tuple[str, dict | list]]:
+    """(path, content) of a tool's files; of several, those that are not the tool's are left out.
+
+    Args:
+        files: that may be the tool's.
+        is_of_tool: looks at a content.
+        problems: takes those of several files that are not valid json.
+
+    Raises:
+        ValueError: the only file is not valid json.
+    """
+    for file in files:
+        try:
+            content = json_content(file)
+        except ValueError as error:
+            if len(files) == 1:
+                raise
+            problems.append(("unreadable_annotation", f"{os.path.basename(file)}: {error}"))
+            continue
+        if len(files) == 1 or is_of_tool(content):
+            yield file, content
 
 
 def json_sample(path: str) -> dict | list | None:

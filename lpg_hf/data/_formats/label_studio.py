@@ -26,7 +26,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from lpg_hf.data._formats.image_finder import name_in_address
-from lpg_hf.data._formats.json_files import json_content, json_sample
+from lpg_hf.data._formats.json_files import json_contents, json_sample
 from lpg_hf.data._formats.tool_image import (
     MAX_LOOKS,
     ToolFile,
@@ -98,17 +98,9 @@ def read(path: str, split: str | None = None) -> ToolFile:
     """
     images, files, problems = [], [], []
     found = find_files(path, (".json",), looks_like, split, every=True)
-    for file in found:
-        try:
-            content = json_content(file)
-        except ValueError as error:
-            if len(found) == 1:
-                raise
-            problems.append(("unreadable_annotation", f"{os.path.basename(file)}: {error}"))
-            continue
-        if len(found) == 1 or _are_tasks(content):  # Other json files of the folder are not the tool's.
-            images += _read_tasks(content, os.path.basename(file), folder_below(path, file), problems)
-            files.append(file)
+    for file, content in json_contents(found, _are_tasks, problems):
+        images += _read_tasks(content, os.path.basename(file), folder_below(path, file), problems)
+        files.append(file)
     return ToolFile(images, None, files, places_of_images(path), problems)
 
 

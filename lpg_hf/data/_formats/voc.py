@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -539,7 +540,7 @@ def _select_classes(own: list[str], options: ReadOptions, names: "_Names") -> li
         return own
     if isinstance(classes, str) and classes != "all":
         raise ValueError(f"classes must be a list of names, 'all' or None, got {classes!r}")
-    selected = sorted(names.occurring()) if classes == "all" else [str(name) for name in classes]
+    selected = sorted(names.occurring) if classes == "all" else [str(name) for name in classes]
     if not selected and classes == "all":
         raise ValueError("classes='all': no annotation file holds an object with a name; pass the list of classes")
     _check_class_names(selected, "classes")
@@ -656,6 +657,7 @@ class _Names:
         self.folder, self.parsed, self.whole = folder, parsed, whole
         self.found = {item.name for content in parsed.values() for item in content.objects}
 
+    @cached_property
     def occurring(self) -> set[str]:
         """The names, without those of files that cannot be read."""
         if not self.whole:
@@ -687,11 +689,11 @@ def _choose_classes(root: str, names: _Names, options: ReadOptions, report: Repo
         if options.masks or not (options.keep_unlisted or options.classes):
             raise
         report.add("unreadable_class_list", str(error))
-        own = sorted(names.occurring())
+        own = sorted(names.occurring)
     if options.classes is not None or not options.keep_unlisted:
         return _Classes(_select_classes(own, options, names), own, set())
     has_list = bool(class_list_files(root))
-    occurring = names.occurring()
+    occurring = names.occurring
     if not options.masks and not has_list and occurring and not occurring & set(own):
         own = sorted(occurring)
     unlisted = occurring - set(own)
