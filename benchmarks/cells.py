@@ -42,7 +42,7 @@ KINDS = {
     "stages": "training/em.py and training/deploy.py",
     "deploy": "training/deploy.py with the stages of another row",
 }
-LONG_TABLES = ("deep", "deep_long", "deep_lpg")
+LONG_TABLES = ("deep", "deep_two", "deep_long", "deep_lpg")
 TABLES = (*LONG_TABLES, "stages", "baselines", "supervision", "ablations")
 _PROTOCOL_KEYS = {"settings", "target", "measure", "prepare"}
 _MEASURE_KEYS = {"annotations", "masks", "images", "split"}

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.history import with_sections
+from benchmarks.history import as_of_today
 from lpg_hf._files import write_json
 
 
@@ -81,7 +81,7 @@ def read_result(path: Path) -> Result | None:
         ]
     else:
         return None
-    settings = with_sections({"settings": metrics["settings"]})["settings"]
+    settings = as_of_today({"settings": metrics["settings"]})["settings"]
     run, network = settings["run"], settings["segmenter"]
     labels = run.get("labels", "lpg")
     method, _, folder = labels.partition(":")

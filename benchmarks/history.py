@@ -1,4 +1,8 @@
-"""Configurations of results that are older than the sections of `lpg_hf/training/config.py`, in the names of today."""
+"""Configurations of older results in the names and values of today.
+
+They may be older than the sections of `lpg_hf/training/config.py`, or than the crops of 128 px of
+`benchmarks/protocols/deep.yaml`: with 129 px the segmenter was shifted in use, see `has_shifted_frame`.
+"""
 
 from typing import Any
 
@@ -21,12 +25,21 @@ _PREFIXES = {"aux_": "aux", "target_": "target", "eval_": "evaluation", "lpg_": 
 _SECTIONS = {"run", *_PREFIXES.values()}
 
 
-def with_sections(configuration: dict) -> dict:
-    """The configuration of a cell with its settings in sections; one that has them is returned as it is."""
+def has_shifted_frame(configuration: dict) -> bool:
+    """Whether a MobileNetV2 was trained on crops of 129 px, which training refuses since; such results count still."""
+    network = (configuration.get("settings") or {}).get("segmenter")  # a name where there are no sections
+    is_section = isinstance(network, dict)
+    return is_section and network.get("crop_size") == 129 and "mobilenet_v2" in str(network.get("model"))
+
+
+def as_of_today(configuration: dict) -> dict:
+    """The configuration of a cell with its settings in sections, and crops of 128 px in place of 129."""
     settings, used = configuration.get("settings") or {}, configuration.get("uses")
     if not set(settings) <= _SECTIONS or not all(isinstance(value, dict) for value in settings.values()):
         settings = _settings_with_sections(settings)
-    return configuration | {"settings": settings, "uses": with_sections(used) if used else used}
+    if has_shifted_frame({"settings": settings}):
+        settings = merged(settings, {"segmenter": {"crop_size": 128}})
+    return configuration | {"settings": settings, "uses": as_of_today(used) if used else used}
 
 
 def _settings_with_sections(settings: dict) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.cells import Cell, differences, json_like
-from benchmarks.history import with_sections
+from benchmarks.history import as_of_today, has_shifted_frame
 
 
 HEAD = """# Tables
@@ -35,6 +35,7 @@ DIRECTIONS = {
     "deep": "COCO-60 -> VOC, longer",
 }
 BASE = "base"
+SHIFTED = "crops of 129 px: [shifted in use](README.md#the-frame-of-the-segmenter)"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class Line:
     @property
     def cell(self) -> Cell:
         return self.cells[0]
+
+    @property
+    def note(self) -> str:
+        """Of the row, and of what has been found since about a finished seed."""
+        shifted = any(has_shifted_frame(metrics["configuration"]) for metrics in self.metrics)
+        return "; ".join(filter(None, (self.cell.note, shifted and SHIFTED)))
 
     @property
     def missing(self) -> str:
@@ -101,9 +108,10 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
         found = [line for line in lines if (line.cell.table, line.cell.protocol) == (table, protocol)]
         return [line for line in found if not rows or line.cell.row in rows]
 
-    deep, one_round = of("deep", "deep"), of("deep_long", "deep")
+    deep, two, one_round = (of(table, "deep") for table in ("deep", "deep_two", "deep_long"))
     parts = [HEAD]
     parts += ["## Longer runs\n", DEEP, _stage_table(deep, link, of_full=True), _cost_table(deep)]
+    parts += ["### Two rounds, not shifted\n", TWO_ROUNDS, _stage_table(two, link, of_full=True), _cost_table(two)]
     parts += ["### One longer round\n", ONE_ROUND, _stage_table(one_round, link, of_full=True), _cost_table(one_round)]
     parts += ["### One generator, as long as a stage\n", _stage_table(of("deep_lpg", "deep"), link)]
     parts += [
@@ -145,6 +153,9 @@ from converged.
 DEEP = """COCO-60 -> VOC on all 2,877 target photographs: the whole method beside the methods that the paper compares
 it with (`--run.labels`), on the same boxes, segmenter and schedule. A source whose labels never change trains on the
 same ones in all rounds. **masks** of round 0 are the source's first labels, or filled boxes.
+"""
+TWO_ROUNDS = """The same with two rounds, on crops of 128 px, in which the segmenter sees what it sees in use: with 129, as
+above, it was [shifted](README.md#the-frame-of-the-segmenter).
 """
 ONE_ROUND = """The same segmenter, photographs and crops, but a single round whose learning rate falls once, with three
 times the crops of all four rounds above.
@@ -273,7 +284,7 @@ def _ablation_table(lines: list[Line], link: Callable[[Line], str]) -> str:
                 cells[f"{direction}: {title}"] = text
             cells[f"{direction}: s"] = plain(line.values("training_seconds")) if line else ""
             if line:
-                notes.append(line.cell.note)
+                notes.append(line.note)
                 runs.append(link(line))
                 if line.missing:
                     runs[-1] = f"{runs[-1]} {line.missing}".strip()
@@ -334,7 +345,7 @@ def _values_with_full_supervision(line: Line, lines: list[Line], stage: str) -> 
 def _ends(line: Line, link: Callable[[Line], str], first: bool = True) -> dict[str, str]:
     """Note and links, on the first line of a row."""
     run = " ".join(filter(None, (link(line), line.missing)))
-    return {"note": line.cell.note if first else "", "run": run if first else ""}
+    return {"note": line.note if first else "", "run": run if first else ""}
 
 
 def _lines(cells: Iterable[Cell], results: Path) -> list[Line]:
@@ -350,7 +361,7 @@ def _lines(cells: Iterable[Cell], results: Path) -> list[Line]:
         metrics = [
             m
             for m in metrics
-            if not differences(with_sections(m["configuration"]), json_like(of_seed[m["seed"]].configuration))
+            if not differences(as_of_today(m["configuration"]), json_like(of_seed[m["seed"]].configuration))
         ]
         lines.append(Line(tuple(sorted(group, key=lambda cell: cell.seed)), tuple(metrics)))
     return lines

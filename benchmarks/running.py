@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from benchmarks.cells import Cell, as_used, differences, expand, json_like
-from benchmarks.history import with_sections
+from benchmarks.history import as_of_today
 from lpg_hf._files import write_atomically
 from lpg_hf.devices import resolve_dtype
 from lpg_hf.training.config import public_settings
@@ -64,9 +64,9 @@ class Bench:
         return self.results / cell.result
 
     def finished(self, cell: Cell) -> dict | None:
-        """metrics.json of the cell, whatever its configuration was, or None; settings are in sections."""
+        """metrics.json of the cell, whatever its configuration was, or None; settings are those of today."""
         metrics = read_json(self.result_folder(cell) / "metrics.json")
-        return metrics and metrics | {"configuration": with_sections(metrics["configuration"])}
+        return metrics and metrics | {"configuration": as_of_today(metrics["configuration"])}
 
     def is_up_to_date(self, cell: Cell) -> bool:
         """Whether it is finished, with the configuration that its row has now."""

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from lpg_hf._files import json_text, write_atomically
+from lpg_hf.images import PAD_MULTIPLE
 
 
 # Installed, the templates are package data; in a checkout they lie beside the package.
@@ -145,6 +146,7 @@ def _write_card(folder: Path) -> Path:
         class_prob_optional=stage.config.get("class_prob_optional", False),
         source=known.get("repo_id", "."),
         segmenter=known.get("segmenter"),
+        pad_multiple=PAD_MULTIPLE if stage.config.get("tf_padding") and not stage.preprocessor.get("do_resize") else None,
         has_code="auto_map" in stage.config,
         has_panel=(stage.folder / "panel.png").is_file(),
         architecture=_table({k: v for k, v in stage.config.items() if k not in _HIDDEN_CONFIG_KEYS}),

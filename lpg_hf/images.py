@@ -30,6 +30,8 @@ from lpg_hf._files import check_machine, fs_path
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Pillow's own limit for an error (twice its limit for a warning), 178,956,970 pixels.
 MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
+# Sides of images for a network; images whose padded sizes agree share a forward pass.
+PAD_MULTIPLE = 32
 EXIF_ORIENTATION = 0x0112
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # Pillow's names of what is opened, by content. Its other formats are rare, and one starts a program (PostScript).

@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks import tables
 from benchmarks.cells import Cell, differences, expand, read_cells, select
 from benchmarks.fold0 import auxiliary, write_target
-from benchmarks.history import with_sections
+from benchmarks.history import as_of_today
 from benchmarks.report import duration, render
 from benchmarks.running import ROOT, Bench, Busy, Commands, commands, run_cell, thinned_log
 from lpg_hf.data._formats.voc import read_voc, write_voc
@@ -30,7 +30,7 @@ from lpg_hf.data.records import BoxObject, Record
 from lpg_hf.data.synthetic import _write_synthetic_dataset
 from lpg_hf.label_maps import read_label_map, write_label_map
 from lpg_hf.labels import COCO_CLASSES, VOC_CLASSES
-from lpg_hf.training.parsing import settings_from_dict
+from lpg_hf.training.parsing import merged, settings_from_dict
 
 
 TINY_LPG = {
@@ -233,11 +233,11 @@ def test_configurations_of_older_results_are_read_in_sections():
         "target": {"root": "r"},
         "segmenter": {"target_steps": 5, "model": None, "crop_size": 9},
     }
-    assert with_sections({"settings": old, "uses": {"settings": old}}) == {
+    assert as_of_today({"settings": old, "uses": {"settings": old}}) == {
         "settings": new,
         "uses": {"settings": new, "uses": None},
     }
-    assert with_sections({"settings": new, "uses": None}) == {"settings": new, "uses": None}
+    assert as_of_today({"settings": new, "uses": None}) == {"settings": new, "uses": None}
 
 
 # --- one cell --------------------------------------------------------------------------------------------------------
@@ -657,6 +657,19 @@ def test_what_was_measured_with_another_configuration_is_not_shown(tmp_path):
     (changed,) = define(tmp_path, {"ablations/base": {"kind": "generator", "settings": {"lpg": {"steps": 9}}}})
     text = render([changed], tmp_path, tmp_path)
     assert "70.0" not in text and "not run (about 7 minutes)" in text
+
+
+def test_crops_that_are_refused_since_stay_in_the_tables_with_a_remark(tmp_path):
+    settings = {"run": {"mode": "full"}, "segmenter": {"model": "weights/mobilenet_v2_imagenet", "crop_size": 128}}
+    (cell,) = define(tmp_path, {"supervision/full": {"kind": "deploy", "settings": settings}})
+    finish(tmp_path, cell, segmenter={"3": maps(0.4, 0.45)})
+    assert "shifted in use" not in render([cell], tmp_path, tmp_path)
+    for crop_size, is_shown in ((129, True), (130, False)):
+        settings = merged(cell.settings, {"segmenter": {"crop_size": crop_size}})
+        finish(tmp_path, replace(cell, settings=settings), segmenter={"3": maps(0.4, 0.45)})
+        text = render([cell], tmp_path, tmp_path)
+        assert ("45.0" in text) is is_shown and ("[shifted in use](README.md#" in text) is is_shown
+        assert Bench(results=tmp_path).is_up_to_date(cell) is is_shown
 
 
 def test_generators_stand_beside_the_stages_on_the_same_boxes(tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 
 from lpg_hf.boxes import box_slices
 from lpg_hf.devices import resolve_dtype, usable_device
+from lpg_hf.images import PAD_MULTIPLE
 
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 GRANULARITIES = ("class", "instance")
-PAD_MULTIPLE = 32  # pixels; images whose padded sizes agree share a forward pass
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

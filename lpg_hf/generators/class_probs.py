@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
 from lpg_hf._weight_files import reading_weights
-from lpg_hf.generators.base import PAD_MULTIPLE
 from lpg_hf.hub import fetch_stage
 from lpg_hf.hub.loading import load_network
+from lpg_hf.images import PAD_MULTIPLE
 from lpg_hf.models.image_processing_lpg import LARGEST_VIEW
 from lpg_hf.models.logits import corner_stride
 

@@ -1,4 +1,4 @@
-"""Where the logits of the DeepLabs lie in an image: on the pixels 0, stride, 2 x stride, ..."""
+"""Where the logits of segmenters lie in an image: those of the DeepLabs on the pixels 0, stride, 2 x stride, ..."""
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,16 @@ def corner_stride(config: object) -> int | None:
     """Pixels between the logits of a DeepLab of ours that aligns corners, from pixel 0 on; None for all others."""
     strides = {"deeplab_largefov": 8, "deeplab_v2": getattr(config, "output_stride", None)}
     return strides.get(getattr(config, "model_type", "")) if getattr(config, "align_corners", False) else None
+
+
+def tf_padding_stride(config: object) -> int | None:
+    """The output stride of a network that pads as TensorFlow does (transformers' MobileNetV2); None for all others.
+
+    Such a network pads by the sides of its input: its logits lie on the pixels stride - 1, 2 x stride - 1, ... if these
+    are multiples of its stride, on 0, stride, ... in n x stride + 1 pixels, and between in others. Training and use
+    agree only in multiples.
+    """
+    return getattr(config, "output_stride", None) if getattr(config, "tf_padding", False) else None
 
 
 def pad_to_logits(maps: Tensor, stride: int, value: float = 0) -> Tensor:

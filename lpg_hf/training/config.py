@@ -242,7 +242,7 @@ class SegmenterSettings:
     # outside the head use the statistics of their weights and keep them, those of the head have 0.03
     batch_norm_momentum: float | None = None
     loss_stride: int | None = None  # pixels per position of the loss; None: the logits' own (paper)
-    crop_size: int = 321  # 8n + 1 for largefov and deeplab-v2
+    crop_size: int = 321  # 8n + 1 for largefov and deeplab-v2, 16n or 32n (its output stride) for MobileNetV2
     scales: tuple[float, ...] = PAPER_SCALES
 
     def __post_init__(self):

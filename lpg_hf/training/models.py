@@ -36,7 +36,7 @@ from lpg_hf.models.imagenet import (
     load_resnet_imagenet,
     load_vgg16_imagenet,
 )
-from lpg_hf.models.logits import corner_stride
+from lpg_hf.models.logits import corner_stride, tf_padding_stride
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training._batch_norm import freeze_batch_norms
 from lpg_hf.training._optim import find_head, head_names
@@ -297,21 +297,26 @@ def _check_body(model: PreTrainedModel, name: str, random: set[str]) -> None:
 
 
 def _check_crop_size(model: PreTrainedModel, settings: SegmenterSettings) -> None:
-    """Refuses crops in which the logits of a segmenter that aligns corners lie elsewhere than in use.
+    """Refuses crops in which the logits of a segmenter lie elsewhere than in use.
 
-    Its logits lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these the first to the last pixel,
-    as in images (see `lpg_hf.models.logits`).
+    Those of a segmenter that aligns corners lie on the pixels 0, 8, 16, ...; only in crops of 8n + 1 pixels are these
+    the first to the last pixel, as in images. One that pads as TensorFlow does sees images in multiples of 32 pixels
+    (see `lpg_hf.models.logits`).
 
     Raises:
         ValueError: names the next size.
     """
-    size, stride = settings.crop_size, corner_stride(model.config)
-    if stride is not None and size % stride != 1:
-        raise ValueError(
-            f"segmenter.crop_size={size}, but the logits of {settings.model} lie on the pixels 0, {stride}, "
-            f"{2 * stride}, ... and need crops of {stride}n + 1 pixels. Set it to {size + (1 - size) % stride}, or "
-            "segmenter.config.align_corners to false."
-        )
+    size = settings.crop_size
+    for stride, rest, field in (
+        (corner_stride(model.config), 1, "align_corners"),
+        (tf_padding_stride(model.config), 0, "tf_padding"),
+    ):
+        if stride is not None and size % stride != rest:
+            raise ValueError(
+                f"segmenter.crop_size={size}, but the logits of {settings.model} lie where they lie in use only in "
+                f"crops of {stride}n{' + 1' * rest} pixels. Set it to {size + (rest - size) % stride}, or "
+                f"segmenter.config.{field} to false."
+            )
 
 
 def _read_config(source: str | Path, what: str) -> PreTrainedConfig:

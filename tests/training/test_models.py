@@ -137,6 +137,20 @@ def test_crops_in_which_aligned_logits_lie_elsewhere_than_in_use_are_refused(set
     build_segmenter(changed(settings, {"segmenter.config": fields | {"align_corners": False}}), ["a"])
 
 
+@pytest.mark.parametrize("stride, size, next_size", [(16, 129, 144), (32, 144, 160), (8, 100, 104)])
+def test_crops_in_which_a_network_with_tf_padding_sees_other_pixels_than_in_use_are_refused(
+    settings, tmp_path, stride, size, next_size
+):
+    MobileNetV2Config(depth_multiplier=0.35).save_pretrained(tmp_path)
+    fields = {"output_stride": stride}
+    changes = {"segmenter.model": str(tmp_path), "segmenter.config": fields, "segmenter.crop_size": size}
+    settings = changed(settings, changes)
+    with pytest.raises(ValueError, match=f"crop_size={size}, .* {stride}n pixels. Set it to {next_size}, .*tf_padding"):
+        build_segmenter(settings, ["a"])
+    build_segmenter(changed(settings, {"segmenter.crop_size": next_size}), ["a"])
+    build_segmenter(changed(settings, {"segmenter.config": fields | {"tf_padding": False}}), ["a"])
+
+
 def test_a_segmenter_whose_head_is_not_known_is_refused_before_anything_is_trained(settings, monkeypatch):
     monkeypatch.setattr(DeepLabV2ForSemanticSegmentation, "named_children", lambda self: iter(()))
     with pytest.raises(ValueError, match="neither a classifier nor a base model nor a backbone"):
@@ -180,7 +194,8 @@ def test_a_classifier_gives_a_segmenter_its_body(settings, tmp_path, kind):
     weights = load_file(tmp_path / "model.safetensors")
     counts = [name for name in weights if name.endswith("num_batches_tracked")]
     save_file({k: v for k, v in weights.items() if k not in counts}, tmp_path / "model.safetensors", {"format": "pt"})
-    model, _ = build_segmenter(changed(settings, {"segmenter.model": str(tmp_path), "segmenter.config": {}}), ["a"])
+    changes = {"segmenter.model": str(tmp_path), "segmenter.config": {}, "segmenter.crop_size": 32}
+    model, _ = build_segmenter(changed(settings, changes), ["a"])
     body = classifier.base_model.state_dict()
     assert all(torch.equal(value, body[name]) for name, value in model.base_model.state_dict().items())
 

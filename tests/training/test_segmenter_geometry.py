@@ -12,14 +12,20 @@ from datasets import Dataset
 from PIL import Image
 from tiny_run import changed
 from torch import Tensor, nn
-from transformers import PreTrainedModel, pipeline
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    MobileNetV2Model,
+    PreTrainedModel,
+    pipeline,
+)
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf._cards import write_card
 from lpg_hf.metrics.mean_iou import ConfusionMatrix
 from lpg_hf.models.configuration_deeplab_largefov import DeepLabLargeFOVConfig
 from lpg_hf.models.configuration_deeplab_v2 import DeepLabV2Config
-from lpg_hf.models.logits import logits_at_pixels
+from lpg_hf.models.logits import logits_at_pixels, tf_padding_stride
 from lpg_hf.models.losses import pixel_cross_entropy
 from lpg_hf.models.modeling_deeplab_largefov import DeepLabLargeFOVForSemanticSegmentation
 from lpg_hf.models.modeling_deeplab_v2 import DeepLabV2ForSemanticSegmentation
@@ -83,6 +89,20 @@ def dataset_rows(folder: Path, image: Image.Image, labels: np.ndarray) -> Datase
     return Dataset.from_dict(row | {"objects": [{"bbox": [], "category": [], "iscrowd": [], "difficult": []}]})
 
 
+def label_map_of_card(model, processor, folder: Path, monkeypatch) -> np.ndarray:
+    """What the first example of the model's card makes of `folder/image.png`."""
+    stage = folder / "stage"
+    model.config.save_pretrained(stage)
+    processor.save_pretrained(stage)
+    card = re.search(r"```python\n(.*?)```", write_card(stage).read_text(encoding="utf-8"), re.DOTALL)
+    auto = {"AutoModelForSemanticSegmentation": model, "AutoImageProcessor": processor}
+    for name, loaded in auto.items():
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda source, loaded=loaded: loaded)
+    scope: dict = {}
+    exec(card[1].replace("image.jpg", str(folder / "image.png")), scope)
+    return scope["label_map"].numpy()
+
+
 def mean_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
     confusion = ConfusionMatrix(NUM_LABELS)
     confusion.update(prediction, truth)
@@ -111,15 +131,8 @@ def test_four_ways_to_a_label_map_score_the_same(kind, height, width, run, tmp_p
         label_map[np.asarray(segment["mask"]) > 0] = model.config.label2id[segment["label"]]
     scores["pipeline"] = mean_iou(label_map, truth)
 
-    stage = tmp_path / "stage"
-    model.config.save_pretrained(stage)
-    card = re.search(r"```python\n(.*?)```", write_card(stage).read_text(encoding="utf-8"), re.DOTALL)
-    auto = {"AutoModelForSemanticSegmentation": model, "AutoImageProcessor": processor}
-    for name, loaded in auto.items():
-        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda source, loaded=loaded: loaded)
-    scope: dict = {}
-    exec(card[1].replace("image.jpg", str(tmp_path / "image.png")), scope)
-    scores["card"] = mean_iou(scope["label_map"].numpy(), truth)
+    of_card = label_map_of_card(model, processor, tmp_path, monkeypatch)
+    scores["card"] = mean_iou(of_card, truth)
 
     scores["measuring"] = measure_segmenter(run, model, processor, rows, "m")["mean_iou"]
 
@@ -128,7 +141,56 @@ def test_four_ways_to_a_label_map_score_the_same(kind, height, width, run, tmp_p
     inner[-8:] = inner[:, -8:] = 255
     half_pixel = F.interpolate(model.train()(**inputs).logits, (height, width), mode="bilinear")
     wrong = half_pixel[0].argmax(dim=0).numpy()
-    assert mean_iou(scope["label_map"].numpy(), inner) > mean_iou(wrong, inner)
+    assert mean_iou(of_card, inner) > mean_iou(wrong, inner)
+
+
+@pytest.mark.parametrize("height, width", [(96, 128), (97, 121), (64, 75)])
+def test_the_card_of_a_network_with_tf_padding_has_the_label_map_that_is_measured(
+    height, width, run, tmp_path, monkeypatch
+):
+    torch.manual_seed(0)
+    config = MobileNetV2Config(depth_multiplier=0.35, output_stride=16, num_labels=NUM_LABELS)
+    model = MobileNetV2ForSemanticSegmentation(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    processor = SegformerImageProcessorPil(do_resize=False)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    with torch.no_grad():  # the labels change from place to place
+        means = model(**processor(noise, return_tensors="pt")).logits.mean(dim=(0, 2, 3))
+        model.segmentation_head.classifier.convolution.bias -= means
+    rows = dataset_rows(tmp_path, Image.fromarray(noise), np.zeros((height, width), np.uint8))
+    of_card = label_map_of_card(model, processor, tmp_path, monkeypatch)
+    assert of_card.shape == (height, width) and len(np.unique(of_card)) > 1
+    truth = dataset_rows(tmp_path, Image.fromarray(noise), of_card.astype(np.uint8))
+    assert measure_segmenter(run, model, processor, truth, "m")["pixel_accuracy"] == 1
+    assert measure_segmenter(run, model, processor, rows, "m")["pixel_accuracy"] < 1
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_a_network_with_tf_padding_sees_other_pixels_in_crops_of_other_sides(stride):
+    """With equal weights, the pixels that a feature depends on have their centre where its logit lies."""
+    config = MobileNetV2Config(depth_multiplier=0.35, output_stride=stride, hidden_act="relu")
+    model = MobileNetV2Model(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+
+    def middle(side: int) -> tuple[int, float]:
+        """Index of a feature, and the pixel that it lies on."""
+        image = torch.ones(1, 3, side, side, requires_grad=True)
+        features = model(image).last_hidden_state
+        index = features.shape[-1] // 2
+        gradient = torch.autograd.grad(features[0, 0, index, index], image)[0][0, 0].sum(dim=1)
+        return index, (gradient @ torch.arange(side, dtype=gradient.dtype) / gradient.sum()).item()
+
+    assert tf_padding_stride(config) == stride
+    index, pixel = middle(512)
+    assert pixel == pytest.approx(stride * (index + 1) - 1, abs=0.1)
+    index, pixel = middle(513)
+    assert pixel == pytest.approx(stride * index, abs=0.1)
+    index, pixel = middle(540)
+    assert stride * index < pixel < stride * (index + 1) - 1
 
 
 @pytest.mark.parametrize("stride, every", [(8, 4), (8, 8), (4, 3), (8, 16)])
