@@ -58,7 +58,7 @@ class Line:
     def note(self) -> str:
         """Of the row, and of what has been found since about a finished seed."""
         shifted = any(has_shifted_frame(metrics["configuration"]) for metrics in self.metrics)
-        return "; ".join(filter(None, (self.cell.note, shifted and SHIFTED)))
+        return "; ".join(filter(None, (self.cell.note, SHIFTED if shifted else "")))
 
     @property
     def missing(self) -> str:
@@ -111,7 +111,8 @@ def render(cells: list[Cell], results: Path, folder: Path) -> str:
     deep, two, one_round = (of(table, "deep") for table in ("deep", "deep_two", "deep_long"))
     parts = [HEAD]
     parts += ["## Longer runs\n", DEEP, _stage_table(deep, link, of_full=True), _cost_table(deep)]
-    parts += ["### Two rounds, not shifted\n", TWO_ROUNDS, _stage_table(two, link, of_full=True), _cost_table(two)]
+    parts += ["### Two rounds, not shifted\n", TWO_ROUNDS]
+    parts += [_stage_table(two, link, of_full=True), _cost_table(two)]
     parts += ["### One longer round\n", ONE_ROUND, _stage_table(one_round, link, of_full=True), _cost_table(one_round)]
     parts += ["### One generator, as long as a stage\n", _stage_table(of("deep_lpg", "deep"), link)]
     parts += [
@@ -154,8 +155,8 @@ DEEP = """COCO-60 -> VOC on all 2,877 target photographs: the whole method besid
 it with (`--run.labels`), on the same boxes, segmenter and schedule. A source whose labels never change trains on the
 same ones in all rounds. **masks** of round 0 are the source's first labels, or filled boxes.
 """
-TWO_ROUNDS = """The same with two rounds, on crops of 128 px, in which the segmenter sees what it sees in use: with 129, as
-above, it was [shifted](README.md#the-frame-of-the-segmenter).
+TWO_ROUNDS = """The same with two rounds, on crops of 128 px, in which the segmenter sees what it sees in use: with 129,
+as above, it was [shifted](README.md#the-frame-of-the-segmenter).
 """
 ONE_ROUND = """The same segmenter, photographs and crops, but a single round whose learning rate falls once, with three
 times the crops of all four rounds above.

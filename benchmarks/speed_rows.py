@@ -401,8 +401,8 @@ def _compiled(sizes: Sizes) -> Numbers:
 
 
 def _own_context(model: torch.nn.Module) -> Any:
-    """What a training does to a network that it trains in bfloat16 on a CPU."""
-    return steps.depthwise_in_float32(model) if hasattr(steps, "depthwise_in_float32") else nullcontext()
+    """What a training does to a network that it trains on a CPU."""
+    return steps.fast_depthwise(model, autocast=True) if hasattr(steps, "fast_depthwise") else nullcontext()
 
 
 def m_step(sizes: Sizes) -> Numbers:

@@ -146,7 +146,9 @@ def _write_card(folder: Path) -> Path:
         class_prob_optional=stage.config.get("class_prob_optional", False),
         source=known.get("repo_id", "."),
         segmenter=known.get("segmenter"),
-        pad_multiple=PAD_MULTIPLE if stage.config.get("tf_padding") and not stage.preprocessor.get("do_resize") else None,
+        pad_multiple=None
+        if stage.preprocessor.get("do_resize") or not stage.config.get("tf_padding")
+        else PAD_MULTIPLE,
         has_code="auto_map" in stage.config,
         has_panel=(stage.folder / "panel.png").is_file(),
         architecture=_table({k: v for k, v in stage.config.items() if k not in _HIDDEN_CONFIG_KEYS}),

@@ -12,11 +12,11 @@ def corner_stride(config: object) -> int | None:
 
 
 def tf_padding_stride(config: object) -> int | None:
-    """The output stride of a network that pads as TensorFlow does (transformers' MobileNetV2); None for all others.
+    """The output stride of a network that pads as TensorFlow does (MobileNetV2 of transformers); None for all others.
 
-    Such a network pads by the sides of its input: its logits lie on the pixels stride - 1, 2 x stride - 1, ... if these
-    are multiples of its stride, on 0, stride, ... in n x stride + 1 pixels, and between in others. Training and use
-    agree only in multiples.
+    Such a network pads by the sides of its input: its logits lie on the pixels stride - 1, 2 x stride - 1, ... if
+    these are multiples of its stride, on 0, stride, ... in n x stride + 1 pixels, and between in others. So training
+    and use take multiples.
     """
     return getattr(config, "output_stride", None) if getattr(config, "tf_padding", False) else None
 

@@ -22,7 +22,7 @@ from lpg_hf.models.logits import corner_stride, logits_at_pixels
 from lpg_hf.models.losses import pixel_cross_entropy
 from lpg_hf.training._batch_norm import synchronize_batch_norms
 from lpg_hf.training._checkpoint import Checkpoints, TrainingState
-from lpg_hf.training._depthwise import depthwise_in_float32
+from lpg_hf.training._depthwise import fast_depthwise
 from lpg_hf.training._label_sources.bcm import confident_labels
 from lpg_hf.training._optim import build_optimizer, lpg_groups, rate_factor, segmenter_groups, set_learning_rate
 from lpg_hf.training._samples import Positions, StepBatches, step_loader
@@ -186,8 +186,8 @@ def _train(
         ValueError: see `check_batch`, `TrainingState.load` and `_explained`.
         FloatingPointError: the loss (the message names the samples) or a weight is not finite.
     """
-    on_cpu = run.accelerator.device.type == "cpu" and run.accelerator.mixed_precision == "bf16"
-    with depthwise_in_float32(model) if on_cpu else nullcontext():
+    on_cpu, autocast = run.accelerator.device.type == "cpu", run.accelerator.mixed_precision == "bf16"
+    with fast_depthwise(model, autocast=autocast) if on_cpu else nullcontext():
         return _loop(run, phase, model, optimizer, samples, loss_of)
 
 

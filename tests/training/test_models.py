@@ -145,7 +145,9 @@ def test_crops_in_which_a_network_with_tf_padding_sees_other_pixels_than_in_use_
     fields = {"output_stride": stride}
     changes = {"segmenter.model": str(tmp_path), "segmenter.config": fields, "segmenter.crop_size": size}
     settings = changed(settings, changes)
-    with pytest.raises(ValueError, match=f"crop_size={size}, .* {stride}n pixels. Set it to {next_size}, .*tf_padding"):
+    with pytest.raises(
+        ValueError, match=f"={size}, .* {stride}n pixels. Set it to {next_size}, .*tf_padding to false"
+    ):
         build_segmenter(settings, ["a"])
     build_segmenter(changed(settings, {"segmenter.crop_size": next_size}), ["a"])
     build_segmenter(changed(settings, {"segmenter.config": fields | {"tf_padding": False}}), ["a"])

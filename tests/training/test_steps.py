@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny_run import LARGEFOV, changed, launch, run_script, settings_of, weights
 from torch import nn
 
-from lpg_hf.training import steps
+from lpg_hf.training import _depthwise, steps
 from lpg_hf.training._checkpoint import Checkpoints, average_weights
-from lpg_hf.training._depthwise import depthwise_in_float32
+from lpg_hf.training._depthwise import fast_depthwise
 from lpg_hf.training._labels import box_labels
 from lpg_hf.training._own_data import start_own_run
 from lpg_hf.training._samples import LPGViews, SegmenterCrops
@@ -231,15 +231,62 @@ def test_depthwise_convolutions_with_a_stride_stay_in_float32_under_autocast():
     model, x = nn.Sequential(strided, plain), torch.randn(1, 8, 16, 16)
     exact = strided(x)
     with torch.autocast("cpu", torch.bfloat16):
-        with depthwise_in_float32(model):
+        with fast_depthwise(model, autocast=True):
             assert torch.equal(strided(x), exact) and plain(x).dtype == torch.bfloat16
         assert strided(x).dtype == torch.bfloat16 and type(strided) is nn.Conv2d
+    with fast_depthwise(model, autocast=False):
+        assert type(strided) is type(plain) is nn.Conv2d
 
 
-@pytest.mark.parametrize("precision, used", [("no", 0), ("bf16", 1)])
-def test_only_bfloat16_changes_depthwise_convolutions(settings, tmp_path, monkeypatch, precision, used):
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "size, fields",
+    [
+        ((12, 12), {"dilation": 2}),
+        ((11, 15), {"dilation": 2, "padding": 2, "bias": True}),
+        ((17, 13), {"dilation": 4, "kernel_size": (3, 1), "padding": "same"}),
+        ((16, 14), {"dilation": 3, "kernel_size": 5, "padding": (1, 7)}),
+    ],
+)
+def test_dilated_depthwise_convolutions_keep_their_results_and_gradients(size, fields, layout, autocast, monkeypatch):
+    monkeypatch.setattr(_depthwise, "_SLOW_DILATION", True)
+    module = nn.Conv2d(6, 6, groups=6, **{"kernel_size": 3, "bias": False} | fields).to(memory_format=layout)
+    results = []
+    for fast in (False, True):
+        image = torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+        module.zero_grad()
+        changed_module = fast_depthwise(nn.Sequential(module), autocast=autocast) if fast else nullcontext()
+        with changed_module, torch.autocast("cpu", torch.bfloat16, enabled=fast and autocast):
+            output = module(image.requires_grad_())
+            assert output.dtype == torch.float32
+            output.pow(3).sum().backward()
+            results.append([output, image.grad, *(parameter.grad.clone() for parameter in module.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"groups": 2}, {"groups": 4, "stride": 2}, {"groups": 4, "padding_mode": "reflect"}]
+)
+def test_other_convolutions_with_a_dilation_are_left_alone(fields, monkeypatch):
+    monkeypatch.setattr(_depthwise, "_SLOW_DILATION", True)
+    module = nn.Conv2d(4, 4, 3, dilation=2, padding=1, **fields)
+    with fast_depthwise(module, autocast=False):
+        assert type(module) is nn.Conv2d
+
+
+def test_dilated_convolutions_are_left_alone_where_they_are_not_slow(monkeypatch):
+    module = nn.Conv2d(4, 4, 3, dilation=2, groups=4)
+    for is_slow in (True, False):
+        monkeypatch.setattr(_depthwise, "_SLOW_DILATION", is_slow)
+        with fast_depthwise(module, autocast=False):
+            assert (type(module) is nn.Conv2d) is not is_slow
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_training_on_a_cpu_has_fast_depthwise_convolutions(settings, tmp_path, monkeypatch, precision):
     seen = []
-    monkeypatch.setattr(steps, "depthwise_in_float32", lambda model: seen.append(model) or nullcontext())
+    monkeypatch.setattr(steps, "fast_depthwise", lambda model, autocast: seen.append(autocast) or nullcontext())
     AcceleratorState._reset_state()
     try:
         settings = changed(settings, {"segmenter.model": "largefov", "segmenter.config": LARGEFOV["segmenter.config"]})
@@ -247,7 +294,7 @@ def test_only_bfloat16_changes_depthwise_convolutions(settings, tmp_path, monkey
         trained_segmenter(Accelerator(cpu=True, mixed_precision=precision), settings, tmp_path / "a", num_steps=1)
     finally:
         AcceleratorState._reset_state()
-    assert len(seen) == used
+    assert seen == [precision == "bf16"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(accelerator, plain, tmp_path):
@@ -321,7 +368,8 @@ def test_segmenters_of_transformers_train_from_a_config_file(accelerator, settin
     }[name]
     config.save_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
-    other = changed(settings, {"segmenter.model": str(tmp_path / "model" / "config.json"), "segmenter.config": {}})
+    changes = {"segmenter.model": str(tmp_path / "model" / "config.json"), "segmenter.config": {}}
+    other = changed(settings, changes | {"segmenter.crop_size": 32})
     model, _ = build_segmenter(other, ["a", "b", "c", "d"])
     assert model.config.model_type == name and model.config.num_labels == 5
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -335,7 +383,11 @@ def test_a_batch_norm_over_one_pooled_image_is_an_error_that_names_the_setting(a
 
     MobileNetV2Config(depth_multiplier=0.35).save_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
-    model = {"segmenter.model": str(tmp_path / "model" / "config.json"), "segmenter.config": {}}
+    model = {
+        "segmenter.model": str(tmp_path / "model" / "config.json"),
+        "segmenter.config": {},
+        "segmenter.crop_size": 32,
+    }
     alone = changed(settings, model | {"segmenter.micro_batch_size": 1})
     with pytest.raises(ValueError, match="one pooled image .*segmenter.micro_batch_size so that .* at least 2"):
         trained_segmenter(accelerator, alone, tmp_path / "a", num_steps=1)
