@@ -155,8 +155,8 @@ DEEP = """COCO-60 -> VOC on all 2,877 target photographs: the whole method besid
 it with (`--run.labels`), on the same boxes, segmenter and schedule. A source whose labels never change trains on the
 same ones in all rounds. **masks** of round 0 are the source's first labels, or filled boxes.
 """
-TWO_ROUNDS = """The same with two rounds, on crops of 128 px, in which the segmenter sees what it sees in use: with 129,
-as above, it was [shifted](README.md#the-frame-of-the-segmenter).
+TWO_ROUNDS = """Two rounds on crops of 128 px, in which the segmenter sees what it sees in use: with 129, as above, it
+was [shifted](README.md#the-frame-of-the-segmenter).
 """
 ONE_ROUND = """The same segmenter, photographs and crops, but a single round whose learning rate falls once, with three
 times the crops of all four rounds above.
