@@ -53,11 +53,13 @@ from datasets import (
 )
 from PIL import Image as PILImage
 
-from lpg_hf._files import fs_path, json_text, unicode_path, write_atomically
+from lpg_hf._files import fs_path, json_text, unicode_path, walk_files, write_atomically
 from lpg_hf.data._formats import coco, coco_parts, tools, voc, yolo, yolo_layout
+from lpg_hf.data._recognise import voc_folders
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
+from lpg_hf.images import IMAGE_SUFFIXES
 from lpg_hf.label_maps import no_class_message
 
 
@@ -163,6 +165,10 @@ class _VocConfig(_BoxesConfig):
         if self.data_dir is None:
             raise ValueError("VOC data needs its folder: root=... (data_dir=... of the builder)")
         root = unicode_path(self.data_dir)
+        if self.annotations is None and next(walk_files(root, (".xml",)), None) is not None:
+            found = voc_folders(root, self.images and _below(root, self.images))
+            if found.images != found.annotations or next(walk_files(found.images, IMAGE_SUFFIXES), None) is not None:
+                return found
         annotations = _below(root, self.annotations, voc.ANNOTATIONS_FOLDER)
         return voc.VocFolders.find(root, annotations, _below(root, self.images, voc.IMAGES_FOLDER))
 
@@ -422,7 +428,7 @@ class CocoBoxes(_BoxesBuilder):
 
 
 class VocBoxes(_BoxesBuilder):
-    """Pascal VOC folders.
+    """Pascal VOC folders, or xml files beside their images, as LabelImg writes them.
 
     `split`: a list in ImageSets/Segmentation, else ImageSets/Main; None takes every annotation file. `classes`: None
     (classes.txt of the folder, else VOC's 20), "all" (every name that occurs, sorted), or a list in the order of the

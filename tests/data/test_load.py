@@ -43,6 +43,24 @@ def test_voc_split_and_classes(voc_tree):
     assert str(dataset.split) == "train_mix"
 
 
+@pytest.mark.parametrize("layout", ["beside", "annotations_and_images", "split_folders"])
+def test_voc_layouts_of_the_commands_are_read(voc_tree, layout):
+    voc_tree.add("b")
+    root, images = voc_tree.root, voc_tree.root / "JPEGImages"
+    if layout == "annotations_and_images":
+        (root / "Annotations").rename(root / "annotations")
+        images.rename(root / "images")
+    else:
+        folder = root if layout == "beside" else root / "train"
+        for path in [*(root / "Annotations").glob("*.xml"), *images.glob("*.png")]:
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / path.name)
+        for empty in ("Annotations", "JPEGImages"):
+            shutil.rmtree(root / empty)
+    for data in (load_boxes(root), load_boxes("voc", root=root, classes="all")):
+        assert len(data) == 2 and sum(len(objects["category"]) for objects in data["objects"]) == 2
+
+
 def test_what_was_found_is_logged(coco_tree, caplog):
     coco_tree.content["annotations"].append(coco_tree.annotation(id=2, bbox=[10, 8, 0, 16]))
     coco_tree.write()
