@@ -4,15 +4,16 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lpg_hf._rle import Rle, decode_window, encode_mask, encode_window, mask_window
 from lpg_hf.data._formats import coco_forms, yolo
 from lpg_hf.data._formats.coco_forms import rle_to_polygons
 from lpg_hf.data._formats.labelme import labelme_content
-from lpg_hf.data._formats.rle import class_in_box_to_rle
+from lpg_hf.data._formats.rle import class_in_box_to_rle, rescaled_rle
 from lpg_hf.data._formats.yolo import yolo_text
-from lpg_hf.data.records import BoxObject, Record
+from lpg_hf.data.records import BoxObject, Geometry, Record
 from lpg_hf.masks._geo import _polygons
 from lpg_hf.masks._outputs import _crop
 
@@ -28,6 +29,15 @@ def random_mask(rng: np.random.Generator, share: float) -> np.ndarray:
 def random_window(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[slice, slice]:
     rows, columns = (np.sort(rng.integers(0, size + 1, 2)).tolist() for size in shape)
     return slice(*rows), slice(*columns)
+
+
+@pytest.mark.parametrize("size", [(5, 3), (9, 7), (31, 40), (10, 26), (3, 64)])
+def test_a_mask_is_rescaled_as_its_label_map_is(size):
+    mask = np.random.default_rng(0).random((20, 26)) < 0.5
+    scaled = rescaled_rle(encode_mask(mask), Geometry(size, size[0] / 20, size[1] / 26))
+    assert scaled is not None
+    expected = Image.fromarray(mask.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+    assert np.array_equal(coco_mask.decode(scaled), np.asarray(expected))
 
 
 @pytest.mark.parametrize("seed", range(200))

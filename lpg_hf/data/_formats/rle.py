@@ -139,8 +139,9 @@ def rescaled_rle(rle: Rle, frame: Geometry) -> Rle | None:
     if frame.size is None or not fits(rle["size"], frame):
         return None
     height, width = rle["size"]
-    rows = (np.arange(frame.size[0]) * height) // frame.size[0]
-    columns = (np.arange(frame.size[1]) * width) // frame.size[1]
+    rows, columns = (  # the pixel that the centre of a new one lies in
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(frame.size, (height, width))
+    )
     return coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)[rows][:, columns]))
 
 
