@@ -37,7 +37,7 @@ def masks_and_truth(arguments: argparse.Namespace) -> Iterator[tuple[bool, BoxMa
     source = open_source(arguments.annotations, arguments.images, options, report=Report())
     only = None if arguments.only is None else set(read_text(arguments.only).split())
     chosen = [i for i, name in enumerate(source.file_names) if only is None or Path(name).stem in only]
-    generator = load_generator("lpg", model=arguments.model or str(bundled()))
+    generator = load_generator("lpg", model=arguments.model or str(bundled("lpg-small")))
     for index in evenly(chosen, arguments.limit or len(chosen)):
         record = source.record(index, Report())
         decoded = None if record is None else source.decode(record, Report())

@@ -63,7 +63,7 @@ def main() -> None:
         write_data(folder, arguments.images, arguments.share)
         LPGModel(LPGConfig(use_class_prob=False)).save_pretrained(folder / "hourglass")
         LPGImageProcessor().save_pretrained(folder / "hourglass")
-        for label, model in (("hourglass, whole image", folder / "hourglass"), ("lpg-small", bundled())):
+        for label, model in (("hourglass, whole image", folder / "hourglass"), ("lpg-small", bundled("lpg-small"))):
             with multiprocessing.get_context("spawn").Pool(1) as process:
                 rate, memory = process.apply(measure, (str(model), folder, folder / f"out {label}"))
             print(f"{label}: {rate:.1f} images a second, peak memory {memory:.0f} MB")

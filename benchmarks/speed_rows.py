@@ -463,6 +463,7 @@ def start(sizes: Sizes) -> Numbers:
         write_data(folder, 5, 0.4)
         for number in range(1 + sizes.rounds // 2):
             command = ["-m", "lpg_hf.cli", "masks", str(folder / "boxes.json"), "--out", f"{folder}/out{number}"]
+            command += ["--model", "lpg-small"]
             measured = {
                 "start masks": command,
                 "start finished": command,
@@ -491,7 +492,7 @@ def boxes(sizes: Sizes) -> Numbers:
     with tempfile.TemporaryDirectory() as name:
         folder, number = Path(name), 0
         write_data(folder, sizes.boxes, 0.4)
-        generators = {"lpg": load_generator("lpg"), "grabcut": load_generator("grabcut")}
+        generators = {"lpg": load_generator("lpg", model="lpg-small"), "grabcut": load_generator("grabcut")}
         idle = {kind: [0.0, 0.0] for kind in generators}
 
         def write(kind: str) -> Callable[[], None]:
@@ -591,7 +592,7 @@ def processes(sizes: Sizes) -> Numbers:
         folder = Path(name)
         write_data(folder, sizes.shared, 0.4)
         command = [sys.executable, "-m", "lpg_hf.cli", "masks", str(folder / "boxes.json"), "--images", name]
-        command += ["--num-workers", "1", "--out"]
+        command += ["--model", "lpg-small", "--num-workers", "1", "--out"]
         for count in (1, 2):
             begun = time.perf_counter()
             started = [

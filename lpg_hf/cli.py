@@ -96,7 +96,7 @@ _ClassNames = Annotated[
 _Model = Annotated[
     str | None,
     typer.Option(
-        help="LPG stage: Hub id, folder, or lpg-base, which comes with the package like lpg-small, the default."
+        help="LPG stage: Hub id, folder, or lpg-small, which comes with the package like lpg-base, the default."
     ),
 ]
 _Segmenter = Annotated[
@@ -324,7 +324,7 @@ def masks(
         exclusive=exclusive,
     )
     if generator == "lpg" and model is None:
-        typer.echo("no --model: using lpg-small, which comes with the package")
+        typer.echo("no --model: using lpg-base, which comes with the package")
     report = Report()
     options = replace(_read_options(split, read_flags, max_pixels, size_mismatch), classes=classes)
     source = open_source(annotations, images, options, format=format, report=report).limited(limit)
@@ -361,8 +361,8 @@ def _finetune(
     out: Annotated[Path, typer.Option(help="New folder of the generator; the same command resumes.")],
     images: _Images = None,
     model: Annotated[
-        str, typer.Option(help="LPG stage to start from: lpg-small, lpg-base, Hub id or folder.")
-    ] = "lpg-small",
+        str, typer.Option(help="LPG stage to start from: lpg-base, lpg-small, Hub id or folder.")
+    ] = "lpg-base",
     steps: Annotated[
         int | None, typer.Option(help="Training steps of 16 boxes; default: by the number of boxes.", min=1)
     ] = None,
@@ -402,8 +402,8 @@ def _train(
     ] = "small",
     weights: Annotated[str | None, typer.Option(help="ImageNet weights of largefov or deeplab-v2.")] = None,
     model: Annotated[
-        str, typer.Option(help="LPG stage that makes the masks: lpg-small, lpg-base, Hub id or folder.")
-    ] = "lpg-small",
+        str, typer.Option(help="LPG stage that makes the masks: lpg-base, lpg-small, Hub id or folder.")
+    ] = "lpg-base",
     steps: Annotated[
         int | None, typer.Option(help="Training steps of 8 images; default: by the number of images.", min=1)
     ] = None,

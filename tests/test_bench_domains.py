@@ -96,6 +96,9 @@ def test_cells_of_another_limit_are_kept_but_not_shown(monkeypatch, data, tmp_pa
 
 
 def test_a_model_is_bundled_or_has_a_name(tmp_path):
-    assert domains.named_models(["lpg-small", "mine=folder"]) == {"lpg-small": str(bundled()), "mine": "folder"}
+    assert domains.named_models(["lpg-small", "mine=folder"]) == {
+        "lpg-small": str(bundled("lpg-small")),
+        "mine": "folder",
+    }
     with pytest.raises(ValueError, match="NAME=FOLDER"):
         domains.named_models(["runs/aux/stage1/lpg"])

@@ -137,7 +137,7 @@ def _stage_source(settings: Settings, number: int) -> tuple[str, str | None]:
     if run.stages is None or Path(stages).expanduser().exists() or prefix.count("/") != 1:
         raise FileNotFoundError(
             f"There is no LPG of stage {number} in {folder}. Run training/em.py with the same run.dir first, or give "
-            "--run.stages a run folder, lpg-small, or a Hub prefix like org/lpg."
+            "--run.stages a run folder, lpg-base, or a Hub prefix like org/lpg."
         )
     return f"{prefix}-stage{number}", revision or None
 

@@ -35,7 +35,7 @@ def choose_generator(
         begun: `NamedGenerator.digest` of the generator of an earlier run, which goes on without being measured again.
 
     Returns:
-        Its name, and `options` as they fit it. Without any true mask: the LPG of `options.model`, else lpg-base.
+        Its name, and `options` as they fit it. Without any true mask: the LPG of `options.model`, else the default.
     """
     models = BUNDLED if options.model is None else (os.fspath(options.model),)
     untrained = replace(options, model=None, segmenter=None, flip=False, revision=None)
@@ -49,8 +49,8 @@ def choose_generator(
     own = replace(data, truth=None)
     indices = tuple(islice(_with_masks(own), _NUM_IMAGES))
     if not indices:
-        log(f"--generator auto: no object has a true mask, so nothing is measured: using {models[-1]}")
-        return candidates[models[-1]]
+        log(f"--generator auto: no object has a true mask, so nothing is measured: using {models[0]}")
+        return candidates[models[0]]
     for candidate, (name, loaded) in candidates.items():
         try:
             iou = measure(Comparison(own, loaded, indices=indices), name).scores["mean_box_iou"]
@@ -61,7 +61,7 @@ def choose_generator(
     ranked = sorted(found.items(), key=lambda item: -item[1])
     numbers = ", ".join(f"{candidate} {100 * iou:.1f}" for candidate, iou in ranked)
     log(f"--generator auto: IoU per box on {len(indices)} images with true masks: {numbers}")
-    return candidates[ranked[0][0] if ranked else models[-1]]
+    return candidates[ranked[0][0] if ranked else models[0]]
 
 
 def _with_masks(data: ComparedData) -> Iterator[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lpg_hf._files import fs_path
 from lpg_hf.generators.base import GeneratorOptions, MaskGenerator
-from lpg_hf.generators.bundle import BUNDLED, named_stage
+from lpg_hf.generators.bundle import DEFAULT, named_stage
 
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ class NamedGenerator:
         None where these may change unseen, as those of the Hub do.
         """
         kind, _, which = self.name.partition(":")
-        models = (
-            [which] if which else [self.options.model or BUNDLED[0], self.options.segmenter] if kind == "lpg" else []
-        )
+        models = [which] if which else [self.options.model or DEFAULT, self.options.segmenter] if kind == "lpg" else []
         states = []
         for model in filter(None, models):
             path = Path(fs_path(named_stage(model)))

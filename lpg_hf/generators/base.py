@@ -36,7 +36,7 @@ class GeneratorOptions:
     """How a generator is loaded; made where a call enters, and passed whole.
 
     Attributes:
-        model: LPG stage, a Hub id, a folder or the name of a bundled one; only for "lpg". None: lpg-small.
+        model: LPG stage, a Hub id, a folder or the name of a bundled one; only for "lpg". None: lpg-base.
         segmenter: Hub id or folder of the segmenter that gives the LPG its class probability; only for "lpg".
         class_names: names of the boxes' classes in the order of their labels; they are looked up in the segmenter.
         batch_size: views (LPG) or boxes (SAM, saliency) per forward pass.

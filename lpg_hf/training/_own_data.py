@@ -25,6 +25,7 @@ from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source, open_source
 from lpg_hf.generators.base import weights_digest
+from lpg_hf.generators.bundle import DEFAULT
 from lpg_hf.models.modeling_lpg import LPGModel
 from lpg_hf.training.config import Settings
 from lpg_hf.training.run import Run, start_run
@@ -62,7 +63,7 @@ class OwnJob:
     images: Path | None = None
     format: str = "auto"
     options: ReadOptions = WITH_MASKS
-    model: str = "lpg-small"
+    model: str = DEFAULT
     steps: int | None = None
     seed: int = 0
 

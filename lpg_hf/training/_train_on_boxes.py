@@ -107,7 +107,7 @@ def _generator(name: str) -> tuple[LPGModel, LPGImageProcessor]:
     model, processor = load_lpg(name)
     if model.config.use_class_prob:
         raise ValueError(
-            f"{name} takes a segmenter's class probability. Choose a generator without one, such as lpg-small, "
+            f"{name} takes a segmenter's class probability. Choose a generator without one, such as lpg-base, "
             "or train stage by stage with training/deploy.py."
         )
     return model, processor

@@ -56,7 +56,7 @@ class RunSettings:
     log_every: int = 50  # steps per line of log.jsonl
     log_with: str | None = None  # a tracker of accelerate: tensorboard, trackio, ...
     overlap_rule: str = "rate"  # of pseudo masks (Eq. (7)): rate (Sec. III-D), first, prob or smallest_box
-    # the LPG stages of deploy.py: a run folder, or a Hub prefix org/name, also org/name@revision; lpg-small, or the
+    # the LPG stages of deploy.py: a run folder, or a Hub prefix org/name, also org/name@revision; lpg-base, or the
     # folder of one LPG, is that of every round; None: this run's own
     stages: str | None = None
     fixed_stage: int | None = None  # the LPG of this stage in every round (Table II); None: each round its own
@@ -156,7 +156,7 @@ class LPGSettings:
     # efficientnet_lite0: "efficientnet-lite0", of the extra efficientnet
     weights: str | None = None
     weights_channels: str = "rgb"  # or bgr: what a squeezenet or vgg16 file was trained on
-    # LPG that stage 1 starts from: folder, ORG/NAME, or lpg-small (which comes with the package)
+    # LPG that stage 1 starts from: folder, ORG/NAME, or lpg-base (which comes with the package)
     init: str | None = None
     steps: int = 100_000
     batch_size: int = 32

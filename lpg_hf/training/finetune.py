@@ -99,7 +99,7 @@ def _start(model: str) -> Path:
         config = LPGConfig.from_pretrained(start)
     if config.use_class_prob:
         raise ValueError(
-            f"{model} takes a segmenter's class probability. Fine-tune a generator without one, such as lpg-small."
+            f"{model} takes a segmenter's class probability. Fine-tune a generator without one, such as lpg-base."
         )
     return start
 

@@ -1,4 +1,6 @@
+import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ from PIL import Image, ImageDraw
 from transformers import pipeline
 
 from lpg_hf import LPGModel, bundled, cli, load_generator, register_auto_classes
-from lpg_hf.generators.bundle import BUNDLED, named_stage
+from lpg_hf.generators.bundle import BUNDLED, DEFAULT, named_stage
 from lpg_hf.generators.lpg import _inference_copy
 from lpg_hf.label_maps import read_label_map
+from lpg_hf.training._own_data import OwnJob
 
 
 def ellipse_on_stripes() -> tuple[Image.Image, np.ndarray, list[int]]:
@@ -50,7 +53,7 @@ def test_weights_are_finite_in_the_type_that_it_is_loaded_in(name):
 
 def test_weights_that_do_not_fit_into_a_type_are_named():
     with pytest.raises(ValueError, match="not finite in torch.float16, such as generator.context.0.1.running_var"):
-        _inference_copy(LPGModel.from_pretrained(bundled(), dtype=torch.float16))
+        _inference_copy(LPGModel.from_pretrained(bundled("lpg-small"), dtype=torch.float16))
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -73,9 +76,14 @@ def test_command_without_a_model_uses_it_and_says_so(tmp_path, capsys):
     (tmp_path / "boxes.json").write_text(json.dumps(content | {"annotations": [annotation]}))
     with pytest.raises(SystemExit) as stopped:
         cli.main(["masks", str(tmp_path / "boxes.json"), "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 0 and "using lpg-small" in capsys.readouterr().out
+    assert stopped.value.code == 0 and f"using {DEFAULT}," in capsys.readouterr().out
     found = read_label_map(tmp_path / "out/masks/a.png") == 1
     assert (found & truth).sum() / (found | truth).sum() > 0.9
+
+
+@pytest.mark.parametrize("command", [cli._train, cli._finetune])
+def test_commands_that_train_start_from_it(command):
+    assert inspect.signature(command).parameters["model"].default == OwnJob("a.json", Path("out")).model == DEFAULT
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -90,5 +98,7 @@ def test_its_name_stands_for_its_folder_wherever_a_stage_is_named(name, monkeypa
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no generator 'lpg-large' comes with the package. There is: lpg-small"):
+    with pytest.raises(
+        ValueError, match="no generator 'lpg-large' comes with the package. There is: lpg-base, lpg-small."
+    ):
         bundled("lpg-large")
