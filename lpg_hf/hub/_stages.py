@@ -259,6 +259,8 @@ def _context(stage: Stage, stages: list[Stage], config: dict, metrics: dict, run
     settings = metrics.get("settings") or {}
     own, run = settings.get(stage.kind) or {}, settings.get("run") or {}
     context: dict = {"part": stage.part, "repo_id": stage_repo_id(run_id, stage.kind, stage.number)}
+    # A run that was extended later has stages that the settings of its first ones do not count.
+    context["num_stages"] = max(run.get("num_stages") or 0, *(other.number for other in stages))
     if config.get("use_class_prob") and ("segmenter", stage.number - 1) in present:
         context["segmenter"] = stage_repo_id(run_id, "segmenter", stage.number - 1)
     if run.get("stage_init") == "previous" and (stage.kind, stage.number - 1) in present:

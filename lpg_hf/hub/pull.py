@@ -134,10 +134,10 @@ def pull_run(
 
 
 def _num_stages(metrics: dict, known: int | None) -> int | None:
-    """The stages of the run as a stage's metrics state them; else what is known."""
+    """The stages of the run as the push stated them, or the settings of a stage; else what is known."""
     settings = metrics.get("settings")
     run = settings.get("run") if isinstance(settings, dict) else None
-    stated = run.get("num_stages") if isinstance(run, dict) else None
+    stated = metrics.get("num_stages", run.get("num_stages") if isinstance(run, dict) else None)
     return stated if type(stated) is int else known
 
 

@@ -267,6 +267,17 @@ def test_an_unfinished_push_is_pulled_as_far_as_it_goes_and_said_to_be_unfinishe
     assert "org/lpg-segmenter-stage2 does not exist, but the run has 2 stages" in lines[-1]
 
 
+def test_stages_that_a_run_got_later_are_pulled_too(hub: HubServer, tmp_path: Path):
+    run = write_small_run(tmp_path / "run")
+    for _, _, folder in folders(run, 1):  # as they were written before run.num_stages was raised
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["settings"]["run"]["num_stages"] = 1
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    push_run(run, "org", api=client(hub))
+    found = pull_run("org/lpg", tmp_path / "out", api=client(hub))
+    assert found == [folder for _, _, folder in folders(tmp_path / "out", 2)]
+
+
 @pytest.mark.parametrize("kind", ["truncated", "slow", "reset", "429", "503"])
 def test_downloads_survive_faults_or_leave_nothing(hub: HubServer, run: Path, tmp_path: Path, kind: str):
     push_run(run, "org", api=client(hub))
