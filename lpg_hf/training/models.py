@@ -261,8 +261,8 @@ def _auto_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tup
     _check_fields(type(config), settings.config, "segmenter.config")
     with reading_weights(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **settings.config, **labels)
-    if not _has_weights(name):
-        return AutoModelForSemanticSegmentation.from_config(config), _segmenter_processor(name)
+    if not _has_weights(name):  # the config of a half-precision checkpoint asks for its type
+        return AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32), _segmenter_processor(name)
     with reading_weights(name):
         model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
             name,

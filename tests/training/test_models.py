@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -116,6 +117,13 @@ def test_norms_outside_the_head_may_keep_the_statistics_of_their_weights(setting
     assert changed(settings, {"segmenter.batch_norm_momentum": 0.5}).segmenter.batch_norm_momentum == 0.5
     with pytest.raises(ValueError, match="batch_norm_momentum=1.5 is a share"):
         changed(settings, {"segmenter.batch_norm_momentum": 1.5})
+
+
+def test_the_config_of_a_half_precision_checkpoint_is_trained_in_float32(settings, segmenter_folder, tmp_path):
+    config = json.loads((segmenter_folder / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, _ = build_segmenter(changed(settings, {"segmenter.model": str(tmp_path), "segmenter.config": {}}), ["a"])
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
 def test_the_same_seed_builds_the_same_networks(settings):
