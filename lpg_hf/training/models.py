@@ -57,6 +57,7 @@ _NOT_OF_THE_NETWORK = {
     "dice_loss_weight",
     "semantic_loss_ignore_index",
 }
+_WHOLE_IMAGE = (128, 192)  # height and width that a segmenter is tried on
 _MOMENTUM_OF_THE_HEAD = 0.03  # of its norms, where those of the body are frozen
 _SEGMENTER_WEIGHTS = {"largefov": load_vgg16_imagenet, "deeplab-v2": load_resnet_imagenet}
 
@@ -205,8 +206,8 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     config.json (also a folder without weights), which is built at random.
 
     Raises:
-        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `_check_crop_size` and
-            `head_names`.
+        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `_check_crop_size`,
+            `_check_takes_whole_images` and `head_names`.
         FileNotFoundError: a local path that does not exist.
     """
     id2label = dict(enumerate(["background", *class_names]))
@@ -216,6 +217,8 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     build = _own_segmenter if name in OWN_SEGMENTERS else _auto_segmenter
     model, processor = build(name, settings.segmenter, labels)
     _check_crop_size(model, settings.segmenter)
+    if name not in OWN_SEGMENTERS:
+        _check_takes_whole_images(model, name)
     head, momentum = find_head(model), settings.segmenter.batch_norm_momentum
     if momentum is not None:
         for module in model.modules():
@@ -317,6 +320,26 @@ def _check_crop_size(model: PreTrainedModel, settings: SegmenterSettings) -> Non
                 f"crops of {stride}n{' + 1' * rest} pixels. Set it to {size + (rest - size) % stride}, or "
                 f"segmenter.config.{field} to false."
             )
+
+
+def _check_takes_whole_images(model: PreTrainedModel, name: str) -> None:
+    """Refuses a network that takes square images alone (DPT): it would train on crops and fail on whole images.
+
+    Raises:
+        ValueError: with the network's own reason.
+    """
+    height, width = _WHOLE_IMAGE
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, height, width))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} does not take an image of {height} x {width} pixels ({str(error).splitlines()[0]}), but images "
+            "are predicted as a whole, in their own shape. Choose another segmenter.model, such as a SegFormer."
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def _read_config(source: str | Path, what: str) -> PreTrainedConfig:

@@ -9,6 +9,7 @@ from tiny_run import changed
 from transformers import (
     AutoModel,
     AutoModelForSemanticSegmentation,
+    DPTConfig,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
@@ -159,6 +160,15 @@ def test_crops_in_which_a_network_with_tf_padding_sees_other_pixels_than_in_use_
         build_segmenter(settings, ["a"])
     build_segmenter(changed(settings, {"segmenter.crop_size": next_size}), ["a"])
     build_segmenter(changed(settings, {"segmenter.config": fields | {"tf_padding": False}}), ["a"])
+
+
+def test_a_segmenter_of_square_images_is_refused_before_anything_is_trained(settings, tmp_path):
+    layers = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 8}
+    head = {"backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
+    DPTConfig(**layers, **head, image_size=32, is_hybrid=False).save_pretrained(tmp_path)
+    changes = {"segmenter.model": str(tmp_path), "segmenter.config": {}, "segmenter.crop_size": 32}
+    with pytest.raises(ValueError, match="does not take an image of 128 x 192 pixels .* such as a SegFormer"):
+        build_segmenter(changed(settings, changes), ["a"])
 
 
 def test_a_segmenter_whose_head_is_not_known_is_refused_before_anything_is_trained(settings, monkeypatch):
