@@ -21,7 +21,7 @@ from lpg_hf.training.config import DataSettings, RunSettings, SegmenterSettings,
 from lpg_hf.training.data import check_num_classes, load_eval, load_target
 from lpg_hf.training.masks import check_distinct
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
-from lpg_hf.training.models import build_segmenter, is_own_segmenter, load_lpg, load_segmenter
+from lpg_hf.training.models import build_segmenter, load_lpg, load_segmenter, segmenter_kind
 from lpg_hf.training.run import Run, alone_in
 from lpg_hf.training.stages import Stage, add_metrics, mask_stage, segmenter_stage
 from lpg_hf.training.steps import check_batch
@@ -136,8 +136,11 @@ def _settings(job: OwnJob, train: OwnData, held_out: OwnData | None, segmenter: 
     target = DataSettings(format="coco", annotations=annotations, images=train.images, classes="all", read=train.read)
     measured = None if held_out is None else held_out.write(folder, "held_out")
     side = float(np.median([max(image["height"], image["width"]) for image in train.content["images"]]))
-    is_own = segmenter == "small" or is_own_segmenter(segmenter)
-    is_mobilenet = "mobilenet_v2" in segmenter
+    kind, is_pretrained = ("deeplab_v2", False) if segmenter == "small" else segmenter_kind(segmenter)
+    is_own, is_mobilenet = kind.startswith("deeplab"), kind == "mobilenet_v2"
+    momentum = None
+    if is_mobilenet:  # benchmarks/protocols/deep.yaml says what 0 gains; random weights have no statistics to keep
+        momentum = 0.0 if is_pretrained else 0.03
     crop = min(int(side) // 32 * 32 or 32, _LARGEST_CROP - 1) + is_own  # the DeepLabs take 8n + 1
     chosen = SegmenterSettings(
         model="deeplab-v2" if segmenter == "small" else segmenter,
@@ -151,9 +154,9 @@ def _settings(job: OwnJob, train: OwnData, held_out: OwnData | None, segmenter: 
         weight_decay=1e-2,
         bias_multiplier=1,
         # From random weights the whole network learns fast; of a pretrained one, the new head alone.
-        learning_rate=2e-3 if segmenter == "small" else 1e-4 if is_mobilenet else 2e-4,
-        head_multiplier=1 if segmenter == "small" else 20 if is_mobilenet else 10,
-        batch_norm_momentum=0 if is_mobilenet else None,  # benchmarks/protocols/deep.yaml says what that gains
+        learning_rate=2e-3 if segmenter == "small" else 1e-4 if momentum == 0 else 2e-4,
+        head_multiplier=1 if segmenter == "small" else 20 if momentum == 0 else 10,
+        batch_norm_momentum=momentum,
         loss_stride=None if is_own else 4,
     )
     return Settings(

@@ -229,14 +229,15 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     return model, processor
 
 
-def is_own_segmenter(name: str) -> bool:
-    """Whether a segmenter, as `build_segmenter` takes it, is one of our DeepLabs.
+def segmenter_kind(name: str) -> tuple[str, bool]:
+    """The `model_type` of a segmenter, as `build_segmenter` takes it, and whether weights belong to its name.
 
     Raises:
         OSError: there is no such folder, file or Hub repository.
     """
-    own = tuple(OWN_SEGMENTERS.values())
-    return name in OWN_SEGMENTERS or isinstance(_read_config(name, "the segmenter"), own)
+    if name in OWN_SEGMENTERS:
+        return OWN_SEGMENTERS[name].model_type, False
+    return _read_config(name, "the segmenter").model_type, _has_weights(name)
 
 
 def _own_segmenter(name: str, settings: SegmenterSettings, labels: dict) -> tuple[PreTrainedModel, typing.Any]:

@@ -11,7 +11,12 @@ import tifffile
 import torch
 from PIL import Image
 from tiny_run import run_script
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+)
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
@@ -133,6 +138,20 @@ def test_the_papers_segmenters_are_built_by_name(name, data, tmp_path):
     model, _ = build_segmenter(settings, ["thing"])
     assert model.config.model_type == name.replace("-", "_").replace("large", "deeplab_large")
     assert settings.segmenter.crop_size % 8 == 1 and settings.segmenter.loss_stride is None
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_mobilenet_is_known_by_its_config_and_keeps_the_statistics_of_weights_only(weights, data, tmp_path):
+    folder = tmp_path / "any_name"
+    model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(depth_multiplier=0.35))
+    (model if weights else model.config).save_pretrained(folder)
+    job = OwnJob(str(data / "target"), tmp_path / "out")
+    (tmp_path / "out.unfinished").mkdir()
+    settings = _settings(
+        job, job.read(print), None, str(folder if weights else folder / "config.json"), None
+    ).segmenter
+    chosen = settings.batch_norm_momentum, settings.learning_rate, settings.head_multiplier
+    assert chosen == ((0, 1e-4, 20) if weights else (0.03, 2e-4, 10))
 
 
 def test_segment_writes_the_argmax_and_resumes(trained, data, tmp_path, capsys):
