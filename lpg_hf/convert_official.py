@@ -56,12 +56,13 @@ OFFICIAL_STD = (1 / 255,) * 3  # undoes the rescaling to 0..1: the official netw
 # What the official code computes with, and no weight shows.
 OFFICIAL_SETTINGS = {
     "lpg": {"backbone": ("hourglass",)},
-    "largefov": {"fc_dilation": (12,)},
+    "largefov": {"fc_dilation": (12,), "align_corners": (True,)},
     "deeplab-v2": {
         "output_stride": (4,),
         "stem_pool": (False,),
         "atrous_rates": ((6, 12, 18, 24),),
         "scales": (None, (), MSC_SCALES),
+        "align_corners": (True,),
     },
 }
 CLASS_NAMES = {  # by num_labels: the two label lists that the official release was trained with
@@ -140,8 +141,9 @@ def to_official(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
 
     Raises:
         FileNotFoundError: `folder` is not a checkpoint with an image processor.
-        ValueError: the official code would compute something else with these weights (another architecture, or another
-            normalisation of the images); the weights cannot be read; or the file type of `out` is unknown.
+        ValueError: the official code would compute something else with these weights (another architecture, another
+            normalisation of the images or map of the boxes); the weights cannot be read; or the file type of `out` is
+            unknown.
     """
     folder, out = Path(folder), Path(out)
     if out.suffix not in (".pth", ".safetensors"):
@@ -510,8 +512,10 @@ def _check_official_behaviour(
         value = tuple(value) if isinstance(value, list) else value
         if value not in allowed:
             differences.append(f"{name}={value!r}, officially {' or '.join(map(repr, allowed))}")
-    if isinstance(processor, LPGImageProcessor) and processor.view != "image":
-        differences.append(f"view={processor.view!r}, officially 'image'")
+    for name, wanted in (("view", "image"), ("box_encoding", "filled")):
+        value = getattr(processor, name, wanted)
+        if isinstance(processor, LPGImageProcessor) and value != wanted:
+            differences.append(f"{name}={value!r}, officially {wanted!r}")
     for name, wanted in (("image_mean", OFFICIAL_MEAN), ("image_std", OFFICIAL_STD)):
         # To 0..255, where the official mean is stated in thousandths.
         value = [v / processor.rescale_factor for v in getattr(processor, name)]

@@ -549,6 +549,8 @@ def test_what_the_official_code_computes_differently_is_refused(tmp_path, conver
         to_official(ours(tmp_path / "a", backbone="squeezenet"), tmp_path / "b.pth")
     with pytest.raises(ValueError, match="view='box'.*image_mean is"):
         to_official(ours(tmp_path / "c", {"view": "box"}), tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="box_encoding='distance', officially 'filled'"):
+        to_official(ours(tmp_path / "d", {"box_encoding": "distance"}), tmp_path / "b.pth")
     with pytest.raises(ValueError, match="use .pth or .safetensors"):
         to_official(tmp_path / "c", tmp_path / "b.bin")
     (tmp_path / "c/preprocessor_config.json").unlink()
@@ -556,7 +558,7 @@ def test_what_the_official_code_computes_differently_is_refused(tmp_path, conver
         to_official(tmp_path / "c", tmp_path / "b.pth")
     kind, _, folder = converted
     settings = json.loads((folder / "config.json").read_text())
-    changed = {"largefov": ("fc_dilation", 6), "deeplab-v2": ("stem_pool", True)}.get(
+    changed = {"largefov": ("align_corners", False), "deeplab-v2": ("stem_pool", True)}.get(
         kind, ("model_type", "segformer")
     )
     settings[changed[0]] = changed[1]
