@@ -206,8 +206,8 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
     config.json (also a folder without weights), which is built at random.
 
     Raises:
-        ValueError: unknown fields in `segmenter.config`, weights that do not fit, or see `_check_crop_size`,
-            `_check_takes_whole_images` and `head_names`.
+        ValueError: unknown fields in `segmenter.config`, weights that do not fit or are missing, or see
+            `_check_crop_size`, `_check_takes_whole_images` and `head_names`.
         FileNotFoundError: a local path that does not exist.
     """
     id2label = dict(enumerate(["background", *class_names]))
@@ -225,6 +225,11 @@ def build_segmenter(settings: Settings, class_names: list[str]) -> tuple[PreTrai
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum or _MOMENTUM_OF_THE_HEAD
     if momentum == 0:
+        if settings.segmenter.weights is None and not segmenter_kind(name)[1]:
+            raise ValueError(
+                f"segmenter.batch_norm_momentum=0 keeps the statistics of the weights, but {name} has none. Set it to "
+                "null or to a share such as 0.1, or start from weights."
+            )
         freeze_batch_norms(model, head)
     return model, processor
 

@@ -127,6 +127,15 @@ def test_the_config_of_a_half_precision_checkpoint_is_trained_in_float32(setting
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
+def test_norms_without_statistics_are_not_frozen(settings, tmp_path):
+    MobileNetV2Config(depth_multiplier=0.35).save_pretrained(tmp_path)
+    frozen = {"segmenter.batch_norm_momentum": 0}
+    from_config = {"segmenter.model": str(tmp_path), "segmenter.config": {}, "segmenter.crop_size": 32}
+    for changes in (frozen, frozen | from_config):
+        with pytest.raises(ValueError, match="batch_norm_momentum=0 keeps the statistics .* has none. Set it to null"):
+            build_segmenter(changed(settings, changes), ["a"])
+
+
 def test_the_same_seed_builds_the_same_networks(settings):
     for build in (lambda s: build_lpg(s, True, None), lambda s: build_segmenter(s, ["a"])[0]):
         one, two, other = build(settings), build(settings), build(changed(settings, {"run.seed": 1}))
