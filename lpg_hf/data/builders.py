@@ -174,7 +174,7 @@ class _VocConfig(_BoxesConfig):
 
     def sources(self) -> list[str]:
         found, split = self.folders(), self.options.split
-        listed = [] if split is None else [voc.find_split_list(found.root, split)]
+        listed = [] if split is None else voc.names_of_split_or_folder(found, split, Report())[1]
         masks = (voc.MASKS_FOLDER, voc.MORE_MASKS_FOLDER) if self.options.masks else ()
         folders = [found.annotations, *(f"{found.root}/{name}" for name in masks)]
         names = {folder: voc.annotation_names(folder) for folder in folders}

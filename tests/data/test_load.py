@@ -57,7 +57,8 @@ def test_voc_layouts_of_the_commands_are_read(voc_tree, layout):
             path.rename(folder / path.name)
         for empty in ("Annotations", "JPEGImages"):
             shutil.rmtree(root / empty)
-    for data in (load_boxes(root), load_boxes("voc", root=root, classes="all")):
+    splits = [load_boxes(root, split="train")] if layout == "split_folders" else []
+    for data in (load_boxes(root), load_boxes("voc", root=root, classes="all"), *splits):
         assert len(data) == 2 and sum(len(objects["category"]) for objects in data["objects"]) == 2
 
 

@@ -335,7 +335,7 @@ def names_in_list(folders: VocFolders, split: str) -> list[str]:
         return []
 
 
-def _names_of_split_or_folder(folders: VocFolders, split: str, report: Report) -> tuple[list[str], list[str]]:
+def names_of_split_or_folder(folders: VocFolders, split: str, report: Report) -> tuple[list[str], list[str]]:
     """The image names of a split, and its list file if there is one; without a list, a folder of the name counts.
 
     Raises:
@@ -583,7 +583,7 @@ def read_index(folders: VocFolders, options: ReadOptions, report: Report, only: 
         if not names:
             raise FileNotFoundError(f"no xml file in {folders.annotations}. Pass the folder of the VOC annotations")
     else:
-        names, list_file = _names_of_split_or_folder(folders, options.split, report)
+        names, list_file = names_of_split_or_folder(folders, options.split, report)
         files += list_file
     parsed, xml_files = _parse_all(names, folders.annotations, options, report)
     names_in = _Names(folders.annotations, parsed, whole=options.split is not None and only is None)
