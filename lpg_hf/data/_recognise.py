@@ -110,7 +110,9 @@ def _looks_like_yolo(root: str, split: str | None) -> bool:
     inner = [root, *(f"{root}/{name}" for name in _folders(root))]
     if any(_holds_yolo_lines(f"{folder}/{yolo_layout.LABELS_FOLDER}") for folder in inner):
         return True
-    if yolo_layout.LABELS_FOLDER in root.split("/")[-2:] and _holds_yolo_lines(root, deep=False):
+    above, name = root.split("/")[-2:]
+    is_labels = name == yolo_layout.LABELS_FOLDER
+    if (is_labels or above == yolo_layout.LABELS_FOLDER) and _holds_yolo_lines(root, deep=is_labels):
         return True
     for folder in inner:
         images = {os.path.splitext(name)[0] for name in walk_files(folder, IMAGE_SUFFIXES, deep=False)}

@@ -11,6 +11,7 @@ from trees import HEIGHT, WIDTH, make_image
 from lpg_hf.data._examples import label_map
 from lpg_hf.data._formats import yolo, yolo_layout
 from lpg_hf.data._formats.yolo import join_polygons, mask_to_polygons, read_index, read_yolo, write_yolo, yolo_text
+from lpg_hf.data._recognise import recognise_format
 from lpg_hf.data.check import check_source
 from lpg_hf.data.load import class_names, load_boxes
 from lpg_hf.data.options import ReadOptions
@@ -62,6 +63,13 @@ def make_layout(tree, layout):
                 (root / kind).rmdir()
         return root
     return {"root": root, "labels": root / "labels", "images": root / "images"}[layout]
+
+
+def test_a_folder_of_labels_with_a_folder_for_each_split_is_recognised(yolo_tree):
+    root = make_layout(yolo_tree, "split inside")
+    assert recognise_format(root / "labels") == recognise_format(root / "labels" / "train") == "yolo"
+    record, report = only(root / "labels")
+    assert boxes(record) == [BASE_BOX] and record.file_name == "train/a.png" and report.counts == {}
 
 
 @pytest.mark.parametrize("split", [None, "train"])
