@@ -28,7 +28,7 @@ from lpg_hf._files import fs_path, reading_as, relative_name, unicode_path, walk
 from lpg_hf.data._examples import check_size, column_source, mask_column
 from lpg_hf.data._formats import coco, coco_parts, tools, voc, yolo, yolo_layout
 from lpg_hf.data._formats.rle import class_in_box_to_rle, segmentation_to_rle
-from lpg_hf.data._formats.yolo_dataset import place_image
+from lpg_hf.data._formats.yolo_dataset import place_image, split_of_name
 from lpg_hf.data._recognise import DATASET_FILES, recognise_format, voc_folders
 from lpg_hf.data.options import SOURCE_OPTIONS, Classes, ReadOptions
 from lpg_hf.data.records import (
@@ -382,7 +382,13 @@ def _open_tool(format: str, annotations: str, images: Folder, options: ReadOptio
         options,
         annotation_files=index.files,
         image_folder=index.image_folder,
+        splits={entry.file_name: split for entry in index.entries if (split := _split_of(entry))},
     )
+
+
+def _split_of(entry: tools.ToolEntry) -> str | None:
+    """The split that the subset of an image is."""
+    return next(filter(None, (split_of_name(f"{image.subset}/") for image in entry.images)), None)
 
 
 _OPENERS = {

@@ -30,6 +30,7 @@ from lpg_hf.data._formats.unsupported import describe
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
+from lpg_hf.data.sources import open_source
 
 
 def read(path, format=None, images=None, **options):
@@ -313,6 +314,41 @@ def test_cvat_shapes_without_an_area_are_counted_and_tags_are_not(tmp_path):
     assert classes == ["blue", "red"]
     assert report.counts == {"unsupported_shape": 1}
     assert report.places["unsupported_shape"] == ["annotations.xml: a.png: object 2 is a points"]
+
+
+def cvat_project(root):
+    """What CVAT exports of a project: one xml, in which each image has its subset."""
+    images = "".join(
+        f'<image id="{number}" name="{name}" subset="{subset}" task_id="1" width="60" height="40">'
+        f'<box label="red" occluded="0" xtl="{number + 1}" ytl="8" xbr="30" ybr="24" z_order="0"></box></image>'
+        for number, (subset, name) in enumerate([("Train", "a.png"), ("Validation", "a.png"), ("Validation", "b.png")])
+    )
+    head, tail = cvat_xml().split("<image ")[0], "</annotations>"
+    write(root, "annotations.xml", head + images + tail)
+
+
+def test_cvat_subsets_of_a_project_are_its_splits_and_the_folders_of_its_images(tmp_path):
+    cvat_project(tmp_path)
+    for name in ("Train/a.png", "Validation/a.png", "Validation/b.png"):
+        write(tmp_path, f"images/{name}", None)
+    records, _, report = read(tmp_path)
+    found = {record.file_name: record.objects[0].box[0] for record in records}
+    assert found == {"Train/a.png": 1, "Validation/a.png": 2, "Validation/b.png": 3} and report.counts == {}
+    for place in (tmp_path, tmp_path / "annotations.xml"):
+        records, _, _ = read(place, split="val")
+        assert [record.file_name for record in records] == ["Validation/a.png", "Validation/b.png"]
+        with pytest.raises(FileNotFoundError, match="of the split 'test'"):
+            read(place, split="test")
+
+
+def test_cvat_subsets_are_the_splits_of_images_in_one_folder_too(tmp_path):
+    cvat_project(tmp_path)
+    xml = tmp_path / "annotations.xml"
+    xml.write_text(xml.read_text().replace('name="a.png" subset="Validation"', 'name="c.png" subset="Validation"'))
+    for name in "abc":
+        write(tmp_path, f"images/{name}.png", None)
+    source = open_source(tmp_path, report=Report())
+    assert source.splits == {"a.png": "train", "b.png": "val", "c.png": "val"}
 
 
 @pytest.mark.parametrize("rle", ["", "1, 2", "0, 999999999999"])

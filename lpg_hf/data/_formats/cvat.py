@@ -8,6 +8,8 @@
 
 A box is a box, a rotated one the box around it; polygons, ellipses (36 corners) and masks are boxes and masks. Points,
 polylines, cuboids and skeletons have no area and are counted. Tags are of the image and are not read.
+
+The images of a project have a subset="Train", which is their split, and lie in images/Train/.
 """
 
 import math
@@ -30,6 +32,7 @@ from lpg_hf.data._formats.tool_image import (
     find_files,
     folder_below,
     is_inside,
+    names_of_split,
     parse_xml,
     places_of_images,
     rotated_outline,
@@ -47,13 +50,15 @@ def looks_like(path: str) -> bool:
 
 
 def read(path: str, split: str | None = None) -> ToolFile:
-    """The images of an xml file, or of those of a folder.
+    """The images of an xml file, or of those of a folder; `split` is in a file's name, else the subset of images.
 
     Raises:
         ValueError: not valid xml.
     """
     images, problems, names = [], [], {}
     files = find_files(path, (".xml",), looks_like, split)
+    by_subset = split is not None and files in ([], [path])  # No file's name says it: the images themselves may.
+    files = find_files(path, (".xml",), looks_like) if by_subset else files
     for file in files:
         root = parse_xml(file)
         base = os.path.basename(file)
@@ -63,6 +68,9 @@ def read(path: str, split: str | None = None) -> ToolFile:
                 problems.append(("invalid_image_entry", f"{base}: image number {number}"))
                 continue
             images.append(_read_image(element, base, folder_below(path, file)))
+    if split is not None and by_subset and (files != [path] or any(image.subset for image in images)):
+        images = [image for image in images if image.subset.lower() in names_of_split(split)]
+        problems = problems if images else []
     return ToolFile(images, list(names) or None, files, places_of_images(path), problems)
 
 
@@ -79,7 +87,9 @@ def _class_names(root: ElementTree.Element) -> list[str]:
 
 def _read_image(element: ElementTree.Element, base: str, folder: str) -> ToolImage:
     file_name = element.get("name") or ""
-    image = ToolImage(file_name, base, stated_size(element.get("height"), element.get("width")), folder=folder)
+    subset = element.get("subset") or ""
+    size = stated_size(element.get("height"), element.get("width"))
+    image = ToolImage(file_name, base, size, folder=folder or subset, subset=subset)
     for number, shape in enumerate((child for child in element if child.tag != "tag"), start=1):
         place, name = f"{base}: {file_name}: object {number}", class_name(shape.get("label"))
         if shape.tag not in _SHAPES:

@@ -79,7 +79,8 @@ class ToolImage:
         problems: (kind of `PROBLEMS`, place) of what could not.
         lost: (class name, xyxy) of the objects that could not; None: not known.
         other_names: under which the image may lie too, such as the name before an upload.
-        folder: of the annotation file below the folder that was opened, "" for itself.
+        folder: of the annotation file below the folder that was opened, "" for itself; the image may lie there.
+        subset: what the tool calls the split of the image, "" if it names none.
         fractions: numbers are fractions of width and height, not pixels.
     """
 
@@ -91,6 +92,7 @@ class ToolImage:
     lost: list[tuple[str | None, Sequence[float] | None]] = field(default_factory=list)
     other_names: tuple[str, ...] = ()
     folder: str = ""
+    subset: str = ""
     fractions: bool = False
 
     def lose(self, kind: str, place: str, name: str | None = None, region: Sequence[float] | None = None) -> None:
