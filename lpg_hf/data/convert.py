@@ -165,7 +165,7 @@ class _Reading:
         self.num_class_masks = 0
         self.has_mask = False  # of any record, once it was read
         if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
-            self.names = [f"{name} class" if name in voc.BACKGROUND_NAMES else name for name in self.names]
+            self.names = [voc.listed_name(name) for name in self.names]
             self.count('names of classes that mean "no object" in VOC: written with " class" behind')
         if to == "voc" and self.masks and len(self.names) >= IGNORE_INDEX:
             self.masks = False

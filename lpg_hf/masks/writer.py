@@ -51,6 +51,7 @@ from lpg_hf._files import (
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats import coco, yolo_dataset
 from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
+from lpg_hf.data._formats.voc import listed_name
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source
@@ -828,7 +829,7 @@ def _join(run: _MaskRun) -> Report | None:
     report.merge(run.index_report)
     for block in run.blocks():
         report.merge(Report(**block["report"]))
-    names = "".join(f"{name}\n" for _, name in source.classes)
+    names = "".join(f"{listed_name(name)}\n" for _, name in source.classes)
     write_atomically(out / "classes.txt", names.encode("utf-8", "surrogateescape"), run.scratch)
     for output in sorted(run.outputs & {"coco", "coco-polygons", "coco-results"}):
         _write_coco(run, output)

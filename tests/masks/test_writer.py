@@ -22,6 +22,7 @@ from lpg_hf.data.export import _write_shards
 from lpg_hf.data.load import load_boxes
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
+from lpg_hf.evaluation.evaluate import evaluate
 from lpg_hf.label_maps import read_label_map
 from lpg_hf.masks._outputs import ImageWriter
 from lpg_hf.masks.writer import MaskSettings, Processes, write_masks
@@ -629,6 +630,18 @@ def test_classes_of_yolo_get_the_category_ids_of_convert_labels(data: Path):
     assert made["categories"] == converted["categories"]
     ids = [[annotation["category_id"] for annotation in content["annotations"]] for content in (made, converted)]
     assert ids[0] == ids[1] and set(ids[0]) == {1, 2, 3}
+
+
+def test_a_class_named_background_keeps_its_label_in_the_class_list(data: Path):
+    content = coco_content()
+    content["categories"][0]["name"] = "background"
+    (data / "named.json").write_text(json.dumps(content), encoding="utf-8")
+    out = data / "out"
+    assert run("masks", data / "named.json", "--images", data / "images", "--out", out, "--generator", "box") == 0
+    names = (out / "classes.txt").read_text().splitlines()
+    assert names == ["background class", *[category["name"] for category in content["categories"][1:]]]
+    scores = evaluate(out / "masks", out / "masks", classes=out / "classes.txt").per_class
+    assert list(scores) == ["background", *names]
 
 
 def test_boxes_of_a_class_are_one_by_one_where_objects_are_written():

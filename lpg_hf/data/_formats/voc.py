@@ -211,6 +211,11 @@ class VocIndex:
     files: list[str] = field(default_factory=list)
 
 
+def listed_name(name: str) -> str:
+    """The name of a class as a list of classes holds it, where some names mean the background."""
+    return f"{name} class" if name in BACKGROUND_NAMES else name
+
+
 def read_class_list(path: str | os.PathLike) -> list[str]:
     """The names in a text file, one a line, in the order of the labels; a background line is skipped.
 
