@@ -226,17 +226,17 @@ def _cost_table(lines: list[Line]) -> str:
             if name.startswith(part) and name.endswith("segmenter")
         ]
         is_bf16 = settings["run"]["mixed_precision"] == "auto" and metrics["hardware"]["native_bf16"]
-        table.append(
-            {
-                "": line.cell.label,
-                "views per E-step": f"{lpg['steps'] * lpg['batch_size']:,}" if line.cell.kind != "deploy" else "",
+        cells = {"": line.cell.label, "views per E-step": ""}
+        if line.cell.kind != "deploy":
+            cells["views per E-step"] = f"{lpg['steps'] * lpg['batch_size']:,}"
+        if seconds:
+            cells |= {
                 "rounds": str(len(seconds)),
                 "steps per round": str(steps),
                 "crops per step": f"{segmenter['batch_size']} of {segmenter['crop_size']} px",
                 "crops / s": f"{len(seconds) * steps * segmenter['batch_size'] / sum(seconds):.1f}",
-                "precision": "bfloat16" if is_bf16 else "float32",
             }
-        )
+        table.append(cells | {"precision": "bfloat16" if is_bf16 else "float32"})
     return _markdown(table)
 
 

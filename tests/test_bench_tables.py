@@ -762,6 +762,17 @@ def test_longer_runs_show_the_first_labels_of_each_method_and_what_it_took(tmp_p
     assert (weak["precision"], sdi["precision"], sdi["crops per step"]) == ("float32", "bfloat16", "8 of 65 px")
 
 
+def test_stages_without_a_segmenter_have_views_and_no_crops(tmp_path):
+    (cell,) = define(tmp_path, {"deep_two/em": {"kind": "em"}}, ("deep",))
+    settings = {"run": {"mixed_precision": "no"}, "lpg": {"steps": 30, "batch_size": 4}, "segmenter": {"steps": 9}}
+    training = {"aux/stage1/lpg": {"seconds": 20.0}}
+    measured = {"boxes": {"1": boxes(0.7, 0.72)}, "hardware": {"native_bf16": True}}
+    finish(tmp_path, cell, settings=settings, training=training, **measured)
+    stage, cost = table_rows(render([cell], tmp_path, tmp_path).split("### Two rounds")[1].split("###")[0])
+    assert stage["boxes bg"] == "72.0"
+    assert (cost["views per E-step"], cost["precision"]) == ("120", "float32") and "crops / s" not in cost
+
+
 @pytest.mark.parametrize(
     "minutes, text", [(7, "about 7 minutes"), (119, "about 119 minutes"), (210, "about 3.5 hours")]
 )
