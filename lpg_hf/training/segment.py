@@ -17,6 +17,7 @@ from lpg_hf._bands import Rendering
 from lpg_hf._cards import read_json
 from lpg_hf._files import fs_path, locked_folder, unicode_path, walk_files, write_atomically, write_json
 from lpg_hf._threads import prefetch
+from lpg_hf.data._formats.voc import listed_name
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source
@@ -96,7 +97,7 @@ def _write_label_maps(job: SegmentJob, folder: str, names: list[str]) -> list[st
     id2label = sorted((segmenter.model.config.id2label or {}).items())[1:]
     classes = [clean_name(str(name)) or f"class {label}" for label, name in id2label]
     _check_same_settings(job, segmenter)
-    write_atomically(job.out / "classes.txt", "".join(f"{name}\n" for name in classes).encode("utf-8"))
+    write_atomically(job.out / "classes.txt", "".join(f"{listed_name(name)}\n" for name in classes).encode("utf-8"))
     value_type, _ = label_map_type(len(classes))
     missing = [name for name in names if not (job.out / "masks" / mask_name(name)).is_file()]
     bad = []

@@ -23,6 +23,7 @@ from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
 from lpg_hf._bands import Rendering
 from lpg_hf._files import write_json
 from lpg_hf.cli import main
+from lpg_hf.data._formats.voc import read_class_list
 from lpg_hf.data.convert import convert_labels
 from lpg_hf.generators.bundle import bundled
 from lpg_hf.generators.class_probs import SegmenterProbs
@@ -176,6 +177,17 @@ def test_segment_writes_the_argmax_and_resumes(trained, data, tmp_path, capsys):
     assert written[1].is_file() and written[0].stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="written with another model"):
         segment(SegmentJob(str(trained[0]), data / "target", tmp_path / "out", "val", scales=(1.0, 1.5)))
+
+
+def test_a_class_named_background_keeps_its_line_in_the_class_list_of_label_maps(trained, tmp_path):
+    model = shutil.copytree(trained[0], tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"]["1"] = "background"
+    (model / "config.json").write_text(json.dumps(config))
+    Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
+    segment(SegmentJob(str(model), tmp_path, tmp_path / "out"))
+    names = read_class_list(tmp_path / "out" / "classes.txt")
+    assert names == ["background class", *list(config["id2label"].values())[2:]]
 
 
 def test_scales_are_averaged(trained):
