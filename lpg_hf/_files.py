@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -342,7 +343,7 @@ def _lock(folder: Path, shared: bool, output: Path) -> int | None:
         try:
             _flock(lock, shared=shared)
         except BlockingIOError:
-            owner = os.read(lock, 200).decode("utf-8", "replace").strip()
+            owner = _read_owner(lock)
             _close_lock(lock)
             raise ValueError(
                 f"another process writes {output} now{f' ({owner})' if owner else ''}. Wait until it ends, or choose "
@@ -355,6 +356,15 @@ def _lock(folder: Path, shared: bool, output: Path) -> int | None:
         os.truncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return lock
+
+
+def _read_owner(lock: int) -> str:
+    """What the process that has a lock wrote into it; it may have got it this moment, so it is given 3 seconds."""
+    for _ in range(60):
+        if owner := os.pread(lock, 200, 0).decode("utf-8", "replace").strip():
+            return owner
+        time.sleep(0.05)
+    return ""
 
 
 def place_output(written: Path, target: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lpg_hf._files import (
+    LOCK_FILE,
     json_text,
     locked_folder,
     read_bytes,
@@ -121,3 +122,21 @@ def test_a_forked_process_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
             os.kill(child, 0)  # It is still there.
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_the_owner_of_a_lock_is_named_though_it_has_not_written_its_name_yet(tmp_path):
+    code = (
+        "import fcntl, os, sys, time; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True); time.sleep(0.3)\n"
+        "print('process 1 on host', file=lock, flush=True); time.sleep(60)"
+    )
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", code, str(tmp_path / "out" / LOCK_FILE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
+        try:
+            assert owner.stdout.readline() == b"locked\n"
+            with pytest.raises(ValueError, match=r"another process writes .* now \(process 1 on host\)\. Wait"):
+                with locked_folder(tmp_path / "out"):
+                    pass
+        finally:
+            owner.kill()
