@@ -90,7 +90,9 @@ _Limit = Annotated[
 ]
 _ClassNames = Annotated[
     str | None,
-    typer.Option(help="Class names in the order of the labels: a file with one per line, or a comma-separated list."),
+    typer.Option(
+        help="Class names in the order of the labels: a file with one per line, CVAT's labelmap.txt, or a list with commas."
+    ),
 ]
 # What runs
 _Model = Annotated[

@@ -6,12 +6,13 @@ More than 254 classes do not fit beside the ignored value 255: such maps are uin
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from lpg_hf._class_lists import COLOURS_FILE, Colour, labels_of_colours
 from lpg_hf._files import write_atomically
 from lpg_hf.images import MAX_PIXELS, load_pixels, open_image
 from lpg_hf.labels import IGNORE_INDEX, voc_palette
@@ -132,7 +133,10 @@ def no_class_message(place: object) -> str:
 
 
 def read_label_map(
-    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, object_value: int | None = None
+    path: str | os.PathLike,
+    max_pixels: int = MAX_PIXELS,
+    object_value: int | None = None,
+    colours: Mapping[Colour, int] | None = None,
 ) -> np.ndarray:
     """Labels of a palette (P) or grey (L) PNG, as stored.
 
@@ -140,24 +144,30 @@ def read_label_map(
         path: file to read.
         max_pixels: a larger map is refused before it takes memory.
         object_value: the file marks one class with this value: it becomes the label 1, all else background.
+        colours: the label of each colour, for a file whose pixels are colours.
 
     Returns:
         (H, W) uint8, 0 background, 255 ignored; of a 16-bit file uint16, 65535 ignored.
 
     Raises:
         ImageProblem: it cannot be opened, is too large, damaged or cut off.
-        ValueError: the file is a colour image, whose values are not labels, or a JPEG, which does not keep them.
+        ValueError: a colour image without `colours`, or with a colour that is none of them; or a JPEG, which does not
+            keep labels.
     """
     with open_image(path, os.fspath(path), max_pixels) as image:
         check_lossless(image, os.fspath(path))
         load_pixels(image, os.fspath(path))
         if object_value is not None:
             return object_labels(image, object_value)
+        labels = labels_of_colours(image, os.fspath(path), colours or {})
+        if labels is not None:
+            return labels
         if image.mode == "I;16":
             return np.array(image, dtype=np.uint16)
         if image.mode not in ("P", "L"):
             raise ValueError(
                 f"{path} is an image of mode {image.mode}, not a label map. "
-                "Label maps are palette or grey PNG files whose values are the labels."
+                "Label maps are palette or grey PNG files whose values are the labels, or a "
+                f"{COLOURS_FILE} in their folder or the one above says what the colours of the ground truth are."
             )
         return np.array(image, dtype=np.uint8)

@@ -53,6 +53,7 @@ from datasets import (
 )
 from PIL import Image as PILImage
 
+from lpg_hf._class_lists import CLASSES_FILE, COLOURS_FILE
 from lpg_hf._files import fs_path, json_text, unicode_path, walk_files, write_atomically
 from lpg_hf.data._formats import coco, coco_parts, tools, voc, yolo, yolo_layout
 from lpg_hf.data._recognise import voc_folders
@@ -180,7 +181,7 @@ class _VocConfig(_BoxesConfig):
         names = {folder: voc.annotation_names(folder) for folder in folders}
         files = [f"{folder}/{name}" for folder in folders for name in names[folder]]
         of_images = {os.path.dirname(f"{found.images}/{name}") for name in names[found.annotations]}
-        listed += [f"{found.root}/{name}" for name in (voc.CLASSES_FILE, voc.COLOURS_FILE)]
+        listed += [f"{found.root}/{name}" for name in (CLASSES_FILE, COLOURS_FILE)]
         return [*listed, *sorted({found.images, *of_images}), *files]
 
 

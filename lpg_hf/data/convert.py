@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from lpg_hf._class_lists import BACKGROUND_NAMES, CLASSES_FILE, COLOURS_FILE, listed_name, own_class_list
 from lpg_hf._files import fs_path, place_output, resolve_inside, unfinished_folder
 from lpg_hf.data._formats import coco, voc, yolo, yolo_dataset, yolo_layout
 from lpg_hf.data._formats.rle import class_in_box_to_rle
@@ -35,7 +36,7 @@ from lpg_hf.labels import IGNORE_INDEX
 
 
 TARGETS = ("coco", "voc", "yolo")
-_LAST_FILES = {"coco": "annotations.json", "voc": voc.CLASSES_FILE, "yolo": yolo_layout.CLASS_FILES[0]}
+_LAST_FILES = {"coco": "annotations.json", "voc": CLASSES_FILE, "yolo": yolo_layout.CLASS_FILES[0]}
 BOX_TOLERANCE = 1e-3
 WITH_MASKS = replace(SOURCE_OPTIONS, masks=True)
 
@@ -164,8 +165,8 @@ class _Reading:
         self.counts: dict[str, int] = {}
         self.num_class_masks = 0
         self.has_mask = False  # of any record, once it was read
-        if to == "voc" and set(self.names) & set(voc.BACKGROUND_NAMES):
-            self.names = [voc.listed_name(name) for name in self.names]
+        if to == "voc" and set(self.names) & set(BACKGROUND_NAMES):
+            self.names = [listed_name(name) for name in self.names]
             self.count('names of classes that mean "no object" in VOC: written with " class" behind')
         if to == "voc" and self.masks and len(self.names) >= IGNORE_INDEX:
             self.masks = False
@@ -310,10 +311,10 @@ def _voc_masks_folder(source: Source) -> str | None:
     folder = f"{root}/{voc.MASKS_FOLDER}"
     if not os.path.isdir(fs_path(folder)):
         return None
-    own = voc.own_class_list(root)
+    own = own_class_list(root)
     if [name for _, name in source.classes][: len(own)] != own:
         raise ValueError(
-            f"{folder} holds class masks, but no {voc.CLASSES_FILE} (or {voc.COLOURS_FILE}) in {root} says which "
+            f"{folder} holds class masks, but no {CLASSES_FILE} (or {COLOURS_FILE}) in {root} says which "
             "value is which class. Write it, in the order of the values, or leave the masks out (--no-masks)"
         )
     return folder
@@ -369,7 +370,7 @@ def _write_voc(out: Path, reading: _Reading, split: str) -> None:
         write_label_map(_place(out, voc.MASKS_FOLDER, f"{stem}.png"), np.zeros((height, width), dtype=np.uint8))
     for name, stems in {**lists, split.replace("/", "_"): names}.items():
         _write_lines(_place(out, voc.SPLIT_FOLDERS[1], f"{name}.txt"), stems)
-    _write_lines(out / voc.CLASSES_FILE, reading.names)
+    _write_lines(out / CLASSES_FILE, reading.names)
 
 
 def _write_class_mask(path: Path, record: Record, object_value: int | None) -> None:

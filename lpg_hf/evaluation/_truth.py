@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lpg_hf._class_lists import colours_of_maps
 from lpg_hf._files import fs_path
 from lpg_hf._rle import Rle, encode_window
 from lpg_hf.boxes import box_slices
@@ -112,12 +113,13 @@ class Truth(Protocol):
 
 
 class _FolderTruth:
-    """Label maps (PNG) under the images' relative paths."""
+    """Label maps (PNG) under the images' relative paths, in the labels of a source or in colours of its classes."""
 
     report: Report | None = None
 
-    def __init__(self, folder: str, object_value: int | None) -> None:
+    def __init__(self, folder: str, object_value: int | None, source: Source) -> None:
         self.folder, self.object_value = folder, object_value
+        _, self.colours = colours_of_maps(folder, [name for _, name in source.classes])
 
     def has(self, file_name: str) -> bool:
         return os.path.isfile(fs_path(self._path(file_name)))
@@ -125,7 +127,7 @@ class _FolderTruth:
     def of(self, record: Record) -> ImageTruth:
         """See `Truth.of`."""
         path = self._path(record.file_name)
-        label_map = read_label_map(path, object_value=self.object_value)
+        label_map = read_label_map(path, object_value=self.object_value, colours=self.colours)
         label_map = label_map if self.object_value is None else record.with_its_class(label_map)
         if record.mask_orientation > 1:  # With `stored_frame` they lie as the annotations do.
             label_map = upright_labels(label_map, record.mask_orientation)
@@ -189,13 +191,13 @@ def open_truth(
         FileNotFoundError: it does not exist.
     """
     if path is None and source.format == "voc":
-        return _FolderTruth(f"{voc_folders(source.path).root}/{MASKS_FOLDER}", object_value)
+        return _FolderTruth(f"{voc_folders(source.path).root}/{MASKS_FOLDER}", object_value, source)
     report = Report()
     if path is None:
         masks = open_source(source.path, images, replace(options, masks=True), format=source.format, report=report)
         return _SourceTruth(masks, report, source)
     if os.path.isdir(fs_path(path)):
-        return _FolderTruth(path, object_value)
+        return _FolderTruth(path, object_value, source)
     if not os.path.isfile(fs_path(path)):
         raise FileNotFoundError(f"ground truth {path} does not exist. Pass a folder of label maps or a COCO json.")
     # Split, classes and corners are those of the annotations, not of this file.

@@ -5,7 +5,7 @@ Nothing is skipped in silence: masks without a partner, and files or masks that 
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +15,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from lpg_hf._class_lists import Colour, colours_of_maps, read_class_list
 from lpg_hf._files import fs_path, link_out
 from lpg_hf._rle import Rle, encode_mask
 from lpg_hf._threads import prefetch
 from lpg_hf.data._formats.coco import id_text, read_categories
 from lpg_hf.data._formats.json_files import read_json
 from lpg_hf.data._formats.rle import checked_rle, segmentation_to_rle
-from lpg_hf.data._formats.voc import read_class_list
 from lpg_hf.data._painting import crowd_pixels
 from lpg_hf.data.records import BoxObject, Geometry, finite_numbers, stated_size
 from lpg_hf.data.report import Report
@@ -128,8 +128,9 @@ def evaluate(
     Args:
         prediction: folder of label maps, or COCO json (a whole file, or the bare list of results).
         truth: the same kind.
-        classes: names in the order of the labels, or a text file with one per line; None: numbers (label maps), or the
-            categories of the ground truth. With COCO files, only these categories are compared.
+        classes: names in the order of the labels, or a text file with one per line (or CVAT's labelmap.txt); None:
+            numbers (label maps), or the categories of the ground truth. With COCO files, only these categories are
+            compared. Ground truth in colours is read by the labelmap.txt in its folder or in the one above.
         ignore: value of the ground truth that counts nowhere; None: 255, in 16-bit maps 65535. In a prediction it
             counts as background. For label maps only.
         num_workers: threads; None: one per core, at most 8.
@@ -162,7 +163,8 @@ def evaluate(
             f"a value above {len(names)}, which is no class."
         )
     if kinds[0]:
-        limits = _LabelMapOptions(names, ignore, max_pixels, object_value)
+        names, colours = colours_of_maps(truth, names)
+        limits = _LabelMapOptions(names, ignore, max_pixels, object_value, colours=colours)
         return _evaluate_label_maps(prediction, truth, limits, num_workers)
     if object_value is not None:
         raise ValueError(f"object_value={object_value} (--object-value) is for folders of label maps. Leave it out")
@@ -243,13 +245,14 @@ class LabelPairs:
 
 @dataclass(frozen=True)
 class _LabelMapOptions:
-    """Arguments of `evaluate`; `of_prediction` is the `object_value` of the predictions."""
+    """Arguments of `evaluate`; `of_prediction`: the `object_value` of the predictions; `colours`: of the truth."""
 
     classes: Sequence[str] | None = None
     ignore: int | None = None
     max_pixels: int = MAX_PIXELS
     object_value: int | None = None
     of_prediction: int | None = None
+    colours: Mapping[Colour, int] = field(default_factory=dict)
 
 
 def _evaluate_label_maps(
@@ -331,7 +334,7 @@ def _count_pairs(prediction: str, truth: str, options: _LabelMapOptions) -> tupl
     """(counts of `LabelPairs`, predicted pixels of the ignored value) of one pair of files."""
     classes, ignore = options.classes, options.ignore
     predicted = read_label_map(prediction, options.max_pixels, options.of_prediction)
-    true = read_label_map(truth, options.max_pixels, options.object_value)
+    true = read_label_map(truth, options.max_pixels, options.object_value, options.colours)
     if predicted.shape != true.shape:
         sizes = [
             f"{path} is {shape[1]} x {shape[0]}"

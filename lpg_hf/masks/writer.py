@@ -38,6 +38,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from lpg_hf._class_lists import listed_name
 from lpg_hf._files import (
     LOCK_FILE,
     atomic_file,
@@ -51,7 +52,6 @@ from lpg_hf._files import (
 from lpg_hf.boxes import box_slices
 from lpg_hf.data._formats import coco, yolo_dataset
 from lpg_hf.data._formats.coco_forms import result_of, rle_to_polygons
-from lpg_hf.data._formats.voc import listed_name
 from lpg_hf.data.records import Record
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import Source

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from lpg_hf._bands import Rendering
 from lpg_hf._cards import read_json
+from lpg_hf._class_lists import listed_name
 from lpg_hf._files import fs_path, locked_folder, unicode_path, walk_files, write_atomically, write_json
 from lpg_hf._threads import prefetch
-from lpg_hf.data._formats.voc import listed_name
 from lpg_hf.data.options import SOURCE_OPTIONS
 from lpg_hf.data.report import Report
 from lpg_hf.data.sources import open_source

@@ -7,7 +7,8 @@ import pytest
 import tool_trees
 from PIL import Image
 
-from lpg_hf.data._formats.voc import is_thin, parse_xml, read_class_list, read_voc, write_voc
+from lpg_hf._class_lists import read_class_list
+from lpg_hf.data._formats.voc import is_thin, parse_xml, read_voc, write_voc
 from lpg_hf.data.check import check_source
 from lpg_hf.data.convert import convert_labels
 from lpg_hf.data.options import SOURCE_OPTIONS, ReadOptions

@@ -40,7 +40,7 @@ from lpg_hf.evaluation.compare import (
     write,
 )
 from lpg_hf.generators.base import GeneratorOptions
-from lpg_hf.label_maps import write_label_map
+from lpg_hf.label_maps import read_label_map, write_label_map
 
 
 HEIGHT, WIDTH = 60, 80
@@ -455,6 +455,25 @@ def test_wrong_settings_are_told_before_any_work(tree, names, changes, message):
     (tree / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         compare(comparison(tree, **changes), names)
+
+
+def test_class_masks_in_the_colours_of_a_labelmap_measure_as_those_of_indices(tree):
+    """As CVAT writes VOC: its class masks are colour images."""
+    convert_labels(str(tree / "full.json"), str(tree / "voc"), "voc", images=str(tree / "images"), options=WITH_MASKS)
+    (tree / "voc" / "JPEGImages").symlink_to(tree / "images")
+    expected = measure(comparison(tree, "voc"), "box").scores
+    names = (tree / "voc" / "classes.txt").read_text().split()
+    colours = [(0, 0, 0), (250, 50, 83), (128, 0, 0)]
+    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in zip(["background", *names], colours)]
+    (tree / "voc" / "labelmap.txt").write_text("\n".join(lines))
+    (tree / "voc" / "classes.txt").unlink()
+    for path in (tree / "voc" / "SegmentationClass").iterdir():
+        Image.fromarray(np.array(colours, dtype=np.uint8)[read_label_map(path)]).save(path)
+    found = measure(comparison(tree, "voc"), "box").scores
+    assert expected["mean_box_iou"] == pytest.approx(np.mean(BOX_IOUS))
+    assert {name: value for name, value in found.items() if "iou" in name} == {
+        name: value for name, value in expected.items() if "iou" in name
+    }
 
 
 @pytest.mark.parametrize("file", ["full.json", "voc"])

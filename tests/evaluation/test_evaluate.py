@@ -172,6 +172,26 @@ def test_a_class_file_is_read(folders, tmp_path):
 SIZE = (40, 60)
 
 
+@pytest.mark.parametrize("class_names", [None, "labelmap.txt", ("cat", "dog")])
+def test_ground_truth_in_the_colours_of_a_labelmap_is_read(tmp_path, class_names):
+    """CVAT's `Segmentation mask 1.1`: the colours stand in the folder above the masks."""
+    labelmap, truth = tmp_path / "labelmap.txt", tmp_path / "SegmentationClass"
+    labelmap.write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,83::\ndog:128,0,0::\n")
+    labels = np.zeros((8, 9), dtype=np.uint8)
+    labels[:2], labels[5:] = 1, 2
+    write_label_map(tmp_path / "masks" / "a.png", labels)
+    truth.mkdir()
+    Image.fromarray(np.array([(0, 0, 0), (250, 50, 83), (128, 0, 0)], dtype=np.uint8)[labels]).save(truth / "a.png")
+    class_names = labelmap if class_names == "labelmap.txt" else class_names
+    result = evaluate(tmp_path / "masks", truth, classes=class_names)
+    assert result.per_class == {"background": 1.0, "cat": 1.0, "dog": 1.0}
+    with pytest.raises(ValueError, match=r"colour \(128, 0, 0\), which labelmap.txt gives to no class of the list"):
+        evaluate(tmp_path / "masks", truth, classes=["cat"])
+    labelmap.unlink()
+    with pytest.raises(ValueError, match="a labelmap.txt in their folder or the one above says"):
+        evaluate(tmp_path / "masks", truth)
+
+
 def rle(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = SIZE) -> dict:
     mask = np.zeros(size, np.uint8)
     mask[y1:y2, x1:x2] = 1

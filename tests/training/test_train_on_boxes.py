@@ -21,9 +21,9 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from lpg_hf import LPGConfig, LPGImageProcessor, LPGModel
 from lpg_hf._bands import Rendering
+from lpg_hf._class_lists import read_class_list
 from lpg_hf._files import write_json
 from lpg_hf.cli import main
-from lpg_hf.data._formats.voc import read_class_list
 from lpg_hf.data.convert import convert_labels
 from lpg_hf.generators.bundle import bundled
 from lpg_hf.generators.class_probs import SegmenterProbs

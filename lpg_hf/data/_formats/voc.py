@@ -17,7 +17,6 @@ the image.
 
 import os
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +26,17 @@ from xml.etree import ElementTree
 import numpy as np
 from defusedxml import ElementTree as SafeElementTree
 from defusedxml.common import DefusedXmlException
-from PIL import Image
 
+from lpg_hf._class_lists import (
+    CLASSES_FILE,
+    COLOURS_FILE,
+    Colour,
+    check_class_names,
+    class_list_files,
+    labels_of_colours,
+    own_class_list,
+    read_colours,
+)
 from lpg_hf._files import (
     fs_path,
     read_bytes,
@@ -59,8 +67,8 @@ from lpg_hf.data.records import (
 )
 from lpg_hf.data.report import MissingFiles, NothingUsable, Report, check_missing
 from lpg_hf.images import IMAGE_SUFFIXES, ImageProblem, load_pixels, open_image
-from lpg_hf.label_maps import check_lossless, object_labels
-from lpg_hf.labels import IGNORE_INDEX, VOC_CLASSES, clean_name
+from lpg_hf.label_maps import check_lossless, object_labels, read_label_map
+from lpg_hf.labels import IGNORE_INDEX, clean_name
 
 
 IMAGES_FOLDER = "JPEGImages"
@@ -68,13 +76,8 @@ ANNOTATIONS_FOLDER = "Annotations"
 MASKS_FOLDER = "SegmentationClass"
 MORE_MASKS_FOLDER = "SegmentationClassAug"
 SPLIT_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
-CLASSES_FILE = "classes.txt"
-COLOURS_FILE = "labelmap.txt"
-_IGNORED = ("ignored", (224, 224, 192))  # as Datumaro calls VOC's 255, and its colour
-Colour = tuple[int, int, int]
 # What LabelImg and Datumaro (CVAT) write as <database>; official files and this package's name none or VOC's.
 _TOOL_DATABASE = "Unknown"
-BACKGROUND_NAMES = ("background", "__background__", "_background_", "__ignore__")
 
 
 @dataclass(frozen=True)
@@ -193,12 +196,9 @@ class ColouredRecord(Record):
 
     def changed_mask(self, object_value: int | None) -> np.ndarray | None:
         """As of `Record`."""
-        labels = None
-        if self.mask_path is not None and object_value is None:
-            with open_image(self.mask_path, self.mask_path) as mask:
-                labels = _labels_of_colours(mask, self.mask_path, self.colours)
-        if labels is None:
+        if self.mask_path is None or object_value is not None:
             return super().changed_mask(object_value)
+        labels = read_label_map(self.mask_path, colours=self.colours)
         return labels if self.mask_orientation == 1 else upright_labels(labels, self.mask_orientation)
 
 
@@ -209,89 +209,6 @@ class VocIndex:
     classes: list[str]
     entries: list[VocEntry]
     files: list[str] = field(default_factory=list)
-
-
-def listed_name(name: str) -> str:
-    """The name of a class as a list of classes holds it, where some names mean the background."""
-    return f"{name} class" if name in BACKGROUND_NAMES else name
-
-
-def read_class_list(path: str | os.PathLike) -> list[str]:
-    """The names in a text file, one a line, in the order of the labels; a background line is skipped.
-
-    Raises:
-        ValueError: no text, no names, or a name twice.
-    """
-    names = [name for name in map(clean_name, read_list(path)) if name]
-    names = [name for name in names if name not in BACKGROUND_NAMES]
-    _check_class_names(names, str(path))
-    return names
-
-
-def _read_label_colours(path: str) -> list[tuple[str, Colour | None]]:
-    """(name, colour if it states one) of the lines name:r,g,b:parts:actions of a labelmap.txt, background too.
-
-    Raises:
-        ValueError: no text, or a line of another form.
-    """
-    found: list[tuple[str, Colour | None]] = []
-    for number, line in enumerate(read_list(path), start=1):
-        name, *rest = line.split(":")
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        values = rest[0].split(",") if rest and rest[0].strip() else []
-        if (
-            not clean_name(name)
-            or len(values) not in (0, 3)
-            or not all(re.fullmatch(r"\s*\d{1,3}\s*", v) for v in values)
-        ):
-            raise ValueError(f"{path}: line {number} is not name:r,g,b:parts:actions: {line.strip()[:60]!r}")
-        found.append((clean_name(name), (int(values[0]), int(values[1]), int(values[2])) if values else None))
-    return found
-
-
-def read_colours(root: str, names: Sequence[str]) -> dict[Colour, int]:
-    """The label of each colour of class masks by labelmap.txt; one of two classes is none.
-
-    Args:
-        root: of the dataset; without the file there are no colours.
-        names: the class list of the dataset.
-    """
-    path = f"{root}/{COLOURS_FILE}"
-    pairs = _read_label_colours(path) if os.path.isfile(fs_path(path)) else []
-    uses = Counter(colour for _, colour in pairs)
-    labels = {name: label for label, name in enumerate(names, start=1)} | dict.fromkeys(BACKGROUND_NAMES, 0)
-    found = {colour: labels[name] for name, colour in pairs if name in labels and colour and uses[colour] == 1}
-    return found | ({_IGNORED[1]: IGNORE_INDEX} if _IGNORED in pairs else {})
-
-
-def _labels_of_colours(mask: Image.Image, name: str, colours: dict[Colour, int]) -> np.ndarray | None:
-    """(H, W) uint8 labels of a class mask in colours; None if it is one of indices.
-
-    Raises:
-        ValueError: a colour that is none of `colours`, in an image without a palette; a JPEG.
-    """
-    if not colours or mask.mode not in ("P", "RGB", "RGBA"):
-        return None
-    check_lossless(mask, f"the class mask {name}")
-    load_pixels(mask, name)
-    pixels = np.asarray(mask.convert("RGB")).astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
-    values, places = np.unique(pixels, return_inverse=True)
-    found = [(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in values]
-    unknown = [colour for colour in found if colour not in colours]
-    if unknown and mask.mode == "P":
-        return None
-    if unknown:
-        raise ValueError(f"the class mask {name} has the colour {unknown[0]}, which {COLOURS_FILE} gives to no class")
-    return np.array([colours[colour] for colour in found], dtype=np.uint8)[places].reshape(pixels.shape)
-
-
-def _check_class_names(names: Sequence[str], place: str) -> None:
-    if not names:
-        raise ValueError(f"{place} holds no class names")
-    twice = sorted(name for name, uses in Counter(names).items() if uses > 1)
-    if twice:
-        raise ValueError(f"{place} holds class names twice: {', '.join(twice)}")
 
 
 def _split_list_paths(root: str, split: str) -> list[str]:
@@ -521,24 +438,6 @@ class _Images:
         return next((name for name in (beside, filename) if name in self.names), None)
 
 
-def class_list_files(root: str) -> list[str]:
-    """The file that lists the classes of a folder: classes.txt, else labelmap.txt; empty if there is none."""
-    return [path for path in (f"{root}/{CLASSES_FILE}", f"{root}/{COLOURS_FILE}") if os.path.isfile(fs_path(path))][:1]
-
-
-def own_class_list(root: str) -> list[str]:
-    """The class list of a folder: its classes.txt, else its labelmap.txt, else VOC's 20."""
-    files = class_list_files(root)
-    if not files:
-        return list(VOC_CLASSES)
-    if files[0].endswith(CLASSES_FILE):
-        return read_class_list(files[0])
-    pairs = _read_label_colours(files[0])
-    names = [pair[0] for pair in pairs if pair[0] not in BACKGROUND_NAMES and pair != _IGNORED]
-    _check_class_names(names, files[0])
-    return names
-
-
 def _select_classes(own: list[str], options: ReadOptions, names: "_Names") -> list[str]:
     classes = options.classes
     if classes is None:
@@ -548,7 +447,7 @@ def _select_classes(own: list[str], options: ReadOptions, names: "_Names") -> li
     selected = sorted(names.occurring) if classes == "all" else [str(name) for name in classes]
     if not selected and classes == "all":
         raise ValueError("classes='all': no annotation file holds an object with a name; pass the list of classes")
-    _check_class_names(selected, "classes")
+    check_class_names(selected, "classes")
     position = {name: index for index, name in enumerate(own)}
     moved = [name for index, name in enumerate(selected) if position.get(name, index) != index]
     if options.masks and selected != own and (moved or classes == "all"):
@@ -905,7 +804,7 @@ def check_mask(
             load_pixels(mask, path)
             if options.object_value is not None:
                 return bool(object_labels(mask, options.object_value).any())
-            labels = _labels_of_colours(mask, path, colours or {})
+            labels = labels_of_colours(mask, f"the class mask {path}", colours or {})
             if labels is None and mask.mode not in ("P", "L"):
                 raise ValueError(
                     f"the class mask {path} has mode {mask.mode}; it must be a palette or grey PNG of indices, or a "
