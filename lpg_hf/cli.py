@@ -91,7 +91,8 @@ _Limit = Annotated[
 _ClassNames = Annotated[
     str | None,
     typer.Option(
-        help="Class names in the order of the labels: a file with one per line, CVAT's labelmap.txt, or a list with commas."
+        help="Class names in the order of the labels: a file with one per line (or CVAT's labelmap.txt), or a "
+        "comma-separated list."
     ),
 ]
 # What runs

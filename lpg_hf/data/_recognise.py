@@ -10,6 +10,7 @@ from lpg_hf.images import IMAGE_SUFFIXES
 
 
 DATASET_FILES = (".parquet", "metadata.jsonl")
+_DATA_FOLDER = "data"  # of FiftyOne's images
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
@@ -80,9 +81,15 @@ def _folders(root: str) -> list[str]:
     return [unicode_name(item.name) for item in items if item.is_dir() and not holds_masks(item.path)]
 
 
+def _is_voc_name(root: str, name: str) -> bool:
+    """Whether a folder of a VOC root is called as that of the xml files; FiftyOne has labels/ beside data/."""
+    with_data = name == yolo_layout.LABELS_FOLDER and os.path.isdir(fs_path(f"{root}/{_DATA_FOLDER}"))
+    return with_data or name.lower() == voc.ANNOTATIONS_FOLDER.lower()
+
+
 def _voc_folder(root: str) -> str | None:
     """The folder of the xml files of a VOC root."""
-    names = sorted(name for name in _folders(root) if name.lower() == voc.ANNOTATIONS_FOLDER.lower())
+    names = sorted(name for name in _folders(root) if _is_voc_name(root, name))
     folders = [f"{root}/{name}" for name in names]
     return next((folder for folder in folders if _holds(folder, (".xml",))), None)
 
@@ -162,17 +169,17 @@ def voc_folders(path: str, images: str | os.PathLike | None = None) -> voc.VocFo
         folders = [os.path.dirname(path)]
         while os.path.dirname(folders[-1]) != folders[-1]:
             folders.append(os.path.dirname(folders[-1]))
-        named = (f for f in folders if os.path.basename(f).lower() == voc.ANNOTATIONS_FOLDER.lower())
+        named = (f for f in folders if _is_voc_name(os.path.dirname(f), os.path.basename(f)))
         path = next(named, folders[0])
     else:
         inner = _voc_folder(path)
     if inner is not None:
         root, annotations = path, inner
     else:
-        is_named = os.path.basename(path).lower() == voc.ANNOTATIONS_FOLDER.lower()
+        is_named = _is_voc_name(os.path.dirname(path), os.path.basename(path))
         root, annotations = os.path.dirname(path) if is_named else path, path
     if images is None:
-        known = (voc.IMAGES_FOLDER.lower(), yolo_layout.IMAGES_FOLDER)
+        known = (voc.IMAGES_FOLDER.lower(), yolo_layout.IMAGES_FOLDER, _DATA_FOLDER)
         names = sorted((n for n in _folders(root) if n.lower() in known), key=lambda n: known.index(n.lower()))
         images = f"{root}/{names[0]}" if names else annotations
     return voc.VocFolders.find(root, annotations, images)

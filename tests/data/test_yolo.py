@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tool_trees import roboflow_darknet
 from trees import HEIGHT, WIDTH, make_image
 
 from lpg_hf.data._examples import label_map
@@ -696,3 +697,12 @@ def test_only_yolo_has_rotated_boxes_and_it_has_no_other(yolo_tree, coco_tree):
     for format, tree, value in (("yolo", yolo_tree, "xyxy"), ("coco", coco_tree, "obb")):
         with pytest.raises(ValueError, match=f"format '{format}' has no boxes of box_format='{value}'"):
             load_boxes(format, root=tree.root, box_format=value)
+
+
+def test_lists_of_classes_that_differ_between_splits_are_refused(tmp_path):
+    roboflow_darknet(tmp_path)
+    (tmp_path / "valid" / "_darknet.labels").write_text("blue\nred\n")
+    with pytest.raises(ValueError, match=r"train/_darknet.labels and .*valid/_darknet.labels list different classes"):
+        load_boxes("yolo", root=tmp_path, split="train")
+    report = check_source(tmp_path).report
+    assert report.counts["unreadable_class_list"] == 2 and report.classes == ["1 class 0 (class 0)"]

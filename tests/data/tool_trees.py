@@ -149,6 +149,11 @@ def kitti(root: Path) -> None:
     write(root, "training/label_2/000000.txt", f"{KITTI_LINE}\n")
 
 
+def fiftyone_kitti(root: Path) -> None:
+    write(root, "data/000000.png", None)
+    write(root, "labels/000000.txt", f"{KITTI_LINE}\n")
+
+
 def mot(root: Path) -> None:
     info = "[Sequence]\nname=S\nimDir=img1\nframeRate=30\nseqLength=1\nimWidth=60\nimHeight=40\nimExt=.jpg\n"
     write(root, "img1/000001.jpg", None)
@@ -177,6 +182,16 @@ def open_images(root: Path) -> None:
     write(root, "images/a.jpg", None)
     write(root, "train-annotations-bbox.csv", f"{head}\na,xclick,/m/01,1,0.166667,0.5,0.2,0.6,0,0,0,0,0\n")
     write(root, "class-descriptions-boxable.csv", "/m/01,red\n/m/02,blue\n")
+
+
+def fiftyone_open_images(root: Path) -> None:
+    open_images(root)
+    for old, new in (("images", "data"), ("train-annotations-bbox.csv", "labels/detections.csv")):
+        (root / new).parent.mkdir(exist_ok=True)
+        (root / old).rename(root / new)
+    (root / "metadata").mkdir()
+    (root / "class-descriptions-boxable.csv").rename(root / "metadata" / "classes.csv")
+    write(root, "metadata/image_ids.csv", "ImageID,Subset,OriginalURL\na,train,\n")
 
 
 def tensorflow_csv(root: Path) -> None:
@@ -215,10 +230,12 @@ TOOL_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "BDD100K, one json per image": ("bdd100k", bdd100k_per_image, ["red"]),
     "Scalabel": ("bdd100k", scalabel, ["red", "blue"]),
     "KITTI": ("kitti", kitti, ["red"]),
+    "FiftyOne KITTI": ("kitti", fiftyone_kitti, ["red"]),
     "MOT Challenge": ("mot", mot, ["pedestrian"]),
     "CVAT MOT 1.1": ("mot", cvat_mot, ["red", "dog"]),
     "DOTA": ("dota", dota, ["red"]),
     "Open Images": ("csv", open_images, ["red"]),
+    "FiftyOne Open Images": ("csv", fiftyone_open_images, ["red"]),
     "TensorFlow csv": ("csv", tensorflow_csv, ["red"]),
     "DeepForest": ("csv", deepforest, ["red"]),
     "RetinaNet csv": ("csv", retinanet, ["red"]),
@@ -325,6 +342,14 @@ def roboflow_voc(root: Path) -> None:
         write(root, f"{split}/{split}.xml", text.replace("Unknown", "roboflow.com"))
 
 
+def fiftyone_voc(root: Path) -> None:
+    """Corners are rounded, of 0 to 1; elements without a value are empty."""
+    box = tuple(int(value) for value in BOX)
+    write(root, "data/a.png", None)
+    text = voc_text("a.png", box, flags="<pose></pose>", path="<path>/home/me/f/a.png</path>")
+    write(root, "labels/a.xml", text.replace("<database>Unknown", "<database>"))
+
+
 YOLO_LINE = "0 0.333333 0.4 0.333333 0.4\n"
 
 
@@ -333,6 +358,13 @@ def roboflow_yolo(root: Path) -> None:
         write(root, f"{split}/images/{split}.jpg", None)
         write(root, f"{split}/labels/{split}.txt", YOLO_LINE)
     write(root, "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 1\nnames: ['red']\n")
+
+
+def roboflow_darknet(root: Path) -> None:
+    for split in ("train", "valid"):
+        write(root, f"{split}/{split}.jpg", None)
+        write(root, f"{split}/{split}.txt", YOLO_LINE)
+        write(root, f"{split}/_darknet.labels", "red\nblue\n")
 
 
 def label_studio_yolo(root: Path) -> None:
@@ -391,7 +423,9 @@ OTHER_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "LabelImg VOC": ("voc", labelimg_voc, ["red"]),
     "CVAT VOC 1.1": ("voc", cvat_voc, ["red"]),
     "Roboflow VOC": ("voc", roboflow_voc, ["red"]),
+    "FiftyOne VOC": ("voc", fiftyone_voc, ["red"]),
     "Roboflow YOLO": ("yolo", roboflow_yolo, ["red"]),
+    "Roboflow YOLO Darknet": ("yolo", roboflow_darknet, ["red"]),
     "Label Studio YOLO": ("yolo", label_studio_yolo, ["red"]),
     "CVAT YOLO 1.1": ("yolo", cvat_yolo, ["red"]),
     "CVAT Ultralytics YOLO": ("yolo", cvat_ultralytics, ["red"]),

@@ -9,7 +9,8 @@
 Columns are found by name, in any order and case; separators are comma, semicolon and tab. Numbers are fractions if
 none of the file is above 1, else pixels. A line whose box is empty, or 0,0,0,0, stands for an image without objects.
 
-Open Images' classes are ids (/m/01g317); a file *class-descriptions*.csv (id,name) in the folder gives them names. The
+Open Images' classes are ids (/m/01g317); a file *class-descriptions*.csv (id,name) in the folder gives them names, or
+metadata/classes.csv (FiftyOne) in it or in the folder above. The
 classes of a RetinaNet table are those of classes.csv (name,number from 0) beside it, in the order of their numbers.
 """
 
@@ -165,13 +166,16 @@ def _rows(text: str, first: str, file: str, skip: bool) -> Iterator[tuple[int, l
 
 
 def _class_descriptions(path: str) -> tuple[dict[str, str], list[str]]:
-    """Names by class id, of Open Images' list beside the table, and the file they are from."""
+    """Names by class id, of Open Images' list with the table, and the file they are from."""
     folder = path if os.path.isdir(fs_path(path)) else os.path.dirname(path)
-    for name in walk_files(folder, (".csv",), deep=False):
-        if "class-descriptions" in name:  # "oidv7-" or the like may stand before it.
-            lines = (line.split(",", 1) for line in read_text(f"{folder}/{name}").splitlines() if "," in line)
-            return {key.strip(): value.strip().strip('"') for key, value in lines}, [f"{folder}/{name}"]
-    return {}, []
+    files = [f"{folder}/{name}" for name in walk_files(folder, (".csv",), deep=False)]
+    lists = [file for file in files if "class-descriptions" in os.path.basename(file)]  # "oidv7-" may stand before it.
+    lists += [f"{place}/metadata/classes.csv" for place in (folder, os.path.dirname(folder))]
+    found = next((file for file in lists if os.path.isfile(fs_path(file))), None)
+    if found is None:
+        return {}, []
+    lines = (line.split(",", 1) for line in read_text(found).splitlines() if "," in line)
+    return {key.strip(): value.strip().strip('"') for key, value in lines}, [found]
 
 
 def _is_retinanet(file: str) -> bool:

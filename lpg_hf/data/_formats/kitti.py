@@ -1,4 +1,4 @@
-"""KITTI object labels: label_2/000000.txt beside image_2/000000.png.
+"""KITTI object labels: label_2/000000.txt beside image_2/000000.png, or labels/ beside data/ (FiftyOne).
 
     type truncated occluded alpha left top right bottom height width length x y z rotation_y [score]
 
@@ -43,9 +43,9 @@ def _has_lines(path: str) -> bool:
 
 
 def _label_folder(path: str, split: str | None) -> str | None:
-    """The folder of the txt files of a KITTI folder: itself, label_2, or training/label_2."""
+    """The folder of the txt files of a KITTI folder: itself, label_2, training/label_2, or labels."""
     above = names_of_split(split) if split is not None else ("training", "train", "object/training")
-    folders = [*(f"{path}/{name}" for name in _LABEL_FOLDERS), path] if split is None else []
+    folders = [*(f"{path}/{name}" for name in _LABEL_FOLDERS), path, f"{path}/labels"] if split is None else []
     folders += [f"{path}/{part}/{name}" for part in above for name in _LABEL_FOLDERS]
     for folder in folders:
         if os.path.isdir(fs_path(folder)):

@@ -19,7 +19,7 @@ from lpg_hf.labels import clean_name
 IMAGES_FOLDER = "images"
 LABELS_FOLDER = "labels"
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-CLASS_FILES = ("classes.txt", "obj.names")
+CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")  # the last: Roboflow's, in the folder of each split
 # txt files beside labels that are not labels; each may still be one, if an image has its name.
 OTHER_TXT_FILES = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
 SPLITS = tuple(SPLIT_NAMES)
@@ -354,19 +354,32 @@ def _num_keypoints(content: dict) -> int:
     return 0
 
 
+def _class_files(folder: str | None) -> list[str]:
+    """The lists of class names in a folder."""
+    files = [] if folder is None else [f"{folder}/{name}" for name in CLASS_FILES]
+    return [path for path in files if os.path.isfile(fs_path(path))]
+
+
 def _add_class_list(layout: YoloLayout, folders: list[str], options: ReadOptions, report: Report) -> None:
-    """Take the class names from the first list in one of the folders."""
-    for path in (f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in CLASS_FILES):
-        if os.path.isfile(fs_path(path)):
-            try:
-                layout.names = _read_names(path)
-            except ValueError as error:
-                if options.masks or not (options.keep_unlisted and options.classes is None):
-                    raise
-                report.add("unreadable_class_list", str(error))
-                continue
-            layout.sources.append(path)
-            return
+    """Take the class names from the first list in one of the folders, else from those of the splits, if all agree."""
+    files = [path for folder in dict.fromkeys(folders) for path in _class_files(folder)]
+    of_splits = [path for split in SPLITS for path in _class_files(folder_of_split(layout.image_folder, split))]
+    for path in files or of_splits:
+        try:
+            names = _read_names(path)
+            other = next((other for other in of_splits if not files and _read_names(other) != names), None)
+            if other is not None:
+                raise ValueError(
+                    f"{path} and {other} list different classes. Write one {CLASS_FILES[0]} beside the splits"
+                )
+        except ValueError as error:
+            if options.masks or not (options.keep_unlisted and options.classes is None):
+                raise
+            report.add("unreadable_class_list", str(error))
+            continue
+        layout.names = names
+        layout.sources.append(path)
+        return
 
 
 def _take_images_from_labels(layout: YoloLayout, folders: list[str]) -> None:
