@@ -32,6 +32,7 @@ from lpg_hf.training.run import Run, start_run
 
 
 _MODEL_DIGEST = "model_sha256"
+_MODEL_FILES = (".json", ".safetensors", ".bin")
 
 
 def start_own_run(settings: Settings) -> Run:
@@ -76,14 +77,19 @@ class OwnJob:
         return self.out.with_name(self.out.name + ".unfinished")
 
     def asked(self, data: "OwnData", lpg: LPGModel, **more: Any) -> dict:
-        """What the result depends on, for `metrics.json`; of a folder of this machine only the name.
+        """What the result depends on, for `metrics.json`.
+
+        Of a folder or file of this machine that is its name, and a hash: those of every run have the same names.
 
         Args:
-            lpg: `model`, loaded: every stage's folder has the same name, so its weights tell which one it is.
+            lpg: `model`, loaded.
+            more: further settings of the command.
         """
         values = {"model": self.model, "steps": self.steps, "seed": self.seed, "data_sha256": data.digest} | more
+        places = {k: Path(v) for k, v in more.items() if isinstance(v, str) and Path(v).exists()}
+        digests = {f"{k}_sha256": _files_digest(place) for k, place in places.items()}
         values = {k: Path(v).name if isinstance(v, str) and Path(v).exists() else v for k, v in values.items()}
-        return values | {_MODEL_DIGEST: weights_digest(lpg)}
+        return values | digests | {_MODEL_DIGEST: weights_digest(lpg)}
 
     def finished(self, key: str, asked: dict) -> dict | None:
         """`key` of `metrics.json` in `out` if the work is done; None: it begins or resumes.
@@ -142,11 +148,28 @@ class OwnJob:
 def _differing(asked: dict, other: dict) -> str:
     """How other work differs from what is asked for, in words; empty: it does not."""
     names = [name for name in asked if other.get(name) != asked[name]]
-    in_words = {"data_sha256": "other data", _MODEL_DIGEST: "other weights of the model"}
+    in_words = {
+        "data_sha256": "other data",
+        _MODEL_DIGEST: "other weights of the model",
+        "segmenter_sha256": "other files of the segmenter",
+        "weights_sha256": "another file of weights",
+    }
     if _MODEL_DIGEST not in other:  # work of an earlier version
         in_words[_MODEL_DIGEST] = "unknown weights of the model, which cannot be resumed"
     options = [f"{name}={other.get(name)} (not {asked[name]})" for name in names if name not in in_words]
     return " and ".join([text for name, text in in_words.items() if name in names] + options)
+
+
+def _files_digest(place: Path) -> str:
+    """A hash of a file, or of the config and the weights in a folder."""
+    digest = hashlib.sha256()
+    files = [path for path in sorted(place.iterdir()) if path.suffix in _MODEL_FILES] if place.is_dir() else [place]
+    for path in files:
+        digest.update(os.fsencode(path.name))
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _placed_images(source: Source, folder: Path) -> str:

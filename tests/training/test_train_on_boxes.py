@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     MobileNetV2Config,
     MobileNetV2ForSemanticSegmentation,
+    SegformerConfig,
 )
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
@@ -129,6 +130,19 @@ def test_the_work_of_one_generator_is_not_taken_for_that_of_another_of_the_same_
     assert train_on_boxes(job)["num_images"] == 10
     with pytest.raises(FileExistsError, match="holds what was made with other weights of the model"):
         train_on_boxes(other)
+
+
+def test_the_work_on_one_segmenter_is_not_taken_for_that_on_another_of_the_same_name(data, tmp_path):
+    """As transformers saves them: every run's folder is called segmenter."""
+    for run, size in (("a", 16), ("b", 32)):
+        SegformerConfig(hidden_sizes=[size] * 4).save_pretrained(tmp_path / run / "segmenter")
+    job = OwnJob(str(data / "target"), tmp_path / "out", steps=1)
+    lpg = LPGModel.from_pretrained(bundled("lpg-base"))
+    asked = job.asked(job.read(print), lpg, segmenter=str(tmp_path / "a" / "segmenter"), weights=None)
+    assert asked["segmenter"] == "segmenter" and asked["model"] == "lpg-base"
+    job.begin(asked)
+    with pytest.raises(ValueError, match="holds unfinished work with other files of the segmenter. Give the same"):
+        train_on_boxes(job, str(tmp_path / "b" / "segmenter"))
 
 
 @pytest.mark.parametrize("name", ["largefov", "deeplab-v2"])
