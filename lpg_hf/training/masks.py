@@ -181,7 +181,7 @@ def cache_class_probs(
                 {"belongs_to": belongs_to} | _part_sizes(temporary, accelerator.num_processes),
             )
             os.replace(temporary, done)
-        accelerator.wait_for_everyone()
+        run.wait_for(done / "complete.json")
     return ClassProbs(done, rows)
 
 
@@ -368,7 +368,7 @@ def write_source_labels(
         if summary:
             run.print(f"{description}: {summary}")
         write_json(folder / "complete.json", {"images": len(rows), "labels": run.settings.run.labels} | summary)
-    run.accelerator.wait_for_everyone()
+    run.wait_for(folder / "complete.json")
 
 
 def _check_labels(label_map: np.ndarray, image: np.ndarray, num_labels: int, name: str, path: Path) -> None:

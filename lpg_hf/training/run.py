@@ -24,6 +24,8 @@ from lpg_hf.training.models import OWN_SEGMENTERS
 
 _SECONDS_FOR_THE_MAIN_PROCESS = 60  # to tell what has gone wrong
 _LONGEST_WAIT = timedelta(hours=6)  # one process may build data while the others wait
+# A network drive remembers for up to a minute that a file was absent when this machine looked for it (NFS).
+_SECONDS_FOR_A_NETWORK_DRIVE = 120
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,18 @@ class Run:
             if self.is_main:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, result)
-            self.accelerator.wait_for_everyone()
+            self.wait_for(path)
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def wait_for(self, path: Path) -> None:
+        """Until all processes are here, and this one sees what the main process has written, also on a network drive.
+
+        A process that looked for it before may be told for a while that it is still absent.
+        """
+        self.accelerator.wait_for_everyone()
+        deadline = time.monotonic() + _SECONDS_FOR_A_NETWORK_DRIVE
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def finish(self) -> None:
         """The order in which gloo processes end cleanly."""

@@ -76,7 +76,7 @@ def segmenter_stage(
         trained = train_segmenter(run, model, samples, phase, checkpoints, num_steps)
         if run.is_main:
             save_stage(result, model, processor, _stage_metrics(run, stage, "segmenter", names, trained))
-        run.accelerator.wait_for_everyone()
+        run.wait_for(result)
     remove_checkpoints(run, checkpoints)  # also those of a run that was killed after the stage was saved
     run.phases.append(num_steps)
     return result
@@ -102,7 +102,7 @@ def lpg_stage(run: Run, stage: Stage, rows: Dataset, segmenter: Path | None, pre
         trained = train_lpg(run, model, samples, phase, checkpoints)
         if run.is_main:
             save_stage(result, model, processor, _stage_metrics(run, stage, "lpg", class_names(rows), trained))
-        run.accelerator.wait_for_everyone()
+        run.wait_for(result)
     remove_checkpoints(run, checkpoints)
     run.phases.append(run.settings.lpg.steps)
     return result

@@ -1,5 +1,8 @@
 """Measuring a segmenter: equal to a plain count over the images' own pixels."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
+from lpg_hf._files import write_json
 from lpg_hf.data._examples import decode_image, label_map
 from lpg_hf.training.data import load_eval
 from lpg_hf.training.measure import measure_label_maps, measure_segmenter
@@ -76,3 +80,11 @@ def test_the_truth_itself_scores_one(settings):
     rows = load_eval(Run(Accelerator(cpu=True), settings))
     measured = measure_label_maps(Run(Accelerator(cpu=True), settings), rows, 5, lambda index, row: label_map(row))
     assert measured["mean_iou"] == 1
+
+
+def test_what_was_measured_may_reach_another_machine_late(settings, tmp_path):
+    """On a network drive: a file that was looked for stays absent for a while after the main process wrote it."""
+    path, measured = tmp_path / "measured.json", {"mean_iou": 0.5}
+    late = threading.Timer(0.5, lambda: write_json(path, measured))
+    other = Run(SimpleNamespace(is_main_process=False, wait_for_everyone=late.start), settings)
+    assert other.once(path, lambda: measured) == measured
