@@ -269,7 +269,11 @@ def _trains_in_channels_last(model: nn.Module, device: torch.device) -> bool:
 
 
 def _resume(run: Run, phase: _Phase, state: TrainingState, checkpoints: Checkpoints) -> None:
-    """Loads the newest checkpoint, if there is one, and takes the lines of the steps to be repeated out of the log."""
+    """Loads the newest checkpoint, if there is one, and takes the lines of the steps to be repeated out of the log.
+
+    Raises:
+        ValueError: in all processes, if they found different ones: each would train other weights.
+    """
     state.scaler = run.accelerator.scaler
     if state.scaler is not None:
         # It is the accelerator's and still has the scale of the phase before, which a new process would not have.
@@ -278,6 +282,12 @@ def _resume(run: Run, phase: _Phase, state: TrainingState, checkpoints: Checkpoi
     if saved is not None:
         state.load(saved)
         run.print(f"{phase.name}: resumed at step {state.step} of {phase.num_steps}")
+    found = sorted(set(gather_object([state.step])))
+    if len(found) > 1:
+        raise ValueError(
+            f"{phase.name}: the processes found checkpoints of different steps ({', '.join(map(str, found))}), so "
+            f"run.dir={run.folder} is not one folder for all of them. Name one on a drive that all machines share."
+        )
     if run.is_main:
         _drop_log_lines(run.folder / "log.jsonl", phase.name, state.step)
 

@@ -226,6 +226,14 @@ def test_a_run_that_would_resume_in_another_precision_is_refused(accelerator, se
         trained_segmenter(accelerator, settings, tmp_path / "a", num_steps=4)
 
 
+def test_processes_that_found_different_checkpoints_do_not_train_together(accelerator, plain, tmp_path, monkeypatch):
+    """A run folder on a disk of each machine: this process begins, and another one resumes at step 2."""
+    monkeypatch.setattr(steps, "gather_object", lambda found: [*found, 2])
+    with pytest.raises(ValueError, match=r"phase: .* different steps \(0, 2\), so run.dir=.* is not one folder"):
+        trained_segmenter(accelerator, plain, tmp_path / "a")
+    assert not (tmp_path / "a" / "checkpoints").exists()
+
+
 def test_depthwise_convolutions_with_a_stride_stay_in_float32_under_autocast():
     strided, plain = nn.Conv2d(8, 8, 3, stride=2, groups=8), nn.Conv2d(8, 8, 3, groups=8)
     model, x = nn.Sequential(strided, plain), torch.randn(1, 8, 16, 16)
