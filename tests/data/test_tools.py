@@ -464,6 +464,15 @@ def test_csv_with_another_separator_and_order(tmp_path, separator):
     assert boxes(read(path)[0][0]) == [BOX]
 
 
+def test_width_and_height_are_the_box_s_beside_those_of_the_image(tmp_path):
+    write(tmp_path, "a.png", None)
+    head = "filename,class,x,y,width,height,img_width,img_height"
+    [record], _, report = read(write(tmp_path, "t.csv", f"{head}\na.png,red,10,8,20,16,60,40\n"))
+    assert boxes(record) == [BOX] and report.counts == {}
+    write(tmp_path, "t.csv", "filename,class,x,y,img_width,img_height\na.png,red,10,8,60,40\n")
+    assert tools.recognise(str(tmp_path)) == []
+
+
 def test_a_table_with_a_cell_without_an_end_is_an_error_that_names_the_line(tmp_path):
     write(tmp_path, "a.png", None)
     head = "image_path,xmin,ymin,xmax,ymax,label"

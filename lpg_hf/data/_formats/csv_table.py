@@ -79,8 +79,11 @@ def _columns(line: str) -> dict[str, int] | None:
         position = next((names.index(choice) for choice in choices if choice in names), None)
         if position is not None:
             columns[key] = position
-    if "w" not in columns and {"x", "y", "width", "height"} <= columns.keys() and not _has(columns, _CORNERS):
-        columns["w"], columns["h"] = columns.pop("width"), columns.pop("height")
+    if "w" not in columns and _has(columns, ("x", "y")) and not _has(columns, _CORNERS):
+        columns |= {key[0]: names.index(key) for key in ("width", "height") if key in names}
+        for key in ("width", "height"):  # The image's, only where they have columns of their own.
+            if columns.get(key) == columns.get(key[0]):
+                columns.pop(key, None)
     if "image" in columns and (_has(columns, _CORNERS) or _has(columns, _CORNER_AND_SIZE)):
         return columns
     if len(words) == 6 and words[0] and (as_numbers(words[1:5]) or not any(words[1:])):
