@@ -473,6 +473,17 @@ def test_width_and_height_are_the_box_s_beside_those_of_the_image(tmp_path):
     assert tools.recognise(str(tmp_path)) == []
 
 
+@pytest.mark.parametrize("column", ["class_id", "category_id", "labelId"])
+def test_the_numbers_of_classes_are_their_names_where_a_table_has_no_other(tmp_path, column):
+    write(tmp_path, "a.png", None)
+    rows = "a.png,10,8,30,24,1\na.png,40,20,52,34,0\n"
+    [record], classes, report = read(write(tmp_path, "t.csv", f"filename,xmin,ymin,xmax,ymax,{column}\n{rows}"))
+    assert classes == ["0", "1"] and [item.category for item in record.objects] == [1, 0]
+    assert "no_class_name" not in report.counts
+    write(tmp_path, "t.csv", f"filename,{column},class_name,xmin,ymin,xmax,ymax\na.png,1,red,10,8,30,24\n")
+    assert read(tmp_path / "t.csv")[1] == ["red"]
+
+
 def test_a_table_with_a_cell_without_an_end_is_an_error_that_names_the_line(tmp_path):
     write(tmp_path, "a.png", None)
     head = "image_path,xmin,ymin,xmax,ymax,label"
