@@ -127,7 +127,7 @@ PROBLEMS = {
     "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ProblemKind(KEPT, "VOC box with a coordinate 0"),
     "counted_from_zero": ProblemKind(
-        "read as counted from 1", "VOC box by LabelImg or CVAT, which count from 0 (--zero-based)"
+        "read as counted from 1", "VOC box by LabelImg, CVAT or Label Studio, which count from 0 (--zero-based)"
     ),
     "mask_name_taken": ProblemKind(
         IMAGE_SKIPPED, "image whose new files would have the name of another one's, or of a folder"
@@ -297,9 +297,9 @@ class Report:
             )
         if num_tool:
             causes.append(
-                f"boxes look 0-based: {num_tool} of {num_boxes} are of files as LabelImg and CVAT write them, from 0 "
-                "and end exclusive. Read as Pascal VOC's they are a pixel larger on the left and at the top: pass "
-                "zero_based=True (--zero-based)"
+                f"boxes look 0-based: {num_tool} of {num_boxes} are of files as LabelImg, CVAT and Label Studio write "
+                "them, from 0 and end exclusive. Read as Pascal VOC's they are a pixel larger on the left and at the "
+                "top: pass zero_based=True (--zero-based)"
             )
         return causes
 

@@ -23,7 +23,7 @@ def test_an_export_needs_no_option_but_the_one_that_the_docs_name(tmp_path, name
     make(tmp_path)
     assert recognise_format(tmp_path) == format
     report = Report()
-    from_zero = name in ("LabelImg VOC", "CVAT VOC 1.1", "FiftyOne VOC")
+    from_zero = name in ("LabelImg VOC", "CVAT VOC 1.1", "FiftyOne VOC", "Label Studio VOC")
     source = open_source(tmp_path, options=replace(SOURCE_OPTIONS, zero_based=from_zero), report=report)
     records = [source.record(index, report) for index in range(len(source))]
     assert len(records) == report.images and records[0].objects[0].box == pytest.approx(BOX, abs=1e-3)

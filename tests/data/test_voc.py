@@ -80,12 +80,12 @@ def test_zero_based_switch_takes_corners_as_they_are(voc_tree):
     assert only_object(voc_tree, zero_based=True)[0].box == (11, 9, 30, 24)
 
 
-@pytest.mark.parametrize("make", [tool_trees.labelimg_voc, tool_trees.cvat_voc])
+@pytest.mark.parametrize("make", [tool_trees.labelimg_voc, tool_trees.cvat_voc, tool_trees.label_studio_voc])
 def test_boxes_of_tools_that_count_from_zero_are_counted_with_the_remedy(tmp_path, make):
     make(tmp_path)
     checked = check_source(tmp_path)
     assert checked.report.counts == {"counted_from_zero": 1} and checked.passed
-    assert "boxes look 0-based: 1 of 1 are of files as LabelImg and CVAT write them" in checked.summary()
+    assert "boxes look 0-based: 1 of 1 are of files as LabelImg, CVAT and Label Studio write them" in checked.summary()
     checked = check_source(tmp_path, options=dataclasses.replace(SOURCE_OPTIONS, zero_based=True))
     assert checked.report.counts == {} and "0-based" not in checked.summary()
 

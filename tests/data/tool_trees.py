@@ -334,6 +334,16 @@ def cvat_voc(root: Path) -> None:
     write(root, "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:255,0,0::\n")
 
 
+def label_studio_voc(root: Path) -> None:
+    """By its converter: corners are cut to whole numbers, of 0 to 1; the source is stated as if it was VOC's."""
+    text = voc_text("0a1b2c3d-a.png", tuple(int(value) for value in BOX), "<annotation>COCO2017</annotation>")
+    owner = "<owner><flickrid>NULL</flickrid><name>Label Studio</name></owner>"
+    write(root, "images/0a1b2c3d-a.png", None)
+    write(
+        root, "Annotations/0a1b2c3d-a.xml", text.replace("Unknown", "MyDatabase").replace("<size>", f"{owner}<size>")
+    )
+
+
 def roboflow_voc(root: Path) -> None:
     """The xml files beside the images, in a folder for each split."""
     for split in ("train", "valid"):
@@ -422,6 +432,7 @@ OTHER_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "COCO, one json per image": ("coco", coco_per_image, ["red"]),
     "LabelImg VOC": ("voc", labelimg_voc, ["red"]),
     "CVAT VOC 1.1": ("voc", cvat_voc, ["red"]),
+    "Label Studio VOC": ("voc", label_studio_voc, ["red"]),
     "Roboflow VOC": ("voc", roboflow_voc, ["red"]),
     "FiftyOne VOC": ("voc", fiftyone_voc, ["red"]),
     "Roboflow YOLO": ("yolo", roboflow_yolo, ["red"]),

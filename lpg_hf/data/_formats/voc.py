@@ -78,6 +78,7 @@ MORE_MASKS_FOLDER = "SegmentationClassAug"
 SPLIT_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
 # What LabelImg and Datumaro (CVAT) write as <database>; official files and this package's name none or VOC's.
 _TOOL_DATABASE = "Unknown"
+_TOOL_OWNER = "Label Studio"  # as <owner><name>
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,8 @@ def parse_xml(path: str) -> _VocAnnotation:
         filename=(root.findtext("filename") or "").strip() or None,
         size=None if size is None else stated_size(size.findtext("height"), size.findtext("width")),
         objects=objects,
-        from_zero=(root.findtext("source/database") or "").strip() == _TOOL_DATABASE,
+        from_zero=(root.findtext("source/database") or "").strip() == _TOOL_DATABASE
+        or (root.findtext("owner/name") or "").strip() == _TOOL_OWNER,
     )
 
 
