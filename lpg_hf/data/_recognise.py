@@ -43,7 +43,8 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
             f"{text} holds annotations of more than one format: {', '.join(found)}. "
             f"Choose one with format=... (--format {' or --format '.join(found)})"
         )
-    if not found and _has_coco_file(unicode_path(text)):
+    root = unicode_path(text)
+    if not found and (_has_coco_file(root) or (split is not None and _looks_like_coco(root, None))):
         return "coco"  # which of the files is meant will be asked when it is opened
     if not found:
         known = describe(unicode_path(text))

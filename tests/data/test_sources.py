@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from tool_trees import coco_json, write
 from trees import HEIGHT, RED, WIDTH, make_image
 
 from lpg_hf.data._recognise import recognise_format
@@ -277,6 +278,16 @@ def test_what_is_no_source_is_one_error_that_names_it(tmp_path, name, error, tex
         (tmp_path / file).write_bytes(b"x")
     with pytest.raises(error, match=text):
         opened(tmp_path / name)
+
+
+@pytest.mark.parametrize("format", ["auto", "coco"])
+def test_a_split_that_a_coco_folder_lacks_is_an_error_that_names_its_files(tmp_path, format):
+    for split in ("train", "valid"):
+        write(tmp_path, f"{split}/{split}.jpg", None)
+        write(tmp_path, f"{split}/_annotations.coco.json", coco_json(f"{split}.jpg"))
+    files = "train/_annotations.coco.json, valid/_annotations.coco.json"
+    with pytest.raises(FileNotFoundError, match=f"no COCO file of the split 'tset' .* there are: {files}"):
+        opened(tmp_path, format=format, split="tset")
 
 
 def test_errors_of_arguments(coco_tree, yolo_tree, tmp_path):

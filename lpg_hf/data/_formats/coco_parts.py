@@ -17,9 +17,16 @@ def files_of(root: str, split: str | None) -> list[str]:
         return [coco.find_annotations(root, None, split)]
     except FileNotFoundError:
         files = coco_layout.files_by_content(root, split) if os.path.isdir(fs_path(root)) else []
-        if not files:
+        if files:
+            return files
+        others = coco_layout.files_by_content(root, None) if split is not None and os.path.isdir(fs_path(root)) else []
+        if not others:
             raise
-        return files
+    names = ", ".join(file[len(root) + 1 :] for file in others[:5]) + (", ..." if len(others) > 5 else "")
+    raise FileNotFoundError(
+        f"no COCO file of the split {split!r} (--split) in {root}; there are: {names}. Pass the split of one of "
+        "these, or split=None for all"
+    )
 
 
 def check_split(files: Sequence[str], root: str | None, split: str | None) -> None:
