@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -288,6 +289,16 @@ def test_a_split_that_a_coco_folder_lacks_is_an_error_that_names_its_files(tmp_p
     files = "train/_annotations.coco.json, valid/_annotations.coco.json"
     with pytest.raises(FileNotFoundError, match=f"no COCO file of the split 'tset' .* there are: {files}"):
         opened(tmp_path, format=format, split="tset")
+
+
+def test_images_beside_a_folder_of_coco_files_have_names_inside_the_folder_above(tmp_path):
+    for split in ("train2017", "val2017"):
+        write(tmp_path, f"{split}/a.png", None)
+        write(tmp_path, f"annotations/instances_{split}.json", coco_json("a.png"))
+    source, records, _ = opened(tmp_path / "annotations")
+    assert source.file_names == ["train2017/a.png", "val2017/a.png"]
+    assert [record.objects[0].box for record in records] == [BASE_BOX, BASE_BOX]
+    assert Path(source.image_folder) == tmp_path
 
 
 def test_errors_of_arguments(coco_tree, yolo_tree, tmp_path):

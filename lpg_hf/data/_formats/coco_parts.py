@@ -62,8 +62,9 @@ def read_parts(
 ) -> coco.CocoIndex:
     """Read some COCO files and join them.
 
-    File names become relative to `root`; images and annotations are numbered anew from 1, as the files count for
-    themselves; classes keep their ids where no id means two things.
+    File names become relative to `root`, or to the folder above it if the images lie beside `root`; images and
+    annotations are numbered anew from 1, as the files count for themselves; classes keep their ids where no id means
+    two things.
 
     Args:
         files: absolute paths.
@@ -75,6 +76,8 @@ def read_parts(
         ValueError: as of `coco.read_index`.
     """
     parts = [coco.read_index(file, images, options, report, None if len(files) > 1 else root) for file in files]
+    if images is None:
+        root = os.path.commonpath([root, *(part.image_folder for part in parts)]).replace(os.sep, "/")
     classes = coco_layout.shared_classes([part.classes for part in parts])
     position_of = {name: position for position, (_, name) in enumerate(classes)}
     entries = []
