@@ -47,7 +47,7 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if not found and (_has_coco_file(root) or (split is not None and _looks_like_coco(root, None))):
         return "coco"  # which of the files is meant will be asked when it is opened
     if not found:
-        known = describe(unicode_path(text))
+        known = describe(root, deep=True)
         raise FileNotFoundError(
             f"no annotations recognised in {text}: {f'{known}. It has ' if known else ''}no COCO json, no Annotations "
             "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, "

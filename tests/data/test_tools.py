@@ -593,6 +593,7 @@ def test_a_class_name_is_one_that_every_format_can_hold(tmp_path, name):
         ("x.json", {"asset": {}, "regions": []}, "VoTT"),
         ("x.json", [{"data_row": {}, "projects": {}}], "Labelbox"),
         ("x.json", {"samples": [{"filepath": "a.png"}]}, "FiftyOne"),
+        ("x.json", {"classes": ["red"], "labels": {"a": [{"label": 0, "bounding_box": [0, 0, 1, 1]}]}}, "FiftyOne"),
         ("x.json", {"image": {"image_id": 1}, "annotations": [{"bbox": [1, 1, 2, 2]}]}, "Segment Anything"),
         (
             "x.xml",
@@ -608,6 +609,21 @@ def test_a_known_format_that_is_not_read_is_named(tmp_path, name, content, what)
     path = write(tmp_path, name, content)
     assert tools.recognise(str(path)) == []
     assert what in (describe(str(path)) or "") and describe(str(tmp_path)) == describe(str(path))
+
+
+@pytest.mark.parametrize(
+    "name, content, what",
+    [
+        ("ds0/ann/a.png.json", {"objects": [{"classTitle": "red"}]}, "a.png.json is a Supervisely file"),
+        ("gtFine/train/aachen/a_polygons.json", {"imgHeight": 1, "objects": []}, "Cityscapes"),
+        ("annotations/default.json", {"info": {}, "categories": {}, "items": []}, "Datumaro"),
+    ],
+)
+def test_a_known_format_is_named_where_the_root_of_its_export_is_passed(tmp_path, name, content, what):
+    write(tmp_path, name, content)
+    write(tmp_path, "meta.json", {"classes": []})
+    with pytest.raises(FileNotFoundError, match=f"no annotations recognised in .*{what}"):
+        open_source(tmp_path, report=Report())
 
 
 def test_nothing_is_said_of_an_unknown_file(tmp_path):

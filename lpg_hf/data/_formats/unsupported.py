@@ -8,6 +8,8 @@ from lpg_hf.data._formats.json_files import json_sample
 
 
 _EXPORT = "export the boxes as COCO, VOC or YOLO"
+# Files of a folder that are looked at.
+_NUM_LOOKS = 10
 
 
 def _items(content: object, key: str) -> list[dict]:
@@ -53,6 +55,7 @@ _JSON: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("a Datumaro file", lambda c: isinstance(c, dict) and {"items", "categories"} <= c.keys(), _EXPORT),
     ("a VoTT file", lambda c: isinstance(c, dict) and {"asset", "regions"} <= c.keys(), _EXPORT),
     ("a Labelbox export", lambda c: not {"data_row", "Labeled Data"}.isdisjoint(_first(c)), _EXPORT),
+    ("a FiftyOne detection dataset", lambda c: isinstance(c, dict) and c.keys() == {"classes", "labels"}, _EXPORT),
     ("FiftyOne samples", lambda c: any("filepath" in i for i in _items(c, "samples")), _EXPORT),
     (
         "a Segment Anything (SA-1B) file",
@@ -69,15 +72,19 @@ _TEXTS = (
 )
 
 
-def describe(path: str) -> str | None:
+def describe(path: str, deep: bool = False) -> str | None:
     """What a file (or the first known one in a folder) is, and what to do instead; None if it is not known either.
+
+    Args:
+        path: file or folder.
+        deep: look into the folders of a folder too.
 
     Returns:
         For example "captions.json is COCO captions: they hold sentences, no boxes; pass instances_*.json".
     """
     if os.path.isdir(fs_path(path)):
-        names = walk_files(path, (".json", ".geojson", ".xml", ".csv"), deep=False)
-        told = (describe(f"{path}/{name}") for _, name in zip(range(5), names))
+        names = walk_files(path, (".json", ".geojson", ".xml", ".csv"), deep)
+        told = (describe(f"{path}/{name}") for _, name in zip(range(_NUM_LOOKS), names))
         return next((text for text in told if text), None)
     name = os.path.basename(path)
     if name.lower().endswith((".json", ".geojson")):
