@@ -524,6 +524,14 @@ def test_kitti_dont_care_is_a_region_of_no_class(tmp_path):
     assert report.objects == 1 and not report.needs_attention
 
 
+def test_kitti_of_cvat_lies_in_a_folder_for_its_subset(tmp_path):
+    write(tmp_path, "default/image_2/a.png", None)
+    write(tmp_path, "default/label_2/a.txt", KITTI_LINE)
+    write(tmp_path, "label_colors.txt", "250 50 83 red\n")
+    [record], classes, _ = read(tmp_path)
+    assert boxes(record) == [BOX] and classes == ["red"] and record.file_name == "a.png"
+
+
 def test_mot_frames_flags_and_sequences(tmp_path):
     for name in ("S1", "S2"):
         TOOL_TREES["MOT Challenge"][1](tmp_path / "train" / name)

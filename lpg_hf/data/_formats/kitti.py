@@ -43,8 +43,8 @@ def _has_lines(path: str) -> bool:
 
 
 def _label_folder(path: str, split: str | None) -> str | None:
-    """The folder of the txt files of a KITTI folder: itself, label_2, training/label_2, or labels."""
-    above = names_of_split(split) if split is not None else ("training", "train", "object/training")
+    """The folder of the txt files: itself, label_2, training/label_2, CVAT's default/label_2, or FiftyOne's labels."""
+    above = names_of_split(split) if split is not None else ("training", "train", "object/training", "default")
     folders = [*(f"{path}/{name}" for name in _LABEL_FOLDERS), path, f"{path}/labels"] if split is None else []
     folders += [f"{path}/{part}/{name}" for part in above for name in _LABEL_FOLDERS]
     for folder in folders:
