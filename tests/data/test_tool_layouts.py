@@ -277,6 +277,14 @@ def test_open_images_class_names_of_every_release(tmp_path):
         assert opened(root)[1].classes == ["1 red"]
 
 
+def test_open_images_class_names_lie_beside_the_table_in_a_folder(tmp_path):
+    TOOL_TREES["Open Images"][1](tmp_path)
+    (tmp_path / "annotations").mkdir()
+    for file in tmp_path.glob("*.csv"):
+        file.rename(tmp_path / "annotations" / file.name)
+    assert opened(tmp_path)[1].classes == ["1 red"]
+
+
 def test_retinanet_classes_have_the_order_of_their_list(tmp_path):
     TOOL_TREES["RetinaNet csv"][1](tmp_path)
     write(tmp_path, "classes.csv", "zebra,0\nred,1\nant,2\n")

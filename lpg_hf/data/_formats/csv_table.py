@@ -125,7 +125,7 @@ def read(path: str, split: str | None = None) -> ToolFile:
         _read_file(file, folder_below(path, file), images, problems)
     values = [value for image in images.values() for item in image.objects for value in item.box or ()]
     fractions = bool(values) and max(values) <= 1
-    names, used = _class_descriptions(path)
+    names, used = _class_descriptions(path, files)
     classes = _class_list(path, used, problems) if any(_is_retinanet(file) for file in files) else None
     for image in images.values():
         image.fractions = fractions
@@ -178,12 +178,13 @@ def _rows(text: str, first: str, file: str, skip: bool) -> Iterator[tuple[int, l
         raise ValueError(f"{file} is not a valid table: {error} at line {reader.line_num}") from error
 
 
-def _class_descriptions(path: str) -> tuple[dict[str, str], list[str]]:
-    """Names by class id, of Open Images' list with the table, and the file they are from."""
-    folder = path if os.path.isdir(fs_path(path)) else os.path.dirname(path)
-    files = [f"{folder}/{name}" for name in walk_files(folder, (".csv",), deep=False)]
+def _class_descriptions(path: str, tables: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Names by class id, of Open Images' list in the folder or beside a table, and the file they are from."""
+    places = [path] if os.path.isdir(fs_path(path)) else []
+    folders = list(dict.fromkeys([*places, *map(os.path.dirname, tables)]))
+    files = (f"{folder}/{name}" for folder in folders for name in walk_files(folder, (".csv",), deep=False))
     lists = [file for file in files if "class-descriptions" in os.path.basename(file)]  # "oidv7-" may stand before it.
-    lists += [f"{place}/metadata/classes.csv" for place in (folder, os.path.dirname(folder))]
+    lists += [f"{place}/metadata/classes.csv" for folder in folders for place in (folder, os.path.dirname(folder))]
     found = next((file for file in lists if os.path.isfile(fs_path(file))), None)
     if found is None:
         return {}, []
