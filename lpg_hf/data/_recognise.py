@@ -139,10 +139,11 @@ def _holds_yolo_lines(folder: str, deep: bool = True) -> bool:
 
 def _looks_like_coco(root: str, split: str | None) -> bool:
     try:
-        coco.find_annotations(root, None, split)
+        file = coco.find_annotations(root, None, split)
     except FileNotFoundError:
         return bool(coco_layout.files_by_content(root, split))
-    return True
+    # Other tools call their files annotations.json too.
+    return not tools.recognise(file) and describe(file) is None
 
 
 def _has_coco_file(root: str) -> bool:

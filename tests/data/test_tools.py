@@ -27,6 +27,7 @@ from trees import HEIGHT, WIDTH, make_image
 from lpg_hf.data._formats import cvat, tools
 from lpg_hf.data._formats.tool_image import window_rle
 from lpg_hf.data._formats.unsupported import describe
+from lpg_hf.data._recognise import recognise_format
 from lpg_hf.data.options import ReadOptions
 from lpg_hf.data.records import NO_CLASS
 from lpg_hf.data.report import Report
@@ -632,6 +633,15 @@ def test_a_known_format_is_named_where_the_root_of_its_export_is_passed(tmp_path
     write(tmp_path, "meta.json", {"classes": []})
     with pytest.raises(FileNotFoundError, match=f"no annotations recognised in .*{what}"):
         open_source(tmp_path, report=Report())
+
+
+@pytest.mark.parametrize("name", ["CreateML", "Label Studio JSON", "BDD100K"])
+def test_a_file_called_as_coco_s_is_of_the_tool_that_its_content_is_of(tmp_path, name):
+    format, make, _ = TOOL_TREES[name]
+    make(tmp_path)
+    file = next(tmp_path.rglob("*.json"))
+    file.rename(tmp_path / "annotations.json")
+    assert recognise_format(tmp_path) == format
 
 
 def test_nothing_is_said_of_an_unknown_file(tmp_path):
