@@ -252,6 +252,14 @@ def test_labelme_circle_rotated_box_and_mask(tmp_path):
     assert report.counts == {"rotated_box": 1, "no_mask": 1}
 
 
+def test_labelme_ignore_is_a_region_of_no_class(tmp_path):
+    write(tmp_path, "a.png", None)
+    ignored = {"label": "__ignore__", "points": [[40, 20], [52, 34]]}
+    [record], classes, report = read(write(tmp_path, "a.json", labelme_json(shapes=[{}, ignored])))
+    assert classes == ["red"] and not record.has_unusable and report.counts == {}
+    assert [(item.category, item.iscrowd) for item in record.objects] == [(0, False), (NO_CLASS, True)]
+
+
 def test_labelme_points_and_lines_have_no_area(tmp_path):
     shapes = [{}, {"shape_type": "point", "points": [[1, 1]]}, {"shape_type": "line", "points": [[1, 1], [5, 5]]}]
     objects, report = labelme_objects(tmp_path, *shapes)

@@ -6,6 +6,8 @@
 A rectangle (two or four points) is a box, a polygon and a mask are a box and a mask, a circle is a box and a mask of
 36 corners, a rotated box (X-AnyLabeling) is the box around it. Points and lines have no area and are counted.
 Polygons, circles and masks of one label and one group_id are one object in several parts, with the box around all.
+A shape "__ignore__" is a region in which nothing was labelled, as LabelMe's own tools make it 255: a crowd region of
+no class.
 """
 
 import base64
@@ -45,6 +47,7 @@ from lpg_hf.images import ImageProblem, load_pixels, open_image
 # Of LabelMe, whose files have these keys.
 _WRITTEN_VERSION = "5.4.1"
 _MaskMaker = Callable[[tuple[int, int]], Rle | None]  # As `ToolObject.mask`.
+_IGNORED = "__ignore__"
 # Shapes with an area.
 _KINDS = ("rectangle", "polygon", "circle", "mask", "rotation", "quadrilateral")
 
@@ -153,7 +156,9 @@ def _read_shape(shape: object, place: str, size: tuple[int, int] | None, image: 
     outline = [value for pair in pairs if pair for value in pair]
     kind = shape.get("shape_type") or "polygon"  # LabelMe before version 4 knew polygons only.
     difficult = shape.get("difficult") is True
-    made = ToolObject(class_name(shape.get("label")), place, difficult=difficult)
+    name = class_name(shape.get("label"))
+    crowd = name == _IGNORED
+    made = ToolObject(None if crowd else name, place, difficult=difficult, iscrowd=crowd)
     if kind == "rectangle" and len(pairs) in (2, 4):
         made.box = extent([outline])
     elif kind in ("rotation", "quadrilateral") and len(pairs) == 4:
