@@ -126,6 +126,7 @@ PROBLEMS = {
     "fits_as_corners": ProblemKind(KEPT, "box over the border whose numbers fit as x1, y1, x2, y2"),
     "one_pixel_box": ProblemKind(KEPT, "VOC box whose corners are one pixel: an annotation error?"),
     "zero_coordinate": ProblemKind(KEPT, "VOC box with a coordinate 0"),
+    "unread_split": ProblemKind("not read", "split beside the one that is read: name it (--split)"),
     "counted_from_zero": ProblemKind(
         "read as counted from 1", "VOC box by LabelImg, CVAT or Label Studio, which count from 0 (--zero-based)"
     ),
@@ -155,6 +156,7 @@ EXPECTED = {
     "mask_without_object",
     "size_from_image",
     "image_without_annotation",
+    "unread_split",
     "counted_from_zero",  # many tools write the mark, so it is no proof
 }
 

@@ -574,6 +574,16 @@ def test_mot_frames_lie_in_the_sequence(tmp_path, line):
         read(tmp_path / "train" / "S1")
 
 
+def test_a_split_that_is_not_read_is_counted(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path, f"{split}/images/{split}.png", None)
+        write(tmp_path, f"{split}/labelTxt/{split}.txt", "10 8 30 8 30 24 10 24 red 0\n")
+    [record], _, report = read(tmp_path, "dota")
+    assert record.file_name == "train.png" and report.places["unread_split"] == ["val: 1 images"]
+    [record], _, report = read(tmp_path, "dota", split="val")
+    assert record.file_name == "val.png" and "unread_split" not in report.counts
+
+
 def test_dota_quadrilateral_is_the_box_around_it(tmp_path):
     TOOL_TREES["DOTA"][1](tmp_path)
     write(tmp_path, "train/labelTxt/a.txt", "46 20 52 27 46 34 40 27 plane 1\n")

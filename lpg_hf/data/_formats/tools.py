@@ -85,6 +85,8 @@ class ToolFormat:
             except FileNotFoundError:  # No such split.
                 continue
             result.names |= _names(more)
+            if split is None and not set(more.files) <= set(chosen.files):
+                result.problems = [*result.problems, ("unread_split", f"{other}: {len(more.images)} images")]
             result.files = list(dict.fromkeys([*result.files, *more.files]))
             if other is None:
                 result.classes = more.classes
