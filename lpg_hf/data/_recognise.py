@@ -3,7 +3,7 @@
 import os
 import re
 
-from lpg_hf._files import fs_path, holds_masks, unicode_name, unicode_path, walk_files
+from lpg_hf._files import fs_path, holds_masks, read_head, unicode_name, unicode_path, walk_files
 from lpg_hf.data._formats import coco, coco_layout, tools, voc, yolo_layout
 from lpg_hf.data._formats.unsupported import describe
 from lpg_hf.images import IMAGE_SUFFIXES
@@ -11,6 +11,11 @@ from lpg_hf.images import IMAGE_SUFFIXES
 
 DATASET_FILES = (".parquet", "metadata.jsonl")
 _DATA_FOLDER = "data"  # of FiftyOne's images
+_KNOWN_HERE = (
+    "no COCO json, no Annotations folder with xml files, no labels folder or txt file beside an image or data.yaml, "
+    "no Parquet file, and no export of docs/formats.md. Pass another folder, or the format (--format)"
+)
+_NUM_LOOKS = 20  # folders that are looked at for what was meant
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
@@ -47,13 +52,22 @@ def recognise_format(annotations: str | os.PathLike, split: str | None = None) -
     if not found and (_has_coco_file(root) or (split is not None and _looks_like_coco(root, None))):
         return "coco"  # which of the files is meant will be asked when it is opened
     if not found:
-        known = describe(root, deep=True)
-        raise FileNotFoundError(
-            f"no annotations recognised in {text}: {f'{known}. It has ' if known else ''}no COCO json, no Annotations "
-            "folder with xml files, no labels folder or txt file beside an image or data.yaml, no Parquet file, "
-            "and no export of docs/formats.md. Pass another folder, or the format (--format)"
-        )
+        known = describe(root, deep=True) or _what_is_there(root, split)
+        raise FileNotFoundError(f"no annotations recognised in {text}: {known or _KNOWN_HERE}")
     return found[0]
+
+
+def _what_is_there(root: str, split: str | None) -> str | None:
+    """What a folder without annotations of its own holds, and what to do; None if nothing is known."""
+    for name in sorted(_folders(root))[:_NUM_LOOKS]:
+        inner = f"{root}/{name}"
+        found = [known for known, holds in _FOLDER_CHECKS.items() if holds(inner, split)] or tools.recognise(inner)
+        if found:
+            return f"its folder {name} holds {found[0]} annotations: pass {inner}"
+    first = next(walk_files(root, (".txt",)), None)
+    if first is not None and re.match(r"\s*\d+(\s+[\d.e+-]+){4}", read_head(f"{root}/{first}", 1000)):
+        return f"{first} looks like YOLO labels, but no image lies beside it: pass --format yolo, and --images"
+    return None
 
 
 def _format_of_file(path: str, suffix: str) -> str:

@@ -353,8 +353,9 @@ def check_missing(missing: MissingFiles, options: ReadOptions, report: Report) -
         return
     first = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if len(names) == total:
+        option = "images=... (--images)" if missing.kind == "missing_image" else "the right folder"
         raise FileNotFoundError(
-            f"none of the {total} {missing.what} exists in {missing.folder}: {first}. Pass the right folder"
+            f"none of the {total} {missing.what} exists in {missing.folder}: {first}. Pass {option}"
         )
     if not options.allow_missing:
         raise FileNotFoundError(

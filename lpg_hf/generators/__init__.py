@@ -24,7 +24,9 @@ def check_generator(name: str) -> None:
     kind, colon, which = name.partition(":")
     kinds = {known.partition(":")[:2] for known in GENERATORS}
     if (kind, colon) not in kinds or (colon and not which):
-        raise ValueError(f"generator {name!r} is unknown. Choose one of {', '.join(GENERATORS)}.")
+        raise ValueError(
+            f"generator {name!r} is unknown. Choose one of {', '.join(GENERATORS)}; `lpg-hf masks` takes auto too."
+        )
 
 
 def load_generator(

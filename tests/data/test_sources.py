@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from tool_trees import coco_json, write
+from tool_trees import YOLO_LINE, coco_json, write
 from trees import HEIGHT, RED, WIDTH, make_image
 
 from lpg_hf.data._recognise import recognise_format
@@ -279,6 +279,18 @@ def test_what_is_no_source_is_one_error_that_names_it(tmp_path, name, error, tex
         (tmp_path / file).write_bytes(b"x")
     with pytest.raises(error, match=text):
         opened(tmp_path / name)
+
+
+def test_the_folder_of_the_annotations_is_named_if_the_one_above_is_passed(voc_tree, tmp_path):
+    shutil.copytree(voc_tree.root, tmp_path / "VOCdevkit" / "VOC2012")
+    with pytest.raises(FileNotFoundError, match="its folder VOC2012 holds voc annotations: pass .*/VOC2012$"):
+        opened(tmp_path / "VOCdevkit")
+
+
+def test_yolo_labels_in_a_folder_of_another_name_are_told(tmp_path):
+    write(tmp_path, "boxes/a.txt", YOLO_LINE)
+    with pytest.raises(FileNotFoundError, match="a.txt looks like YOLO labels, .* pass --format yolo, and --images"):
+        opened(tmp_path / "boxes")
 
 
 @pytest.mark.parametrize("format", ["auto", "coco"])
