@@ -9,9 +9,9 @@
 Columns are found by name, in any order and case; separators are comma, semicolon and tab. Numbers are fractions if
 none of the file is above 1, else pixels. A line whose box is empty, or 0,0,0,0, stands for an image without objects.
 
-Open Images' classes are ids (/m/01g317); a file *class-descriptions*.csv (id,name) in the folder gives them names, or
-metadata/classes.csv (FiftyOne) in it or in the folder above. The
-classes of a RetinaNet table are those of classes.csv (name,number from 0) beside it, in the order of their numbers.
+Open Images' classes are ids (/m/01g317); a file *class-descriptions*.csv (id,name) in the folder or beside the table
+gives them names, or metadata/classes.csv (FiftyOne) there or in the folder above. The classes of a RetinaNet table are
+those of classes.csv (name,number from 0) beside it, in the order of their numbers.
 """
 
 import csv
