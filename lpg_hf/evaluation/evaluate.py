@@ -154,7 +154,9 @@ def evaluate(
             f"{'folder' if kinds[1] else 'file'}. "
             "Pass two folders of label maps, or two COCO json files."
         )
-    names = class_list(classes)
+    names, colours = class_list(classes), None
+    if kinds[0]:
+        names, colours = colours_of_maps(truth, names)
     num_workers = num_workers or min(8, os.cpu_count() or 1)
     if kinds[0] and names is not None and ignore is not None and 1 <= ignore <= len(names):
         raise ValueError(
@@ -163,7 +165,6 @@ def evaluate(
             f"a value above {len(names)}, which is no class."
         )
     if kinds[0]:
-        names, colours = colours_of_maps(truth, names)
         limits = _LabelMapOptions(names, ignore, max_pixels, object_value, colours=colours)
         return _evaluate_label_maps(prediction, truth, limits, num_workers)
     if object_value is not None:
@@ -252,7 +253,7 @@ class _LabelMapOptions:
     max_pixels: int = MAX_PIXELS
     object_value: int | None = None
     of_prediction: int | None = None
-    colours: Mapping[Colour, int] = field(default_factory=dict)
+    colours: Mapping[Colour, int] | None = None
 
 
 def _evaluate_label_maps(

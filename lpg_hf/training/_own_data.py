@@ -86,10 +86,10 @@ class OwnJob:
             more: further settings of the command.
         """
         values = {"model": self.model, "steps": self.steps, "seed": self.seed, "data_sha256": data.digest} | more
-        places = {k: Path(v) for k, v in more.items() if isinstance(v, str) and Path(v).exists()}
-        digests = {f"{k}_sha256": _files_digest(place) for k, place in places.items()}
-        values = {k: Path(v).name if isinstance(v, str) and Path(v).exists() else v for k, v in values.items()}
-        return values | digests | {_MODEL_DIGEST: weights_digest(lpg)}
+        places = {k: Path(v) for k, v in values.items() if isinstance(v, str) and Path(v).exists()}
+        names = {k: place.name for k, place in places.items()}
+        digests = {f"{k}_sha256": _files_digest(place) for k, place in places.items() if k in more}
+        return values | names | digests | {_MODEL_DIGEST: weights_digest(lpg)}
 
     def finished(self, key: str, asked: dict) -> dict | None:
         """`key` of `metrics.json` in `out` if the work is done; None: it begins or resumes.

@@ -185,6 +185,8 @@ def test_ground_truth_in_the_colours_of_a_labelmap_is_read(tmp_path, class_names
     class_names = labelmap if class_names == "labelmap.txt" else class_names
     result = evaluate(tmp_path / "masks", truth, classes=class_names)
     assert result.per_class == {"background": 1.0, "cat": 1.0, "dog": 1.0}
+    with pytest.raises(ValueError, match="ignore=2 .* is the label of the class 'dog'"):
+        evaluate(tmp_path / "masks", truth, classes=class_names, ignore=2)
     with pytest.raises(ValueError, match=r"colour \(128, 0, 0\), which labelmap.txt gives to no class of the list"):
         evaluate(tmp_path / "masks", truth, classes=["cat"])
     labelmap.unlink()

@@ -16,10 +16,11 @@ def files_of(root: str, split: str | None) -> list[str]:
     try:
         return [coco.find_annotations(root, None, split)]
     except FileNotFoundError:
-        files = coco_layout.files_by_content(root, split) if os.path.isdir(fs_path(root)) else []
-        if files:
+        if not os.path.isdir(fs_path(root)):
+            raise
+        if files := coco_layout.files_by_content(root, split):
             return files
-        others = coco_layout.files_by_content(root, None) if split is not None and os.path.isdir(fs_path(root)) else []
+        others = [] if split is None else coco_layout.files_by_content(root, None)
         if not others:
             raise
     names = ", ".join(file[len(root) + 1 :] for file in others[:5]) + (", ..." if len(others) > 5 else "")
