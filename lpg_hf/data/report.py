@@ -105,6 +105,7 @@ PROBLEMS = {
     "duplicate_category_name": ProblemKind("renamed", "category name that two ids share"),
     "invalid_line": ProblemKind(OBJECT_SKIPPED, "line that is neither class and box nor class and outline"),
     "pixel_values": ProblemKind(OBJECT_SKIPPED, "YOLO line with pixels in the place of fractions"),
+    "sixth_column": ProblemKind("box kept", "YOLO box with a confidence or a track id behind it, which is not read"),
     "duplicate_line": ProblemKind("used once", "line that the label file holds more than once"),
     "centre_outside": ProblemKind(REGION_IGNORED, "YOLO box with its centre outside the image"),
     "invalid_box": ProblemKind(OBJECT_SKIPPED, "box that is not four finite numbers"),

@@ -338,6 +338,14 @@ def test_tiny_excess_is_clipped_without_a_word(yolo_tree, line):
     assert record.objects[0].box[2] == WIDTH and report.counts == {}
 
 
+@pytest.mark.parametrize("column", ["0.87", "17"])  # a confidence, a track id
+def test_boxes_of_a_detector_are_used_and_their_sixth_column_is_counted(yolo_tree, column):
+    yolo_tree.add("a", f"{LINE} {column}")
+    record, report = only(yolo_tree.root)
+    assert boxes(record) == [BASE_BOX]
+    assert report.counts == {"sixth_column": 1} and report.places["sixth_column"][0].startswith("a.txt: line 1")
+
+
 @pytest.mark.parametrize(
     "line, kind",
     [
@@ -345,7 +353,8 @@ def test_tiny_excess_is_clipped_without_a_word(yolo_tree, line):
         ("0 0.5 0.5 -0.5 0.5", "corners_swapped"),
         ("0 0.5 0.5 1.8 0.5", "clipped_box"),
         ("0 0.5 0.5", "invalid_line"),
-        ("0 0.5 0.5 0.5 0.5 0.9", "invalid_line"),
+        ("0 0.5 0.5 0.5 0.5 high", "invalid_line"),
+        ("0 0.5 0.5 0.5 0.5 nan", "invalid_line"),
         ("thing 0.5 0.5 0.5 0.5", "invalid_line"),
         ("-1 0.5 0.5 0.5 0.5", "invalid_line"),
         ("99999999999999999999 0.5 0.5 0.5 0.5", "invalid_line"),

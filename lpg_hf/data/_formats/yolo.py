@@ -6,8 +6,8 @@
     ROOT/data.yaml      path; train, val, test: a folder, a list of folders, or a txt list of images; names; nc
     ROOT/classes.txt    class names, one a line (or obj.names; or in labels/), if data.yaml states none
 
-A line is `class cx cy width height` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box),
-numbers as fractions of the image shown upright. A line of eight numbers may also be a rotated box (YOLO-OBB), see
+A line is `class cx cy width height` (a box; a sixth column, as detectors write it, is their confidence or a track) or
+`class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box), numbers as fractions of the image shown upright. A line of eight numbers may also be a rotated box (YOLO-OBB), see
 `_find_rotated`: the box around it is used, and masks are cut to it. An empty txt is an image without objects; an image
 without a txt is unlabelled.
 """
@@ -178,7 +178,7 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> t
         path: of the txt file.
         name: for messages.
         keypoints: numbers after the box that are not read.
-        report: counts lines that are not a label, hold pixels, or occur twice.
+        report: counts lines that are not a label, hold pixels, occur twice, or have a sixth column.
 
     Raises:
         ValueError: no text.
@@ -195,6 +195,9 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> t
         except ValueError:
             values = []
         if keypoints and len(values) == 5 + keypoints:
+            values = values[:5]
+        elif len(values) == 6 and all(map(math.isfinite, values)):
+            report.add("sixth_column", f"{place} {line.strip()[:60]!r}")
             values = values[:5]
         valid = len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1)
         if not valid or not all(map(math.isfinite, values)) or values[0] < 0 or not values[0].is_integer():
