@@ -158,8 +158,8 @@ same ones in all rounds. **masks** of round 0 are the source's first labels, or 
 TWO_ROUNDS = """Two rounds on crops of 128 px, in which the segmenter sees what it sees in use: with 129, as above, it
 was [shifted](README.md#the-frame-of-the-segmenter).
 """
-ONE_ROUND = """The same segmenter, photographs and crops, but a single round whose learning rate falls once, with three
-times the crops of all four rounds above.
+ONE_ROUND = """The same segmenter and photographs, but a single round whose learning rate falls once: with three times the
+crops of all four rounds above, or with fewer that hold most of a photograph.
 """
 FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the
 target classes are background there.
@@ -330,16 +330,12 @@ def _by_supervision(lines: list[Line]) -> list[Line]:
 
 
 def _values_with_full_supervision(line: Line, lines: list[Line], stage: str) -> list[float]:
-    """The mIoU of the same segmenter in the row with mode full; empty for that row, or if one is missing."""
+    """The mIoU of the same segmenter and schedule in the row with mode full; empty for that row, or without one."""
     values = line.values("segmenter", stage, "mean_iou")
     if line.cell.mode == "full" or not values:
         return []
-    segmenter = line.cell.settings["segmenter"]["model"]
-    full = [
-        other
-        for other in lines
-        if other.cell.mode == "full" and other.cell.settings["segmenter"]["model"] == segmenter
-    ]
+    segmenter = line.cell.settings["segmenter"]
+    full = [other for other in lines if other.cell.mode == "full" and other.cell.settings["segmenter"] == segmenter]
     return full[0].values("segmenter", stage, "mean_iou") if full else []
 
 

@@ -700,16 +700,21 @@ def test_supervision_goes_from_weak_to_full_with_the_share_that_weak_reaches(tmp
             "uses": "stages/squeezenet",
             "settings": {"segmenter": {"model": "largefov"}},
         },
+        "supervision/short_weak": {
+            "kind": "deploy",
+            "uses": "stages/squeezenet",
+            "settings": {"segmenter": {"target_steps": 7}},
+        },
         "supervision/semi": {"kind": "deploy", "uses": "stages/squeezenet", "settings": {"run": {"mode": "semi"}}},
     }
     cells = define(tmp_path, rows)
-    scores = {"squeezenet": 0.45, "semi": 0.48, "full": 0.5, "other_weak": 0.3}
+    scores = {"squeezenet": 0.45, "semi": 0.48, "full": 0.5, "other_weak": 0.3, "short_weak": 0.4}
     for cell in cells:
         finish(tmp_path, cell, segmenter={"3": maps(0.4, scores[cell.row])})
     text = render(cells, tmp_path, tmp_path).split("## IV")[1].split("## VII")[0]
     lines = table_rows(text)
-    assert [line[""].split("/")[1] for line in lines] == ["squeezenet", "semi", "full", "other_weak"]
-    assert [line["of full"] for line in lines] == ["0.900", "0.960", "", ""]
+    assert [line[""].split("/")[1] for line in lines] == ["squeezenet", "short_weak", "semi", "full", "other_weak"]
+    assert [line["of full"] for line in lines] == ["0.900", "", "0.960", "", ""]
 
 
 def test_ablations_show_both_directions_and_the_difference_to_the_base(tmp_path):
