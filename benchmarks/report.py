@@ -158,8 +158,8 @@ same ones in all rounds. **masks** of round 0 are the source's first labels, or 
 TWO_ROUNDS = """Two rounds on crops of 128 px, in which the segmenter sees what it sees in use: with 129, as above, it
 was [shifted](README.md#the-frame-of-the-segmenter).
 """
-ONE_ROUND = """The same segmenter and photographs, but a single round whose learning rate falls once: with three times the
-crops of all four rounds above, or with fewer that hold most of a photograph.
+ONE_ROUND = """The same segmenter and photographs, but a single round whose learning rate falls once: with three times
+the crops of all four rounds above, or with fewer that hold most of a photograph.
 """
 FOLD0 = """170 of the 374 target photographs are auxiliary ones too, with masks of the other classes; objects of the
 target classes are background there.

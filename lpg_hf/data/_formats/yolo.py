@@ -7,9 +7,9 @@
     ROOT/classes.txt    class names, one a line (or obj.names; or in labels/), if data.yaml states none
 
 A line is `class cx cy width height` (a box; a sixth column, as detectors write it, is their confidence or a track) or
-`class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box), numbers as fractions of the image shown upright. A line of eight numbers may also be a rotated box (YOLO-OBB), see
-`_find_rotated`: the box around it is used, and masks are cut to it. An empty txt is an image without objects; an image
-without a txt is unlabelled.
+`class x1 y1 x2 y2 x3 y3 ...` (an outline, whose extent is the box), numbers as fractions of the image shown upright.
+A line of eight numbers may also be a rotated box (YOLO-OBB), see `_find_rotated`: the box around it is used, and masks
+are cut to it. An empty txt is an image without objects; an image without a txt is unlabelled.
 """
 
 import math
