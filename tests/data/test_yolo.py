@@ -355,6 +355,7 @@ def test_boxes_of_a_detector_are_used_and_their_sixth_column_is_counted(yolo_tre
         ("0 0.5 0.5", "invalid_line"),
         ("0 0.5 0.5 0.5 0.5 high", "invalid_line"),
         ("0 0.5 0.5 0.5 0.5 nan", "invalid_line"),
+        ("-1 0.5 0.5 0.5 0.5 0.9", "invalid_line"),
         ("thing 0.5 0.5 0.5 0.5", "invalid_line"),
         ("-1 0.5 0.5 0.5 0.5", "invalid_line"),
         ("99999999999999999999 0.5 0.5 0.5 0.5", "invalid_line"),

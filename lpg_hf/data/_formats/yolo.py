@@ -196,8 +196,8 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> t
             values = []
         if keypoints and len(values) == 5 + keypoints:
             values = values[:5]
-        elif len(values) == 6 and all(map(math.isfinite, values)):
-            report.add("sixth_column", f"{place} {line.strip()[:60]!r}")
+        has_sixth = len(values) == 6 and math.isfinite(values[5])
+        if has_sixth:
             values = values[:5]
         valid = len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1)
         if not valid or not all(map(math.isfinite, values)) or values[0] < 0 or not values[0].is_integer():
@@ -220,6 +220,8 @@ def _read_label_lines(path: str, name: str, keypoints: int, report: Report) -> t
             report.add("duplicate_line", place)
             continue
         seen.add(tuple(values))
+        if has_sixth:
+            report.add("sixth_column", f"{place} {line.strip()[:60]!r}")
         lines.append((number, int(values[0]), values[1:]))
     return lines, num_lost
 
