@@ -5,7 +5,7 @@ import re
 
 from lpg_hf._files import fs_path, holds_masks, read_head, unicode_name, unicode_path, walk_files
 from lpg_hf.data._formats import coco, coco_layout, tools, voc, yolo_layout
-from lpg_hf.data._formats.unsupported import describe
+from lpg_hf.data._formats.unsupported import TABLE, describe
 from lpg_hf.images import IMAGE_SUFFIXES
 
 
@@ -13,7 +13,7 @@ DATASET_FILES = (".parquet", "metadata.jsonl")
 _DATA_FOLDER = "data"  # of FiftyOne's images
 _KNOWN_HERE = (
     "no COCO json, no Annotations folder with xml files, no labels folder or txt file beside an image or data.yaml, "
-    "no Parquet file, and no export of docs/formats.md. Pass another folder, or the format (--format)"
+    f"no Parquet file, and no export of docs/formats.md. Pass another folder, or the format (--format), or {TABLE}"
 )
 _NUM_LOOKS = 20  # folders that are looked at for what was meant
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
@@ -83,7 +83,7 @@ def _format_of_file(path: str, suffix: str) -> str:
         return by_suffix[suffix]
     raise ValueError(
         f"{path} is not an annotation file that is known by its content or its suffix (.json COCO, .xml VOC, .yaml "
-        "YOLO). Pass the folder for YOLO txt files, or the format (--format)"
+        f"YOLO). Pass the folder for YOLO txt files, or the format (--format), or {TABLE}"
     )
 
 

@@ -630,6 +630,28 @@ def test_a_class_name_is_one_that_every_format_can_hold(tmp_path, name):
         ("x.xml", "<annotation><object><polygon><pt><x>1</x></pt></polygon></object></annotation>", "LabelMe xml"),
         ("x.xml", "<dataset><images><image file='a.png'><box top='1'/></image></images></dataset>", "dlib"),
         ("x.csv", "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes\n", "VGG Image"),
+        ("x.json", {"project": {}, "config": {}, "attribute": {}, "file": {}, "metadata": {}}, "VGG Image Annotator"),
+        ("x.json", {"version": "2.0", "item": {"name": "a.png"}, "annotations": []}, "Darwin"),
+        ("x.json", {"images": [{"image_name": "a.png"}], "label_classes": []}, "Hasty"),
+        ("x.json", {"metadata": {}, "instances": [{"type": "bbox", "className": "red"}]}, "SuperAnnotate"),
+        ("x.json", {"a.png": {"instances": [{"type": "bbox", "classId": 1}]}}, "SuperAnnotate"),
+        ("x.json", [{"task_id": "1", "response": {"annotations": []}}], "Scale AI"),
+        ("x.ndjson", '{"data_row": {}, "projects": {}}\n', "Labelbox"),
+        ("x.jsonl", '{"image": "a.png", "prefix": "detect red", "suffix": "<loc0001>"}\n', "PaliGemma"),
+        ("x.manifest", '{"source-ref": "s3://b/a.png", "job": {}}\n', "SageMaker"),
+        ("x.jsonl", '{"imageGcsUri": "gs://b/a.png", "boundingBoxAnnotations": []}\n', "Vertex AI"),
+        ("x.csv", "TRAINING,gs://b/a.png,red,0.1,0.2,,,0.5,0.6,,\n", "Vertex AI"),
+        ("x.jsonl", '{"image_url": "azureml://a.png", "label": []}\n', "Azure"),
+        ("x.odgt", '{"ID": "a", "gtboxes": []}\n', "CrowdHuman"),
+        ("x.jsonl", '{"filename": "a.png", "detection": {"instances": []}}\n', "ODVG"),
+        ("x.jsonl", '{"image": "a.png", "spans": []}\n', "Prodigy"),
+        ("x.jsonl", '{"file_name": "a.png"}\n', "pass its folder"),
+        ("x.tfrecord", "\0", "TensorFlow records"),
+        ("x.txt", "684,8,273,116,0,0,0,0\n406,119,265,70,1,4,0,1,\n", "VisDrone"),
+        ("x.txt", "0--Parade/a b.jpg\n1\n449 330 122 149 0 0 0 0 0 0 \n", "WIDER FACE"),
+        ("x.txt", "a b.jpg 0,0,10,10,1 5,5,8,8,0\n", "keras-yolo3"),
+        ("x.txt", "2\nimage_id x_1 y_1 width height\n000001.jpg 95 71 226 313\n", "CelebA"),
+        ("x.txt", "# PASCAL Annotation Version 1.00\n\n", "PASCAL Annotation"),
     ],
 )
 def test_a_known_format_that_is_not_read_is_named(tmp_path, name, content, what):
@@ -660,6 +682,20 @@ def test_a_file_called_as_coco_s_is_of_the_tool_that_its_content_is_of(tmp_path,
     file = next(tmp_path.rglob("*.json"))
     file.rename(tmp_path / "annotations.json")
     assert recognise_format(tmp_path) == format
+
+
+@pytest.mark.parametrize("name", ["boxes.dat", "notes.txt", "lines.jsonl"])
+def test_boxes_of_no_known_format_can_be_written_as_a_table(tmp_path, name):
+    """What the error asks for is read."""
+    write(tmp_path, name, "[1]")
+    for path, error in ((tmp_path / name, ValueError), (tmp_path, FileNotFoundError)):
+        with pytest.raises(error, match="a csv whose first line is ") as refusal:
+            open_source(path, report=Report())
+    head = re.search(r"first line is (\S+)", str(refusal.value))[1]
+    write(tmp_path, "a.png", None)
+    write(tmp_path, "boxes.csv", f"{head}\na.png,10,8,30,24,red\n")
+    records, classes, _ = read(tmp_path)
+    assert boxes(records[0]) == [BOX] and classes == ["red"]
 
 
 def test_nothing_is_said_of_an_unknown_file(tmp_path):

@@ -217,6 +217,17 @@ def makesense(root: Path) -> None:
     write(root, "labels.csv", f"{head}\nred,10,8,20,16,a.png,60,40\n")
 
 
+def gtsrb(root: Path) -> None:
+    write(root, "Train/14/a.png", None)
+    head = "Width,Height,Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"
+    write(root, "Train.csv", f"{head}\n60,40,10,8,30,24,14,Train/14/a.png\n")
+
+
+def sku110k(root: Path) -> None:
+    write(root, "images/a.png", None)
+    write(root, "annotations/annotations_train.csv", "a.png,10,8,30,24,object,60,40\n")
+
+
 # Name of the layout -> (format, what makes it, classes).
 TOOL_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "LabelMe": ("labelme", labelme, ["red"]),
@@ -240,6 +251,8 @@ TOOL_TREES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "DeepForest": ("csv", deepforest, ["red"]),
     "RetinaNet csv": ("csv", retinanet, ["red"]),
     "makesense.ai csv": ("csv", makesense, ["red"]),
+    "GTSRB": ("csv", gtsrb, ["14"]),
+    "SKU-110K": ("csv", sku110k, ["object"]),
 }
 
 

@@ -4,7 +4,9 @@
     filename,width,height,class,xmin,ymin,xmax,ymax               TensorFlow Object Detection, Roboflow
     image_path,xmin,ymin,xmax,ymax,label                          DeepForest
     label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height    makesense.ai
+    Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId      GTSRB (traffic signs)
     path/a.jpg,10,8,30,24,cat                                     RetinaNet, without a line of names
+    a.jpg,10,8,30,24,object,60,40                                 SKU-110K: with the image's width and height
 
 Columns are found by name, in any order and case; separators are comma, semicolon and tab. Numbers are fractions if
 none of the file is above 1, else pixels. A line whose box is empty, or 0,0,0,0, stands for an image without objects.
@@ -59,10 +61,10 @@ _COLUMNS = {
         "categoryid",
         "labelid",
     ),
-    "x1": ("xmin", "x1", "left", "bboxxmin", "xtl"),
-    "y1": ("ymin", "y1", "top", "bboxymin", "ytl"),
-    "x2": ("xmax", "x2", "right", "bboxxmax", "xbr"),
-    "y2": ("ymax", "y2", "bottom", "bboxymax", "ybr"),
+    "x1": ("xmin", "x1", "left", "bboxxmin", "xtl", "roix1"),
+    "y1": ("ymin", "y1", "top", "bboxymin", "ytl", "roiy1"),
+    "x2": ("xmax", "x2", "right", "bboxxmax", "xbr", "roix2"),
+    "y2": ("ymax", "y2", "bottom", "bboxymax", "ybr", "roiy2"),
     "x": ("bboxx", "x"),
     "y": ("bboxy", "y"),
     "w": ("bboxwidth", "bboxw", "w"),
@@ -74,6 +76,7 @@ _COLUMNS = {
 _CORNERS = ("x1", "y1", "x2", "y2")
 _CORNER_AND_SIZE = ("x", "y", "w", "h")
 _RETINANET = {"image": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+_SKU110K = _RETINANET | {"width": 6, "height": 7}
 
 
 def _separator(line: str) -> str:
@@ -98,6 +101,8 @@ def _columns(line: str) -> dict[str, int] | None:
         return columns
     if len(words) == 6 and words[0] and (as_numbers(words[1:5]) or not any(words[1:])):
         return _RETINANET
+    if len(words) == 8 and words[0] and as_numbers([*words[1:5], *words[6:]]):
+        return _SKU110K
     return None
 
 
@@ -106,7 +111,7 @@ def _has(columns: dict[str, int], keys: Sequence[str]) -> bool:
 
 
 def looks_like(path: str) -> bool:
-    """Whether the first line of a file names the columns of images and boxes, or is a line of RetinaNet."""
+    """Whether the first line of a file names the columns of images and boxes, or is one of RetinaNet or SKU-110K."""
     if not path.lower().endswith(_SUFFIXES):
         return False
     return _columns(read_head(path, 10_000).partition("\n")[0].strip()) is not None
@@ -140,7 +145,7 @@ def _read_file(file: str, folder: str, images: dict[str, ToolImage], problems: l
     first = text.split("\n", 1)[0].strip()
     columns = _columns(first) or {}
     base = os.path.basename(file)
-    for number, row in _rows(text, first, file, skip=columns is not _RETINANET):
+    for number, row in _rows(text, first, file, skip=columns is not _RETINANET and columns is not _SKU110K):
         place = f"{base}: line {number}"
         cells = {key: row[column].strip() if column < len(row) else "" for key, column in columns.items()}
         if not cells["image"]:
