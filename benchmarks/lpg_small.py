@@ -101,11 +101,13 @@ class Folder:
     Args:
         repeat: how often each photograph is in the joined file, which weighs the folders against each other.
         num_largest: so many objects of a photograph are kept, the largest; None: all.
+        part_of: the COCO class whose parts the objects are; a generator that may not see that class sees none of them.
     """
 
     name: str
     repeat: int = 1
     num_largest: int | None = None
+    part_of: str | None = None
 
 
 MORE = (
@@ -113,7 +115,7 @@ MORE = (
     Folder("coco_vehicle_person"),
     Folder("coco_person1", repeat=2),  # one object of a photograph is labelled
     Folder("coco_more"),
-    Folder("clothing_ccp", num_largest=4),  # parts of one person: a small share
+    Folder("clothing_ccp", num_largest=4, part_of="person"),  # of one person: a small share
 )
 SAME_IMAGE = 0.97  # correlation of thumbnails; the highest of different photographs here is 0.96
 
@@ -131,14 +133,15 @@ def joined(root: Path, more: tuple[Folder, ...] = ()) -> dict:
     return content
 
 
-def without(content: dict, unseen: str) -> dict:
-    """The content without the objects of some classes, crowd regions included, and without images that have no others.
-
-    Args:
-        unseen: "voc": VOC's 20 classes; "coco60": the 60 of COCO outside VOC.
-    """
+def unseen_classes(unseen: str | None) -> set[str]:
+    """COCO's names of VOC's 20 classes ("voc"), of its 60 others ("coco60"), or of none (None)."""
     voc = {COCO_NAME_OF_VOC.get(name) or name for name in VOC_CLASSES}
-    names = voc if unseen == "voc" else {name for _, name in COCO_CLASSES} - voc
+    return {"voc": voc, "coco60": {name for _, name in COCO_CLASSES} - voc, None: set()}[unseen]
+
+
+def without(content: dict, unseen: str) -> dict:
+    """The content without the objects of `unseen_classes`, crowd regions included, and without images of no others."""
+    names = unseen_classes(unseen)
     ids = {category["id"] for category in content["categories"] if category["name"] in names}
     annotations = [item for item in content["annotations"] if item["category_id"] not in ids]
     used = {item["image_id"] for item in annotations if not item["iscrowd"]}
@@ -360,7 +363,9 @@ def main() -> None:
     pick.add_argument("--limit", type=int, default=60, help="photographs of each set")
     arguments = parser.parse_args()
     if arguments.command == "data":
-        content = joined(arguments.root, MORE if arguments.more else ())
+        unseen = unseen_classes(arguments.unseen)
+        more = tuple(folder for folder in MORE if folder.part_of not in unseen) if arguments.more else ()
+        content = joined(arguments.root, more)
         if arguments.unseen:
             content = without(content, arguments.unseen)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

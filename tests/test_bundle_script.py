@@ -136,6 +136,19 @@ def test_twins_have_not_seen_the_objects_of_the_classes_that_they_are_measured_o
         assert {item["category_id"] for item in kept["annotations"]} == set(classes)
 
 
+@pytest.mark.parametrize(
+    "options, has_clothes", [(["--unseen", "voc"], False), (["--unseen", "coco60"], True), ([], True)]
+)
+def test_a_twin_that_may_not_see_people_sees_no_clothes(tmp_path, monkeypatch, options, has_clothes):
+    asked = []
+    empty = {"images": [], "annotations": [], "categories": []}
+    monkeypatch.setattr(lpg_small, "joined", lambda root, more: asked.extend(more) or empty)
+    monkeypatch.setattr("sys.argv", ["lpg_small", "data", str(tmp_path), str(tmp_path / "x.json"), "--more", *options])
+    lpg_small.main()
+    names = [folder.name for folder in asked]
+    assert "animals7" in names and ("clothing_ccp" in names) == has_clothes
+
+
 def test_an_archive_is_all_that_another_machine_needs(photographs, tmp_path):
     names = ["more/animals/images/a.png", "more/animals/images/b.png"]
     content = {"images": [{"file_name": name} for name in (*names, names[0])]}
