@@ -325,6 +325,26 @@ def test_cvat_shapes_without_an_area_are_counted_and_tags_are_not(tmp_path):
     assert report.places["unsupported_shape"] == ["annotations.xml: a.png: object 2 is a points"]
 
 
+def test_the_pixels_of_a_cvat_cuboid_are_ignored(tmp_path):
+    corners = {"tl1": (10, 12), "bl1": (10, 24), "tr1": (22, 12), "br1": (22, 24)}
+    corners |= {"tl2": (18, 8), "bl2": (18, 20), "tr2": (30, 8), "br2": (30, 20)}
+    places = " ".join(f'x{name}="{x}" y{name}="{y}"' for name, (x, y) in corners.items())
+    box = '<box label="red" xtl="40" ytl="20" xbr="52" ybr="34"/>'
+    objects, _, report = cvat_objects(tmp_path, box, f'<cuboid label="red" {places}/>')
+    assert [(item.box, item.category) for item in objects] == [(BOX, NO_CLASS), ((40, 20, 52, 34), 0)]
+    assert report.counts == {"unsupported_shape": 1}
+
+
+def test_an_image_with_a_cvat_skeleton_is_left_out(tmp_path):
+    """The object is larger than the points of its skeleton."""
+    write(tmp_path, "images/a.png", None)
+    skeleton = '<skeleton label="red"><points label="1" outside="0" points="12,9"/></skeleton>'
+    box = '<box label="red" xtl="10" ytl="8" xbr="30" ybr="24"/>'
+    write(tmp_path, "annotations.xml", cvat_xml(box, skeleton, labels="red"))
+    records, _, report = read(tmp_path)
+    assert records == [] and report.counts == {"unsupported_shape": 1, "incomplete_image": 1}
+
+
 def cvat_project(root):
     """What CVAT exports of a project: one xml, in which each image has its subset."""
     images = "".join(

@@ -7,7 +7,8 @@
       </image></annotations>
 
 A box is a box, a rotated one the box around it; polygons, ellipses (36 corners) and masks are boxes and masks. Points,
-polylines, cuboids and skeletons have no area and are counted. Tags are of the image and are not read.
+polylines, cuboids and skeletons have no area and are counted; the box around them is ignored, but for a skeleton,
+whose object is larger, the whole image is left out. Tags are of the image and are not read.
 
 The images of a project have a subset="Train", which is their split, and lie in images/Train/.
 """
@@ -93,9 +94,7 @@ def _read_image(element: ElementTree.Element, base: str, folder: str) -> ToolIma
     for number, shape in enumerate((child for child in element if child.tag != "tag"), start=1):
         place, name = f"{base}: {file_name}: object {number}", class_name(shape.get("label"))
         if shape.tag not in _SHAPES:
-            numbers = as_numbers((shape.get("points") or "").replace(";", ",").split(",")) or []
-            region = extent([numbers]) if len(numbers) % 2 == 0 else None
-            image.lose("unsupported_shape", f"{place} is a {shape.tag}", name, region)
+            image.lose("unsupported_shape", f"{place} is a {shape.tag}", name, _region(shape))
             continue
         made = ToolObject(name, place)
         if _SHAPES[shape.tag](shape, made, image):
@@ -103,6 +102,13 @@ def _read_image(element: ElementTree.Element, base: str, folder: str) -> ToolIma
         else:
             image.lose("invalid_annotation", f"{place} is a {shape.tag} whose numbers cannot be used", name)
     return image
+
+
+def _region(shape: ElementTree.Element) -> tuple[float, float, float, float] | None:
+    """The box around points, a line or a cuboid; None: not known, as a skeleton ends inside its object."""
+    corners = _numbers(shape, *_CUBOID) if shape.tag == "cuboid" else None
+    points = corners or as_numbers((shape.get("points") or "").replace(";", ",").split(",")) or []
+    return extent([points]) if len(points) % 2 == 0 else None
 
 
 def _numbers(shape: ElementTree.Element, *keys: str) -> list[float] | None:
@@ -163,4 +169,6 @@ def _rle_of_runs(text: str, left: int, top: int, width: int, height: int, size: 
     return window_rle(values.reshape(height, width), window, size, len(text))
 
 
+# The corners of a cuboid's front and back: top or bottom, left or right.
+_CUBOID = [f"{axis}{corner}{face}" for face in "12" for corner in ("tl", "bl", "tr", "br") for axis in "xy"]
 _SHAPES = {"box": _box, "polygon": _polygon, "ellipse": _ellipse, "mask": _mask}
