@@ -30,6 +30,7 @@ _SIZED_FORMATS = (
 )
 # Options that only some formats have: (formats, reason why the others have none).
 _FORMATS_OF_OPTION = {
+    "ignore_others": (("coco",), "it is for COCO files"),
     "zero_based": (("voc",), "it is for VOC xml files"),
     "stored_frame": ((*_SIZED_FORMATS, "yolo"), "its rows hold upright labels"),
     "object_value": (("voc",), "it is for class masks"),
@@ -48,6 +49,8 @@ class ReadOptions:
             default.
         classes: names or COCO ids, or one text: "all", or of COCO a name of `coco.NAMED_CLASS_SETS`; None: all, or the
             format's own list. Objects of other classes are skipped and counted.
+        ignore_others: the boxes of objects of other classes are ignored regions, and not background (COCO); their
+            masks are not looked at.
         masks: read the masks too.
         keep_empty: keep images without an object of the classes.
         keep_unlisted: without `classes`, keep objects of a class that no list names, and append the class to the list;
@@ -78,6 +81,7 @@ class ReadOptions:
 
     split: str | None = None
     classes: Classes = None
+    ignore_others: bool = False
     masks: bool = False
     keep_empty: bool = False
     keep_unlisted: bool = False

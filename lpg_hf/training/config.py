@@ -91,6 +91,7 @@ class RunSettings:
 
 # Not settings of their own: what a file that is out of the ordinary needs.
 _READ_FIELDS = {
+    "ignore_others",
     "object_value",
     "box_format",
     "encoding",

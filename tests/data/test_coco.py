@@ -574,6 +574,20 @@ def test_images_of_other_classes_only_are_counted(coco_tree):
     assert report.details["other_class"] == {"person": 2} and not report.needs_attention
 
 
+def test_objects_of_other_classes_are_ignored_by_their_boxes_where_that_is_asked_for(coco_tree):
+    official_content(coco_tree, [1, 8])
+    triangle = [[40.0, 20.0, 52.0, 20.0, 40.0, 34.0]]
+    coco_tree.content["annotations"][0] |= {"bbox": [40, 20, 12, 14], "segmentation": triangle}
+    coco_tree.add_image("b.png", 2)
+    coco_tree.content["annotations"].append(coco_tree.annotation(id=99, image_id=2, category_id=1))
+    [record], report = read(coco_tree, "nonvoc60", ignore_others=True, masks=True)
+    person, truck = record.objects
+    assert (person.category, person.iscrowd, person.box, person.rle) == (NO_CLASS, True, (40, 20, 52, 34), None)
+    assert truck.box == BOX and truck.rle is not None and record.num_objects == 1
+    assert report.counts == {"other_class": 2, "image_without_object": 1}
+    assert not report.needs_attention
+
+
 def test_no_object_of_the_classes_is_an_error(coco_tree):
     official_content(coco_tree, [1])
     coco_tree.content["categories"].append({"id": 8, "name": "truck"})

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, Image
 from tool_trees import CORNERS, OTHER_TREES, TOOL_TREES, labelme_json, write
 
+from lpg_hf.data._examples import class_mask, row_boxes
 from lpg_hf.data.check import check_source
 from lpg_hf.data.export import Export, _write_shards, write_dataset
 from lpg_hf.data.load import class_names, load_boxes
@@ -24,6 +25,20 @@ def test_coco_voc_and_yolo_give_the_same_box(coco_tree, voc_tree, yolo_tree):
     yolo = load_boxes("yolo", root=yolo_tree.root)
     assert yolo[0]["objects"]["bbox"] == [pytest.approx([10, 8, 20, 16], abs=1e-3)]
     assert class_names(coco) == class_names(voc) == class_names(yolo) == ["thing"]
+
+
+def test_a_generator_is_not_taught_that_objects_of_other_classes_are_background(coco_tree):
+    truck = coco_tree.annotation(segmentation=[[10, 8, 30, 8, 30, 24, 10, 24]])
+    coco_tree.content["categories"] = [{"id": 1, "name": "person"}, {"id": 8, "name": "truck"}]
+    person = coco_tree.annotation(id=2, category_id=1, bbox=[20, 8, 20, 16], segmentation=[[20, 8, 40, 8, 30, 24]])
+    coco_tree.content["annotations"] = [truck | {"category_id": 8}, person]
+    coco_tree.write()
+    for ignored, value in ((False, 0), (True, 255)):
+        [row] = load_boxes("coco", root=coco_tree.root, classes=["truck"], masks=True, ignore_others=ignored)
+        boxes, labels = row_boxes(row)
+        assert boxes.tolist() == [[10, 8, 30, 24]] and labels.tolist() == [1]
+        mask = class_mask(row, 1)
+        assert (mask[8:24, 10:30] == 1).all() and (mask[8:24, 30:40] == value).all() and mask[8, 41] == 0
 
 
 def test_paths_without_a_root(coco_tree, monkeypatch):

@@ -596,6 +596,7 @@ class _Classes:
         selected: (category id, name) in the order of the labels; categories that the file does not list are appended.
         names: of all categories of the file, by the text of their id.
         keeps_unlisted: whether objects of categories that the file does not list are kept.
+        ignores_others: whether objects of categories that were not asked for are regions of no class.
         position: text of the category id -> position in `selected`.
         taken: the names in `selected`.
         unnamed: id of the class of objects that state no category, as text; None: there is none yet.
@@ -604,6 +605,7 @@ class _Classes:
     selected: list[Category]
     names: dict[str, str]
     keeps_unlisted: bool
+    ignores_others: bool
     position: dict[str, int] = field(init=False)
     taken: set[str] = field(init=False)
     unnamed: str | None = field(init=False)
@@ -620,6 +622,7 @@ class _Classes:
             selected,
             names={str(category_id): name for category_id, name in categories},
             keeps_unlisted=options.keep_unlisted and options.classes in (None, "all"),
+            ignores_others=options.ignore_others,
         )
 
     def find(self, key: str, where: str, report: Report) -> int | None:
@@ -628,6 +631,7 @@ class _Classes:
         if key in self.names:
             if position is None:
                 report.add("other_class", where, self.names[key])
+                return NO_CLASS if self.ignores_others else None
             return position
         if position is None and not self.keeps_unlisted:
             report.add("unknown_category", where, key)
@@ -696,6 +700,8 @@ def _assign(items: list, listing: _Listing, classes: _Classes, file_name: str, r
             position = classes.find(category_key, where, report)
         if position is None:
             continue
+        if position == NO_CLASS and category_key in classes.names:
+            item.segmentation = None  # the box alone
         if not _is_integer(item.id) or item.id in used_ids:
             report.add("duplicate_annotation_id", where)
             item.id, next_id = next_id, next_id + 1
@@ -708,7 +714,8 @@ def _existing(entries: Iterable[CocoEntry], root: str, options: ReadOptions, rep
     """The entries that are to be used: with objects (or `keep_empty`), and with an image (or `keep_missing`)."""
     wanted = []
     for entry in entries:
-        if entry.annotations or options.keep_empty:
+        has_object = any(item.category != NO_CLASS or not options.ignore_others for item in entry.annotations)
+        if has_object or options.keep_empty:
             wanted.append(entry)
         else:
             report.add("image_without_object", entry.file_name, image=entry.file_name)
